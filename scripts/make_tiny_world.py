@@ -1,0 +1,21 @@
+"""Makes the tiny world again: `make_tiny_world.py data` (its rows, seconds) or `base` (its base model, by pretraining)."""
+
+import sys
+
+
+def main() -> None:
+    match sys.argv[1:]:
+        case ["data"]:
+            from trapo_lite.tiny_world.problems import write_data
+
+            write_data()
+        case ["base"]:
+            from trapo_lite.tiny_world.pretrain import pretrain
+
+            pretrain()
+        case _:
+            sys.exit("usage: python scripts/make_tiny_world.py data|base")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""The configuration (DESIGN 10): `sections` holds the options, `loading` the files, overrides and error messages."""
+
+from trapo_lite.config.loading import ConfigError, load_config, validate
+from trapo_lite.config.sections import AlgorithmSection, Config, DataSection, EvalSection, LoraSection, ModelSection
+from trapo_lite.config.sections import OptimSection, RewardSection, RolloutSection, RunSection, TrainSection
+
+__all__ = [
+    "AlgorithmSection",
+    "Config",
+    "ConfigError",
+    "DataSection",
+    "EvalSection",
+    "LoraSection",
+    "ModelSection",
+    "OptimSection",
+    "RewardSection",
+    "RolloutSection",
+    "RunSection",
+    "TrainSection",
+    "load_config",
+    "validate",
+]

@@ -1,0 +1,330 @@
+"""Every option with its default, its bounds and what it may be combined with; the one place for defaults."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from trapo_lite.schedule import PRESETS
+from trapo_lite.types import MicroGroup
+
+QWEN_TEMPLATE = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{problem}\n"
+    "Please reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n<|im_start|>assistant\n"
+)
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+by_text_or_list = Discriminator(lambda value: "text" if isinstance(value, str) else "list")
+TextOrList = Annotated[Annotated[str, Tag("text")] | Annotated[list[str], Tag("list")], by_text_or_list]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), coerce_numbers_to_str=True
+    )
+
+    def idle_keys(self) -> set[str]:
+        """Keys that have no effect beside the others: refused when the user sets them, left out of the resolved file."""
+        return set()
+
+    @model_validator(mode="after")
+    def _no_idle_keys(self) -> "Section":
+        for key in sorted(self.idle_keys() & self.model_fields_set):
+            raise ValueError(f"{key}: has no effect with the other settings of this section; remove it")
+        return self
+
+
+
+class ModelSection(Section):
+    name: str = "Qwen/Qwen2.5-Math-7B"
+    """Folder or hub id of a causal language model."""
+    quantize: Literal["none", "nf4"] = "none"
+    """nf4: QLoRA by bitsandbytes, double quantisation."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of the frozen base; the adapter's master weights are always float32."""
+    attention: Literal["auto", "sdpa", "flex"] = "auto"
+    """auto: FlexAttention on CUDA, SDPA per segment elsewhere."""
+    gradient_checkpointing: bool = False
+    config_overrides: dict[str, Any] = {}
+    """Fields of the model's config.json to replace, for trainer, engine and export alike."""
+
+
+class LoraSection(Section):
+    r: PositiveInt = 64
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """The adapter's update is scaled by alpha / r."""
+    target_modules: TextOrList = "all-linear"
+    init_from: str | None = None
+    """Folder of a PEFT adapter to start from (SFT-then-RL: the SFT run's adapter)."""
+
+    @model_validator(mode="after")
+    def _servable(self) -> "LoraSection":
+        if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
+            raise ValueError(f"target_modules: found {self.target_modules!r}; give all-linear or a list of module names")
+        for name in self.target_modules if isinstance(self.target_modules, list) else ():
+            if "lm_head" in name or "embed" in name:
+                raise ValueError(
+                    f"target_modules: {name!r} cannot be served by vLLM as an adapter; name linear layers of the "
+                    "decoder (q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj) or use all-linear"
+                )
+        return self
+
+
+class DataSection(Section):
+    train: TextOrList = "Elliott/Openr1-Math-46k-8192"
+    """Parquet or JSON-lines files, or a hub id."""
+    expert_text: Literal["thought", "full"] = "thought"
+    """thought: only what stands inside the first <think>...</think> (the official code); full: the whole solution."""
+    prompt_template: str = QWEN_TEMPLATE
+    system: Literal["template", "row"] = "template"
+    """row: a system message of the row replaces the template's."""
+    eos_token: str | None = None
+    """Token that ends expert traces and sampling; None: the tokenizer's."""
+    max_prompt_tokens: PositiveInt = 1024
+    on_bad_row: Literal["error", "skip"] = "error"
+    require_expert: bool = False
+    """Treat a row without a usable expert trace as a bad row."""
+
+    @model_validator(mode="after")
+    def _has_slot(self) -> "DataSection":
+        if self.prompt_template.count("{problem}") != 1:
+            raise ValueError("prompt_template: must contain {problem} exactly once; add it where the problem goes")
+        return self
+
+
+class RolloutSection(Section):
+    engine: Literal["vllm", "transformers"] = "vllm"
+    schedule: Literal["pipelined", "barrier"] = "pipelined"
+    num_problems: PositiveInt = 32
+    """Problems a step, over all processes."""
+    max_response_tokens: PositiveInt = 8192
+    """Expert prefix + completion."""
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    tis_cap: Annotated[float, Field(gt=0.0)] | None = None
+    """Cap of the truncated importance weight trainer / sampler on own tokens; None: no weight (the paper's loss)."""
+    gpu_memory_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.45
+    max_num_seqs: PositiveInt = 256
+    kv_cache_gib: Annotated[float, Field(gt=0.0)] = 1.0
+    """KV cache on the CPU; on CUDA gpu_memory_fraction decides."""
+    num_threads: PositiveInt = 1
+    """Threads of the engine on the CPU."""
+    probe_tokens: Annotated[int, Field(ge=512)] = 512
+    """Tokens of the parity probe after each publish."""
+
+
+class RewardSection(Section):
+    num_workers: PositiveInt = 2
+    deadline_seconds: Annotated[float, Field(gt=0.0)] = 5.0
+    memory_mb: Annotated[int, Field(ge=256)] = 1024
+    require_box: bool = False
+    """Only a complete \\boxed{...} counts as an answer."""
+
+
+class MicroGroupSection(Section):
+    num_rollouts: PositiveInt
+    prefix_ratio: Fraction = 0.0
+    help_below: float | None = 0.0
+    trace: Annotated[int, Field(ge=0)] | None = 0
+    num_trained: Annotated[int, Field(ge=0)] | None = None
+
+
+class AlgorithmSection(Section):
+    name: str = "trapo"
+    """A label for tables and logs; nothing depends on it."""
+    schedule: Annotated[
+        Annotated[Literal["paper", "reference_code"], Tag("text")] | Annotated[list[MicroGroupSection], Tag("list")],
+        by_text_or_list,
+    ] = "reference_code"
+    """A preset or a list of micro-groups."""
+    prefix_loss: Literal["trust_region", "nll", "dft", "luffy", "none"] = "trust_region"
+    alpha: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    """Edge of the trust region, in probability."""
+    gamma: Annotated[float, Field(gt=0.0)] = 0.1
+    """Shape of LUFFY's loss."""
+    prefix_weight: NonNegative = 1.0
+    prefix_advantage: bool = False
+    """Multiply the prefix loss by the rollout's own advantage (LUFFY) instead of 1."""
+    count_expert_in_baseline: bool = True
+    """Whether a rollout that is all expert counts in its group's mean."""
+    divide_by_std: bool = False
+    clip_low: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    clip_high: Annotated[float, Field(gt=0.0)] | None = None
+    entropy_weight: NonNegative = 0.0
+    kl_weight: NonNegative = 0.0
+    normalizer: Literal["tokens", "constant"] = "tokens"
+    """tokens: each component is divided by its global token count; constant: by normalizer_tokens x problems."""
+    normalizer_tokens: PositiveInt = 8192
+
+    @property
+    def micro_groups(self) -> tuple[MicroGroup, ...]:
+        if isinstance(self.schedule, str):
+            return PRESETS[self.schedule]
+        return tuple(MicroGroup(**dict(group)) for group in self.schedule)
+
+    @property
+    def group_size(self) -> int:
+        return sum(group.num_rollouts for group in self.micro_groups)
+
+    @property
+    def uses_experts(self) -> bool:
+        return any(g.prefix_ratio > 0 and (g.help_below is None or g.help_below > 0) for g in self.micro_groups)
+
+    @property
+    def samples(self) -> bool:
+        """False where every rollout is the whole expert trace (SFT): nothing is ever asked of an engine."""
+        return any(not (g.prefix_ratio == 1.0 and g.help_below is None) for g in self.micro_groups)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "AlgorithmSection":
+        if not self.micro_groups:
+            raise ValueError("schedule: has no micro-group, so nothing would be sampled; give at least one")
+        for index, group in enumerate(self.micro_groups):
+            if group.num_trained is not None and group.num_trained > group.num_rollouts:
+                raise ValueError(
+                    f"schedule[{index}].num_trained: {group.num_trained} of {group.num_rollouts} rollouts cannot carry "
+                    "the prefix loss; lower it"
+                )
+        if self.has_prefix_loss and not self.uses_experts:
+            raise ValueError(
+                f"prefix_loss: {self.prefix_loss} but no micro-group is ever guided (prefix_ratio > 0 with help_below "
+                "above 0 or null), so it would see no tokens; guide a micro-group or set prefix_loss: none"
+            )
+        return self
+
+    @property
+    def has_prefix_loss(self) -> bool:
+        return self.prefix_loss != "none" and self.prefix_weight > 0
+
+    def idle_keys(self) -> set[str]:
+        has_effect = {
+            "alpha": self.has_prefix_loss and self.prefix_loss == "trust_region",
+            "gamma": self.has_prefix_loss and self.prefix_loss == "luffy",
+            "prefix_weight": self.prefix_loss != "none",
+            "prefix_advantage": self.has_prefix_loss,
+            "count_expert_in_baseline": self.samples and any(g.prefix_ratio == 1.0 for g in self.micro_groups),
+            "divide_by_std": self.samples,
+            "normalizer_tokens": self.normalizer == "constant",
+        }
+        return {key for key, acts in has_effect.items() if not acts}
+
+
+class OptimSection(Section):
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: Annotated[float, Field(gt=0.0)] = 2e-5
+    weight_decay: NonNegative = 0.01
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    grad_clip: Annotated[float, Field(gt=0.0)] | None = 1.0
+    scheduler: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    updates_per_batch: PositiveInt = 1
+
+    def idle_keys(self) -> set[str]:
+        return set() if self.name == "adamw" else {"betas"}
+
+
+class TrainSection(Section):
+    max_steps: PositiveInt = 500
+    tokens_per_batch: PositiveInt = 32768
+    """Token budget of one forward pass; larger trees are split along their branches."""
+    save_every: PositiveInt = 50
+    keep_checkpoints: PositiveInt = 3
+
+
+class EvalSection(Section):
+    every: Annotated[int, Field(ge=0)] = 0
+    """Steps between evaluations during training; 0: none."""
+    data: str | None = None
+    """Problems to evaluate on, in any form data.train accepts."""
+    num_problems: PositiveInt | None = None
+    """The first so many; None: all."""
+    num_samples: PositiveInt = 1
+    """Independent draws per problem."""
+    temperature: Annotated[float, Field(gt=0.0)] = 0.6
+    max_response_tokens: PositiveInt | None = None
+    """None: as in rollout."""
+
+    @model_validator(mode="after")
+    def _has_data(self) -> "EvalSection":
+        if self.every > 0 and self.data is None:
+            raise ValueError("data: eval.every is set but there is nothing to evaluate on; set eval.data to a file")
+        return self
+
+
+class RunSection(Section):
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$")
+    dir: str = "runs"
+    """The run's folder is dir/name."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    deterministic: bool = False
+    """Act on verdicts in a fixed order, so that an interrupted and resumed run equals an uninterrupted one exactly."""
+    num_threads: PositiveInt | None = None
+    """Torch threads of the trainer; None: torch's choice, not allowed with deterministic."""
+    tensorboard: bool = True
+    wandb_project: str | None = None
+
+    @model_validator(mode="after")
+    def _fixed_threads(self) -> "RunSection":
+        if self.deterministic and self.num_threads is None:
+            raise ValueError("num_threads: float sums depend on it, so deterministic needs a number; set it to 1, say")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.dir) / self.name
+
+
+class Config(Section):
+    """The whole of a run; `run.folder/config.yaml` holds it resolved."""
+
+    model: ModelSection = ModelSection()
+    lora: LoraSection = LoraSection()
+    data: DataSection = DataSection()
+    rollout: RolloutSection = RolloutSection()
+    reward: RewardSection = RewardSection()
+    algorithm: AlgorithmSection = AlgorithmSection()
+    optim: OptimSection = OptimSection()
+    train: TrainSection = TrainSection()
+    eval: EvalSection = EvalSection()
+    run: RunSection = RunSection()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        algorithm, rollout = self.algorithm, self.rollout
+        if rollout.tis_cap is not None and (rollout.top_p < 1.0 or rollout.top_k > 0):
+            raise ValueError(
+                f"rollout.tis_cap: importance weights need the sampler's whole distribution, found top_p "
+                f"{rollout.top_p}, top_k {rollout.top_k}; set top_p: 1 and top_k: 0, or tis_cap: null"
+            )
+        if rollout.tis_cap is not None and not algorithm.samples:
+            raise ValueError("rollout.tis_cap: nothing is sampled with this schedule; set it to null")
+        if (algorithm.clip_low or algorithm.clip_high) and self.optim.updates_per_batch == 1:
+            raise ValueError(
+                "algorithm.clip_low, clip_high: with one update a batch the ratio is 1 and the clip cannot act; remove "
+                "them or set optim.updates_per_batch above 1"
+            )
+        if algorithm.kl_weight > 0 and self.lora.init_from is not None:
+            raise ValueError(
+                "algorithm.kl_weight: the reference is the base, not the adapter named by lora.init_from; set "
+                "kl_weight: 0, or export the adapter into a merged checkpoint and start from that"
+            )
+        if self.optim.warmup_steps >= self.train.max_steps:
+            raise ValueError(
+                f"optim.warmup_steps: {self.optim.warmup_steps} is not below train.max_steps ({self.train.max_steps}); "
+                "lower it"
+            )
+        if self.model.quantize == "nf4" and self.model.dtype == "float32" and rollout.engine == "vllm":
+            raise ValueError("model.dtype: vLLM serves NF4 in bfloat16 only; set model.dtype: bfloat16")
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved configuration, without keys that do not apply: loading it gives this configuration again."""
+        resolved = self.model_dump(mode="json")
+        for name in resolved:
+            for key in getattr(self, name).idle_keys():
+                del resolved[name][key]
+        return yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)

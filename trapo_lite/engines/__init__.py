@@ -1,0 +1,1 @@
+"""Rollout engines: one protocol (`base`), several implementations."""

@@ -1,0 +1,78 @@
+"""What the trainer asks of whatever samples: tokens in, tokens out, under a versioned adapter (DESIGN 7)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+FIRST_ADAPTER_ID = 1000  # vLLM's warm-up registers dummy adapters under the small ids
+
+
+class EngineError(RuntimeError):
+    """The engine died, refused a request or serves something else than it was told to."""
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One sequence to continue.
+
+    `seed` alone decides the draw: the same request gives the same tokens whatever else is in flight. `max_tokens` is at
+    least 1. A token of `stop_ids` ends the completion and stays in it.
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    seed: int
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop_ids: tuple[int, ...] = ()
+    top_k: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What came back: one log-prob per token (after temperature), and which adapter drew it (None: the bare base)."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: Literal["stop", "length"]
+    adapter_version: int | None
+
+
+class RolloutEngine(Protocol):
+    def publish(self, adapter_dir: Path, version: int) -> None:
+        """Sample from this PEFT adapter from now on; the folder may vanish once the call returns. No request may be
+        in flight. Versions only grow; publishing one again, or an older one, is an EngineError."""
+        ...
+
+    def submit(self, request: SampleRequest) -> None: ...
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request; it will not come back from `poll`. Unknown or finished ids are no error."""
+        ...
+
+    def poll(self) -> list[Completion]:
+        """Drive the engine one step and return what has finished, in no promised order; [] when nothing did."""
+        ...
+
+    def score(self, token_ids: Sequence[int]) -> list[float]:
+        """Log-probs at temperature 1 of token_ids[1:] given what precedes each, under the published adapter."""
+        ...
+
+    def adapter_checksum(self) -> str | None:
+        """Checksum of the adapter tensors the engine holds right now (`parity.checksum`), None before any publish."""
+        ...
+
+    def reset_prefix_cache(self) -> None: ...
+
+    def release(self) -> None:
+        """Give the memory of the KV cache back while the trainer updates."""
+        ...
+
+    def resume(self) -> None:
+        """Take it again."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,26 @@
+r"""Verdicts on answers to mathematical problems, from worker processes that can be killed.
+
+    with MathVerifier(num_workers=2, deadline_seconds=5.0) as verifier:
+        verdicts = verifier.grade([(r"... so \boxed{42}", "42")])
+
+`pool` owns the processes, `worker` is what runs in them, `grading` decides, with `extraction` (which part of the text is
+the answer), `notation` (one spelling for equal spellings), `quantity` (exact numbers) and `symbolic` (math-verify).
+The rules are written down in docs/verifier.md.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trapo_lite.reward.pool import MathVerifier, VerifierError
+    from trapo_lite.types import Verdict
+
+__all__ = ["MathVerifier", "Verdict", "VerifierError"]
+
+
+def __getattr__(name: str) -> object:
+    """Import the parent's side on first use: a worker imports this package too and must stay free of torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from trapo_lite.reward import pool
+
+    return getattr(pool, name)

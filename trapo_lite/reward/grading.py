@@ -1,0 +1,180 @@
+r"""The verdict on one answer, in layers: which text is graded, then words, numbers, lists and at last math-verify.
+
+Every layer may answer "not mine" (None); the first that decides wins. docs/verifier.md has the rules in prose.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+from trapo_lite.reward import notation
+from trapo_lite.reward.extraction import MAX_DEPTH, AnswerSpan, find_answer, is_readable, nesting_depth
+from trapo_lite.reward.quantity import read_quantity, same_quantity
+from trapo_lite.reward.symbolic import extract, same_expression
+
+MAX_TAIL_CHARS = 1_500
+MAX_UNORDERED = 8
+_HEDGES = re.compile(r"\\(?:ldots|dots|cdots|forall|exists)(?![a-zA-Z])|\.\.\.")
+_ANSWER_LINE = re.compile(r"(?:^|\n)\s*(?:####|A:|\**(?:final )?answer\**\s*:)\s*(.{1,200}?)\s*$", re.IGNORECASE)
+_MARKED_CHOICE = re.compile(r"answer\s*(?:is)?\s*:?\s*\**\s*\(?([A-J])\)?(?![a-zA-Z])", re.IGNORECASE)
+_RATIO = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*")
+
+
+def grade(answer_text: str, gold: str, *, require_box: bool) -> tuple[str, str | None]:
+    """(kind, graded text) of one answer: kind is correct, wrong or no_answer.
+
+    >>> grade(r"so it is \\boxed{0.5}", r"\\frac12", require_box=True)
+    ('correct', '0.5')
+    >>> grade("it is 0.5", r"\\frac12", require_box=True)
+    ('no_answer', None)
+    """
+    golds = gold_readings(gold)
+    span = find_answer(answer_text)
+    text = span.last if span.last is not None or require_box else _unboxed_answer(span, golds)
+    if text is None or not notation.plain(text):
+        return "no_answer", None
+    if any(is_same(text, reading) for reading in golds):
+        return "correct", text
+    if span.merged is not None and any(_is_list(reading) and is_same(span.merged, reading) for reading in golds):
+        return "correct", span.merged
+    return "wrong", text
+
+
+@lru_cache(maxsize=1024)
+def gold_readings(gold: str) -> tuple[str, ...]:
+    r"""The texts any of which the answer may equal. Usually one: the gold itself, or what stands in its boxes.
+
+    A gold that is a whole solution is read as an answer is. An empty gold has no reading: nothing equals it.
+    """
+    span = find_answer(gold)
+    if span.last is not None:
+        readings = [span.merged or span.last]
+    elif len(gold) > 200 or (gold.count("$") > 1 and not re.fullmatch(r"\s*\$+[^$]*\$+\s*|[^$]*\$ \$[^$]*", gold)):
+        readings = [extract(gold[-MAX_TAIL_CHARS:])]
+    else:
+        readings = [gold]
+    return tuple(reading for reading in readings if reading and notation.plain(reading))
+
+
+def is_same(answer: str, gold: str) -> bool:
+    """Whether two answers, as written, are the same answer."""
+    if not is_readable(answer) or not is_readable(gold):
+        return notation.squeezed(answer) == notation.squeezed(gold)
+    return _is_same_plain(notation.plain(answer), notation.plain(gold))
+
+
+def _is_same_plain(answer: str, gold: str) -> bool:
+    if not answer or not gold:
+        return False
+    if notation.squeezed(answer) == notation.squeezed(gold):
+        return True
+    if _HEDGES.search(answer) or _HEDGES.search(gold):
+        return False  # sequences given by a few terms and statements for all x: only the same text is the same
+    for decide in (_same_words, _same_number, _same_ratio, _same_assignment, _same_list):
+        decision = decide(answer, gold)
+        if decision is not None:
+            return decision
+    return same_expression(answer, gold)
+
+
+def _same_words(answer: str, gold: str) -> bool | None:
+    letter = notation.choice_letter(gold)
+    if letter and len(notation.squeezed(gold).strip("()")) == 1 and notation.choice_letter(answer) == letter:
+        return True
+    answer_words, gold_words = notation.words(answer), notation.words(gold)
+    if answer_words and answer_words == gold_words:
+        return True
+    if answer_words and gold_words and (notation.has_text(answer) or notation.has_text(gold)):
+        return False
+    return None
+
+
+def _same_number(answer: str, gold: str) -> bool | None:
+    answer_number, gold_number = read_quantity(answer), read_quantity(gold)
+    if answer_number is None or gold_number is None:
+        return None
+    return same_quantity(answer_number, gold_number)
+
+
+def _same_ratio(answer: str, gold: str) -> bool | None:
+    ratios = _RATIO.fullmatch(answer), _RATIO.fullmatch(gold)
+    if not all(ratios):
+        return None
+    (a, b), (c, d) = ((int(ratio[1]), int(ratio[2])) for ratio in ratios if ratio)
+    return (a, b) == (c, d) or (b != 0 and d != 0 and a * d == b * c)
+
+
+def _same_assignment(answer: str, gold: str) -> bool | None:
+    """`x = 1` is `1`, and `f(x) = 2x` is `y = 2x`; two other names are not interchangeable."""
+    (answer_name, answer_value), (gold_name, gold_value) = notation.assignment(answer), notation.assignment(gold)
+    if answer_name is None and gold_name is None:
+        return None
+    if answer_name and gold_name and answer_name != gold_name and not (_is_function(answer_name) and _is_function(gold_name)):
+        return None
+    if answer_name is None and notation.is_relation(answer) or gold_name is None and notation.is_relation(gold):
+        return None
+    return _is_same_plain(answer_value, gold_value)
+
+
+def _is_function(name: str) -> bool:
+    return name == "y" or name.endswith(")")
+
+
+def _is_list(text: str) -> bool:
+    brackets, inside = notation.unbracketed(notation.plain(text))
+    return len(notation.split_list(inside if brackets in ("{}", "[]") else notation.plain(text))) > 1
+
+
+def _same_list(answer: str, gold: str) -> bool | None:
+    """Sets and bare lists in any order, tuples in theirs; None where math-verify should have a look.
+
+    It should where an element may stand for several (`x = 1, 2`, `1 \\pm 2`) or where brackets differ.
+    """
+    (answer_kind, answer_inside), (gold_kind, gold_inside) = notation.unbracketed(answer), notation.unbracketed(gold)
+    answers, golds = notation.split_list(answer_inside), notation.split_list(gold_inside)
+    if max(len(answers), len(golds)) < 2:
+        return None
+    if answer_kind != gold_kind and {answer_kind, gold_kind} not in ({"", "()"}, {"", "{}"}):
+        return None
+    if len(answers) != len(golds):
+        return False if _all_numbers(answers) and _all_numbers(golds) else None
+    if {answer_kind, gold_kind} <= {"", "{}"} and len(golds) <= MAX_UNORDERED:
+        is_same_list = _match_in_any_order(answers, golds)
+    else:
+        is_same_list = all(_is_same_plain(a, g) for a, g in zip(answers, golds, strict=True))
+    if is_same_list:
+        return True
+    return False if _all_numbers(answers) and _all_numbers(golds) else None
+
+
+def _match_in_any_order(answers: Sequence[str], golds: Sequence[str]) -> bool:
+    left = list(golds)
+    for answer in answers:
+        match = next((gold for gold in left if _is_same_plain(answer, gold)), None)
+        if match is None:
+            return False
+        left.remove(match)
+    return True
+
+
+def _all_numbers(elements: Sequence[str]) -> bool:
+    return all(read_quantity(element) is not None for element in elements)
+
+
+def _unboxed_answer(span: AnswerSpan, golds: Sequence[str]) -> str | None:
+    """The answer of a text without a box; None if a box was begun, so that a cut-off answer earns nothing."""
+    if span.is_open:
+        return None
+    tail = span.tail[-MAX_TAIL_CHARS:]
+    if len(span.tail) > len(tail) and "\n" in tail[:-200]:
+        tail = tail[tail.index("\n") :]  # not in the middle of a formula
+    if any(notation.choice_letter(gold) for gold in golds):
+        choices = _MARKED_CHOICE.findall(tail)
+        if choices:
+            return choices[-1]
+    line = _ANSWER_LINE.search(tail)
+    if line and notation.plain(line[1]):
+        return line[1]
+    if nesting_depth(tail) > MAX_DEPTH:
+        return None
+    return extract(tail)

@@ -1,0 +1,169 @@
+r"""One spelling for answers that differ only in how they are typeset.
+
+`plain` removes typesetting and keeps everything with a mathematical meaning; the other functions take a plain text apart.
+"""
+
+import re
+import unicodedata
+
+_CHARACTERS = str.maketrans(
+    {
+        "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/",
+        "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "°": r"^\circ ", "√": r"\sqrt ",
+        "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ", "…": r"\ldots ", "θ": r"\theta ", "α": r"\alpha ",
+        "β": r"\beta ", "⁄": "/", "，": ",", "：": ":", "（": "(", "）": ")",
+    }
+)  # fmt: skip
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_REWRITES = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in [
+        (r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{[^{}]*\})*)\}", r" \1 "),
+        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+        (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|hfill)(?![a-zA-Z])\s*\.?", ""),
+        (r"(?<=\d)(?:\{,\}|\\[,!]\s*|,\\!\s*|~)(?=\d{3}(?!\d))", ","),
+        (r"\\!", ""),
+        (r"\\(?:[,;: ]|quad(?![a-zA-Z])|qquad(?![a-zA-Z]))|~|&nbsp;", " "),
+        (r"\\\$|\$|\\[()\[\]](?!\s*\d+pt)|[£€¥]", ""),
+        (r"\\(?:lt|gt)(?![a-zA-Z])", lambda m: "<" if m[0] == r"\lt" else ">"),
+        (r"\\(leq?|geq?|neq?)(?:slant)?(?![a-zA-Z])", lambda m: "\\" + m[1][:2]),
+        (r">=", r"\\ge "),
+        (r"<=", r"\\le "),
+        (r"\\(?:lbrace|rbrace)", lambda m: r"\{" if m[0] == r"\lbrace" else r"\}"),
+        (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"\\sqrt\s*([0-9a-zA-Z])(?![a-zA-Z])", r"\\sqrt{\1}"),
+        (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
+        (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
+        (r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
+        (r"\*\*(?=.*\*\*)|\*\*$|^\*\*", ""),
+        (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![a-zA-Z])", r"^\\circ "),
+        (r"\s+", " "),
+    ]
+]  # fmt: skip
+_DOUBLED_BACKSLASH = re.compile(r"\\\\(?=[a-zA-Z!,;:(){}\[\]$%])")
+_WORDS = re.compile(r"[a-z][a-z \-']*[a-z]")
+TEXT_COMMAND = r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it|sf)|mbox|operatorname|emph|hbox)"
+_TEXT_GROUP = re.compile(TEXT_COMMAND + r"\s*\{([^{}]*)\}")
+_CONJUNCTION = re.compile(rf"\s*(?:{TEXT_COMMAND}\s*\{{\s*,?\s*(?:and|or)\s*\}}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z]))\s*")
+_NAME = r"(?:\\?[a-zA-Z]+\s*(?:_\s*(?:\{[^{}]*\}|\w))?\s*'*\s*(?:\([a-zA-Z_\\, ]{1,12}\))?)"
+_RATIO = rf"(?:{_NAME}|\\frac\s*\{{{_NAME}\}}\s*\{{{_NAME}\}}|\|{_NAME}\|)"
+_LEFT_SIDE = re.compile(rf"\s*({_RATIO}(?:\s*[:/]\s*{_RATIO})*|\(\s*{_NAME}(?:\s*,\s*{_NAME})+\s*\))\s*$")
+_RELATION = re.compile(r"(?<![<>!:\\])=|\\(?:approx|in|equiv|sim)(?![a-zA-Z])|\\(?:le|ge|ne)(?![a-zA-Z])|[<>]")
+_OPEN, _CLOSE = "([{", ")]}"
+
+
+def plain(text: str) -> str:
+    r"""Remove math delimiters, spacing, sizes, currency signs and end punctuation; settle variants of one command.
+
+    >>> plain(r"$\displaystyle \dfrac12.$"), plain(r"11,\! 111{,}000"), plain("2³ − π")
+    ('\\frac{1}{2}', '11,111,000', '2^{3} - \\pi')
+    """
+    text = re.sub("[⁰¹²³⁴-⁹⁻⁺]+", lambda run: "^{" + run[0].translate(_SUPERSCRIPTS) + "}", text)
+    text = "".join(_ascii(character) for character in text).translate(_CHARACTERS)
+    if r"\begin" not in text:
+        text = _DOUBLED_BACKSLASH.sub(lambda _: "\\", text)  # LaTeX that was escaped once too often
+    for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text)
+    return re.sub(r"[\s.,;\\]+$", "", text.strip()).lstrip(" ,;")
+
+
+def squeezed(text: str) -> str:
+    r"""`plain` text without spaces and text commands, for comparison as a string: `x _1 \text{ or } 2` -> `x_1or2`."""
+    text = _TEXT_GROUP.sub(r"\1", text)
+    return re.sub(r"\s+|(?<=[_^])\{(\w)\}", lambda match: match[1] or "", text)
+
+
+def words(text: str) -> str | None:
+    r"""The answer in lower case if it is words and nothing else, such as `\text{Evelyn}`, `no solution`.
+
+    >>> words(r"\text{ No  solution}"), words("xy"), words("x + 1")
+    ('no solution', 'xy', None)
+    """
+    bare = " ".join(_TEXT_GROUP.sub(r" \1 ", text).lower().split()).strip("'\" ")
+    return bare if _WORDS.fullmatch(bare) else None
+
+
+def has_text(text: str) -> bool:
+    r"""Whether any of it is set as text: `\text{even}` is a word where `even` might be a product of four letters."""
+    return bool(_TEXT_GROUP.search(text))
+
+
+def choice_letter(text: str) -> str | None:
+    r"""The letter of a multiple-choice answer: `C`, `(C)`, `\text{(C)}`, `C) sunlight`, `c.`; None for anything else."""
+    match = re.fullmatch(r"\(?\s*([A-Ja-j])\s*(?:[).:]\s*(?:[A-Za-z].*)?)?", _TEXT_GROUP.sub(r"\1", text).strip())
+    return match[1].upper() if match else None
+
+
+def assignment(text: str) -> tuple[str | None, str]:
+    r"""(name, value) of `name = value` or `name \in value`; (None, text) where nothing is assigned to a name.
+
+    >>> assignment("f(x) = 2x"), assignment(r"x \in [0,1)"), assignment("x + y = 1"), assignment("1 < x < 2")
+    (('f(x)', '2x'), ('x', '[0,1)'), (None, 'x + y = 1'), (None, '1 < x < 2'))
+    """
+    relations = list(_RELATION.finditer(text))
+    if len(relations) != 1 or relations[0][0] not in ("=", r"\in", r"\approx"):
+        return None, text
+    name = _LEFT_SIDE.match(text[: relations[0].start()])
+    value = text[relations[0].end() :].strip()
+    if not name or not value or len(split_list(value)) > 1:
+        return None, text
+    return squeezed(name[1]), value
+
+
+def split_list(text: str) -> list[str]:
+    r"""Elements between top-level commas, semicolons and conjunctions; digits grouped by commas stay one element.
+
+    >>> split_list(r"1, (2, 3) \text{ and } x"), split_list("12,345"), split_list("1,2")
+    (['1', '(2, 3)', 'x'], ['12,345'], ['1', '2'])
+    """
+    text = _CONJUNCTION.sub(" ; ", text)
+    if re.fullmatch(r"[-+]?\s*\d{1,3}(?:,\d{3})+(?:\.\d+)?", text.strip()):
+        return [text.strip()]
+    elements, depth, start = [], 0, 0
+    for i, character in enumerate(text):
+        if character in _OPEN:
+            depth += 1
+        elif character in _CLOSE:
+            depth -= 1
+        elif character in ",;" and depth == 0:
+            elements.append(text[start:i])
+            start = i + 1
+    elements.append(text[start:])
+    return [element.strip() for element in elements if element.strip()]
+
+
+def unbracketed(text: str) -> tuple[str, str]:
+    r"""(brackets, inside): the pair of brackets around the whole text, "" if there is none or it does not span it.
+
+    >>> unbracketed(r"\{1, 2\}"), unbracketed("[0, 1)"), unbracketed("(1)(2)")
+    (('{}', '1, 2'), ('[)', '0, 1'), ('', '(1)(2)'))
+    """
+    text = re.sub(r"\\([{}])", r"\1", text.strip())
+    if len(text) < 2 or text[0] not in _OPEN or text[-1] not in _CLOSE:
+        return "", text
+    depth = 0
+    for character in text[:-1]:
+        depth += (character in _OPEN) - (character in _CLOSE)
+        if depth == 0:
+            return "", text
+    return text[0] + text[-1], text[1:-1].strip()
+
+
+def _ascii(character: str) -> str:
+    """`character` in its plainest form; formatting and control characters vanish."""
+    if character.isascii():
+        return character if character.isprintable() or character.isspace() else ""
+    kind = unicodedata.category(character)
+    if kind == "Nd":
+        return str(unicodedata.digit(character))
+    if kind in ("Cf", "Mn", "Me", "Cc"):
+        return ""
+    simple = unicodedata.normalize("NFKC", character)
+    if "⁄" in simple:
+        return r"\frac{%s}{%s}" % tuple(simple.split("⁄"))
+    return simple
+
+
+def is_relation(text: str) -> bool:
+    """Whether the text states an equation or an inequality."""
+    return bool(_RELATION.search(text))

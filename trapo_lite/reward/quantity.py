@@ -1,0 +1,151 @@
+r"""Numbers read exactly, as rationals, with what is written around them: percent sign, unit, base."""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from trapo_lite.reward.notation import TEXT_COMMAND
+
+MAX_EXPONENT = 400
+RELATIVE_TOLERANCE = Fraction(1, 10**6)
+
+_UNITS_BY_NAME = {
+    "length": "mm millimeter,cm centimeter,dm,m meter,km kilometer,in inch inches,ft foot feet,yd yard,mile mi",
+    "time": "ms,s sec second,min minute,h hr hour,day,week,month,year yr",
+    "mass": "mg,g gram,kg kilogram,lb pound,ton tonne,oz ounce",
+    "other": "dollar USD,cent,euro,yuan,rupee,unit,degree deg,radian rad,L l liter litre,mL ml,gallon,mph,Hz,kHz,"
+    "MHz,J kJ,W kW,N,Pa,V,A,K,C,mol,people person,student,way,point,side,square sq,cubic cu,per,erg,AU,pc,ly,eV",
+}
+_UNIT_BY_WORD = {
+    spelling: spellings.split()[0]
+    for group in _UNITS_BY_NAME.values()
+    for spellings in group.split(",")
+    for word in spellings.split()
+    for spelling in (word, word + "s")
+}
+_LONG_UNIT = "|".join(sorted((w for w in _UNIT_BY_WORD if len(w) > 1), key=len, reverse=True))
+_TEXT_UNIT = re.compile(rf"\s*{TEXT_COMMAND}\s*\{{([^{{}}]*)\}}\s*(?:\^\s*\{{?([-\d]+)\}}?)?\s*$")
+_WORD_UNIT = re.compile(rf"(?<![\\a-zA-Z])\s*((?:{_LONG_UNIT})(?:[ /]+(?:{_LONG_UNIT}))*)\.?\s*(?:\^\s*\{{?(-?\d)\}}?)?\s*$")
+_PERCENT = re.compile(rf"\s*(?:\\?%|{TEXT_COMMAND}\s*\{{\s*(?:\\?%|percent)\s*\}}|[Pp]ercent(?:age)?|[Pp]ct)\s*$")
+_DEGREE = re.compile(r"\s*\^\\circ\s*(?:C|F)?\s*$")
+_DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.?\d*|\.\d+)"
+_SIGNED = rf"[-+]?\s*{_DECIMAL}"
+_TIMES = r"\s*(?:\\times|\\cdot|\*|x)\s*"
+_SCIENTIFIC = re.compile(
+    rf"({_SIGNED})?(?:(?:{_TIMES})?(?<![\d.])10\s*\^\s*(?:\{{\s*([-+]?\s*\d+)\s*\}}|\(\s*([-+]?\d+)\s*\)|([-+]?\d+))"
+    r"|[eE]([-+]?\d+))"
+)
+_FRACTION = re.compile(
+    rf"([-+]?)\s*(\d+(?=\s*\\frac))?\s*\\frac\s*\{{\s*({_SIGNED})\s*\}}\s*\{{\s*({_SIGNED})\s*\}}"
+    rf"|({_SIGNED})\s*/\s*({_DECIMAL})"
+    rf"|([-+]?)\s*(\d+)\s+(\d+)\s*/\s*(\d+)"
+)
+_IN_BASE = re.compile(r"([-+]?)(\d+)\s*_\s*\{?\s*(\d{1,2})\s*\}?")
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number. `is_exact`: written as an integer or a fraction of integers, not as a decimal."""
+
+    value: Fraction
+    is_exact: bool
+    is_percent: bool = False
+    unit: str = ""
+    base: int | None = None
+
+
+def read_quantity(text: str) -> Quantity | None:
+    r"""The number that the plain text `text` is, or None if it is anything else, an expression to compute included.
+
+    >>> read_quantity(r"1\frac{1}{2}").value, read_quantity("4.5e3").value, read_quantity("28 percent").is_percent
+    (Fraction(3, 2), Fraction(4500, 1), True)
+    >>> read_quantity(r"10 \text{ cm}^{2}").unit, read_quantity("10x"), read_quantity("2^3")
+    ('cm^2', None, None)
+    """
+    text, is_percent = _PERCENT.subn("", text)
+    text, is_degree = _DEGREE.subn("", text)
+    text, unit = (text, "degree") if is_degree else split_unit(text)
+    text = re.sub(r"^\(([^()]*)\)$|^\{([^{}]*)\}$", lambda match: match[1] or match[2] or "", text.strip()).strip()
+    if in_base := _IN_BASE.fullmatch(text):
+        sign, digits, base = in_base[1], in_base[2], int(in_base[3])
+        if not 2 <= base <= 10 or any(int(digit) >= base for digit in digits):
+            return None
+        return Quantity(Fraction(int(sign + digits, base)), is_exact=True, base=base)
+    number = _read_number(text)
+    return None if number is None else Quantity(*number, is_percent=bool(is_percent), unit=unit)
+
+
+def split_unit(text: str) -> tuple[str, str]:
+    r"""(`text` without its unit, unit): `\text{...}` at the end, or words that are units wherever they stand alone."""
+    for pattern in (_TEXT_UNIT, _WORD_UNIT):
+        match = pattern.search(text)
+        if match and match.start() > 0:
+            words = [_UNIT_BY_WORD.get(word, word) for word in re.split(r"[\s/.]+", match[1].strip()) if word]
+            power = f"^{match[2]}" if match[2] else ""
+            return text[: match.start()], " ".join(words) + power
+    return text, ""
+
+
+def same_quantity(answer: Quantity, gold: Quantity) -> bool:
+    """Exact numbers are equal or not; decimals agree to a relative 1e-6, or to 1e-6 where the gold is an integer.
+
+    A percentage is the number before its sign or that divided by a hundred, whichever fits: 28% is 0.28, and the 28 that
+    a question "how many percent" asks for. Units may be left out; two different ones are two different answers.
+    """
+    if answer.unit and gold.unit and answer.unit != gold.unit and _are_known(answer.unit, gold.unit):
+        return False
+    if gold.base != answer.base:
+        return _digits_agree(answer, gold)
+    if _close(answer.value, gold.value, is_exact=answer.is_exact and gold.is_exact):
+        return True
+    if answer.is_percent == gold.is_percent:
+        return False
+    scaled = answer.value / 100 if answer.is_percent else answer.value * 100
+    return _close(scaled, gold.value, is_exact=answer.is_exact and gold.is_exact)
+
+
+def _digits_agree(answer: Quantity, gold: Quantity) -> bool:
+    """`52` for the gold `52_8`: the question named the base, so the digits decide, not the values."""
+    with_base, without = (gold, answer) if gold.base else (answer, gold)
+    if without.base or not without.is_exact or without.value.denominator != 1 or with_base.base is None:
+        return False
+    digits = str(abs(without.value.numerator))
+    if len(digits) > 100 or any(int(digit) >= with_base.base for digit in digits):
+        return False
+    return int(digits, with_base.base) * (1 if without.value >= 0 else -1) == with_base.value
+
+
+def _are_known(*units: str) -> bool:
+    names = set(_UNIT_BY_WORD.values()) - {"unit", "per", "square", "cubic"}
+    return all(unit.split("^")[0] in names for unit in units)
+
+
+def _close(answer: Fraction, gold: Fraction, *, is_exact: bool) -> bool:
+    if is_exact:
+        return answer == gold
+    scale = Fraction(1) if gold.denominator == 1 and 0 < abs(gold) < 10**9 else abs(gold)
+    return abs(answer - gold) <= RELATIVE_TOLERANCE * scale
+
+
+def _read_number(text: str) -> tuple[Fraction, bool] | None:
+    """(value, is_exact) of an optional sign and a decimal, a power of ten, a fraction or a mixed number."""
+    if re.fullmatch(_SIGNED, text):
+        return _decimal(text), "." not in text
+    if match := _SCIENTIFIC.fullmatch(text):
+        exponent = int(re.sub(r"\s", "", match[2] or match[3] or match[4] or match[5]))
+        if abs(exponent) > MAX_EXPONENT or (match[5] and not match[1]):
+            return None
+        mantissa = _decimal(match[1]) if match[1] else Fraction(1)
+        return mantissa * Fraction(10) ** exponent, not match[1] or "." not in match[1]
+    if match := _FRACTION.fullmatch(text):
+        numerator, denominator = match[3] or match[5] or match[9], match[4] or match[6] or match[10]
+        if _decimal(denominator) == 0:
+            return None
+        value = _decimal(match[2] or match[8] or "0") + _decimal(numerator) / _decimal(denominator)
+        sign = -1 if "-" in (match[1] or match[7] or "") else 1
+        return sign * value, "." not in numerator + denominator
+    return None
+
+
+def _decimal(digits: str) -> Fraction:
+    return Fraction(re.sub(r"[\s,]", "", digits.rstrip(".")))

@@ -1,0 +1,54 @@
+"""math-verify, for everything that is neither a number nor a word. No SymPy object is ever turned into a string."""
+
+from functools import lru_cache
+
+from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+from sympy import Expr, Float
+
+EXACT_DIGITS = 30  # two expressions without decimals are equal if they agree to this many digits, less five
+RELATIVE_TOLERANCE = 1e-6
+READERS = (LatexExtractionConfig(), ExprExtractionConfig())
+
+
+def same_expression(answer: str, gold: str) -> bool:
+    """Whether two plain texts are the same mathematics by math-verify's reading.
+
+    Numbers, however they are computed, are compared here instead: math-verify rounds to six absolute decimals, which
+    makes every pair of small numbers equal.
+    """
+    gold_parsed, answer_parsed = _parse_formula(gold), _parse_formula(answer)
+    if not gold_parsed or not answer_parsed:
+        return False
+    numbers = [reading[0] for reading in (answer_parsed, gold_parsed) if _is_number(reading[0])]
+    if len(numbers) == 2:
+        return _same_number(*numbers)
+    return verify(list(gold_parsed), list(answer_parsed), timeout_seconds=None)
+
+
+def extract(text: str) -> str | None:
+    """The part of a text without a box that math-verify would grade, as it stands in the text; None if there is none.
+
+    math-verify's anchors ("the final answer is", "answer:") come first, then the last formula or number anywhere, so a
+    bare number in an unfinished sentence is an answer.
+    """
+    parsed = parse(text, READERS, parsing_timeout=None)
+    return next((reading for reading in parsed if isinstance(reading, str)), None)
+
+
+@lru_cache(maxsize=512)
+def _parse_formula(text: str) -> tuple:
+    return tuple(parse(f"${text}$", READERS, parsing_timeout=None))
+
+
+def _is_number(reading: object) -> bool:
+    return isinstance(reading, Expr) and not reading.free_symbols and bool(reading.is_number)
+
+
+def _same_number(answer: Expr, gold: Expr) -> bool:
+    if answer == gold:
+        return True
+    tolerance = RELATIVE_TOLERANCE if answer.has(Float) or gold.has(Float) else 10.0 ** (5 - EXACT_DIGITS)
+    difference, size = abs((answer - gold).evalf(EXACT_DIGITS)), abs(gold.evalf(EXACT_DIGITS))
+    if not (difference.is_Float or difference.is_Integer) or not (size.is_Float or size.is_Integer):
+        return False  # infinite, undefined, or not evaluated
+    return bool(difference <= tolerance * (size if size != 0 else 1))

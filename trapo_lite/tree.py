@@ -1,0 +1,225 @@
+"""The packed tree: a problem's rollouts as one depth-first token tree, several trees end to end (DESIGN 5).
+
+Rollouts of a problem share its prompt, and guided ones share nested prefixes of an expert trace. Each shared token stands
+once; sampled tokens are never shared. The attention mask follows from two integers per token:
+
+    token k is visible to token q  <=>  k <= q < subtree_end[k]
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from trapo_lite.types import PackedBatch, Rollout
+
+
+@dataclass(frozen=True)
+class Group:
+    """A problem's rollouts with what the losses need: one advantage and one prefix-loss weight per rollout."""
+
+    rollouts: tuple[Rollout, ...]
+    advantages: tuple[float, ...]
+    prefix_weights: tuple[float, ...]
+
+
+@dataclass
+class _Columns:
+    """The columns of a PackedBatch while they grow; plain lists, one entry per token."""
+
+    input_ids: list[int] = field(default_factory=list)
+    position: list[int] = field(default_factory=list)
+    parent: list[int] = field(default_factory=list)
+    subtree_end: list[int] = field(default_factory=list)
+    prefix_weight: list[float] = field(default_factory=list)
+    prefix_count: list[float] = field(default_factory=list)
+    multiplicity: list[float] = field(default_factory=list)
+    is_completion: list[bool] = field(default_factory=list)
+    advantage: list[float] = field(default_factory=list)
+    sampler_logprobs: list[float] = field(default_factory=list)
+
+    def append_chain(
+        self,
+        token_ids: Sequence[int],
+        *,
+        parent: int,
+        prefix_weight: float = 0.0,
+        prefix_count: float = 0.0,
+        multiplicity: float = 0.0,
+        advantage: float = 0.0,
+        sampler_logprobs: Sequence[float] | None = None,
+    ) -> int:
+        """Add tokens one below the other under `parent`; returns the index of the last (or `parent` if none)."""
+        num, start = len(token_ids), len(self.input_ids)
+        depth = self.position[parent] + 1 if parent >= 0 else 0
+        self.input_ids.extend(token_ids)
+        self.position.extend(range(depth, depth + num))
+        self.parent.extend([parent, *range(start, start + num - 1)][:num])
+        self.subtree_end.extend([0] * num)
+        self.prefix_weight.extend([prefix_weight] * num)
+        self.prefix_count.extend([prefix_count] * num)
+        self.multiplicity.extend([multiplicity] * num)
+        self.is_completion.extend([sampler_logprobs is not None] * num)
+        self.advantage.extend([advantage] * num)
+        self.sampler_logprobs.extend([0.0] * num if sampler_logprobs is None else sampler_logprobs)
+        return start + num - 1 if num else parent
+
+    def close(self, start: int) -> None:
+        """The subtrees of all tokens from `start` on that are still open end here."""
+        end = len(self.input_ids)
+        for index in range(start, end):
+            if self.subtree_end[index] == 0:
+                self.subtree_end[index] = end
+
+
+def pack(groups: Sequence[Group], *, pad_to: int | None = None) -> PackedBatch:
+    """Lay the groups' trees end to end.
+
+    Each rollout counts exactly once in the weights, so splitting a group over several calls (`split`) changes no sum.
+    `pad_to` fills up with one-token trees of no weight, so that every row sees itself.
+    """
+    columns = _Columns()
+    for group in groups:
+        _append_tree(columns, group)
+    if pad_to is not None:
+        for _ in range(pad_to - len(columns.input_ids)):
+            start = len(columns.input_ids)
+            columns.append_chain([0], parent=-1)
+            columns.close(start)
+    float_columns = ("prefix_weight", "prefix_count", "multiplicity", "advantage", "sampler_logprobs")
+    tensors = {
+        name: torch.tensor(values, dtype=torch.float32 if name in float_columns else None)
+        for name, values in vars(columns).items()
+    }
+    return PackedBatch(**tensors)
+
+
+def split(groups: Sequence[Group], *, budget: int) -> list[list[Group]]:
+    """Cut groups into lists whose packed trees hold at most `budget` tokens each, in order.
+
+    A group larger than the budget is split along its branches, the trunk repeated; a single rollout larger than the
+    budget stands alone, over the budget.
+    """
+    batches: list[list[Group]] = [[]]
+    used = 0
+    for group in groups:
+        for part in _parts(group, budget):
+            size = num_tokens(part)
+            if batches[-1] and used + size > budget:
+                batches.append([])
+                used = 0
+            batches[-1].append(part)
+            used += size
+    return [batch for batch in batches if batch]
+
+
+def num_tokens(group: Group) -> int:
+    """Size of the group's tree, without building it: the trie of prefixes, plus prompt, plus completions."""
+    shared = 0
+    previous: tuple[int, ...] = ()
+    for rollout in sorted(group.rollouts, key=lambda rollout: rollout.prefix_ids):
+        shared += len(rollout.prefix_ids) - _common_length([previous, rollout.prefix_ids], 0)
+        previous = rollout.prefix_ids
+    return len(group.rollouts[0].prompt_ids) + shared + sum(len(r.completion_ids) for r in group.rollouts)
+
+
+def segments(batch: PackedBatch) -> list[tuple[int, int, list[tuple[int, int]]]]:
+    """The maximal unbranched chains (start, end), each with the chains above it in root-to-parent order.
+
+    Within a chain attention is causal; above it every ancestor token is visible. A chain ends where its last token has
+    several children or none.
+    """
+    parent = batch.parent
+    index = torch.arange(batch.num_tokens)
+    starts = torch.nonzero(parent.cpu() != index - 1).squeeze(-1).tolist()
+    branching = sorted({int(parent[start]) + 1 for start in starts if parent[start] >= 0})
+    bounds = sorted({0, *starts, *branching, batch.num_tokens})
+    chain_ending_at = {end - 1: number for number, end in enumerate(bounds[1:])}
+    chains: list[tuple[int, int, list[tuple[int, int]]]] = []
+    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        above: list[tuple[int, int]] = []
+        if parent[start] >= 0:
+            mother = chains[chain_ending_at[int(parent[start])]]
+            above = [*mother[2], (mother[0], mother[1])]
+        chains.append((start, end, above))
+    return chains
+
+
+def dense_mask(batch: PackedBatch) -> Tensor:
+    """(T, T) bool, [q, k] true where q sees k: the definition, for tests and very small batches."""
+    index = torch.arange(batch.num_tokens, device=batch.input_ids.device)
+    return (index[None, :] <= index[:, None]) & (index[:, None] < batch.subtree_end[None, :])
+
+
+def _append_tree(columns: _Columns, group: Group) -> None:
+    prompt = group.rollouts[0].prompt_ids
+    if any(rollout.prompt_ids != prompt for rollout in group.rollouts):
+        raise ValueError(f"pack: rollouts of problem {group.rollouts[0].problem_id} have different prompts")
+    start = len(columns.input_ids)
+    root = columns.append_chain(prompt, parent=-1)
+    _append_branches(columns, group, list(range(len(group.rollouts))), depth=0, parent=root)
+    columns.close(start)
+
+
+def _append_branches(columns: _Columns, group: Group, members: list[int], *, depth: int, parent: int) -> None:
+    """Everything below `parent`, where the members' prefixes agree up to `depth`: completions first, then branches."""
+    branches: dict[int, list[int]] = {}
+    for member in members:
+        rollout = group.rollouts[member]
+        if len(rollout.prefix_ids) > depth:
+            branches.setdefault(rollout.prefix_ids[depth], []).append(member)
+            continue
+        start = len(columns.input_ids)
+        columns.append_chain(
+            rollout.completion_ids,
+            parent=parent,
+            multiplicity=1.0,
+            advantage=group.advantages[member],
+            sampler_logprobs=rollout.completion_logprobs,
+        )
+        columns.close(start)
+    for sharing in branches.values():
+        prefixes = [group.rollouts[member].prefix_ids for member in sharing]
+        end = _common_length(prefixes, depth)
+        trained = [member for member in sharing if group.rollouts[member].train_prefix]
+        start = len(columns.input_ids)
+        last = columns.append_chain(
+            prefixes[0][depth:end],
+            parent=parent,
+            prefix_weight=sum(group.prefix_weights[member] for member in trained),
+            prefix_count=float(len(trained)),
+            multiplicity=float(len(sharing)),
+        )
+        _append_branches(columns, group, sharing, depth=end, parent=last)
+        columns.close(start)
+
+
+def _common_length(sequences: Sequence[Sequence[int]], start: int) -> int:
+    """Length of the common beginning of sequences known to agree up to `start`."""
+    shortest = min(len(sequence) for sequence in sequences)
+    first = sequences[0]
+    for index in range(start, shortest):
+        if any(sequence[index] != first[index] for sequence in sequences[1:]):
+            return index
+    return shortest
+
+
+def _parts(group: Group, budget: int) -> list[Group]:
+    if num_tokens(group) <= budget:
+        return [group]
+    order = sorted(range(len(group.rollouts)), key=lambda member: group.rollouts[member].prefix_ids)
+    parts: list[list[int]] = [[]]
+    for member in order:
+        if parts[-1] and num_tokens(_subgroup(group, [*parts[-1], member])) > budget:
+            parts.append([])
+        parts[-1].append(member)
+    return [_subgroup(group, members) for members in parts]
+
+
+def _subgroup(group: Group, members: Sequence[int]) -> Group:
+    return Group(
+        rollouts=tuple(group.rollouts[member] for member in members),
+        advantages=tuple(group.advantages[member] for member in members),
+        prefix_weights=tuple(group.prefix_weights[member] for member in members),
+    )
