@@ -8,11 +8,12 @@ MAX_SPAN_CHARS = 500  # the longest benchmark gold has 210
 MAX_DEPTH = 10  # the deepest benchmark gold has 4; parsers take exponential time in the depth
 MAX_BOXES_TRIED = 100
 MAX_LIST_BOXES = 16
-MAX_LIST_GAP = 12
+MAX_LIST_GAP = 24  # characters, and
+MAX_LIST_WORDS = 3  # words between two boxes of one list
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _CONNECTIVES = re.compile(r"\\(?:quad|qquad|[,;:!\[\]()\\])|\\text\s*\{|\\(?:displaystyle|left|right)\b|[\s$,;.{}]")
-_SPECIAL_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>|</?s>")
+_SPECIAL_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>|</?s>|</?answer>")
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,10 @@ def _joined_run(text: str, boxes: list[tuple[int, int]]) -> list[tuple[int, int]
     run = [boxes[-1]]
     for box in reversed(boxes[:-1]):
         gap = _BOX.sub("", text[box[1] + 1 : run[0][0]])
-        if len(gap) > 80 or len(_CONNECTIVES.sub("", gap)) > MAX_LIST_GAP:
+        if len(gap) > 80:
+            break
+        rest = _CONNECTIVES.sub(" ", gap).split()
+        if len(rest) > MAX_LIST_WORDS or len(" ".join(rest)) > MAX_LIST_GAP:
             break
         run.insert(0, box)
     return run

@@ -23,8 +23,9 @@ _REWRITES = [
         (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|hfill)(?![a-zA-Z])\s*\.?", ""),
         (r"(?<=\d)(?:\{,\}|\\[,!]\s*|,\\!\s*|~)(?=\d{3}(?!\d))", ","),
         (r"\\!", ""),
-        (r"\\(?:[,;: ]|quad(?![a-zA-Z])|qquad(?![a-zA-Z]))|~|&nbsp;", " "),
-        (r"\\\$|\$|\\[()\[\]](?!\s*\d+pt)|[£€¥]", ""),
+        (r"(?<!\\)\\(?:[,;: ]|q?quad(?![a-zA-Z]))|~|&nbsp;", " "),
+        (r"\\\$|\$|(?<!\\)\\[()\[\]]|[£€¥]", ""),
+        (r"_\s*\{\s*\\(?:text|mathrm|rm)\s*\{(\w+)\}\s*\}", r"_{\1}"),
         (r"\\(?:lt|gt)(?![a-zA-Z])", lambda m: "<" if m[0] == r"\lt" else ">"),
         (r"\\(leq?|geq?|neq?)(?:slant)?(?![a-zA-Z])", lambda m: "\\" + m[1][:2]),
         (r">=", r"\\ge "),
@@ -58,6 +59,7 @@ def plain(text: str) -> str:
     >>> plain(r"$\displaystyle \dfrac12.$"), plain(r"11,\! 111{,}000"), plain("2³ − π")
     ('\\frac{1}{2}', '11,111,000', '2^{3} - \\pi')
     """
+    text = with_plain_constants(text)
     text = re.sub("[⁰¹²³⁴-⁹⁻⁺]+", lambda run: "^{" + run[0].translate(_SUPERSCRIPTS) + "}", text)
     text = "".join(_ascii(character) for character in text).translate(_CHARACTERS)
     if r"\begin" not in text:
@@ -65,6 +67,11 @@ def plain(text: str) -> str:
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     return re.sub(r"[\s.,;\\]+$", "", text.strip()).lstrip(" ,;")
+
+
+def with_plain_constants(text: str) -> str:
+    r"""`\mathrm{e}` and `\mathrm{i}` as `e` and `i`: math-verify takes them for units and drops them."""
+    return re.sub(r"\\(?:mathrm|rm|text)\s*\{([ei])\}", r"{\1}", text)
 
 
 def squeezed(text: str) -> str:
@@ -167,3 +174,9 @@ def _ascii(character: str) -> str:
 def is_relation(text: str) -> bool:
     """Whether the text states an equation or an inequality."""
     return bool(_RELATION.search(text))
+
+
+def is_equation_chain(text: str) -> bool:
+    """Whether the text is `a = b` or `a = b = c ...`, with no other relation and no list of equations."""
+    relations = [match[0] for match in _RELATION.finditer(text)]
+    return bool(relations) and set(relations) == {"="} and len(split_list(text.rpartition("=")[0])) == 1

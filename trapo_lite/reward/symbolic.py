@@ -2,12 +2,18 @@
 
 from functools import lru_cache
 
+from latex2sympy2_extended.latex2sympy2 import NormalizationConfig
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 from sympy import Expr, Float
 
 EXACT_DIGITS = 30  # two expressions without decimals are equal if they agree to this many digits, less five
 RELATIVE_TOLERANCE = 1e-6
-READERS = (LatexExtractionConfig(), ExprExtractionConfig())
+# Units are dealt with before; math-verify's own unit reader also drops variables (`m`, `e`) that stand behind a space.
+NORMALIZATION = NormalizationConfig(
+    basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all", equations=False
+)
+FORMULA = (LatexExtractionConfig(normalization_config=NORMALIZATION),)
+FORMULA_OR_NUMBER = (LatexExtractionConfig(), ExprExtractionConfig())
 
 
 def same_expression(answer: str, gold: str) -> bool:
@@ -31,13 +37,18 @@ def extract(text: str) -> str | None:
     math-verify's anchors ("the final answer is", "answer:") come first, then the last formula or number anywhere, so a
     bare number in an unfinished sentence is an answer.
     """
-    parsed = parse(text, READERS, parsing_timeout=None)
+    parsed = parse(text, FORMULA_OR_NUMBER, parsing_timeout=None)
     return next((reading for reading in parsed if isinstance(reading, str)), None)
 
 
 @lru_cache(maxsize=512)
 def _parse_formula(text: str) -> tuple:
-    return tuple(parse(f"${text}$", READERS, parsing_timeout=None))
+    """What math-verify reads in `text` taken as one formula.
+
+    Its reader of plain numbers is left out: where the formula does not parse it would pick a number out of it, and
+    `1 - \\frac{1}{...}` would equal `1 + \\frac{1}{...}` because both hold a 1.
+    """
+    return tuple(parse(f"${text}$", FORMULA, parsing_timeout=None))
 
 
 def _is_number(reading: object) -> bool:

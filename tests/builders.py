@@ -1,0 +1,80 @@
+"""Rollouts and tiny models that tests build by hand."""
+
+import random
+from collections.abc import Sequence
+
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from trapo_lite.types import Rollout, Verdict
+
+
+def rollout(
+    prompt: Sequence[int],
+    prefix: Sequence[int],
+    completion: Sequence[int],
+    *,
+    reward: float = 0.0,
+    train_prefix: bool | None = None,
+    slot: int = 0,
+    logprobs: Sequence[float] | None = None,
+    problem_id: str = "p",
+) -> Rollout:
+    return Rollout(
+        problem_id=problem_id,
+        slot=slot,
+        prompt_ids=tuple(prompt),
+        prefix_ids=tuple(prefix),
+        completion_ids=tuple(completion),
+        completion_logprobs=tuple(logprobs if logprobs is not None else [-1.0] * len(completion)),
+        finish_reason="stop" if completion else "expert",
+        trace=0 if prefix else None,
+        train_prefix=bool(prefix) if train_prefix is None else train_prefix,
+        adapter_version=1,
+        verdict=Verdict("correct" if reward else "wrong"),
+        reward=reward,
+    )
+
+
+def random_rollouts(rng: random.Random, *, vocab_size: int = 64, problem_id: str = "p") -> list[Rollout]:
+    """A TRAPO group: four free rollouts, then prefixes of one or two traces, with random lengths and rewards."""
+
+    def ids(low: int, high: int) -> list[int]:
+        return [rng.randrange(vocab_size) for _ in range(rng.randint(low, high))]
+
+    prompt, traces = ids(1, 12), [ids(6, 30), ids(6, 30)]
+    half = traces[0][: len(traces[0]) // 2]
+    prefixes = [[], [], [], [], half[: len(half) // 2], half[: len(half) // 2], half, traces[rng.randrange(2)]]
+    rollouts = []
+    for slot, prefix in enumerate(prefixes):
+        completion = ids(0, 20) if slot < 7 else []
+        rollouts.append(
+            rollout(
+                prompt,
+                prefix,
+                completion,
+                reward=float(rng.random() < 0.5),
+                slot=slot,
+                logprobs=[-rng.random() * 4 for _ in completion],
+                train_prefix=bool(prefix) and slot != 4,
+                problem_id=problem_id,
+            )
+        )
+    return rollouts
+
+
+def tiny_qwen2(*, seed: int = 0, vocab_size: int = 64, dtype: torch.dtype = torch.float32) -> Qwen2ForCausalLM:
+    """Random weights, two layers, grouped-query attention; large enough to have something to disagree about."""
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        attn_implementation="packed_tree",
+    )
+    return Qwen2ForCausalLM(config).to(dtype).eval()

@@ -1,0 +1,115 @@
+"""The packed tree computes what padded rows compute: losses, gradients, and any way of cutting a step."""
+
+import random
+
+import pytest
+import torch
+from builders import random_rollouts, tiny_qwen2
+
+from trapo_lite import tree_attention
+from trapo_lite.algorithm import Algorithm, TokenLogprobs, count_normalizers, make_group, policy_loss
+from trapo_lite.config import AlgorithmSection, LoraSection
+from trapo_lite.losses import clipped_policy_gradient, trust_region_nll
+from trapo_lite.policy import Policy
+from trapo_lite.tree import num_tokens, split
+
+TRAPO = Algorithm.from_config(AlgorithmSection(entropy_weight=0.01), tis_cap=2.0)
+
+
+def make_policy() -> Policy:
+    torch.set_num_threads(1)
+    policy = Policy(tiny_qwen2(), LoraSection(r=4, alpha=8), attention="sdpa", gradient_checkpointing=False)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.parameters:
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return policy
+
+
+def gradient(policy: Policy) -> torch.Tensor:
+    flat = torch.cat([p.grad.flatten() for p in policy.parameters])
+    for parameter in policy.parameters:
+        parameter.grad = None
+    return flat
+
+
+def packed_gradient(policy: Policy, groups, *, budget: int) -> torch.Tensor:
+    normalizers = count_normalizers(TRAPO, groups)
+    for part in split(groups, budget=budget):
+        batch = policy.prepare(part)
+        logprobs, entropy = policy.token_logprobs(batch, temperature=0.7)
+        policy_loss(TRAPO, TokenLogprobs(logprobs, entropy), batch, normalizers)[0].backward()
+    return gradient(policy)
+
+
+def padded_gradient(policy: Policy, groups) -> torch.Tensor:
+    """Every rollout a row of its own, full logits, transformers' own attention: nothing shared with the packed path."""
+    normalizers = count_normalizers(TRAPO, groups)
+    model = policy.model
+    model.config._attn_implementation = "sdpa"
+    rows = [(group, i) for group in groups for i in range(len(group.rollouts))]
+    width = max(len(g.rollouts[i].prompt_ids + g.rollouts[i].response_ids) for g, i in rows)
+    ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
+    for row, (group, i) in enumerate(rows):
+        tokens = group.rollouts[i].prompt_ids + group.rollouts[i].response_ids
+        ids[row, : len(tokens)], mask[row, : len(tokens)] = torch.tensor(tokens), 1
+    logits = model(input_ids=ids, attention_mask=mask).logits / 0.7
+    model.config._attn_implementation = "packed_tree"
+    logp = torch.log_softmax(logits, dim=-1)
+    entropies = -(logp.exp() * logp).sum(-1)
+    loss = torch.zeros(())
+    for row, (group, i) in enumerate(rows):
+        rollout = group.rollouts[i]
+        start = len(rollout.prompt_ids)
+        middle, end = start + len(rollout.prefix_ids), start + len(rollout.response_ids)
+        at = torch.arange(start, end) - 1
+        chosen = logp[row, at, ids[row, start:end]]
+        entropy = entropies[row, at].sum() / normalizers.response
+        prefix, own = chosen[: middle - start], chosen[middle - start :]
+        weight = (own.detach() - torch.tensor(rollout.completion_logprobs)).exp().clamp(max=2.0)
+        advantage = torch.full_like(own, group.advantages[i])
+        own_loss = clipped_policy_gradient(own, own.detach(), advantage, clip_low=None, clip_high=None) * weight
+        loss = loss + own_loss.sum() / normalizers.completion - 0.01 * entropy
+        if rollout.train_prefix:
+            loss = loss + trust_region_nll(prefix, alpha=0.1).sum() / normalizers.prefix
+    loss.backward()
+    return gradient(policy)
+
+
+def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_packed_gradients_equal_padded_ones_however_the_step_is_cut(seed: int) -> None:
+    rng = random.Random(seed)
+    policy = make_policy()
+    groups = [make_group(TRAPO, random_rollouts(rng, problem_id=str(i))) for i in range(3)]
+    expected = padded_gradient(policy, groups)
+    largest = max(num_tokens(group) for group in groups)
+    for budget in (10_000, largest, largest // 2, 1):
+        assert relative_error(packed_gradient(policy, groups, budget=budget), expected) < 1e-5, budget
+
+
+def test_the_comparison_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With attention that sees siblings too, the gradients must differ visibly."""
+    policy = make_policy()
+    groups = [make_group(TRAPO, random_rollouts(random.Random(0)))]
+    expected = padded_gradient(policy, groups)
+
+    def plainly_causal(batch):
+        def attend(q, k, v, scaling):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+
+        return tree_attention.TreeLayout(attend)
+
+    monkeypatch.setattr(tree_attention, "segment_layout", plainly_causal)
+    assert relative_error(packed_gradient(policy, groups, budget=10_000), expected) > 1e-2
+
+
+def test_segment_and_dense_attention_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = make_policy()
+    groups = [make_group(TRAPO, random_rollouts(random.Random(7), problem_id=str(i))) for i in range(2)]
+    by_segments = packed_gradient(policy, groups, budget=10_000)
+    monkeypatch.setattr(tree_attention, "segment_layout", tree_attention.dense_layout)
+    assert relative_error(packed_gradient(policy, groups, budget=10_000), by_segments) < 1e-5

@@ -1,0 +1,121 @@
+"""Rows as they are stored: parquet, JSON lines, a JSON array, or a data set of the hub."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trapo_lite.data.errors import DataError
+
+SUFFIXES = (".parquet", ".jsonl", ".json")
+HUB_NAME = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[^:/]*))?(:(?P<split>[^:/]+))?")
+
+
+@dataclass(frozen=True)
+class Row:
+    """`where` names it in messages; `key` is an id that depends only on the file's name and the row's place in it."""
+
+    where: str
+    key: str
+    fields: dict[str, Any]
+
+
+def check_source(source: str) -> None:
+    """Raise DataError unless `source` is a readable kind of file that exists or reads like a hub id. Opens nothing."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        raise DataError(f"data {source}: is a folder; name the {', '.join(SUFFIXES)} files in it")
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise DataError(f"data {source}: ends in {path.suffix!r}; give a {', '.join(SUFFIXES)} file or a hub id")
+        if path.stat().st_size == 0:
+            raise DataError(f"data {source}: the file is empty; give one with rows")
+    elif path.suffix in SUFFIXES or not HUB_NAME.fullmatch(source) or source.startswith("."):
+        raise DataError(
+            f"data {source}: no such file; check the path (relative to {Path.cwd()}) or give a hub id: "
+            "owner/name, owner/name:config or owner/name:config:split"
+        )
+
+
+def read_rows(source: str) -> Iterator[Row]:
+    """The rows of one source, in its order.
+
+    source: a .parquet, .jsonl or .json file, or a hub id as owner/name[:config][:split] (split: train).
+    Raises DataError where the file is missing, empty or damaged, or the hub does not give the data.
+    """
+    check_source(source)
+    path = Path(source).expanduser()
+    if not path.is_file():
+        return _from_hub(source)
+    if path.suffix == ".parquet":
+        return _from_parquet(path)
+    with path.open("rb") as file:
+        starts_array = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+    return _from_array(path) if starts_array else _from_lines(path)
+
+
+def _from_parquet(path: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    index = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
+            for fields in batch.to_pylist():
+                yield Row(f"{path} row {index} (from 0)", f"{path.stem}-{index}", fields)
+                index += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"data {path}: cannot be read as parquet after row {index}: {error}; write it again") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"data {path}: text after row {index} is not UTF-8 ({error}); write it again") from None
+
+
+def _from_lines(path: Path) -> Iterator[Row]:
+    index = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                where = f"{path} line {number}"
+                yield Row(where, f"{path.stem}-{index}", _object(_parse_json(line, where), where))
+                index += 1
+
+
+def _from_array(path: Path) -> Iterator[Row]:
+    for index, value in enumerate(_parse_json(path.read_bytes(), str(path))):
+        where = f"{path} row {index} (from 0)"
+        yield Row(where, f"{path.stem}-{index}", _object(value, where))
+
+
+def _parse_json(text: bytes, where: str) -> Any:
+    try:
+        return json.loads(text.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"data {where}: not UTF-8 ({error}); save the file as UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"data {where}: not JSON ({error}); mend or remove it") from None
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f'data {where}: holds a {type(value).__name__}; write an object: {{"problem": ..., "answer": ...}}')
+    return value
+
+
+def _from_hub(source: str) -> Iterator[Row]:
+    match = HUB_NAME.fullmatch(source)
+    assert match is not None  # check_source
+    name, config, split = match["id"], match["config"] or None, match["split"] or "train"
+    import datasets
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        rows = datasets.load_dataset(name, config, split=split)
+    except (OSError, ValueError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"data {source}: the hub did not give it: {error}; check the id (owner/name:config:split), the network and, "
+            "for a gated set, your login, or give a local file"
+        ) from None
+    for index, fields in enumerate(rows):
+        yield Row(f"{source} row {index} (from 0)", f"{name.split('/')[-1]}-{index}", dict(fields))

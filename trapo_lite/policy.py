@@ -1,0 +1,199 @@
+"""The policy: one frozen base, one LoRA adapter; the reference is the same weights with the adapter disabled."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from trapo_lite import tree_attention
+from trapo_lite.config import ConfigError, LoraSection, ModelSection
+from trapo_lite.head import token_logprobs
+from trapo_lite.tree import Group, pack
+from trapo_lite.types import PackedBatch, Rollout, Verdict
+
+ALL_ATTENTION_FUNCTIONS.register("packed_tree", tree_attention.packed_tree_attention)
+
+FLEX_BUCKET = 1024  # T is padded to a multiple, so that FlexAttention compiles for few lengths
+
+
+class ModelError(RuntimeError):
+    """The model cannot be loaded or trained as asked; the message says what to do."""
+
+
+def model_config(section: ModelSection) -> PreTrainedConfig:
+    """The model's config.json with `config_overrides` applied; refuses what the packed forward cannot compute."""
+    try:
+        config = AutoConfig.from_pretrained(section.name)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.name: cannot read {section.name!r}: {error}; give a model folder or hub id") from None
+    for key, value in section.config_overrides.items():
+        if not hasattr(config, key):
+            raise ConfigError(f"model.config_overrides.{key}: {section.name} has no such field; check config.json")
+        if key == "rope_theta":
+            raise ConfigError(
+                "model.config_overrides.rope_theta: transformers ignores it without a word; write "
+                f"rope_parameters: {{rope_type: default, rope_theta: {value}}}"
+            )
+        setattr(config, key, value)
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if layer_types != {"full_attention"}:
+        raise ModelError(f"model.name: {section.name} has layers of type {sorted(layer_types)}; only full attention")
+    if getattr(config, "attention_dropout", 0.0) != 0.0:
+        raise ConfigError("model.config_overrides: attention_dropout must be 0, a shared token has one mask; set it to 0")
+    if getattr(config, "final_logit_softcapping", None) is not None:
+        raise ModelError(f"model.name: {section.name} caps its logits (final_logit_softcapping); not supported")
+    return config
+
+
+def load_base(section: ModelSection, *, device: torch.device | str, attention: str = "packed_tree") -> PreTrainedModel:
+    """The frozen base in `section.dtype`, quantised if asked."""
+    options: dict[str, Any] = {}
+    if section.quantize == "nf4":
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, section.dtype),
+        )
+        options["device_map"] = {"": torch.device(device)}
+    model = AutoModelForCausalLM.from_pretrained(
+        section.name,
+        config=model_config(section),
+        dtype=getattr(torch, section.dtype),
+        attn_implementation=attention,
+        **options,
+    )
+    return model if options else model.to(device)
+
+
+class Policy:
+    """Owns the model; everything that needs a forward pass of the policy goes through it.
+
+    `parameters` are the adapter's tensors in a fixed order: what is optimised, all-reduced, saved and published.
+    """
+
+    def __init__(self, base: PreTrainedModel, lora: LoraSection, *, attention: str, gradient_checkpointing: bool):
+        from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+
+        self.device = next(base.parameters()).device
+        self.autocast_dtype = base.dtype if base.dtype != torch.float32 else None
+        self._uses_flex = attention == "flex"
+        for parameter in base.parameters():
+            parameter.requires_grad_(False)
+        if gradient_checkpointing:
+            base.gradient_checkpointing_enable({"use_reentrant": False})
+            base.enable_input_require_grads()
+        if lora.init_from is not None:
+            check_adapter(Path(lora.init_from), lora)
+            self.model = PeftModel.from_pretrained(base, lora.init_from, is_trainable=True)
+        else:
+            self.model = get_peft_model(
+                base, LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules, lora_dropout=0.0)
+            )
+        self.model.train()
+        self.parameters = [p for _, p in sorted(self.model.named_parameters(), key=_name) if p.requires_grad]
+        if any(p.dtype != torch.float32 for p in self.parameters):
+            raise ModelError("the adapter's weights are not float32; PEFT's autocast_adapter_dtype must be on")
+
+    @classmethod
+    def load(cls, model: ModelSection, lora: LoraSection, *, device: torch.device | str) -> "Policy":
+        """Base from disk or hub, fresh adapter (from torch's current seed) or the one named by `lora.init_from`."""
+        attention = model.attention
+        if attention == "auto":
+            attention = "flex" if torch.device(device).type == "cuda" else "sdpa"
+        if attention == "flex" and torch.device(device).type != "cuda":
+            raise ConfigError("model.attention: FlexAttention has no backward pass on the CPU; set it to auto or sdpa")
+        base = load_base(model, device=device)
+        return cls(base, lora, attention=attention, gradient_checkpointing=model.gradient_checkpointing)
+
+    def token_logprobs(self, batch: PackedBatch, *, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropy at the batch's trained tokens, each (K,), from one forward pass over T tokens."""
+        rows = batch.trained
+        hidden = self._hidden_rows(batch, batch.parent[rows])
+        return token_logprobs(hidden, self._head(), batch.input_ids[rows], temperature=temperature)
+
+    @torch.no_grad()
+    def score(self, token_ids: Sequence[int]) -> list[float]:
+        """Log-probs at temperature 1 of token_ids[1:]: what `RolloutEngine.score` returns, from the trainer's side."""
+        rollout = Rollout(
+            "probe", 0, tuple(token_ids[:1]), tuple(token_ids[1:]), (), (), "expert", None, True, None, Verdict("wrong"), 0.0
+        )
+        batch = self.prepare([Group((rollout,), (0.0,), (1.0,))])
+        return self.token_logprobs(batch, temperature=1.0)[0].tolist()
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the policy is its own reference: the base."""
+        with self.model.disable_adapter():
+            yield
+
+    def prepare(self, groups: Sequence[Group]) -> PackedBatch:
+        """Pack groups into one batch on this policy's device."""
+        batch = pack(groups)
+        if self._uses_flex:
+            batch = pack(groups, pad_to=-(-batch.num_tokens // FLEX_BUCKET) * FLEX_BUCKET)
+        return batch.to(self.device)
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """The adapter's float32 master weights under PEFT's names."""
+        from peft import get_peft_model_state_dict
+
+        return get_peft_model_state_dict(self.model, save_embedding_layers=False)
+
+    def load_adapter_state(self, state: dict[str, Tensor]) -> None:
+        from peft import set_peft_model_state_dict
+
+        result = set_peft_model_state_dict(self.model, state)
+        if result.unexpected_keys:
+            raise ModelError(f"the adapter holds weights this model has no place for: {result.unexpected_keys[:3]}")
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter in PEFT's format."""
+        self.model.save_pretrained(str(folder), save_embedding_layers=False)
+
+    def _hidden_rows(self, batch: PackedBatch, rows: Tensor) -> Tensor:
+        make_layout = tree_attention.flex_layout if self._uses_flex else tree_attention.segment_layout
+        decoder = self.model.get_base_model().get_decoder()
+        with self._autocast():
+            output = decoder(
+                input_ids=batch.input_ids[None],
+                position_ids=batch.position[None],
+                use_cache=False,
+                tree_layout=make_layout(batch),
+            )
+        return output.last_hidden_state[0, rows]
+
+    def _head(self) -> Tensor:
+        return self.model.get_base_model().get_output_embeddings().weight
+
+    def _autocast(self) -> contextlib.AbstractContextManager[None]:
+        if self.autocast_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype)
+
+
+def check_adapter(folder: Path, lora: LoraSection) -> None:
+    """An adapter to start from must have the configured rank and scale: they are part of what is trained."""
+    import json
+
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        raise ConfigError(f"lora.init_from: {folder} holds no adapter_config.json; give the folder of a PEFT adapter")
+    found = json.loads(file.read_text(encoding="utf-8"))
+    for key, wanted in (("r", lora.r), ("lora_alpha", lora.alpha)):
+        if found[key] != wanted:
+            name = {"r": "r", "lora_alpha": "alpha"}[key]
+            raise ConfigError(f"lora.{name}: {wanted}, but the adapter {folder} has {found[key]}; set it to that")
+    if found.get("use_dora") or found.get("bias", "none") != "none" or found.get("modules_to_save"):
+        raise ConfigError(f"lora.init_from: {folder} uses DoRA, biases or saved modules, which vLLM does not serve")
+
+
+def _name(item: tuple[str, Any]) -> str:
+    return item[0]
