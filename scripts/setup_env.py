@@ -1,4 +1,4 @@
-"""Makes .venv: torch, vLLM and the project, for the hardware of this machine. Started by setup.sh, by the standard library alone.
+"""Makes .venv: torch, vLLM and the project, for the hardware of this machine. Started by setup.sh; needs no package.
 
 A second start does nothing: .venv/setup.json holds what was asked for. It is written as unfinished first, so that an
 interrupted set-up is noticed and begun anew (pip's cache keeps what was downloaded).
@@ -63,9 +63,9 @@ def required_packages(device: Device, project: dict) -> tuple[str, ...]:
     return (*stack[device], *project["dependencies"], *project["optional-dependencies"]["test"])
 
 
-def next_action(*, venv_python: str | None, venv_exists: bool, stamp: Stamp | None, wanted: Wanted) -> tuple[Action, str]:
-    """What to do about .venv, and why. venv_python: version its Python reports, None if it does not run."""
-    if not venv_exists:
+def next_action(*, exists: bool, venv_python: str | None, stamp: Stamp | None, wanted: Wanted) -> tuple[Action, str]:
+    """What to do about .venv, and why. venv_python: version its Python reports, None if it or its pip does not run."""
+    if not exists:
         return "create", "there is none yet"
     if venv_python is None:
         return "rebuild", "its Python does not run"
@@ -116,6 +116,23 @@ def advice_for(log: str) -> str:
     return "mend what pip complains of, then run make again"
 
 
+def progress(log: str) -> str:
+    """What pip is doing, from what it has said.
+
+    >>> progress("Collecting numpy\\n  Downloading numpy-2.4.0-cp311.whl (18 MB)\\nWARNING: slow\\n")
+    'Downloading numpy-2.4.0-cp311.whl (18 MB)'
+    >>> progress("Collecting numpy\\nInstalling collected packages: numpy, six\\n  Found existing installation: six\\n")
+    'writing 2 packages to .venv'
+    """
+    doing = "asking the package index"
+    for line in map(str.strip, log.splitlines()):
+        if line.startswith("Installing collected packages:"):
+            doing = f"writing {line.count(',') + 1} packages to .venv"
+        elif line.startswith(("Collecting", "Downloading", "Processing", "Using cached", "Building")):
+            doing = line[:100]
+    return doing
+
+
 class Installer:
     """pip of one virtual environment; what it says goes to a log, what matters to the terminal."""
 
@@ -158,9 +175,7 @@ class Installer:
                 process.wait(timeout=HEARTBEAT_SECONDS)
                 return
             except subprocess.TimeoutExpired:
-                lines = self._log_since(begin).split("\n")
-                said = [line.strip() for line in lines if line.strip() and "WARNING" not in line]
-                self.say(said[-1][:100] if said else "...")
+                self.say(progress(self._log_since(begin)))
 
     def _log_since(self, begin: int) -> str:
         with self.log.open("rb") as file:
@@ -228,18 +243,20 @@ def set_up(root: Path, device: Device) -> None:
     stamp_file, venv_python = venv / "setup.json", venv / "bin" / "python"
     with locked(root) as lock:
         action, reason = next_action(
-            venv_python=version_of(venv_python), venv_exists=venv.exists(), stamp=read_stamp(stamp_file), wanted=wanted
+            exists=venv.exists(), venv_python=version_of(venv_python), stamp=read_stamp(stamp_file), wanted=wanted
         )
         if action == "nothing":
             return
-        print(f"setup: {action} .venv ({reason}): Python {python}, {device} build; some minutes the first time", flush=True)
+        print(f"setup: {action} .venv ({reason}): Python {python}, {device} build, some minutes", flush=True)
         if action == "rebuild":
+            venv_python.unlink(missing_ok=True)  # first: a half-removed environment must not pass for a working one
             shutil.rmtree(venv)
         if action != "complete":
             subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
         write_stamp(stamp_file, Stamp(finished=False, wanted=wanted))
         if action != "complete":
-            subprocess.run([str(venv_python), "-m", "ensurepip", "--default-pip"], check=True, stdout=subprocess.DEVNULL)
+            ensure_pip = [str(venv_python), "-m", "ensurepip", "--default-pip"]
+            subprocess.run(ensure_pip, check=True, stdout=subprocess.DEVNULL)
         install(Installer(venv_python, venv / "setup.log", lock), wanted)
         write_stamp(stamp_file, Stamp(finished=True, wanted=wanted))
     print(f"setup: .venv is ready after {time.monotonic() - start:.0f} s", flush=True)
@@ -252,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         set_up(Path(__file__).resolve().parent.parent, device)
-    except SetupError as error:
+    except (SetupError, OSError, subprocess.CalledProcessError) as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

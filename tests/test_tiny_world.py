@@ -116,9 +116,9 @@ def test_numbers_breaks_and_specials_are_one_token_each(tokenizer):
     assert tokenizer.eos_token == "<|endoftext|>"
 
 
-def test_unknown_characters_become_the_unknown_token(tokenizer):
-    ids = tokenizer("a\u00e9\u4e2d", add_special_tokens=False).input_ids
-    assert ids == [tokenizer.convert_tokens_to_ids("a")] + 2 * [tokenizer.unk_token_id]
+def test_text_from_outside_the_world_comes_back_exactly_too(tokenizer):
+    text = "Let $x = 100$; then\t\u221ax = 10, \u4e2d\u6587."
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
 
 
 # --- pretraining and measuring

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from trapo_lite.schedule import PRESETS
+from trapo_lite.config.presets import PRESETS
 from trapo_lite.types import MicroGroup
 
 QWEN_TEMPLATE = (

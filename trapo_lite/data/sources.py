@@ -35,7 +35,7 @@ def check_source(source: str) -> None:
     elif path.suffix in SUFFIXES or not HUB_NAME.fullmatch(source) or source.startswith("."):
         raise DataError(
             f"data {source}: no such file; check the path (relative to {Path.cwd()}) or give a hub id: "
-            "owner/name, owner/name:config or owner/name:config:split"
+            "owner/name[:config][:split]"
         )
 
 
@@ -108,11 +108,10 @@ def _from_hub(source: str) -> Iterator[Row]:
     assert match is not None  # check_source
     name, config, split = match["id"], match["config"] or None, match["split"] or "train"
     import datasets
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         rows = datasets.load_dataset(name, config, split=split)
-    except (OSError, ValueError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"data {source}: the hub did not give it: {error}; check the id (owner/name:config:split), the network and, "
             "for a gated set, your login, or give a local file"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 FIRST_ADAPTER_ID = 1000  # vLLM's warm-up registers dummy adapters under the small ids
+MIN_TEMPERATURE = 0.01  # vLLM takes less than this for it, or for greedy sampling without a temperature
 
 
 class EngineError(RuntimeError):
@@ -41,7 +42,35 @@ class Completion:
     adapter_version: int | None
 
 
+def check_request(request: SampleRequest, *, max_model_len: int) -> None:
+    """EngineError if no engine could serve this request as it stands."""
+    where = f"request {request.request_id!r}"
+    if not request.token_ids:
+        raise EngineError(f"{where}: has no tokens to continue; give it at least one")
+    if request.max_tokens < 1:
+        raise EngineError(f"{where}: max_tokens is {request.max_tokens}; a completion has at least 1 token")
+    if len(request.token_ids) + request.max_tokens > max_model_len:
+        raise EngineError(
+            f"{where}: {len(request.token_ids)} tokens + max_tokens {request.max_tokens} exceed the engine's "
+            f"{max_model_len}; shorten one or start the engine with more"
+        )
+    if request.temperature < MIN_TEMPERATURE:
+        raise EngineError(
+            f"{where}: temperature {request.temperature} is below {MIN_TEMPERATURE}; for the likeliest token use top_k=1"
+        )
+    if not 0 < request.top_p <= 1 or request.top_k < 0:
+        raise EngineError(
+            f"{where}: found top_p {request.top_p}, top_k {request.top_k}; top_p is in (0, 1], top_k 0 (all) or more"
+        )
+
+
 class RolloutEngine(Protocol):
+    version: int | None
+    """The adapter version it samples from; None: the bare base."""
+    publish_seconds: float
+    publish_bytes: int
+    """Of the latest publish."""
+
     def publish(self, adapter_dir: Path, version: int) -> None:
         """Sample from this PEFT adapter from now on; the folder may vanish once the call returns. No request may be
         in flight. Versions only grow; publishing one again, or an older one, is an EngineError."""

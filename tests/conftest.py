@@ -1,0 +1,72 @@
+"""A tiny base with random weights and adapters on it, made once per test session; one thread for torch."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+TINY_VOCAB = 96
+TINY_MAX_LEN = 640
+TINY_RANK = 6  # not one of vLLM's ranks, so that its padding is tested too
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen2 base with two layers, grouped-query attention and random float32 weights large enough for peaked logits."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=TINY_VOCAB,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=TINY_MAX_LEN,
+        tie_word_embeddings=True,
+        initializer_range=0.12,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny_model")
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_adapter(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """make_adapter(seed, alpha=12.0, scale=0.1): folder of a LoRA adapter on the tiny base with random B (std `scale`)."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    def make(seed: int, *, alpha: float = 12.0, scale: float = 0.1) -> Path:
+        base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+        torch.manual_seed(seed)
+        config = LoraConfig(r=TINY_RANK, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(base, config)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=scale)
+        folder = tmp_path_factory.mktemp(f"adapter-{seed}")
+        model.save_pretrained(str(folder))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter_dir(make_adapter: Callable[..., Path]) -> Path:
+    return make_adapter(1)
+
+
+@pytest.fixture(scope="session")
+def other_adapter_dir(make_adapter: Callable[..., Path]) -> Path:
+    return make_adapter(2)

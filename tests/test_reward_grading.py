@@ -1,0 +1,163 @@
+r"""What counts as the same answer: our own examples of every rule in docs/verifier.md, and the shared collection of cases."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from trapo_lite.reward import MathVerifier
+from trapo_lite.reward.extraction import find_answer, nesting_depth
+from trapo_lite.reward.grading import grade, gold_readings
+from trapo_lite.reward.quantity import read_quantity
+from trapo_lite.reward.symbolic import same_expression
+
+SHARED = Path(os.environ.get("TRAPO_LITE_SHARED", Path(__file__).parents[2] / "shared"))
+CASES = SHARED / "data" / "verifier_cases.jsonl"
+
+SAME = [  # (gold, what stands in the box)
+    ("4.5e33", r"4.5 \times 10^{33}"),
+    ("4.5e33", "45 * 10^32"),
+    ("1/3", "0.333333"),
+    ("1\\frac{3}{4}", "1.75"),
+    ("12,345", r"12{,}345"),
+    ("\\$1,250.50", "1250.5"),
+    ("17.0", "17"),
+    ("0.35", r"35\%"),
+    (r"35\%", "35"),
+    (r"75^\circ", "75"),
+    (r"6\text{ cm}^2", "6"),
+    ("8 hours", "8"),
+    ("132_5", "132"),
+    ("3:4", "6:8"),
+    (r"\text{Monday}", "monday"),
+    ("D", r"\text{(D)}"),
+    ("D", "D) photosynthesis"),
+    ("x=7", "7"),
+    ("f(x) = 3x - 1", "y = 3x-1"),
+    ("(a,b)=(2,5)", "(2,5)"),
+    ("2, 9, 4", "4, 2, 9"),
+    (r"\{2, 9\}", r"9 \text{ and } 2"),
+    ("x \\in [2, \\infty)", r"[2,\infty)"),
+    (r"\frac{\sqrt{8}}{2}", r"\sqrt2"),
+    ("x^2 - 1", "(x-1)(x+1)"),
+    ("2 < x < 5", "(2, 5)"),
+    (r"1-\frac{1}{e}", r"1 - e^{-1}"),
+    ("8", "2³"),
+    (r"\frac{\pi}{6}", "π/6"),
+]
+DIFFERENT = [
+    ("4.5e33", "4.5e32"),
+    ("3e-19", "9e-25"),  # both round to 0.000000
+    (r"\frac{1}{30!}", r"\frac{1}{31!}"),
+    ("1000000", "1000001"),
+    ("1000000", "1000000.9"),
+    ("1/3", "0.33"),
+    ("5 cm", "5 km"),
+    ("132_5", "42"),  # its value
+    ("132_5", "132_6"),
+    ("3:4", "4:3"),
+    (r"\text{odd}", r"\text{oddly}"),
+    ("D", "B"),
+    ("x=7", "y=7"),
+    ("(2,5)", "(5,2)"),
+    ("[2,5]", "(2,5)"),
+    ("2, 9, 4", "2, 9"),
+    ("9", "7, 8, 9"),
+    ("1, 2, \\ldots, n", "1, 3, \\ldots, n"),
+    (r"1-\frac{1}{\mathrm{e}}", r"1+\frac{1}{\mathrm{e}}"),
+    (r"\sin(x) = \frac12", r"\cos(x) = \frac12"),
+    ("0", r"\text{zero or so}"),
+    ("", "1"),
+    ("$", "1"),
+    (r"\boxed{}", "1"),
+]
+
+
+@pytest.mark.parametrize(("gold", "boxed"), SAME)
+def test_other_spellings_of_an_answer_are_correct(gold, boxed):
+    assert grade(rf"Hence \boxed{{{boxed}}}.", gold, require_box=True) == ("correct", boxed)
+
+
+@pytest.mark.parametrize(("gold", "boxed"), DIFFERENT)
+def test_other_answers_are_wrong(gold, boxed):
+    assert grade(rf"Hence \boxed{{{boxed}}}.", gold, require_box=True) == ("wrong", boxed)
+
+
+@pytest.mark.parametrize(
+    ("text", "last"),
+    [
+        (r"\boxed{1} no, \boxed{2}", "2"),
+        (r"\boxed{1} and then \boxed{2", "1"),  # the last one is cut off
+        (r"<think>\boxed{1}</think> So \boxed{2}.", "2"),
+        (r"<think>a</think>b</think>\boxed{2}", "2"),
+        (r"<think>\boxed{1}</think> So it is 2.", "1"),  # none behind the thought
+        (r"<think>\boxed{1}</think> So \boxed{2", None),  # one begun behind it
+        (r"\boxed {\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\fbox{3}", "3"),
+        (r"\boxed{\left\{ x \right.}", r"\left\{ x \right."),
+        (r"\boxed{185\}", "185\\"),
+        (r"\boxed{\boxed{4}}", r"\boxed{4}"),
+        ("no box", None),
+        (r"\boxed{" * 5000, None),
+    ],
+)
+def test_the_last_complete_box_is_the_answer(text, last):
+    assert find_answer(text).last == last
+
+
+def test_neighbouring_boxes_are_one_list_only_for_a_gold_that_is_a_list():
+    text = r"The roots are $\boxed{3}$ and $\boxed{-4}$."
+    assert grade(text, "-4, 3", require_box=True) == ("correct", "3, -4")
+    assert grade(text, "-4", require_box=True) == ("correct", "-4")
+    assert grade(text, "3", require_box=True)[0] == "wrong"
+    far_apart = r"\boxed{3} is one root, but there could well be another one. \boxed{-4}"
+    assert grade(far_apart, "-4, 3", require_box=True)[0] == "wrong"
+
+
+def test_without_a_box_the_end_of_the_text_counts_unless_a_box_is_required():
+    unfinished = "First 30 - 4 = 26, then 26 / 2 is 13"
+    assert grade(unfinished, "13", require_box=False)[0] == "correct"
+    assert grade(unfinished, "13", require_box=True) == ("no_answer", None)
+    assert grade("It has no numbers.", "13", require_box=False) == ("no_answer", None)
+    assert grade(r"So \boxed{13", "13", require_box=False) == ("no_answer", None)
+    assert grade("work\n#### 1,300", "1300", require_box=False)[0] == "correct"
+
+
+def test_a_gold_that_is_a_whole_solution_is_read_like_an_answer():
+    assert gold_readings(r"Adding up we get $\boxed{12}$.") == ("12",)
+    assert gold_readings("the answer is 0.25") == ("0.25",)
+    assert gold_readings("$") == ()
+
+
+def test_depth_and_exact_values_are_what_they_say():
+    assert nesting_depth("((1))") == 2
+    assert read_quantity("-1/3").value * 3 == -1
+    assert read_quantity("1e999999999") is None  # never computed
+
+
+def test_math_verify_alone_would_call_tiny_numbers_equal():
+    """The reason for comparing numbers here: math-verify rounds to six decimals."""
+    from math_verify import parse, verify
+
+    small, smaller = r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}"
+    assert verify(parse(f"${small}$", parsing_timeout=None), parse(f"${smaller}$", parsing_timeout=None), timeout_seconds=None)
+    assert not same_expression(small, smaller)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CASES.exists(), reason=f"the shared verifier cases are not at {CASES}")
+def test_agreement_with_the_stated_verdicts():
+    rows = [json.loads(line) for line in CASES.read_text().splitlines()]
+    with MathVerifier(num_workers=2, deadline_seconds=5.0) as verifier:
+        verdicts = verifier.grade([(row["answer_text"], row["gold"]) for row in rows])
+        assert verifier.grade([(r"\boxed{1}", "1")])[0].is_correct
+    total, agreed = Counter(), Counter()
+    for row, verdict in zip(rows, verdicts, strict=True):
+        if row["expected"] is not None:
+            total[row["rule"]] += 1
+            agreed[row["rule"]] += verdict.is_correct == row["expected"]
+        assert verdict.kind != "crash", row
+    print({rule: f"{agreed[rule]} / {total[rule]}" for rule in total})
+    assert agreed["core"] / total["core"] >= 0.97

@@ -1,0 +1,237 @@
+r"""The pool: deadlines, crashes, threads, and that nothing stays behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from trapo_lite.reward import MathVerifier, VerifierError
+from trapo_lite.reward.pool import BOOTSTRAP
+
+DEADLINE = 1.5
+GOOD = (r"so \boxed{\frac{1}{2}}", "0.5")
+TOWER = (r"\boxed{9^{9^{9^{9}}}}", "5")  # neither number nor word, and SymPy never returns
+HOSTILE = [
+    TOWER,
+    (r"\boxed{\dfrac{5^{\left(5^{\left(5^{\left(5^5\right)}\right)} - 4\right)} - 5}{16}}", "1"),
+    (r"\boxed{2^{10^{11}}}", "1"),  # 12 GB as an integer
+    (r"\boxed{(100000!)!}", "7"),
+    (r"\boxed{" + "(" * 400 + "1" + ")" * 400 + "}", "1"),
+    (r"\boxed{" + r"\sqrt{" * 60 + "x" + "}" * 60 + "}", "1"),
+    (r"\boxed{" * 5000, "1"),
+    ("$" * 20_000, "1"),
+    ("1+" * 20_000, "1"),
+    ("Wait, let me think. " * 10_000, "1"),
+]
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with MathVerifier(num_workers=2, deadline_seconds=DEADLINE) as pool:
+        pool.grade([GOOD] * 4)
+        yield pool
+
+
+def is_alive(pid: int) -> bool:
+    """Whether `pid` runs; a zombie, which nobody has waited for yet, does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def wait_until(condition, seconds: float = 10.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
+def test_verdicts_come_in_order(verifier):
+    kinds = [verdict.kind for verdict in verifier.grade([GOOD, (r"\boxed{3}", "4"), ("no idea", "4"), GOOD])]
+    assert kinds == ["correct", "wrong", "no_answer", "correct"]
+
+
+def test_the_graded_text_comes_with_the_verdict(verifier):
+    assert verifier.submit(*GOOD).result().answer == r"\frac{1}{2}"
+
+
+def test_a_box_can_be_required():
+    with MathVerifier(num_workers=1, require_box=True) as strict:
+        assert [v.kind for v in strict.grade([("it is 4", "4"), (r"it is \boxed{4}", "4")])] == ["no_answer", "correct"]
+
+
+@pytest.mark.slow
+def test_hostile_answers_are_cut_off_at_the_deadline(verifier):
+    for question in HOSTILE:
+        before = time.monotonic()
+        verdict = verifier.submit(*question).result()
+        assert time.monotonic() - before < DEADLINE + 0.5, question[0][:60]
+        assert verdict.kind in ("wrong", "no_answer", "timeout", "crash"), question[0][:60]
+        assert wait_until(lambda: len(verifier.worker_pids()) == 2)
+        assert [v.kind for v in verifier.grade([GOOD] * 4)] == ["correct"] * 4  # both workers are back
+
+
+def test_a_tower_of_powers_times_out_and_its_worker_is_replaced(verifier):
+    before = set(verifier.worker_pids())
+    assert verifier.submit(*TOWER).result().kind == "timeout"
+    assert wait_until(lambda: len(set(verifier.worker_pids()) - before) == 1)
+    assert verifier.submit(*GOOD).result().is_correct
+
+
+def test_a_worker_that_dies_gives_a_crash():
+    with MathVerifier(num_workers=1, deadline_seconds=60.0) as pool:
+        assert pool.submit(*GOOD).result().is_correct
+        ticket = pool.submit(*TOWER)
+        assert wait_until(ticket.running)
+        (worker,) = pool.worker_pids()
+        os.kill(worker, signal.SIGKILL)
+        assert ticket.result(timeout=10.0).kind == "crash"
+        assert pool.submit(*GOOD).result().is_correct
+
+
+def test_four_threads_at_once(verifier):
+    def ask(i: int) -> list[bool]:
+        return [v.is_correct for v in verifier.grade([(rf"\boxed{{{i}}}", str(j)) for j in range(4)])]
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(ask, range(4))) == [[i == j for j in range(4)] for i in range(4)]
+
+
+def test_hundreds_of_answers_reuse_the_workers(verifier):
+    workers = set(verifier.worker_pids())
+    assert all(v.is_correct for v in verifier.grade([("x " * 4000 + rf"\boxed{{{i}}}", str(i)) for i in range(300)]))
+    assert set(verifier.worker_pids()) == workers
+
+
+def test_closing_during_a_grade_is_quick_and_final():
+    pool = MathVerifier(num_workers=1, deadline_seconds=60.0)
+    assert pool.submit(*GOOD).result().is_correct
+    (worker,) = pool.worker_pids()
+    tickets = [pool.submit(*TOWER) for _ in range(3)]
+    assert wait_until(tickets[0].running)
+    before = time.monotonic()
+    pool.close()
+    pool.close()
+    assert time.monotonic() - before < 2.0
+    for ticket in tickets:
+        with pytest.raises(VerifierError, match="closed"):
+            ticket.result(timeout=1.0)
+    with pytest.raises(VerifierError, match="closed"):
+        pool.submit(*GOOD)
+    assert not is_alive(worker)
+
+
+def test_closing_while_the_workers_start():
+    before = time.monotonic()
+    pool = MathVerifier(num_workers=2)
+    ticket = pool.submit(*GOOD)
+    time.sleep(0.05)
+    pool.close()
+    assert time.monotonic() - before < 2.0
+    with pytest.raises(VerifierError, match="closed"):
+        ticket.result(timeout=1.0)
+
+
+def test_a_worker_that_cannot_start_is_an_error_and_not_a_verdict(monkeypatch):
+    monkeypatch.setattr("trapo_lite.reward.pool.BOOTSTRAP", "raise SystemExit('no such grader')")
+    with MathVerifier(num_workers=1) as broken, pytest.raises(VerifierError, match="no such grader"):
+        broken.grade([GOOD])
+
+
+def test_at_its_memory_limit_a_worker_gives_up():
+    hungry = r"\boxed{2^{10^{10}} - 2^{10^{10}-1}}"  # 1.2 GB each
+    with MathVerifier(num_workers=1, deadline_seconds=DEADLINE, memory_limit_bytes=512 << 20) as small:
+        assert small.submit(hungry, "1").result().kind in ("wrong", "crash", "timeout")
+        assert small.submit(*GOOD).result().is_correct
+
+
+@pytest.mark.parametrize("arguments", [{"num_workers": 0}, {"deadline_seconds": 0.0}, {"memory_limit_bytes": 1 << 20}])
+def test_settings_that_cannot_work_are_refused(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        MathVerifier(**arguments)
+
+
+def test_a_worker_imports_nothing_heavy():
+    heavy = ("torch", "transformers", "numpy", "vllm", "datasets", "peft", "accelerate", "pydantic")
+    code = (
+        "import sys, trapo_lite.reward.worker as worker; worker._load_grader(); "
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert printed.stdout.strip() == "[]"
+
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+print("started", flush=True)
+from trapo_lite.reward import MathVerifier
+verifier = MathVerifier(num_workers=2, deadline_seconds=600.0)
+print(*(v.kind for v in verifier.grade([(r"\\boxed{{1}}", "1")] * 8)), flush=True)
+print(*verifier.worker_pids(), flush=True)
+tickets = [verifier.submit(r"\\boxed{{9^{{9^{{9^{{9}}}}}}}}", "5") for _ in range(2)]
+"""  # no __main__ guard
+
+
+@pytest.mark.parametrize(
+    ("ending", "stop"),
+    [
+        ("import time; time.sleep(600)", signal.SIGKILL),
+        ("import time; time.sleep(600)", signal.SIGTERM),
+        ("import time; time.sleep(600)", signal.SIGINT),
+        ("", None),
+        ("import os; os._exit(1)", None),
+    ],
+    ids=["SIGKILL", "SIGTERM", "SIGINT", "end of script", "os._exit"],
+)
+def test_no_worker_outlives_its_parent(tmp_path, ending, stop):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT + ending)
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    try:
+        assert parent.stdout is not None
+        assert parent.stdout.readline().strip() == "started"
+        assert set(parent.stdout.readline().split()) == {"correct"}  # and not "started" again
+        workers = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(workers) == 2
+        if stop is not None:
+            assert all(is_alive(pid) for pid in workers)
+            time.sleep(0.3)  # into the computation
+            parent.send_signal(stop)
+        parent.wait(timeout=10.0)
+        assert wait_until(lambda: not any(is_alive(pid) for pid in workers), seconds=3.0)
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+
+
+def test_a_forked_process_is_told_to_build_its_own(verifier):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            verifier.submit(*GOOD)
+        except VerifierError:
+            os._exit(0)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_it_works_from_a_thread_that_ends(verifier):
+    """Linux ties a child to the thread that started it; the workers must not hang on the caller's thread."""
+    pools: list[MathVerifier] = []
+    thread = threading.Thread(target=lambda: pools.append(MathVerifier(num_workers=1)))
+    thread.start()
+    thread.join()
+    with pools[0] as pool:
+        assert pool.grade([GOOD])[0].is_correct
+    assert "worker" in BOOTSTRAP

@@ -1,0 +1,185 @@
+"""Checkpoints: written whole, then renamed; safetensors and JSON only; verified before they are trusted.
+
+    checkpoints/step-000123/   adapter_model.safetensors, adapter_config.json   the adapter in PEFT's format
+                               optimizer.safetensors                            "parameter index.name" -> tensor
+                               rng.safetensors                                  torch's generator state of every rank
+                               state.json                                       step and what the run was made of
+                               manifest.json                                    size and sha256 of each file above
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from trapo_lite.policy import Policy
+
+MANIFEST = "manifest.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written, read or used; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint on disk. `state` is state.json: at least `step`."""
+
+    folder: Path
+    state: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.state["step"])
+
+
+def save_checkpoint(
+    checkpoints: Path,
+    *,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    rng_states: Sequence[Tensor],
+    state: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Write checkpoints/step-N in one rename, then delete all but the newest `keep`.
+
+    Raises CheckpointError if the disk is full or not writable; what was there before stays as it was.
+    """
+    final = checkpoints / f"step-{state['step']:06d}"
+    temporary = checkpoints / f".tmp-{final.name}"
+    try:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        policy.save_adapter(temporary)
+        _save_tensors(_optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
+        _save_tensors({str(r): rng for r, rng in enumerate(rng_states)}, temporary / "rng.safetensors")
+        _write_json(temporary / "state.json", state)
+        _write_json(temporary / MANIFEST, {p.name: _fingerprint(p) for p in sorted(temporary.iterdir())})
+        for path in temporary.iterdir():
+            _sync(path)
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _sync(checkpoints)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        what = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+        raise CheckpointError(
+            f"{final}: could not be saved: {what}; earlier checkpoints are untouched. Make room and start the same "
+            "command again: it resumes"
+        ) from error
+    for old in _folders(checkpoints)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def find_checkpoint(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole, and one message for each newer one that is damaged."""
+    damaged = []
+    for folder in reversed(_folders(checkpoints)):
+        problem = _damage(folder)
+        if problem is None:
+            return Checkpoint(folder, json.loads((folder / "state.json").read_text(encoding="utf-8"))), damaged
+        damaged.append(f"{folder}: {problem}; using the checkpoint before it")
+    return None, damaged
+
+
+def restore_checkpoint(
+    checkpoint: Checkpoint, *, policy: Policy, optimizer: torch.optim.Optimizer, rank: int
+) -> None:
+    """Put adapter, optimizer state and this rank's generator back exactly as they were."""
+    policy.load_adapter_state(load_file(checkpoint.folder / "adapter_model.safetensors"))
+    _load_optimizer(optimizer, load_file(checkpoint.folder / "optimizer.safetensors"))
+    states = load_file(checkpoint.folder / "rng.safetensors")
+    if str(rank) in states:
+        torch.set_rng_state(states[str(rank)])
+
+
+def require_same(checkpoint: Checkpoint, expected: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint made of another model, data or configuration, naming what differs."""
+    for key, value in expected.items():
+        found = checkpoint.state.get(key)
+        if found == value:
+            continue
+        if isinstance(found, Mapping) and isinstance(value, Mapping):
+            differing = [name for name in {**found, **value} if found.get(name) != value.get(name)]
+            listed = ", ".join(f"{name}: {found.get(name)!r} then, {value.get(name)!r} now" for name in differing)
+        else:
+            listed = f"{found!r} then, {value!r} now"
+        raise CheckpointError(
+            f"{checkpoint.folder}: made with another {key} ({listed}); go back to what it was, choose another "
+            "run.name, or start over with --restart"
+        )
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": torch.as_tensor(value).detach().cpu().contiguous()
+        for index, values in state.items()
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    from safetensors import SafetensorError
+
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as error:  # a full disk surfaces as one of these
+        raise OSError(errno.ENOSPC if "space" in str(error) else errno.EIO, str(error)) from error
+
+
+def _folders(checkpoints: Path) -> list[Path]:
+    return sorted(p for p in checkpoints.glob("step-*") if p.is_dir())
+
+
+def _damage(folder: Path) -> str | None:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, expected in manifest.items():
+            if _fingerprint(folder / name) != expected:
+                return f"{name} is damaged (size or checksum differ)"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+        return f"{MANIFEST} is damaged (not JSON)"
+    return None
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    """Make sure that a file's, or a folder's, content has reached the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,198 @@
+"""From rows to problems: understood, tokenised, filtered by length, counted."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from transformers import PreTrainedTokenizerBase
+
+from trapo_lite.config import DataSection
+from trapo_lite.data.errors import BadRow, DataError
+from trapo_lite.data.report import DataReport, fingerprint, length_quantiles
+from trapo_lite.data.rows import Example, read_example
+from trapo_lite.data.sources import check_source, read_rows
+from trapo_lite.data.tokens import encode, end_of_text_id, end_trace, expert_text, prompt_text
+from trapo_lite.types import Problem, Verdict
+
+
+class Grader(Protocol):
+    """What is needed of reward.MathVerifier."""
+
+    def grade(self, pairs: Sequence[tuple[str, str]], /) -> list[Verdict]: ...
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Problems and, in the same order, the texts behind them: `solutions` holds those that became `expert_ids`."""
+
+    problems: list[Problem]
+    examples: list[Example]
+    report: DataReport
+
+
+@dataclass
+class _Tally:
+    """Rows and traces dropped so far, by reason."""
+
+    skip_bad_rows: bool
+    num_rows: int = 0
+    rows: Counter[str] = field(default_factory=Counter)
+    traces: Counter[str] = field(default_factory=Counter)
+
+    def bad_row(self, where: str, bad: BadRow) -> None:
+        if not self.skip_bad_rows:
+            raise DataError(f"data {where}: {bad}")
+        self.rows[bad.reason] += 1
+
+
+def load_problems(
+    data: DataSection,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_response_tokens: int,
+    files: str | list[str] | None = None,
+    verifier: Grader | None = None,
+) -> tuple[list[Problem], DataReport]:
+    """The problems of `files` (default: data.train) that fit, as token ids, and what became of the rest.
+
+    Prompts over data.max_prompt_tokens are dropped, and so are expert traces that with EOS exceed max_response_tokens.
+    With a verifier the expert traces are graded and the report says how many fail; none is dropped for that.
+    Raises DataError for a file, hub id, row or end-of-text token that cannot be used, and when no row is left.
+    """
+    loaded = load_with_rows(data, tokenizer, max_response_tokens=max_response_tokens, files=files, verifier=verifier)
+    return loaded.problems, loaded.report
+
+
+def load_with_rows(
+    data: DataSection,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_response_tokens: int,
+    files: str | list[str] | None = None,
+    verifier: Grader | None = None,
+) -> Loaded:
+    """As load_problems, with the texts of the rows beside the problems made of them."""
+    end_id = end_of_text_id(tokenizer, data.eos_token)
+    sources = _as_list(data.train if files is None else files)
+    tally = _Tally(skip_bad_rows=data.on_bad_row == "skip")
+    examples = _resolve_ids(_read_examples(sources, tally), tally)
+    examples, prompts = _drop_long_prompts(examples, data, tokenizer, tally)
+    problems, examples = _with_traces(examples, prompts, data, tokenizer, end_id, max_response_tokens, tally)
+    if not problems:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in tally.rows.items()) or "there were none"
+        raise DataError(f"data {', '.join(sources)}: no row of {tally.num_rows} is left: {reasons}; mend the rows or "
+                        "the data section's limits")  # fmt: skip
+    pairs = [(expert_text(s, data.expert_text), example.answer) for example in examples for s in example.solutions]
+    verdicts = verifier.grade(pairs) if verifier is not None and pairs else []
+    report = DataReport(
+        files=tuple(sources),
+        expert_text=data.expert_text,
+        num_rows=tally.num_rows,
+        num_problems=len(problems),
+        rows_dropped=dict(tally.rows),
+        traces_dropped=dict(tally.traces),
+        problems_by_traces=dict(sorted(Counter(len(problem.expert_ids) for problem in problems).items())),
+        prompt_lengths=length_quantiles(len(problem.prompt_ids) for problem in problems),
+        trace_lengths=length_quantiles(len(trace) for problem in problems for trace in problem.expert_ids),
+        num_graded=len(verdicts),
+        num_unverified=sum(not verdict.is_correct for verdict in verdicts),
+        fingerprint=fingerprint(problems),
+    )
+    return Loaded(problems, examples, report)
+
+
+def require_experts(report: DataReport) -> None:
+    """Raise DataError where a schedule that guides would find no expert trace at all."""
+    if report.num_traces == 0:
+        dropped = ", ".join(f"{count} {reason}" for reason, count in report.traces_dropped.items())
+        raise DataError(
+            f"data {', '.join(report.files)}: no expert trace in {report.num_problems} problems"
+            f"{f' ({dropped})' if dropped else ''}, but algorithm.schedule guides; give the rows a solution, raise "
+            "rollout.max_response_tokens if they were too long, or choose a schedule without prefixes"
+        )
+
+
+def _as_list(files: str | list[str]) -> list[str]:
+    return [files] if isinstance(files, str) else list(files)
+
+
+def _read_examples(sources: Sequence[str], tally: _Tally) -> list[Example]:
+    for source in sources:
+        check_source(source)
+    examples = []
+    for source in sources:
+        for row in read_rows(source):
+            tally.num_rows += 1
+            try:
+                examples.append(read_example(row))
+            except BadRow as bad:
+                tally.bad_row(row.where, bad)
+    return examples
+
+
+def _resolve_ids(examples: Iterable[Example], tally: _Tally) -> list[Example]:
+    """Unique ids. A repeated name is a bad row; a repeated index of extra_info gives way to the row's own number."""
+    examples = list(examples)
+    uses = Counter(example.id for example in examples)
+    unique: dict[str, Example] = {}
+    for example in examples:
+        if uses[example.id] > 1 and not example.id_is_given:
+            example = replace(example, id=example.row_key)
+        if example.id in unique:
+            found = f"{example.id!r} is already the id of {unique[example.id].where}"
+            tally.bad_row(example.where, BadRow("repeated id", field="id", found=found, fix="give every row its own"))
+        else:
+            unique[example.id] = example
+    return list(unique.values())
+
+
+def _drop_long_prompts(
+    examples: Sequence[Example], data: DataSection, tokenizer: PreTrainedTokenizerBase, tally: _Tally
+) -> tuple[list[Example], list[tuple[int, ...]]]:
+    def prompt(example: Example) -> str:
+        system = example.system if data.system == "row" else None
+        return prompt_text(data.prompt_template, example.problem, system=system)
+
+    kept, prompts = [], []
+    for example, prompt_ids in zip(examples, encode(tokenizer, [prompt(one) for one in examples]), strict=True):
+        if len(prompt_ids) > data.max_prompt_tokens:
+            tally.rows[f"prompt over {data.max_prompt_tokens} tokens"] += 1
+        else:
+            kept.append(example)
+            prompts.append(prompt_ids)
+    return kept, prompts
+
+
+def _with_traces(
+    examples: Sequence[Example],
+    prompts: Sequence[tuple[int, ...]],
+    data: DataSection,
+    tokenizer: PreTrainedTokenizerBase,
+    end_id: int,
+    max_response_tokens: int,
+    tally: _Tally,
+) -> tuple[list[Problem], list[Example]]:
+    """Problems with those of their expert traces that have text and fit."""
+    texts = [expert_text(solution, data.expert_text) for example in examples for solution in example.solutions]
+    encoded = encode(tokenizer, texts)
+    problems, kept = [], []
+    for example, prompt_ids in zip(examples, prompts, strict=True):
+        usable = {}
+        for index in range(len(example.solutions)):
+            trace = end_trace(next(encoded), end_id)
+            if len(trace) == 1:
+                tally.traces["empty"] += 1
+            elif len(trace) > max_response_tokens:
+                tally.traces[f"over {max_response_tokens} tokens"] += 1
+            else:
+                usable[index] = trace
+        if data.require_expert and not usable:
+            found = f"{len(example.solutions)} in the row, none usable" if example.solutions else "found none"
+            fix = f"give a non-empty one of at most {max_response_tokens} tokens with EOS (rollout.max_response_tokens)"
+            tally.bad_row(example.where, BadRow("no expert trace", field="solutions", found=found, fix=fix))
+            continue
+        solutions = tuple(example.solutions[index] for index in usable)
+        kept.append(replace(example, solutions=solutions))
+        problems.append(Problem(example.id, prompt_ids, example.answer, tuple(usable.values()), example.source))
+    return problems, kept

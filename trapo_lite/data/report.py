@@ -1,0 +1,92 @@
+"""What loading found: how much was kept, what was dropped and why, how long things are."""
+
+import hashlib
+import math
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from trapo_lite.types import Problem
+
+QUANTILES = {"min": 0.0, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "max": 1.0}
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What became of the rows of `files`.
+
+    rows_dropped, traces_dropped:  reason -> how many.
+    problems_by_traces:            number of usable expert traces -> how many problems have that many.
+    prompt_lengths, trace_lengths: name of a quantile -> tokens; traces include EOS. Empty where there is nothing.
+    num_graded, num_unverified:    expert traces put to the verifier, and those it did not find correct.
+    fingerprint:                   sha256 over ids, answers and tokens of the problems in their order.
+    """
+
+    files: tuple[str, ...]
+    expert_text: str
+    num_rows: int
+    num_problems: int
+    rows_dropped: Mapping[str, int]
+    traces_dropped: Mapping[str, int]
+    problems_by_traces: Mapping[int, int]
+    prompt_lengths: Mapping[str, int]
+    trace_lengths: Mapping[str, int]
+    num_graded: int
+    num_unverified: int
+    fingerprint: str
+
+    @property
+    def num_traces(self) -> int:
+        return sum(traces * problems for traces, problems in self.problems_by_traces.items())
+
+    @property
+    def unverified_share(self) -> float:
+        """NaN, never 0, where no trace was graded."""
+        return self.num_unverified / self.num_graded if self.num_graded else math.nan
+
+    def lines(self) -> list[str]:
+        """For people; whatever did not happen is left out."""
+        with_traces = ", ".join(f"{problems} with {traces}" for traces, problems in self.problems_by_traces.items())
+        lines = [
+            f"{', '.join(self.files)}: {self.num_problems} problems of {self.num_rows} rows",
+            f"  expert traces  {self.num_traces} ({self.expert_text}); problems: {with_traces}",
+            f"  prompt tokens  {_spelt(self.prompt_lengths)}",
+        ]
+        if self.trace_lengths:
+            lines.append(f"  trace tokens   {_spelt(self.trace_lengths)}")
+        if self.rows_dropped:
+            lines.append(f"  rows dropped   {_spelt(self.rows_dropped)}")
+        if self.traces_dropped:
+            lines.append(f"  traces dropped {_spelt(self.traces_dropped)}")
+        if self.num_graded:
+            share = f"{self.num_unverified} of {self.num_graded} ({self.unverified_share:.1%})"
+            lines.append(f"  expert traces that do not verify: {share}")
+        return [*lines, f"  fingerprint    {self.fingerprint[:16]}"]
+
+
+def length_quantiles(lengths: Iterable[int]) -> dict[str, int]:
+    """Nearest-rank quantiles.
+
+    >>> length_quantiles([5, 1, 3])
+    {'min': 1, 'median': 3, '90 %': 5, '99 %': 5, 'max': 5}
+    """
+    ordered = sorted(lengths)
+    if not ordered:
+        return {}
+    return {name: ordered[max(0, math.ceil(q * len(ordered)) - 1)] for name, q in QUANTILES.items()}
+
+
+def fingerprint(problems: Sequence[Problem]) -> str:
+    """sha256 of everything that decides what is trained on; it changes with any id, answer, token, or the order."""
+    digest = hashlib.sha256()
+    for problem in problems:
+        traces = problem.expert_ids
+        lengths = (len(problem.prompt_ids), *map(len, traces))
+        digest.update(repr((problem.id, problem.answer, lengths)).encode())
+        for token_ids in (problem.prompt_ids, *traces):
+            digest.update(array("i", token_ids).tobytes())
+    return digest.hexdigest()
+
+
+def _spelt(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())

@@ -1,0 +1,137 @@
+"""A Python child process that answers calls over a socket, and never outlives its parent."""
+
+import collections
+import logging
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from trapo_lite.engines.base import EngineError
+
+logger = logging.getLogger(__name__)
+
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE")
+LAUNCHER_PREFIXES = ("MASTER_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_", "OMPI_", "PMI_")
+
+
+def environment_without_launcher() -> dict[str, str]:
+    """This process's environment without what torchrun and accelerate put there.
+
+    An engine that saw it would take itself for one rank of the trainer's group and wait for the others.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in LAUNCHER_VARIABLES and not name.startswith(LAUNCHER_PREFIXES)
+    }
+
+
+class ChildProcess:
+    """`python -m module FD PARENT_PID`, to be spoken to by `send` and `call`; its output goes to `log_path`.
+
+    A child that fails simply dies with its traceback in the log: whoever waits for it gets an EngineError with the last
+    lines. A child that is silent beyond a deadline is killed.
+    """
+
+    def __init__(self, module: str, *, environment: dict[str, str], log_path: Path) -> None:
+        self.log_path = log_path
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        ours, theirs = socket.socketpair()
+        with theirs, log_path.open("ab") as log:
+            # A session of its own: Ctrl-C is for the parent, which ends the child by closing the socket.
+            self.process = subprocess.Popen(
+                [sys.executable, "-u", "-m", module, str(theirs.fileno()), str(os.getpid())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
+        self.connection = Connection(ours.detach())
+
+    @property
+    def is_closed(self) -> bool:
+        return self.connection.closed
+
+    def send(self, method: str, *arguments: Any) -> None:
+        if self.is_closed:
+            raise EngineError("rollout engine: it was closed or has died; start a new one")
+        try:
+            self.connection.send((method, arguments))
+        except OSError:
+            raise self._has_died() from None
+
+    def call(self, method: str, *arguments: Any, limit_s: float) -> Any:
+        """The child's answer to one method; EngineError if it dies, or says nothing for `limit_s` seconds."""
+        self.send(method, *arguments)
+        return self.receive(limit_s=limit_s, waiting_for=method)
+
+    def receive(self, *, limit_s: float, waiting_for: str, on_wait: Callable[[float], None] | None = None) -> Any:
+        """The child's next message. `on_wait(seconds so far)` is called about every five seconds of waiting."""
+        start = time.monotonic()
+        while (waited := time.monotonic() - start) < limit_s:
+            try:
+                if self.connection.poll(min(5.0, limit_s - waited)):
+                    return self.connection.recv()
+            except (EOFError, OSError):
+                raise self._has_died() from None
+            if on_wait is not None:
+                on_wait(time.monotonic() - start)
+        self.close()
+        raise EngineError(
+            f"rollout engine: no answer to {waiting_for!r} within {limit_s:.0f} s, so its process was killed; the whole "
+            f"log is in {self.log_path}, its last lines:\n{self._log_tail()}"
+        )
+
+    def close(self) -> None:
+        """End the child: it leaves when the socket closes, and is killed if it does not within 5 seconds."""
+        self.connection.close()
+        try:
+            self.process.wait(timeout=5.0)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _has_died(self) -> EngineError:
+        self.close()
+        status = self.process.returncode
+        how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
+        return EngineError(
+            f"rollout engine: its process ended {how}; the whole log is in {self.log_path}, its last lines:\n"
+            f"{self._log_tail()}"
+        )
+
+    def _log_tail(self, num_lines: int = 25) -> str:
+        with self.log_path.open(encoding="utf-8", errors="replace") as log:
+            return "".join(collections.deque(log, maxlen=num_lines))
+
+
+def die_with_parent(fd: int, parent_pid: int, folder_by_name: dict[str, Path]) -> None:
+    """Called first thing in the child: a thread that removes the folders and ends the process once the parent is gone.
+
+    Gone means: the parent closed its end of the socket, or this process has another parent. The second test is for a
+    sibling forked by the parent that keeps a copy of the socket open. PR_SET_PDEATHSIG would not do: it fires when the
+    THREAD that started the child ends, and it leaves the folders behind.
+    """
+
+    def watch() -> None:
+        poller = select.poll()
+        poller.register(fd, 0)  # no event asked for: only a hang-up wakes it
+        while not poller.poll(1000) and os.getppid() == parent_pid:
+            pass
+        for folder in folder_by_name.values():
+            shutil.rmtree(folder, ignore_errors=True)
+        os._exit(0)
+
+    threading.Thread(target=watch, name="die-with-parent", daemon=True).start()

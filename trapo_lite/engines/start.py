@@ -1,0 +1,50 @@
+"""Start the engine a configuration asks for."""
+
+from pathlib import Path
+
+from trapo_lite.config import Config
+from trapo_lite.engines.base import RolloutEngine
+
+
+def start_engine(
+    config: Config, *, max_model_len: int, log_path: Path, model_path: str | None = None, device_index: int | None = None
+) -> RolloutEngine:
+    """One rank's engine, as `rollout` and `model` say.
+
+    max_model_len: the longest prompt + response, in tokens
+    log_path:      where the engine's process writes (vllm)
+    model_path:    folder or hub id of the base; None: model.name
+    device_index:  the rank's card among the visible ones; None: the CPU, or the first card
+
+    The vllm engine returns at once and loads in the background; its `wait`, or the first call, waits for it.
+    """
+    model_path = model_path or config.model.name
+    if config.rollout.engine == "vllm":
+        from trapo_lite.engines.vllm import VLLMEngine
+        from trapo_lite.engines.vllm_options import VLLMOptions
+
+        options = VLLMOptions(
+            model_path=model_path,
+            max_model_len=max_model_len,
+            lora_rank=config.lora.r,
+            dtype=config.model.dtype,
+            quantize=config.model.quantize,
+            max_num_seqs=config.rollout.max_num_seqs,
+            kv_cache_gib=config.rollout.kv_cache_gib,
+            gpu_memory_fraction=config.rollout.gpu_memory_fraction,
+            num_threads=config.rollout.num_threads,
+            config_overrides=config.model.config_overrides,
+        )
+        return VLLMEngine(options, log_path=log_path, device_index=device_index)
+
+    from trapo_lite.engines.transformers import TransformersEngine
+
+    return TransformersEngine(
+        model_path,
+        max_model_len=max_model_len,
+        dtype=config.model.dtype,
+        quantize=config.model.quantize,
+        max_num_seqs=config.rollout.max_num_seqs,
+        config_overrides=config.model.config_overrides,
+        device="cpu" if device_index is None else f"cuda:{device_index}",
+    )

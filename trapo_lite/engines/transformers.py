@@ -1,0 +1,283 @@
+"""Rollouts by plain transformers and PEFT: no vLLM, for small models and as the reference the others are held to."""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from trapo_lite.engines.base import Completion, EngineError, SampleRequest, check_request
+from trapo_lite.engines.sampling import draw, processed_logprobs
+from trapo_lite.parity import checksum_of_pairs
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+@dataclass
+class Row:
+    """One running sequence; `uniforms` holds the random number of every token it may draw."""
+
+    request: SampleRequest
+    uniforms: Tensor
+    adapter_version: int | None
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+    @property
+    def finish_reason(self) -> Literal["stop", "length"] | None:
+        if self.token_ids and self.token_ids[-1] in self.request.stop_ids:
+            return "stop"
+        return "length" if len(self.token_ids) == self.request.max_tokens else None
+
+    @property
+    def num_cached(self) -> int:
+        """Tokens whose keys and values are in the cache: all but the last drawn."""
+        return len(self.request.token_ids) + len(self.token_ids) - 1
+
+
+class TransformersEngine:
+    """A RolloutEngine with continuous batching: new requests join the running rows between two tokens.
+
+    It loads a copy of the base of its own. The running rows share one cache, right-aligned: what is missing on the left
+    is masked.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        max_model_len: int,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        quantize: Literal["none", "nf4"] = "none",
+        max_num_seqs: int = 256,
+        config_overrides: dict[str, Any] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.max_model_len = max_model_len
+        self.max_num_seqs = max_num_seqs
+        self.device = torch.device(device)
+        self.dtype = getattr(torch, dtype)
+        self.version: int | None = None
+        self.publish_seconds = 0.0
+        self.publish_bytes = 0
+        self._base = load_base(model_path, self.dtype, quantize, config_overrides or {}, self.device)
+        self._peft: PeftModel | None = None
+        self._waiting: deque[Row] = deque()
+        self._rows: list[Row] = []
+        self._cache: Any = None
+
+    @property
+    def model(self) -> Any:
+        return self._base if self._peft is None else self._peft
+
+    def publish(self, adapter_dir: Path, version: int) -> None:
+        if self._rows or self._waiting:
+            raise EngineError(
+                f"publish: {len(self._rows) + len(self._waiting)} requests are in flight; collect or abort them first"
+            )
+        if self.version is not None and version <= self.version:
+            raise EngineError(f"publish: version {version} does not follow {self.version}; versions only grow")
+        start = time.monotonic()
+        self._load_adapter(Path(adapter_dir), version)
+        self.version = version
+        self.publish_seconds = time.monotonic() - start
+        self.publish_bytes = sum(file.stat().st_size for file in Path(adapter_dir).iterdir() if file.is_file())
+
+    def submit(self, request: SampleRequest) -> None:
+        check_request(request, max_model_len=self.max_model_len)
+        if any(row.request.request_id == request.request_id for row in (*self._rows, *self._waiting)):
+            raise EngineError(f"submit: request {request.request_id!r} is in flight already; give each its own id")
+        generator = torch.Generator().manual_seed(request.seed)
+        uniforms = torch.rand(request.max_tokens, generator=generator, dtype=torch.float64)
+        self._waiting.append(Row(request, uniforms, self.version))
+
+    def abort(self, request_id: str) -> None:
+        self._waiting = deque(row for row in self._waiting if row.request.request_id != request_id)
+        self._keep([row.request.request_id != request_id for row in self._rows])
+
+    @torch.inference_mode()
+    def poll(self) -> list[Completion]:
+        """One token for every running row; waiting requests join first, as far as there is room."""
+        newcomers = [self._waiting.popleft() for _ in range(min(self._num_free, len(self._waiting)))]
+        if self._rows:
+            self._decode()
+        if newcomers:
+            self._join(newcomers)
+        done = [row.finish_reason is not None for row in self._rows]
+        finished = [completion_of(row) for row, is_done in zip(self._rows, done, strict=True) if is_done]
+        self._keep([not is_done for is_done in done])
+        return finished
+
+    @torch.inference_mode()
+    def score(self, token_ids: Sequence[int]) -> list[float]:
+        if len(token_ids) < 2:
+            raise EngineError(f"score: found {len(token_ids)} tokens; give at least 2")
+        ids = torch.tensor([list(token_ids)], device=self.device)
+        logprobs = self.model(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(dim=-1)
+        return logprobs.gather(1, ids[0, 1:].unsqueeze(1)).squeeze(1).tolist()
+
+    def adapter_checksum(self) -> str | None:
+        return None if self._peft is None else checksum_of_pairs(active_pairs(self._peft))
+
+    def reset_prefix_cache(self) -> None:
+        """Nothing to do: no cache outlives its request."""
+
+    def release(self) -> None:
+        """Nothing to do: without running requests there is no cache."""
+
+    def resume(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        self._rows, self._cache, self._peft, self._base = [], None, None, None
+        self._waiting.clear()
+
+    @property
+    def _num_free(self) -> int:
+        return self.max_num_seqs - len(self._rows)
+
+    def _load_adapter(self, adapter_dir: Path, version: int) -> None:
+        from peft import PeftConfig, PeftModel
+
+        name, previous = f"version-{version}", f"version-{self.version}"
+        if not (adapter_dir / "adapter_config.json").is_file():
+            raise EngineError(f"{adapter_dir}: not a PEFT adapter, adapter_config.json is missing; publish what PEFT saved")
+        # PEFT keeps float32 copies of bf16 adapters unless told otherwise; engines compute in the type of their base.
+        if self._peft is None:
+            config = PeftConfig.from_pretrained(str(adapter_dir))
+            self._peft = PeftModel(self._base, config, adapter_name=name, autocast_adapter_dtype=False)
+        loaded = self._peft.load_adapter(
+            str(adapter_dir), name, autocast_adapter_dtype=False, torch_device=str(self.device)
+        )
+        missing = [key for key in loaded.missing_keys if "lora_" in key]
+        if missing or loaded.unexpected_keys:
+            raise EngineError(
+                f"{adapter_dir}: does not fit the base: {len(missing)} tensors missing, {len(loaded.unexpected_keys)} "
+                f"unexpected ({(missing + list(loaded.unexpected_keys))[0]}); publish an adapter of this base"
+            )
+        self._peft.set_adapter(name)
+        if previous in self._peft.peft_config:
+            self._peft.delete_adapter(previous)
+        self._peft.eval()
+
+    def _decode(self) -> None:
+        """Feed every running row its last token and draw the next."""
+        width = max(row.num_cached for row in self._rows)
+        cached = torch.tensor([row.num_cached for row in self._rows], device=self.device)
+        columns = torch.arange(width + 1, device=self.device)
+        logits = self.model(
+            input_ids=torch.tensor([row.token_ids[-1:] for row in self._rows], device=self.device),
+            attention_mask=(columns >= width - cached.unsqueeze(1)).long(),
+            position_ids=cached.unsqueeze(1),
+            past_key_values=self._cache,
+            use_cache=True,
+        ).logits[:, -1]
+        self._draw(self._rows, logits)
+
+    def _join(self, newcomers: list[Row]) -> None:
+        """Read the prompts, draw each one's first token, and put their caches beside the running ones."""
+        lengths = torch.tensor([len(row.request.token_ids) for row in newcomers], device=self.device)
+        width = int(lengths.max())
+        ids = [[0] * (width - len(row.request.token_ids)) + list(row.request.token_ids) for row in newcomers]
+        columns = torch.arange(width, device=self.device)
+        offset = width - lengths.unsqueeze(1)
+        output = self.model(
+            input_ids=torch.tensor(ids, device=self.device),
+            attention_mask=(columns >= offset).long(),
+            position_ids=(columns - offset).clamp(min=0),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self._draw(newcomers, output.logits[:, -1])
+        self._cache = output.past_key_values if not self._rows else joined(self._cache, output.past_key_values)
+        self._rows += newcomers
+
+    def _draw(self, rows: list[Row], logits: Tensor) -> None:
+        requests = [row.request for row in rows]
+        logprobs = processed_logprobs(
+            logits,
+            temperature=torch.tensor([request.temperature for request in requests], device=self.device),
+            top_k=torch.tensor([request.top_k for request in requests], device=self.device),
+            top_p=torch.tensor([request.top_p for request in requests], device=self.device),
+        )
+        uniform = torch.stack([row.uniforms[len(row.token_ids)] for row in rows]).to(self.device)
+        tokens = draw(logprobs, uniform)
+        chosen = logprobs.gather(1, tokens.unsqueeze(1)).squeeze(1)
+        for row, token, logprob in zip(rows, tokens.tolist(), chosen.tolist(), strict=True):
+            row.token_ids.append(token)
+            row.logprobs.append(logprob)
+
+    def _keep(self, wanted: list[bool]) -> None:
+        """Drop the other rows, and the columns of the cache that only they used."""
+        if all(wanted):
+            return
+        self._rows = [row for row, is_wanted in zip(self._rows, wanted, strict=True) if is_wanted]
+        if not self._rows:
+            self._cache = None
+            return
+        index = torch.tensor([i for i, is_wanted in enumerate(wanted) if is_wanted], device=self.device)
+        width = max(row.num_cached for row in self._rows)
+        for layer in self._cache.layers:
+            layer.keys = layer.keys[index, :, -width:]
+            layer.values = layer.values[index, :, -width:]
+
+
+def completion_of(row: Row) -> Completion:
+    assert row.finish_reason is not None
+    return Completion(
+        row.request.request_id, tuple(row.token_ids), tuple(row.logprobs), row.finish_reason, row.adapter_version
+    )
+
+
+def joined(left: Any, right: Any) -> Any:
+    """`left` with the rows of `right` below its own; the narrower one is padded on the left."""
+    for ours, theirs in zip(left.layers, right.layers, strict=True):
+        width = max(ours.keys.shape[2], theirs.keys.shape[2])
+        ours.keys = torch.cat([_widened(ours.keys, width), _widened(theirs.keys, width)])
+        ours.values = torch.cat([_widened(ours.values, width), _widened(theirs.values, width)])
+    return left
+
+
+def _widened(states: Tensor, width: int) -> Tensor:
+    return torch.nn.functional.pad(states, (0, 0, width - states.shape[2], 0))
+
+
+def active_pairs(model: "PeftModel") -> dict[str, tuple[Tensor, Tensor]]:
+    """(A, scaled B) by module name, from the layers that take part in the forward pass."""
+    from peft.tuners.lora import LoraLayer
+
+    pairs = {}
+    for name, module in model.base_model.model.named_modules():
+        if isinstance(module, LoraLayer) and not module.disable_adapters:
+            for adapter in module.active_adapters:
+                a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+                pairs[name] = (a.detach(), b.detach() * module.scaling[adapter])
+    return pairs
+
+
+def load_base(
+    model_path: str, dtype: torch.dtype, quantize: str, config_overrides: dict[str, Any], device: torch.device
+) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+
+    config = AutoConfig.from_pretrained(model_path)
+    config.update(config_overrides)
+    quantization = None
+    if quantize == "nf4":
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        model_path, config=config, dtype=dtype, quantization_config=quantization, device_map={"": device}
+    )
+    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
+        raise EngineError(
+            f"{model_path}: has layers other than full attention, which rollout.engine: transformers cannot batch; use "
+            "rollout.engine: vllm"
+        )
+    return model.eval()

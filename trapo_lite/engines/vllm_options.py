@@ -1,0 +1,52 @@
+"""What the vLLM engine is told at its start, on both sides of the process boundary."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from trapo_lite.engines.base import EngineError
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+@dataclass(frozen=True)
+class VLLMOptions:
+    """max_model_len:        prompt + prefix + completion, in tokens
+    lora_rank:            of the adapters to come; rounded up to what vLLM offers
+    max_num_seqs:         how many sequences decode together
+    kv_cache_gib:         on the CPU
+    gpu_memory_fraction:  on CUDA: share of the card for base, adapters and KV cache
+    num_threads:          of the engine on the CPU
+    config_overrides:     fields of the model's config.json to replace
+    """
+
+    model_path: str
+    max_model_len: int
+    lora_rank: int
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    quantize: Literal["none", "nf4"] = "none"
+    max_num_seqs: int = 256
+    kv_cache_gib: float = 1.0
+    gpu_memory_fraction: float = 0.45
+    num_threads: int = 1
+    config_overrides: dict[str, Any] = field(default_factory=dict)
+
+
+def round_up_lora_rank(rank: int) -> int:
+    """The smallest max_lora_rank of vLLM that holds adapters of this rank.
+
+    >>> round_up_lora_rank(8), round_up_lora_rank(24)
+    (8, 32)
+    """
+    for allowed in LORA_RANKS:
+        if rank <= allowed:
+            return allowed
+    raise EngineError(f"lora.r: vLLM serves adapters of rank up to {LORA_RANKS[-1]}, found {rank}; lower lora.r")
+
+
+def refuse_expandable_segments(allocator_settings: str) -> None:
+    """With expandable segments vLLM's sleep frees nothing (and it says so only in its log)."""
+    if "expandable_segments:true" in allocator_settings.replace(" ", "").lower():
+        raise EngineError(
+            f"PYTORCH_CUDA_ALLOC_CONF: found {allocator_settings!r}; with expandable segments vLLM cannot give memory "
+            "back to the trainer; remove that setting"
+        )

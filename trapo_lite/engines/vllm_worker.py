@@ -1,0 +1,246 @@
+"""vLLM in a process of its own: `python -m trapo_lite.engines.vllm_worker FD PARENT_PID`, started by VLLMEngine.
+
+Reads (method, arguments) from the socket FD and answers each method but `submit` and `abort`. Whatever goes wrong ends the
+process with a traceback in its log; the parent reports it.
+"""
+
+import sys
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from trapo_lite.engines.base import FIRST_ADAPTER_ID, Completion, SampleRequest
+from trapo_lite.engines.child import die_with_parent
+from trapo_lite.engines.vllm_options import VLLMOptions, round_up_lora_rank
+from trapo_lite.parity import checksum_of_pairs
+
+BLOCK_SIZE_ON_CPU = 32  # the default, 128, never finds a prompt under 128 tokens in the prefix cache
+MIN_BATCHED_TOKENS_ON_CPU = 4096
+
+
+class VLLMWorker:
+    """One LLMEngine and the adapter it serves. A method here is a message of the protocol."""
+
+    def __init__(self, options: VLLMOptions) -> None:
+        from vllm import EngineArgs
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        self.is_cpu = current_platform.is_cpu()
+        if options.quantize == "nf4":
+            require_bitsandbytes()
+        self.engine = LLMEngine.from_engine_args(EngineArgs(**engine_arguments(options, is_cpu=self.is_cpu)))
+        self.lora_request: Any = None
+        self.version: int | None = None
+        self.version_by_request: dict[str, int | None] = {}
+        self.finished: list[Completion] = []
+        self.num_scores = 0
+
+    def describe(self) -> dict[str, Any]:
+        import vllm
+
+        return {"vllm": vllm.__version__, "is_cpu": self.is_cpu, "max_model_len": self.engine.model_config.max_model_len}
+
+    def submit(self, request: SampleRequest) -> None:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=request.top_k,
+            seed=request.seed,
+            max_tokens=request.max_tokens,
+            stop_token_ids=list(request.stop_ids),
+            ignore_eos=True,  # stop_ids says what ends a completion, not the model's files
+            logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        self.version_by_request[request.request_id] = self.version
+        self._add(request.request_id, request.token_ids, params)
+
+    def abort(self, request_id: str) -> None:
+        if self.version_by_request.pop(request_id, None) is not None or self.engine.has_unfinished_requests():
+            self.engine.abort_request([request_id])
+        self.finished = [completion for completion in self.finished if completion.request_id != request_id]
+
+    def poll(self) -> list[Completion]:
+        if not self.finished and self.engine.has_unfinished_requests():
+            self._step()
+        finished, self.finished = self.finished, []
+        return finished
+
+    def score(self, token_ids: tuple[int, ...]) -> list[float]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        # skip_reading_prefix_cache: positions found in the cache would come back without a log-prob.
+        params = SamplingParams(
+            temperature=1.0,
+            max_tokens=1,
+            prompt_logprobs=0,
+            detokenize=False,
+            ignore_eos=True,
+            seed=0,
+            skip_reading_prefix_cache=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        self.num_scores += 1
+        request_id = f"score-{self.num_scores}"
+        self._add(request_id, token_ids, params)
+        while True:
+            for output in self._step():
+                if output.request_id == request_id:
+                    by_token = output.prompt_logprobs[1:]
+                    return [
+                        position[token].logprob for position, token in zip(by_token, token_ids[1:], strict=True)
+                    ]
+
+    def publish(self, path: Path, version: int) -> None:
+        from vllm.lora.request import LoRARequest
+
+        # A new id, name and path for every version: vLLM keeps the old adapter when an id comes again, and takes the
+        # old adapter's prefix cache for the new one's when a name does.
+        previous = self.lora_request
+        self.lora_request = LoRARequest(f"version-{version}", FIRST_ADAPTER_ID + version, str(path))
+        if not self.engine.add_lora(self.lora_request):
+            raise RuntimeError(f"vLLM did not load adapter version {version} from {path}")
+        self.version = version
+        if previous is not None:
+            self.engine.remove_lora(previous.lora_int_id)
+        self.reset_prefix_cache()
+
+    def adapter_checksum(self) -> str | None:
+        if self.lora_request is None:
+            return None
+        [pairs] = self.engine.collective_rpc(active_pairs, args=(self.lora_request.lora_int_id,))
+        return checksum_of_pairs(pairs)
+
+    def reset_prefix_cache(self) -> None:
+        self.engine.reset_prefix_cache()
+
+    def release(self) -> None:
+        if self.is_cpu:
+            return
+        # Level 2 would drop the base, and adapters do not survive it.
+        if hasattr(self.engine, "release_kv_cache_memory"):
+            self.engine.sleep(level=0)
+            self.engine.release_kv_cache_memory()
+        else:
+            self.engine.sleep(level=1)
+
+    def resume(self) -> None:
+        if not self.is_cpu:
+            self.engine.wake_up()
+
+    def _add(self, request_id: str, token_ids: tuple[int, ...], params: Any) -> None:
+        prompt: Any = {"prompt_token_ids": list(token_ids)}
+        self.engine.add_request(request_id, prompt, params, lora_request=self.lora_request)
+
+    def _step(self) -> list[Any]:
+        """One engine step; finished samples go to `finished`, all finished outputs are returned."""
+        outputs = [output for output in self.engine.step() if output.finished]
+        for output in outputs:
+            if output.request_id in self.version_by_request:
+                version = self.version_by_request.pop(output.request_id)
+                self.finished.append(completion_of(output, version))
+        return outputs
+
+
+def completion_of(output: Any, version: int | None) -> Completion:
+    [sample] = output.outputs
+    token_ids = tuple(sample.token_ids)
+    logprobs = tuple(
+        position[token].logprob for position, token in zip(sample.logprobs or (), token_ids, strict=True)
+    )
+    return Completion(output.request_id, token_ids, logprobs, sample.finish_reason, version)
+
+
+def engine_arguments(options: VLLMOptions, *, is_cpu: bool) -> dict[str, Any]:
+    """What makes vLLM serve versioned adapters and report log-probs as the trainer computes them."""
+    arguments: dict[str, Any] = {
+        "model": options.model_path,
+        "skip_tokenizer_init": True,
+        "dtype": options.dtype,
+        "max_model_len": options.max_model_len,
+        "max_num_seqs": options.max_num_seqs,
+        "enable_lora": True,
+        "max_loras": 2,  # the old version stays in its slot until the new one is in
+        "max_cpu_loras": 2,
+        "max_lora_rank": round_up_lora_rank(options.lora_rank),
+        "logprobs_mode": "processed_logprobs",
+        "enable_prefix_caching": True,
+        "generation_config": "vllm",
+        "hf_overrides": dict(options.config_overrides),
+        "disable_log_stats": True,
+        "seed": 0,
+    }
+    if options.quantize == "nf4":
+        arguments |= {"quantization": "bitsandbytes"}
+    if is_cpu:
+        # A seeded request whose prefill is cut in chunks kills the engine: CPU generators have no offset.
+        arguments |= {
+            "block_size": BLOCK_SIZE_ON_CPU,
+            "enforce_eager": True,
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(options.max_model_len, MIN_BATCHED_TOKENS_ON_CPU),
+            "kv_cache_memory_bytes": int(options.kv_cache_gib * 2**30),
+        }
+    else:
+        arguments |= {"gpu_memory_utilization": options.gpu_memory_fraction, "enable_sleep_mode": True}
+    return arguments
+
+
+def require_bitsandbytes() -> None:
+    """vLLM >= 0.28 has bitsandbytes in a plugin of its own."""
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    if "bitsandbytes" not in QUANTIZATION_METHODS:
+        raise RuntimeError(
+            "model.quantize: nf4 needs vLLM's bitsandbytes plugin, which is not installed; run: "
+            "pip install vllm-bnb-plugin"
+        )
+
+
+def active_pairs(worker: Any, adapter_id: int) -> Mapping[str, tuple[Any, Any]]:
+    """(A, scaled B) by module name, read back from the slot that the kernels use; {} if the adapter is in none.
+
+    vLLM stacks the adapters of q, k, v and of gate, up; here they get their own names again.
+    """
+    manager = worker.model_runner.lora_manager._adapter_manager
+    if adapter_id not in manager.lora_index_to_id:
+        return {}
+    slot = manager.lora_index_to_id.index(adapter_id)
+    pairs = {}
+    for name, module in manager.modules.items():
+        if not isinstance(getattr(module, "lora_a_stacked", None), tuple):
+            continue
+        parent, _, leaf = name.rpartition(".")
+        leaves = manager.packed_modules_mapping.get(leaf, [leaf])
+        for index, leaf in enumerate(leaves):
+            a, b = module.lora_a_stacked[index][slot, 0], module.lora_b_stacked[index][slot, 0]
+            pairs[f"{parent}.{leaf}"] = (a.cpu(), b.cpu())
+    return pairs
+
+
+def main() -> None:
+    fd, parent_pid = int(sys.argv[1]), int(sys.argv[2])
+    folders: dict[str, Path] = {}
+    die_with_parent(fd, parent_pid, folders)
+    connection = Connection(fd)
+    options, folders["adapters"] = connection.recv()
+    worker = VLLMWorker(options)
+    connection.send(worker.describe())
+    while True:
+        method, arguments = connection.recv()
+        answer = getattr(worker, method)(*arguments)
+        if method not in ("submit", "abort"):
+            connection.send(answer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The one table of metric names, and how a step's metrics become a line of metrics.jsonl.
+
+Every metric is a `Mean` (sum and count, added up over batches and ranks) or a plain number until it is written. A metric
+without data is null, never 0.
+"""
+
+import math
+from collections.abc import Mapping
+
+from trapo_lite.types import Mean
+
+TABLE: dict[str, str] = {
+    "step": "updates done when the line was written",
+    "reward/mean": "mean reward of all rollouts, expert ones included",
+    "reward/own": "mean reward of unguided rollouts: the policy by itself",
+    "reward/guided": "mean reward of guided rollouts that the policy completed",
+    "reward/expert": "mean reward of whole expert traces",
+    "verdict/correct": "share of rollouts with this verdict",
+    "verdict/wrong": "share of rollouts with this verdict",
+    "verdict/no_answer": "share of rollouts with this verdict",
+    "verdict/timeout": "share of rollouts with this verdict; any voids the promise of run.deterministic",
+    "verdict/crash": "share of rollouts with this verdict",
+    "rollout/guided": "share of rollouts that start from an expert prefix",
+    "rollout/solved_groups": "share of problems whose rollouts all succeeded",
+    "rollout/failed_groups": "share of problems whose rollouts all failed",
+    "rollout/truncated": "share of completions cut at the length limit",
+    "rollout/completion_tokens": "mean tokens of a completion",
+    "rollout/prefix_tokens": "mean expert tokens of a guided rollout",
+    "loss/completion": "policy-gradient loss per own token",
+    "loss/prefix": "prefix loss per trained expert token",
+    "loss/kl": "k3 estimate of KL(policy || reference) per own token",
+    "prefix/probability": "mean probability of trained expert tokens",
+    "policy/entropy": "mean entropy at own tokens, nats",
+    "mismatch/abs": "mean |log pi(trainer) - log pi(sampler)| at own tokens",
+    "mismatch/k3": "k3 estimate of KL(sampler || trainer) per own token",
+    "optim/lr": "learning rate of the update",
+    "optim/grad_norm": "norm of the gradient before clipping",
+    "train/tokens": "packed tokens of the step's forward passes, prompts and shared tokens once",
+    "train/padded_tokens": "tokens the same rollouts would have as padded rows",
+    "train/skipped_groups": "problems that could not move the weights and cost no forward pass",
+    "engine/probe_projection": "parity probe: 1 = the adapter is applied, 0 = it is not; null: too small to tell",
+    "engine/publish_bytes": "bytes of the published adapter",
+    "time/publish": "seconds to publish and probe the adapter",
+    "time/sample": "seconds in the engine",
+    "time/verdicts": "seconds waiting for verdicts with nothing else to do",
+    "time/update": "seconds for forward, backward and optimizer",
+    "time/step": "seconds for the whole step",
+    "speed/sampled_tokens_per_second": "sampled tokens over seconds in the engine",
+    "eval/accuracy": "mean correctness on eval.data",
+    "eval/truncated": "share of evaluation answers cut at the length limit",
+}
+
+TIMES = tuple(name for name in TABLE if name.startswith(("time/", "speed/")))
+
+
+def to_row(metrics: Mapping[str, Mean | float | int]) -> dict[str, float | int | None]:
+    """One line of metrics.jsonl: table order, means divided out, null where there was no data.
+
+    >>> to_row({"reward/own": Mean(3.0, 4), "step": 7, "loss/prefix": Mean(0.0, 0)})
+    {'step': 7, 'reward/own': 0.75, 'loss/prefix': None}
+
+    Raises KeyError for a name that is not in the table.
+    """
+    unknown = sorted(set(metrics) - set(TABLE))
+    if unknown:
+        raise KeyError(f"metrics: {unknown} are not in metrics.TABLE; add them there")
+    values = {name: metrics[name] for name in TABLE if name in metrics}
+    plain = {name: value.value if isinstance(value, Mean) else value for name, value in values.items()}
+    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in plain.items()}
+
+
+def add(left: Mapping[str, Mean], right: Mapping[str, Mean]) -> dict[str, Mean]:
+    """Sum of two sets of means, name by name."""
+    return {name: left.get(name, Mean(0.0, 0)) + right.get(name, Mean(0.0, 0)) for name in [*left, *right]}

@@ -1,0 +1,221 @@
+"""Does the engine sample from the adapter the trainer just published? Two independent answers (DESIGN 7).
+
+`checksum`: are the published tensors the ones the engine holds? Exact, but blind to kernels that do not use them.
+`verdict`: do the engine's log-probs move the way the trainer's do? Sees the whole path, as far as noise allows.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from trapo_lite.engines.base import EngineError
+
+MIN_PROBE_TOKENS = 512
+NOISE_FACTOR = 4.0  # a verdict needs its boundary this many standard errors away
+BASE_PREFIX = "base_model.model."
+
+ParityKind = Literal["applied", "no_op", "stale", "doubled", "wrong", "cannot_tell"]
+
+
+@dataclass(frozen=True)
+class ParityResult:
+    """projection: of (engine - base) on (trainer - base): 1 applied, 0 no-op, 2 doubled
+    freshness:  of (engine - previous) on (trainer - previous): 1 this version, 0 the previous one; None where the two
+                versions are too near each other for the noise, or there is no previous one
+    effect:     root mean square of what the adapter does to a token's log-prob, in nats
+    noise:      the same of what engine and trainer differ by without any adapter
+    """
+
+    kind: ParityKind
+    projection: float
+    freshness: float | None
+    effect: float
+    noise: float
+    num_tokens: int
+
+
+def checksum(adapter_dir: str | Path, *, dtype: torch.dtype) -> str:
+    """What `engine.adapter_checksum()` must return after `engine.publish(adapter_dir, ...)`, bit for bit.
+
+    dtype: the type in which the engine holds adapters (that of its base). A and B are cast to it, then B is multiplied
+    by alpha / r in it: the very operations by which vLLM and PEFT come to the numbers they compute with.
+    """
+    adapter_dir = Path(adapter_dir)
+    config = json.loads((adapter_dir / "adapter_config.json").read_text(encoding="utf-8"))
+    tensors = load_file(adapter_dir / "adapter_model.safetensors")
+    pairs = {}
+    for name, b in tensors.items():
+        if name.endswith(".lora_B.weight"):
+            a = tensors[name.replace(".lora_B.", ".lora_A.")]
+            module = name.removeprefix(BASE_PREFIX).removesuffix(".lora_B.weight")
+            pairs[module] = (a.to(dtype), b.to(dtype) * scaling_of(config, module))
+    return checksum_of_pairs(pairs)
+
+
+def scaling_of(adapter_config: Mapping, module: str) -> float:
+    """alpha / r (or alpha / sqrt(r), rsLoRA) of one adapter; per-module patterns are refused."""
+    if adapter_config.get("rank_pattern") or adapter_config.get("alpha_pattern"):
+        raise EngineError(f"{module}: adapters with rank_pattern or alpha_pattern are not supported; train with one r")
+    rank, alpha = adapter_config["r"], adapter_config["lora_alpha"]
+    return alpha / math.sqrt(rank) if adapter_config.get("use_rslora") else alpha / rank
+
+
+def checksum_of_pairs(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> str:
+    """SHA-256 over (A (r, in), scaled B (out, r)) by module name, every bit of every weight.
+
+    The padding of engines is no part of it: ranks beyond the last that is non-zero in A or B are dropped, and so are
+    modules that are all zero.
+
+    >>> a, b = torch.ones(2, 3), torch.ones(4, 2)
+    >>> padded = (torch.nn.functional.pad(a, (0, 0, 0, 6)), torch.nn.functional.pad(b, (0, 6)))
+    >>> checksum_of_pairs({"q": (a, b)}) == checksum_of_pairs({"q": padded, "k": (0 * a, 0 * b)})
+    True
+    >>> checksum_of_pairs({"q": (a, b)}) == checksum_of_pairs({"q": (a, 2 * b)})
+    False
+    """
+    digest = hashlib.sha256()
+    for name in sorted(pairs):
+        a, b = pairs[name]
+        used = torch.nonzero(a.ne(0).any(dim=1) | b.ne(0).any(dim=0))
+        if used.numel() == 0:
+            continue
+        rank = int(used.max()) + 1
+        for tensor in (a[:rank], b[:, :rank]):
+            tensor = tensor.detach().cpu().contiguous()
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def probe_sequences(*, vocab_size: int, num_tokens: int, max_length: int, seed: int = 0) -> list[list[int]]:
+    """Fixed random token sequences whose scores are together `num_tokens` log-probs or a few more.
+
+    >>> [len(ids) for ids in probe_sequences(vocab_size=10, num_tokens=512, max_length=200)]
+    [172, 172, 172]
+    """
+    num_sequences = math.ceil(num_tokens / (max_length - 1))
+    length = math.ceil(num_tokens / num_sequences) + 1  # the first token of a sequence has no score
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(vocab_size, (num_sequences, length), generator=generator).tolist()
+
+
+def measured_noise(engine_base: Sequence[float] | Tensor, trainer_base: Sequence[float] | Tensor) -> float:
+    """Root mean square difference, in nats, of engine and trainer on the probe without any adapter.
+
+    Measure it before the first publish. Much more than rounding means that the two do not hold the same base: see
+    `require_same_base`.
+    """
+    difference = _float64(engine_base) - _float64(trainer_base)
+    return float(difference.square().mean().sqrt())
+
+
+def require_same_base(noise: float, *, limit: float) -> None:
+    """EngineError if engine and trainer differ by more than `limit` nats (root mean square) before any adapter."""
+    if not noise <= limit:
+        raise EngineError(
+            f"parity: without any adapter, engine and trainer differ by {noise:.2g} nats a token (root mean square; "
+            f"expected at most {limit:.2g}), so they do not hold the same base; check that model.name, model.dtype, "
+            "model.quantize and model.config_overrides reach both"
+        )
+
+
+def verdict(
+    *,
+    engine: Sequence[float] | Tensor,
+    base: Sequence[float] | Tensor,
+    trainer: Sequence[float] | Tensor,
+    previous: Sequence[float] | Tensor | None,
+    noise: float,
+) -> ParityResult:
+    """What the engine serves, judged from log-probs of the same probe tokens.
+
+    engine:   as the engine scores them      base:     as the trainer does with the adapter disabled
+    trainer:  ... with the adapter of now    previous: ... with the one published before, None: there was none
+    noise:    from `measured_noise`
+
+    The hypothesis nearest to `engine` wins, if it explains it to a quarter of the adapter's effect. With n tokens of
+    independent noise s, a projection on d has the standard error s / |d|: where four of them do not fit between a
+    verdict (0 or 1) and its boundary (one half), there is none: "cannot_tell".
+    """
+    engine, base, trainer = _float64(engine), _float64(base), _float64(trainer)
+    if engine.numel() < MIN_PROBE_TOKENS:
+        raise ValueError(f"parity: found {engine.numel()} probe tokens; use at least {MIN_PROBE_TOKENS}")
+    effect = trainer - base
+    projection, effect_rms = _projection(engine - base, effect), _rms(effect)
+
+    def result(kind: ParityKind, freshness: float | None = None) -> ParityResult:
+        return ParityResult(kind, projection, freshness, effect_rms, noise, engine.numel())
+
+    if not bool(torch.isfinite(engine).all()):
+        return result("wrong")
+    if not _can_tell(effect, noise):
+        return result("cannot_tell")
+
+    expected: dict[ParityKind, Tensor] = {"applied": trainer, "no_op": base}
+    freshness = None
+    if previous is not None:
+        previous = _float64(previous)
+        # Rounding of the adapter itself (bf16 in the engine) is no part of `noise`; the best fit's residual shows it.
+        residual = min(_rms(engine - trainer), _rms(engine - previous))
+        if _can_tell(trainer - previous, max(noise, residual)):
+            freshness = _projection(engine - previous, trainer - previous)
+            if _rms(previous - base) > NOISE_FACTOR * noise:  # else the previous one is the base: that is a no-op
+                expected["stale"] = previous
+    kind = min(expected, key=lambda name: _rms(engine - expected[name]))
+    if _rms(engine - expected[kind]) <= max(NOISE_FACTOR * noise, 0.25 * effect_rms):
+        return result(kind, freshness)
+    # Twice the adapter is not quite twice its effect, so this one is judged by direction.
+    is_along = projection * effect_rms >= 0.8 * _rms(engine - base)
+    return result("doubled" if is_along and 1.5 <= projection <= 3.0 else "wrong", freshness)
+
+
+def require_applied(result: ParityResult, *, version: int) -> None:
+    """EngineError unless the verdict is "applied" or "cannot_tell" (which the caller counts)."""
+    if result.kind in ("applied", "cannot_tell"):
+        return
+    what, cure = {
+        "no_op": ("the engine samples from the bare base", "the adapter was not loaded, or names modules it does not have"),
+        "stale": ("the engine still samples from the previous adapter", "the new one was not loaded or not activated"),
+        "doubled": ("the engine applies the adapter twice over", "compare lora.alpha / lora.r, and look for a merged base"),
+        "wrong": ("the engine samples from something else", "compare base, config_overrides, dtype and lora.alpha"),
+    }[result.kind]
+    raise EngineError(
+        f"parity: after publishing adapter version {version}, {what} (projection {result.projection:.3f}, expected 1; "
+        f"effect {result.effect:.2g}, noise {result.noise:.2g} nats); {cure}. The run must not go on: every rollout "
+        "would come from another policy than the one that is trained"
+    )
+
+
+def require_checksum(found: str | None, *, expected: str, version: int) -> None:
+    """EngineError if the engine holds other tensors than the published ones."""
+    if found != expected:
+        raise EngineError(
+            f"parity: after publishing adapter version {version} the engine holds other tensors than were published "
+            f"(checksum {(found or 'none')[:12]}, expected {expected[:12]}); the adapter was not loaded, or in part, or "
+            "in another dtype. The run must not go on"
+        )
+
+
+def _can_tell(difference: Tensor, noise: float) -> bool:
+    norm = float(difference.norm())
+    return norm > 0 and NOISE_FACTOR * noise <= 0.5 * norm
+
+
+def _projection(vector: Tensor, direction: Tensor) -> float:
+    return float(vector @ direction / (direction @ direction)) if bool(direction.any()) else math.nan
+
+
+def _rms(vector: Tensor) -> float:
+    return float(vector.square().mean().sqrt())
+
+
+def _float64(values: Sequence[float] | Tensor) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float64).detach().flatten().cpu()
