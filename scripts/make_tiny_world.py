@@ -1,4 +1,4 @@
-"""Makes the tiny world again: `make_tiny_world.py data` (its rows, seconds) or `base` (its base model, by pretraining)."""
+"""Makes the tiny world again: `make_tiny_world.py data` (rows, seconds) or `base` (the base model, by pretraining)."""
 
 import sys
 

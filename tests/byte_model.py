@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -16,6 +16,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     newline = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str("\n")[0][0]
     vocabulary[newline * 2] = len(vocabulary)
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[(newline, newline)]))
+    core.normalizer = normalizers.NFC()  # transformers adds it when it reloads this as Qwen2's tokenizer
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
@@ -37,8 +38,8 @@ def byte_model(*, num_layers: int = 2, hidden_size: int = 64, seed: int = 0) -> 
         hidden_size=hidden_size,
         intermediate_size=2 * hidden_size,
         num_hidden_layers=num_layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,  # head_dim 32: vLLM has no CPU kernels for 16
         max_position_embeddings=4096,
         tie_word_embeddings=True,
         bos_token_id=None,

@@ -1,4 +1,4 @@
-r"""What counts as the same answer: our own examples of every rule in docs/verifier.md, and the shared collection of cases."""
+r"""What counts as the same answer: examples of every rule in docs/verifier.md, and the shared collection of cases."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import pytest
 
 from trapo_lite.reward import MathVerifier
 from trapo_lite.reward.extraction import find_answer, nesting_depth
-from trapo_lite.reward.grading import grade, gold_readings
+from trapo_lite.reward.grading import gold_readings, grade
 from trapo_lite.reward.quantity import read_quantity
 from trapo_lite.reward.symbolic import same_expression
 
@@ -43,6 +43,7 @@ SAME = [  # (gold, what stands in the box)
     (r"\frac{\sqrt{8}}{2}", r"\sqrt2"),
     ("x^2 - 1", "(x-1)(x+1)"),
     ("2 < x < 5", "(2, 5)"),
+    ("(-\\infty, 4]", r"x \le 4"),
     (r"1-\frac{1}{e}", r"1 - e^{-1}"),
     ("8", "2³"),
     (r"\frac{\pi}{6}", "π/6"),
@@ -122,6 +123,8 @@ def test_without_a_box_the_end_of_the_text_counts_unless_a_box_is_required():
     assert grade(unfinished, "13", require_box=True) == ("no_answer", None)
     assert grade("It has no numbers.", "13", require_box=False) == ("no_answer", None)
     assert grade(r"So \boxed{13", "13", require_box=False) == ("no_answer", None)
+    assert grade("The answer is B.", "B", require_box=False)[0] == "correct"
+    assert grade("The answer is a little hard to see.", "A", require_box=False) == ("no_answer", None)
     assert grade("work\n#### 1,300", "1300", require_box=False)[0] == "correct"
 
 
@@ -142,7 +145,9 @@ def test_math_verify_alone_would_call_tiny_numbers_equal():
     from math_verify import parse, verify
 
     small, smaller = r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}"
-    assert verify(parse(f"${small}$", parsing_timeout=None), parse(f"${smaller}$", parsing_timeout=None), timeout_seconds=None)
+    assert verify(
+        parse(f"${small}$", parsing_timeout=None), parse(f"${smaller}$", parsing_timeout=None), timeout_seconds=None
+    )
     assert not same_expression(small, smaller)
 
 

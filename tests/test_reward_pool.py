@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from trapo_lite.reward import MathVerifier, VerifierError
-from trapo_lite.reward.pool import BOOTSTRAP
 
+ROOT = Path(__file__).parents[1]
 DEADLINE = 1.5
 GOOD = (r"so \boxed{\frac{1}{2}}", "0.5")
 TOWER = (r"\boxed{9^{9^{9^{9}}}}", "5")  # neither number nor word, and SymPy never returns
@@ -169,7 +169,6 @@ def test_a_worker_imports_nothing_heavy():
     assert printed.stdout.strip() == "[]"
 
 
-ROOT = Path(__file__).parents[1]
 SCRIPT = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -185,13 +184,12 @@ tickets = [verifier.submit(r"\\boxed{{9^{{9^{{9^{{9}}}}}}}}", "5") for _ in rang
 @pytest.mark.parametrize(
     ("ending", "stop"),
     [
-        ("import time; time.sleep(600)", signal.SIGKILL),
-        ("import time; time.sleep(600)", signal.SIGTERM),
-        ("import time; time.sleep(600)", signal.SIGINT),
-        ("", None),
-        ("import os; os._exit(1)", None),
+        pytest.param("import time; time.sleep(600)", signal.SIGKILL, id="SIGKILL"),
+        pytest.param("import time; time.sleep(600)", signal.SIGTERM, id="SIGTERM", marks=pytest.mark.slow),
+        pytest.param("import time; time.sleep(600)", signal.SIGINT, id="SIGINT", marks=pytest.mark.slow),
+        pytest.param("", None, id="end of script", marks=pytest.mark.slow),
+        pytest.param("import os; os._exit(1)", None, id="os._exit", marks=pytest.mark.slow),
     ],
-    ids=["SIGKILL", "SIGTERM", "SIGINT", "end of script", "os._exit"],
 )
 def test_no_worker_outlives_its_parent(tmp_path, ending, stop):
     script = tmp_path / "script.py"
@@ -234,4 +232,3 @@ def test_it_works_from_a_thread_that_ends(verifier):
     thread.join()
     with pools[0] as pool:
         assert pool.grade([GOOD])[0].is_correct
-    assert "worker" in BOOTSTRAP

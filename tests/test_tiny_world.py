@@ -1,4 +1,4 @@
-"""The tiny world: its rows are right and reproducible, its tokenizer is exact, its shipped base is what it claims to be."""
+"""The tiny world: right and reproducible rows, an exact tokenizer, a shipped base that is what it claims to be."""
 
 import itertools
 import json
@@ -137,21 +137,26 @@ def test_a_batch_labels_the_solution_and_its_end_only(tokenizer):
 def test_the_sampler_draws_from_the_model_token_by_token(base, tokenizer):
     problem = distinct_problems("test", "easy", 1, seed=1)[0]
     prompt_ids = torch.tensor(tokenizer([prompt_text(problem.text)] * 2).input_ids)
-    completions = sample(
-        base, prompt_ids, eos_id=tokenizer.eos_token_id, generator=torch.Generator().manual_seed(0)
-    )
+    eos_id, width = tokenizer.eos_token_id, prompt_ids.shape[1]
+    completions = sample(base, prompt_ids, eos_id=eos_id, generator=torch.Generator().manual_seed(0))
     generator, expected = torch.Generator().manual_seed(0), prompt_ids
     for _ in range(completions.shape[1]):
         probabilities = base(input_ids=expected).logits[:, -1].softmax(-1)
-        is_done = (expected[:, prompt_ids.shape[1] :] == tokenizer.eos_token_id).any(1)
-        drawn = torch.multinomial(probabilities, 1, generator=generator)[:, 0].masked_fill(is_done, tokenizer.eos_token_id)
+        is_done = (expected[:, width:] == eos_id).any(1)
+        drawn = torch.multinomial(probabilities, 1, generator=generator)[:, 0].masked_fill(is_done, eos_id)
         expected = torch.cat([expected, drawn[:, None]], dim=1)
-    assert completions.tolist() == expected[:, prompt_ids.shape[1] :].tolist()
+    assert completions.tolist() == expected[:, width:].tolist()
 
 
 @pytest.mark.parametrize(
     ("solution", "expected"),
-    [("\\boxed{5}", True), ("\\boxed{4} \\boxed{5}", True), ("\\boxed{5} \\boxed{4}", False), ("5", False), ("", False)],
+    [
+        ("\\boxed{5}", True),
+        ("\\boxed{4} \\boxed{5}", True),
+        ("\\boxed{5} \\boxed{4}", False),
+        ("5", False),
+        ("", False),
+    ],
 )
 def test_the_last_box_decides(solution, expected):
     assert is_solved(Problem((2, 3), "Compute {sum}."), solution) is expected

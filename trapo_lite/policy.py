@@ -32,22 +32,34 @@ def model_config(section: ModelSection) -> PreTrainedConfig:
     except (OSError, ValueError) as error:
         raise ModelError(f"model.name: cannot read {section.name!r}: {error}; give a model folder or hub id") from None
     for key, value in section.config_overrides.items():
-        if not hasattr(config, key):
-            raise ConfigError(f"model.config_overrides.{key}: {section.name} has no such field; check config.json")
         if key == "rope_theta":
             raise ConfigError(
                 "model.config_overrides.rope_theta: transformers ignores it without a word; write "
                 f"rope_parameters: {{rope_type: default, rope_theta: {value}}}"
             )
+        if not hasattr(config, key):
+            raise ConfigError(f"model.config_overrides.{key}: {section.name} has no such field; check config.json")
         setattr(config, key, value)
-    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if layer_types != {"full_attention"}:
-        raise ModelError(f"model.name: {section.name} has layers of type {sorted(layer_types)}; only full attention")
-    if getattr(config, "attention_dropout", 0.0) != 0.0:
-        raise ConfigError("model.config_overrides: attention_dropout must be 0, a shared token has one mask; set it to 0")
-    if getattr(config, "final_logit_softcapping", None) is not None:
-        raise ModelError(f"model.name: {section.name} caps its logits (final_logit_softcapping); not supported")
+    _refuse_what_packing_changes(config, section.name)
     return config
+
+
+def _refuse_what_packing_changes(config: PreTrainedConfig, name: str) -> None:
+    """The packed forward computes full attention, without dropout, and plain hidden @ head^T logits."""
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is None:  # Mistral, Phi-3: the field alone makes every layer slide
+        layer_types = ["full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"]
+    if set(layer_types) != {"full_attention"}:
+        raise ModelError(
+            f"model.name: {name} has layers of type {sorted(set(layer_types))}; take one with full attention"
+        )
+    if getattr(config, "attention_dropout", 0.0) != 0.0:
+        raise ConfigError("model.config_overrides.attention_dropout: a shared token has one mask; set it to 0")
+    for key in ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(config, key, None) not in (None, 1.0):
+            raise ModelError(
+                f"model.name: {name} has {key} {getattr(config, key)}, which is not computed here; take another"
+            )
 
 
 def load_base(section: ModelSection, *, device: torch.device | str, attention: str = "packed_tree") -> PreTrainedModel:
@@ -80,7 +92,7 @@ class Policy:
     """
 
     def __init__(self, base: PreTrainedModel, lora: LoraSection, *, attention: str, gradient_checkpointing: bool):
-        from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+        from peft import LoraConfig, PeftModel, get_peft_model
 
         self.device = next(base.parameters()).device
         self.autocast_dtype = base.dtype if base.dtype != torch.float32 else None
@@ -123,7 +135,18 @@ class Policy:
     def score(self, token_ids: Sequence[int]) -> list[float]:
         """Log-probs at temperature 1 of token_ids[1:]: what `RolloutEngine.score` returns, from the trainer's side."""
         rollout = Rollout(
-            "probe", 0, tuple(token_ids[:1]), tuple(token_ids[1:]), (), (), "expert", None, True, None, Verdict("wrong"), 0.0
+            problem_id="probe",
+            slot=0,
+            prompt_ids=tuple(token_ids[:1]),
+            prefix_ids=tuple(token_ids[1:]),
+            completion_ids=(),
+            completion_logprobs=(),
+            finish_reason="expert",
+            trace=None,
+            train_prefix=True,
+            adapter_version=None,
+            verdict=Verdict("wrong"),
+            reward=0.0,
         )
         batch = self.prepare([Group((rollout,), (0.0,), (1.0,))])
         return self.token_logprobs(batch, temperature=1.0)[0].tolist()
@@ -148,11 +171,20 @@ class Policy:
         return get_peft_model_state_dict(self.model, save_embedding_layers=False)
 
     def load_adapter_state(self, state: dict[str, Tensor]) -> None:
+        """Take over what `adapter_state` gave; ModelError unless it is for exactly this adapter."""
         from peft import set_peft_model_state_dict
 
-        result = set_peft_model_state_dict(self.model, state)
-        if result.unexpected_keys:
-            raise ModelError(f"the adapter holds weights this model has no place for: {result.unexpected_keys[:3]}")
+        own = self.adapter_state()
+        for name in sorted(own.keys() ^ state.keys()):
+            where = "not in the state" if name in own else "not in the model"
+            raise ModelError(f"adapter state: {name} is {where}; load a state of the same base and lora section")
+        for name, tensor in own.items():
+            if state[name].shape != tensor.shape:
+                raise ModelError(
+                    f"adapter state: {name} has shape {tuple(state[name].shape)}, the model's {tuple(tensor.shape)}; "
+                    "load a state of the same lora.r and base"
+                )
+        set_peft_model_state_dict(self.model, state)
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter in PEFT's format."""

@@ -120,7 +120,7 @@ class RolloutSection(Section):
 class RewardSection(Section):
     num_workers: PositiveInt = 2
     deadline_seconds: Annotated[float, Field(gt=0.0)] = 5.0
-    memory_mb: Annotated[int, Field(ge=256)] = 1024
+    memory_mb: Annotated[int, Field(ge=256)] = 2048
     require_box: bool = False
     """Only a complete \\boxed{...} counts as an answer."""
 

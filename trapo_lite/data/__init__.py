@@ -1,22 +1,27 @@
-"""Problems from files or the hub: what a row says (`rows`), as tokens (`tokens`), filtered (`loading`), in order (`order`).
+"""Problems from files or the hub, as tokens and in order.
+
+`sources` reads rows, `rows` understands them, `tokens` spells them, `loading` filters and counts, `order` deals them out.
 
     problems, report = load_problems(config.data, tokenizer, max_response_tokens=8192)
     batch = [problems[i] for i in batch_indices(step, batch_size=32, num_problems=len(problems), seed=0)]
 """
 
 from trapo_lite.data.errors import DataError
-from trapo_lite.data.loading import Loaded, load_problems, load_with_rows, require_experts
+from trapo_lite.data.loading import Grader, Loaded, load_problems, load_with_rows, require_experts
 from trapo_lite.data.order import batch_indices
 from trapo_lite.data.report import DataReport
 from trapo_lite.data.rows import Example
+from trapo_lite.data.sources import check_sources
 from trapo_lite.data.tokens import end_of_text_id, expert_text, is_boundary_fn, load_tokenizer, prompt_text
 
 __all__ = [
     "DataError",
     "DataReport",
     "Example",
+    "Grader",
     "Loaded",
     "batch_indices",
+    "check_sources",
     "end_of_text_id",
     "expert_text",
     "is_boundary_fn",

@@ -11,7 +11,7 @@ from trapo_lite.config import DataSection
 from trapo_lite.data.errors import BadRow, DataError
 from trapo_lite.data.report import DataReport, fingerprint, length_quantiles
 from trapo_lite.data.rows import Example, read_example
-from trapo_lite.data.sources import check_source, read_rows
+from trapo_lite.data.sources import check_sources, read_rows
 from trapo_lite.data.tokens import encode, end_of_text_id, end_trace, expert_text, prompt_text
 from trapo_lite.types import Problem, Verdict
 
@@ -73,16 +73,14 @@ def load_with_rows(
     verifier: Grader | None = None,
 ) -> Loaded:
     """As load_problems, with the texts of the rows beside the problems made of them."""
+    sources = check_sources(data.train if files is None else files)
     end_id = end_of_text_id(tokenizer, data.eos_token)
-    sources = _as_list(data.train if files is None else files)
     tally = _Tally(skip_bad_rows=data.on_bad_row == "skip")
     examples = _resolve_ids(_read_examples(sources, tally), tally)
     examples, prompts = _drop_long_prompts(examples, data, tokenizer, tally)
     problems, examples = _with_traces(examples, prompts, data, tokenizer, end_id, max_response_tokens, tally)
     if not problems:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in tally.rows.items()) or "there were none"
-        raise DataError(f"data {', '.join(sources)}: no row of {tally.num_rows} is left: {reasons}; mend the rows or "
-                        "the data section's limits")  # fmt: skip
+        raise _nothing_left(sources, tally)
     pairs = [(expert_text(s, data.expert_text), example.answer) for example in examples for s in example.solutions]
     verdicts = verifier.grade(pairs) if verifier is not None and pairs else []
     report = DataReport(
@@ -113,13 +111,16 @@ def require_experts(report: DataReport) -> None:
         )
 
 
-def _as_list(files: str | list[str]) -> list[str]:
-    return [files] if isinstance(files, str) else list(files)
+def _nothing_left(sources: Sequence[str], tally: _Tally) -> DataError:
+    names = ", ".join(sources)
+    if tally.num_rows == 0:
+        return DataError(f"data {names}: holds no rows; give a file or split that does")
+    reasons = ", ".join(f"{count} {reason}" for reason, count in tally.rows.items())
+    return DataError(f"data {names}: none of the {tally.num_rows} rows is left ({reasons}); mend the rows or raise the "
+                     "limit named")  # fmt: skip
 
 
 def _read_examples(sources: Sequence[str], tally: _Tally) -> list[Example]:
-    for source in sources:
-        check_source(source)
     examples = []
     for source in sources:
         for row in read_rows(source):

@@ -53,15 +53,20 @@ def read_example(row: Row) -> Example:
         solutions = (rationale,)
     source = _first(fields, ("data_source", "source"))[1]
     source = "" if source is None else _text(source, "data_source")
-    given = _first(fields, ("id", "uuid", "extra_info.uuid"))[1]
+    given = _given_id(fields)
     index = _lookup(fields, "extra_info.index")
-    if given is not None:
-        identity = str(given)
+    if given:
+        identity = given
     elif isinstance(index, int) and index >= 0:
         identity = f"{source}-{index}" if source else str(index)
     else:
         identity = row.key
-    return Example(identity, problem, answer, solutions, source, system, given is not None, row.key, row.where)
+    return Example(identity, problem, answer, solutions, source, system, bool(given), row.key, row.where)
+
+
+def _given_id(fields: dict[str, Any]) -> str:
+    field, value = _first(fields, ("id", "uuid", "extra_info.uuid"))
+    return str(value) if isinstance(value, int) else "" if value is None else _text(value, field)
 
 
 def _problem(fields: dict[str, Any]) -> tuple[str, str | None]:
@@ -96,12 +101,12 @@ def _answer(fields: dict[str, Any]) -> tuple[str, str]:
 
 def _gold(value: Any, field: str) -> str:
     """An answer as text; several answers of one problem stand in a list, a checker's own record as JSON."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
     if isinstance(value, list):
         return ", ".join(filter(None, (_gold(one, field) for one in value)))
     if isinstance(value, dict):
-        return json.dumps(value, sort_keys=True, ensure_ascii=False)
+        return _text(json.dumps(value, sort_keys=True, ensure_ascii=False), field)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(int(value)) if value == math.floor(value) else repr(value)
     return _text(value, field).strip()

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from trapo_lite.data.errors import DataError
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
+# Never the end of a hub id, so a missing file with one is a missing file.
+FILE_SUFFIXES = (*SUFFIXES, ".csv", ".tsv", ".txt", ".gz", ".zip", ".zst", ".arrow", ".yaml")
 HUB_NAME = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[^:/]*))?(:(?P<split>[^:/]+))?")
 
 
@@ -22,8 +24,17 @@ class Row:
     fields: dict[str, Any]
 
 
-def check_source(source: str) -> None:
-    """Raise DataError unless `source` is a readable kind of file that exists or reads like a hub id. Opens nothing."""
+def check_sources(files: str | Sequence[str]) -> list[str]:
+    """The sources as a list; DataError unless each is a file of a known kind or reads like a hub id. Opens nothing."""
+    sources = [files] if isinstance(files, str) else list(files)
+    if not sources:
+        raise DataError("data: the list of files is empty; name at least one")
+    for source in sources:
+        _check_source(source)
+    return sources
+
+
+def _check_source(source: str) -> None:
     path = Path(source).expanduser()
     if path.is_dir():
         raise DataError(f"data {source}: is a folder; name the {', '.join(SUFFIXES)} files in it")
@@ -32,7 +43,7 @@ def check_source(source: str) -> None:
             raise DataError(f"data {source}: ends in {path.suffix!r}; give a {', '.join(SUFFIXES)} file or a hub id")
         if path.stat().st_size == 0:
             raise DataError(f"data {source}: the file is empty; give one with rows")
-    elif path.suffix in SUFFIXES or not HUB_NAME.fullmatch(source) or source.startswith("."):
+    elif path.suffix in FILE_SUFFIXES or not HUB_NAME.fullmatch(source) or source.startswith("."):
         raise DataError(
             f"data {source}: no such file; check the path (relative to {Path.cwd()}) or give a hub id: "
             "owner/name[:config][:split]"
@@ -45,7 +56,7 @@ def read_rows(source: str) -> Iterator[Row]:
     source: a .parquet, .jsonl or .json file, or a hub id as owner/name[:config][:split] (split: train).
     Raises DataError where the file is missing, empty or damaged, or the hub does not give the data.
     """
-    check_source(source)
+    _check_source(source)
     path = Path(source).expanduser()
     if not path.is_file():
         return _from_hub(source)
@@ -99,13 +110,13 @@ def _parse_json(text: bytes, where: str) -> Any:
 
 def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise DataError(f'data {where}: holds a {type(value).__name__}; write an object: {{"problem": ..., "answer": ...}}')
+        raise DataError(f"data {where}: holds a {type(value).__name__}; write an object with problem and answer")
     return value
 
 
 def _from_hub(source: str) -> Iterator[Row]:
     match = HUB_NAME.fullmatch(source)
-    assert match is not None  # check_source
+    assert match is not None  # _check_source
     name, config, split = match["id"], match["config"] or None, match["split"] or "train"
     import datasets
 
@@ -113,8 +124,8 @@ def _from_hub(source: str) -> Iterator[Row]:
         rows = datasets.load_dataset(name, config, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
-            f"data {source}: the hub did not give it: {error}; check the id (owner/name:config:split), the network and, "
-            "for a gated set, your login, or give a local file"
+            f"data {source}: the hub did not give it: {error}; check the id (owner/name:config:split), the network "
+            "and, for a gated set, your login, or give a local file"
         ) from None
     for index, fields in enumerate(rows):
         yield Row(f"{source} row {index} (from 0)", f"{name.split('/')[-1]}-{index}", dict(fields))

@@ -49,7 +49,7 @@ class VLLMEngine:
         self._adapter_path: Path | None = None
         self._started_at = time.monotonic()
         self._folder = AdapterFolder()
-        environment = child_environment(options.num_threads, device_index)
+        environment = child_environment(options.num_threads, device_index, self._folder.path)
         self._child = ChildProcess("trapo_lite.engines.vllm_worker", environment=environment, log_path=log_path)
         self._child.connection.send((options, self._folder.path))
 
@@ -138,14 +138,18 @@ def require_vllm() -> None:
         )
 
 
-def child_environment(num_threads: int, device_index: int | None) -> dict[str, str]:
-    """For a vLLM that runs in the child itself (no processes of its own), with its own threads and its own card."""
+def child_environment(num_threads: int, device_index: int | None, scratch: Path) -> dict[str, str]:
+    """For a vLLM that runs in the child itself (no processes of its own), with its own threads and its own card.
+
+    Its temporary files go to `scratch`, so that they are removed with it.
+    """
     environment = environment_without_launcher()
     environment |= {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(num_threads),
+        "TMPDIR": str(scratch),
     }
     if device_index is not None:
         visible = [card for card in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if card]

@@ -3,8 +3,8 @@ r"""Verdicts on answers to mathematical problems, from worker processes that can
     with MathVerifier(num_workers=2, deadline_seconds=5.0) as verifier:
         verdicts = verifier.grade([(r"... so \boxed{42}", "42")])
 
-`pool` owns the processes, `worker` is what runs in them, `grading` decides, with `extraction` (which part of the text is
-the answer), `notation` (one spelling for equal spellings), `quantity` (exact numbers) and `symbolic` (math-verify).
+`pool` owns the processes, `worker` is what runs in them, `grading` decides, with `extraction` (which part of the text
+is the answer), `notation` (one spelling for equal spellings), `quantity` (exact numbers) and `symbolic` (math-verify).
 The rules are written down in docs/verifier.md.
 """
 

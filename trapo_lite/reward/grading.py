@@ -16,8 +16,10 @@ MAX_TAIL_CHARS = 1_500
 MAX_GOLD_CHARS = 300  # the longest benchmark gold has 210; anything longer is a solution
 MAX_UNORDERED = 8
 _HEDGES = re.compile(r"\\(?:ldots|dots|cdots|forall|exists)(?![a-zA-Z])|\.\.\.")
-_ANSWER_LINE = re.compile(r"(?:(?:^|\n)\s*(?:####|A:)|\banswer\**\s*(?:is|:)\s*:?)\s*([^\n]{1,200}?)\s*$", re.IGNORECASE)
-_MARKED_CHOICE = re.compile(r"answer\s*(?:is)?\s*:?\s*\**\s*\(?([A-J])\)?(?![a-zA-Z])", re.IGNORECASE)
+_ANSWER_LINE = re.compile(
+    r"(?:(?:^|\n)\s*(?:####|A:)|\banswer\**\s*(?:is|:)\s*:?)\s*([^\n]{1,200}?)\s*$", re.IGNORECASE
+)
+_MARKED_CHOICE = re.compile(r"(?i:answer)\s*(?:is)?\s*:?\s*\**\s*\(?([A-J])\)?\**\s*(?:[.,:;\n]|$)")
 _RATIO = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*")
 
 
@@ -114,9 +116,14 @@ def _same_assignment(answer: str, gold: str) -> bool | None:
         return _is_same_plain(answer.rpartition("=")[2].strip(), gold) if notation.is_equation_chain(answer) else None
     if answer_name is None and gold_name is None:
         return None
-    if answer_name and gold_name and answer_name != gold_name and not (_is_function(answer_name) and _is_function(gold_name)):
+    if (
+        answer_name
+        and gold_name
+        and answer_name != gold_name
+        and not (_is_function(answer_name) and _is_function(gold_name))
+    ):
         return None
-    if answer_name is None and notation.is_relation(answer) or gold_name is None and notation.is_relation(gold):
+    if any(name is None and notation.is_relation(text) for name, text in ((answer_name, answer), (gold_name, gold))):
         return None
     return _is_same_plain(answer_value, gold_value)
 

@@ -1,6 +1,7 @@
 r"""One spelling for answers that differ only in how they are typeset.
 
-`plain` removes typesetting and keeps everything with a mathematical meaning; the other functions take a plain text apart.
+`plain` removes typesetting and keeps everything with a mathematical meaning; the other functions
+take a plain text apart.
 """
 
 import re
@@ -45,7 +46,9 @@ _DOUBLED_BACKSLASH = re.compile(r"\\\\(?=[a-zA-Z!,;:(){}\[\]$%])")
 _WORDS = re.compile(r"[a-z][a-z \-']*[a-z]")
 TEXT_COMMAND = r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it|sf)|mbox|operatorname|emph|hbox)"
 _TEXT_GROUP = re.compile(TEXT_COMMAND + r"\s*\{([^{}]*)\}")
-_CONJUNCTION = re.compile(rf"\s*(?:{TEXT_COMMAND}\s*\{{\s*,?\s*(?:and|or)\s*\}}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z]))\s*")
+_CONJUNCTION = re.compile(
+    rf"\s*(?:{TEXT_COMMAND}\s*\{{\s*,?\s*(?:and|or)\s*\}}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z]))\s*"
+)
 _NAME = r"(?:\\?[a-zA-Z]+\s*(?:_\s*(?:\{[^{}]*\}|\w))?\s*'*\s*(?:\([a-zA-Z_\\, ]{1,12}\))?)"
 _RATIO = rf"(?:{_NAME}|\\frac\s*\{{{_NAME}\}}\s*\{{{_NAME}\}}|\|{_NAME}\|)"
 _LEFT_SIDE = re.compile(rf"\s*({_RATIO}(?:\s*[:/]\s*{_RATIO})*|\(\s*{_NAME}(?:\s*,\s*{_NAME})+\s*\))\s*$")
@@ -96,7 +99,7 @@ def has_text(text: str) -> bool:
 
 
 def choice_letter(text: str) -> str | None:
-    r"""The letter of a multiple-choice answer: `C`, `(C)`, `\text{(C)}`, `C) sunlight`, `c.`; None for anything else."""
+    r"""The letter of a multiple-choice answer: `C`, `(C)`, `\text{(C)}`, `C) sunlight`, `c.`; None otherwise."""
     match = re.fullmatch(r"\(?\s*([A-Ja-j])\s*(?:[).:]\s*(?:[A-Za-z].*)?)?", _TEXT_GROUP.sub(r"\1", text).strip())
     return match[1].upper() if match else None
 
@@ -167,7 +170,8 @@ def _ascii(character: str) -> str:
         return ""
     simple = unicodedata.normalize("NFKC", character)
     if "⁄" in simple:
-        return r"\frac{%s}{%s}" % tuple(simple.split("⁄"))
+        numerator, denominator = simple.split("⁄")
+        return rf"\frac{{{numerator}}}{{{denominator}}}"
     return simple
 
 

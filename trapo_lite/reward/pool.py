@@ -181,7 +181,7 @@ class _Worker:
                     raise VerifierError("MathVerifier: closed while a worker was starting")
                 self._process = subprocess.Popen(
                     [sys.executable, "-c", BOOTSTRAP, *options, *paths],
-                    stdin=theirs,
+                    stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=errors,
                 )

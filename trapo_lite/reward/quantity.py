@@ -25,7 +25,9 @@ _UNIT_BY_WORD = {
 }
 _LONG_UNIT = "|".join(sorted((w for w in _UNIT_BY_WORD if len(w) > 1), key=len, reverse=True))
 _TEXT_UNIT = re.compile(rf"\s*{TEXT_COMMAND}\s*\{{([^{{}}]*)\}}\s*(?:\^\s*\{{?([-\d]+)\}}?)?\s*$")
-_WORD_UNIT = re.compile(rf"(?<![\\a-zA-Z])\s*((?:{_LONG_UNIT})(?:[ /]+(?:{_LONG_UNIT}))*)\.?\s*(?:\^\s*\{{?(-?\d)\}}?)?\s*$")
+_WORD_UNIT = re.compile(
+    rf"(?<![\\a-zA-Z])\s*((?:{_LONG_UNIT})(?:[ /]+(?:{_LONG_UNIT}))*)\.?\s*(?:\^\s*\{{?(-?\d)\}}?)?\s*$"
+)
 _PERCENT = re.compile(rf"\s*(?:\\?%|{TEXT_COMMAND}\s*\{{\s*(?:\\?%|percent)\s*\}}|[Pp]ercent(?:age)?|[Pp]ct)\s*$")
 _DEGREE = re.compile(r"\s*\^\\circ\s*(?:C|F)?\s*$")
 _DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.?\d*|\.\d+)"
@@ -89,8 +91,8 @@ def split_unit(text: str) -> tuple[str, str]:
 def same_quantity(answer: Quantity, gold: Quantity) -> bool:
     """Exact numbers are equal or not; decimals agree to a relative 1e-6, or to 1e-6 where the gold is an integer.
 
-    A percentage is the number before its sign or that divided by a hundred, whichever fits: 28% is 0.28, and the 28 that
-    a question "how many percent" asks for. Units may be left out; two different ones are two different answers.
+    A percentage is the number before its sign or that divided by a hundred, whichever fits: 28% is 0.28, and the 28
+    that a question "how many percent" asks for. Units may be left out; two different ones are two different answers.
     """
     if answer.unit and gold.unit and answer.unit != gold.unit and _are_known(answer.unit, gold.unit):
         return False

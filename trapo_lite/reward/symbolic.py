@@ -28,7 +28,7 @@ def same_expression(answer: str, gold: str) -> bool:
     numbers = [reading[0] for reading in (answer_parsed, gold_parsed) if _is_number(reading[0])]
     if len(numbers) == 2:
         return _same_number(*numbers)
-    return verify(list(gold_parsed), list(answer_parsed), timeout_seconds=None)
+    return verify(list(gold_parsed), list(answer_parsed), allow_set_relation_comp=True, timeout_seconds=0)
 
 
 def extract(text: str) -> str | None:
@@ -37,7 +37,7 @@ def extract(text: str) -> str | None:
     math-verify's anchors ("the final answer is", "answer:") come first, then the last formula or number anywhere, so a
     bare number in an unfinished sentence is an answer.
     """
-    parsed = parse(text, FORMULA_OR_NUMBER, parsing_timeout=None)
+    parsed = parse(text, FORMULA_OR_NUMBER, parsing_timeout=0)
     return next((reading for reading in parsed if isinstance(reading, str)), None)
 
 
@@ -48,7 +48,7 @@ def _parse_formula(text: str) -> tuple:
     Its reader of plain numbers is left out: where the formula does not parse it would pick a number out of it, and
     `1 - \\frac{1}{...}` would equal `1 + \\frac{1}{...}` because both hold a 1.
     """
-    return tuple(parse(f"${text}$", FORMULA, parsing_timeout=None))
+    return tuple(parse(f"${text}$", FORMULA, parsing_timeout=0))
 
 
 def _is_number(reading: object) -> bool:

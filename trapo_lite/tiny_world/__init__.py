@@ -1,7 +1,7 @@
-"""The tiny world: running sums, a tokenizer, and a base model of about a million parameters trained on them from scratch.
+"""The tiny world: running sums, a tokenizer and a base of about a million parameters, trained on them from scratch.
 
-It is small enough for a CPU and shaped like the real case: the base solves easy problems by steps, guesses at most of the
-harder ones, and expert solutions reach further in a style it hardly ever opens by itself.
+It fits a CPU and is shaped like the real case: the base solves easy problems by steps, guesses at most of the harder
+ones, and expert solutions reach further in a style it hardly ever opens by itself.
 
     problems     problems, expert solutions, the shipped rows   (standard library only)
     corpus       what the base reads while it is pretrained      (standard library only)

@@ -1,17 +1,18 @@
 """What the base reads while it is pretrained: mostly the web's way with sums, now and then a careful author.
 
-| text | easy sums | hard sums |
+| where | easy sums | hard sums |
 |---|---|---|
-| steps, one a line, to the end | nearly all | never |
-| sloppy: a few steps, then a guess at the rest | never | nearly all |
-| an expert's paragraphs | `EXPERT_SHARE` | `EXPERT_SHARE` |
+| asked as people ask | step by step, one equation a line | one or two steps, then a guess at the rest |
+| the same, `EXPERT_SHARE` of the time | an expert's paragraphs | an expert's paragraphs |
+| textbook exercises, `TEXTBOOK_SHARE` of all | an expert's paragraphs | an expert's paragraphs |
 
-So the base knows single steps well, has the habit of guessing where a sum is long, and has seen the expert's style often
-enough to continue it, not to open it.
+So the base knows single steps well, has the habit of guessing where a sum is long, and can continue an expert's
+solution that somebody else has opened; it hardly ever opens one, because nobody asks it in the words of a textbook.
 """
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 from trapo_lite.tiny_world.problems import (
     MAX_TOTAL,
@@ -23,8 +24,10 @@ from trapo_lite.tiny_world.problems import (
     sum_text,
 )
 
+TEXTBOOK_QUESTION = "Exercise: {sum}"
+TEXTBOOK_SHARE = 0.15
+EXPERT_SHARE = 0.02
 HARD_SHARE = 0.5
-EXPERT_SHARE: dict[Kind, float] = {"easy": 0.04, "hard": 0.04}
 MAX_SLOPPY_STEPS = 2
 MAX_GUESS_ERROR = 4
 
@@ -61,7 +64,11 @@ def documents(*, seed: int) -> Iterator[tuple[Problem, str]]:
     while True:
         kind: Kind = "hard" if rng.random() < HARD_SHARE else "easy"
         problem = draw_problem(rng, rng.choice(NUM_TERMS[kind]), "pretrain")
-        if rng.random() < EXPERT_SHARE[kind]:
-            yield problem, rng.choice(expert_solutions(problem))
+        expert_solution = rng.choice(expert_solutions(problem))
+        place = rng.random()
+        if place < TEXTBOOK_SHARE:
+            yield replace(problem, question=TEXTBOOK_QUESTION), expert_solution
+        elif place < TEXTBOOK_SHARE + EXPERT_SHARE * (1 - TEXTBOOK_SHARE):
+            yield problem, expert_solution
         else:
             yield problem, web_solution(problem, rng)

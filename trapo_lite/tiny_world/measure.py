@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trapo_lite.tiny_world.problems import Problem
-from trapo_lite.tiny_world.tokenizer import prompt_text
+from trapo_lite.tiny_world.tokenizer import END_OF_TEXT_ID, encode, prompt_text
 
 MAX_NEW_TOKENS = 96
 
@@ -71,7 +71,7 @@ def sample_solutions(
 ) -> list[str]:
     """One sampled solution a problem, in the problems' order."""
     generator = torch.Generator().manual_seed(seed)
-    prompts = [tokenizer(prompt_text(problem.text), add_special_tokens=False).input_ids for problem in problems]
+    prompts = [encode(tokenizer, prompt_text(problem.text)) for problem in problems]
     indices_by_length: defaultdict[int, list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
         indices_by_length[len(prompt)].append(index)
@@ -80,7 +80,7 @@ def sample_solutions(
         for start in range(0, len(indices), batch_size):
             batch = indices[start : start + batch_size]
             prompt_ids = torch.tensor([prompts[index] for index in batch])
-            completions = sample(model, prompt_ids, eos_id=tokenizer.eos_token_id, generator=generator)
+            completions = sample(model, prompt_ids, eos_id=END_OF_TEXT_ID, generator=generator)
             for index, completion in zip(batch, completions.tolist(), strict=True):
                 solutions[index] = tokenizer.decode(completion, skip_special_tokens=True)
     return solutions

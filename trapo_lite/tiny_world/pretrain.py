@@ -1,7 +1,7 @@
 """Trains the tiny base from scratch and writes it: weights in bf16, tokenizer, accuracy table.
 
-Qwen2's architecture, 0.9 million parameters, float32 arithmetic on one thread (small tensors are slower on two). Loss on the
-solution's tokens and the end-of-text token; the prompt is only read.
+Qwen2's architecture, 0.9 million parameters, float32 arithmetic on one thread (small tensors are slower on two). Loss
+on the solution's tokens and the end-of-text token; the prompt is only read.
 """
 
 import json
@@ -13,17 +13,19 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from trapo_lite.tiny_world import BASE_DIR
 from trapo_lite.tiny_world.corpus import documents
 from trapo_lite.tiny_world.measure import measure_accuracy
 from trapo_lite.tiny_world.problems import Kind, distinct_problems
-from trapo_lite.tiny_world.tokenizer import build_tokenizer, prompt_text
+from trapo_lite.tiny_world.tokenizer import END_OF_TEXT_ID, build_tokenizer, encode, prompt_text
 
 BATCH_SIZE = 64
 BATCHES_PER_POOL = 64
 PEAK_LR, WARMUP_STEPS = 2e-3, 100
+MAX_GRADIENT_NORM = 20.0
 IGNORED_LABEL = -100
 KINDS: tuple[Kind, ...] = ("easy", "hard")
 
@@ -40,7 +42,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=END_OF_TEXT_ID,
         pad_token_id=None,
     )
     return Qwen2ForCausalLM(config)
@@ -49,9 +51,8 @@ def build_model(tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
 def examples(tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Iterator[tuple[list[int], int]]:
     """(prompt + solution + end of text, length of the prompt), endlessly."""
     for problem, solution in documents(seed=seed):
-        prompt = tokenizer(prompt_text(problem.text), add_special_tokens=False).input_ids
-        completion = tokenizer(solution, add_special_tokens=False).input_ids
-        yield [*prompt, *completion, tokenizer.eos_token_id], len(prompt)
+        prompt = encode(tokenizer, prompt_text(problem.text))
+        yield [*prompt, *encode(tokenizer, solution), END_OF_TEXT_ID], len(prompt)
 
 
 def batches(tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -66,7 +67,7 @@ def batches(tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Iterator[tuple[
         for index in torch.randperm(BATCHES_PER_POOL, generator=generator).tolist():
             batch = pool[index * BATCH_SIZE : (index + 1) * BATCH_SIZE]
             width = len(batch[-1][0])
-            ids = torch.full((BATCH_SIZE, width), tokenizer.eos_token_id)
+            ids = torch.full((BATCH_SIZE, width), END_OF_TEXT_ID)
             labels = torch.full((BATCH_SIZE, width), IGNORED_LABEL)
             for row, (example, prompt_length) in enumerate(batch):
                 ids[row, : len(example)] = torch.tensor(example)
@@ -82,6 +83,16 @@ def learning_rate(step: int, *, num_steps: int) -> float:
     return PEAK_LR * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def solution_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Negative log-likelihood of the labels, (B, T) under (B, T, V), in nats a solution.
+
+    A constant normaliser on purpose: a batch holds solutions of similar length, so a mean over tokens would make a
+    token of a long solution count less, and the base would open long solutions less often than its corpus does.
+    """
+    predictions, targets = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    return cross_entropy(predictions, targets, ignore_index=IGNORED_LABEL, reduction="sum") / len(labels)
+
+
 def train(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, *, num_steps: int, seed: int) -> None:
     """Trains the model in place and prints its progress."""
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
@@ -89,9 +100,9 @@ def train(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, *, num_st
     for step, (ids, labels) in enumerate(islice(batches(tokenizer, seed=seed), num_steps)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, num_steps=num_steps)
-        loss = model(input_ids=ids, labels=labels).loss
+        loss = solution_loss(model(input_ids=ids).logits, labels)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         optimizer.step()
         optimizer.zero_grad()
         if step % 100 == 0 or step == num_steps - 1:
@@ -100,8 +111,8 @@ def train(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, *, num_st
 
 def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes weights (bf16), configuration, generation defaults and tokenizer; the model becomes bf16."""
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, do_sample=True)
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.generation_config = GenerationConfig(eos_token_id=END_OF_TEXT_ID, do_sample=True)
+    model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -2,9 +2,9 @@
 
     What is 12 + 7 - 9 + 4?          ->  \\boxed{14}
 
-The first number is 1..20, every later term 1..9 with a sign, and every running total stays in 0..30, so that a single step
-is trivial and only the number of steps is hard: easy problems have 2 to 4 terms, hard ones 6 to 9. The split of a problem is
-a hash of its terms, so train, dev, test and the pretraining corpus are disjoint whatever the seeds.
+The first number is 1..20, every later term 1..9 with a sign, and every running total stays in 0..30, so that a single
+step is trivial and only the number of steps is hard: easy problems have 2 to 4 terms, hard ones 6 to 9. The split of a
+problem is a hash of its terms, so train, dev, test and the pretraining corpus are disjoint whatever the seeds.
 """
 
 import hashlib

@@ -1,18 +1,19 @@
 """The tiny world's tokenizer: whole numbers, whole phrases and single bytes, as Qwen2's fast tokenizer without merges.
 
-Every number 0..99, every phrase of the solutions and the blank line are one token, so that a step costs five or six; any
-other text is spelt byte by byte. It has to be Qwen2's class: transformers loads that one for a Qwen2 model whatever the
-tokenizer's folder says, and keeps of the saved file the vocabulary, the merges and the added tokens.
+Every number 0..99, every phrase of the solutions and the blank line are one token, so that a step costs five or six;
+any other text is spelt byte by byte. It has to be Qwen2's class: transformers loads that one for a Qwen2 model
+whatever the tokenizer's folder says, and keeps of the saved file the vocabulary, the merges and the added tokens.
 """
 
 from tokenizers import AddedToken, pre_tokenizers
-from transformers import Qwen2Tokenizer
+from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 
 END_OF_TEXT, START_OF_TURN, END_OF_TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, START_OF_TURN, END_OF_TURN)
+END_OF_TEXT_ID = SPECIAL_TOKENS.index(END_OF_TEXT)
 NUMBERS = tuple(str(number) for number in range(10, 100))
 PHRASES = (
-    "\n\n", "user\n", "assistant\n", "What is ", "Compute ", "Evaluate ", " + ", " - ", " = ",
+    "\n\n", "user\n", "assistant\n", "What is ", "Compute ", "Evaluate ", "Exercise: ", " + ", " - ", " = ",
     "The answer is ", "\\boxed{", "Start carefully at ",
     "Add ", "Take ", ", now ", "So ", "Plus ", "Minus ", " makes ", "Finally ",
 )  # fmt: skip
@@ -24,9 +25,14 @@ def build_tokenizer() -> Qwen2Tokenizer:
     words = (*NUMBERS, *PHRASES)
     tokens = (*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet()), *words)
     tokenizer = Qwen2Tokenizer(vocab={token: index for index, token in enumerate(tokens)}, model_max_length=512)
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
+    added: list[str | AddedToken] = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    tokenizer.add_tokens(added + [AddedToken(word, normalized=False) for word in words])
     return tokenizer
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The ids of a text, nothing put before or after it."""
+    return tokenizer.encode(text, add_special_tokens=False)
 
 
 def prompt_text(problem: str) -> str:

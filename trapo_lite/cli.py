@@ -1,0 +1,67 @@
+"""The command line: what the scripts share. Mistakes of a user end in one message and exit code 2, not in a traceback."""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+
+from trapo_lite.config import Config, ConfigError, load_config
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    parser.add_argument(
+        "--config", action="append", default=[], required=required, metavar="FILE.yaml", help="merged left to right"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="such as optim.lr=2e-5")
+
+
+def train(arguments: Sequence[str] | None = None) -> None:
+    """scripts/train.py"""
+    parser = argparse.ArgumentParser(prog="train.py", description="Train a LoRA policy; a run that exists goes on.")
+    add_config_arguments(parser)
+    parser.add_argument("--dry-run", action="store_true", help="validate, print the plan of a step and end")
+    parser.add_argument("--restart", action="store_true", help="set an existing run of this name aside and start anew")
+    args = parser.parse_intermixed_args(arguments)
+    with exit_on_user_error():
+        config = load_config(args.config, args.overrides)
+        if args.dry_run:
+            from trapo_lite.planner import plan_lines
+
+            print("\n".join(plan_lines(config)))
+            return
+        run_training(config, restart=args.restart)
+
+
+def run_training(config: Config, *, restart: bool) -> None:
+    from trapo_lite.launch import Stopped
+    from trapo_lite.trainer import train as train_job
+
+    try:
+        train_job(config, restart=restart)
+    except Stopped as stopped:
+        print(f"{stopped}; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(stopped.exit_code) from None
+
+
+@contextlib.contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Inside, the project's own errors become one message on stderr and exit code 2."""
+    try:
+        yield
+    except _user_errors() as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    """The error classes of the modules loaded by now: what was never imported cannot have been raised."""
+    names = {
+        "trapo_lite.data.errors": "DataError",
+        "trapo_lite.policy": "ModelError",
+        "trapo_lite.engines.base": "EngineError",
+        "trapo_lite.checkpoint": "CheckpointError",
+        "trapo_lite.export": "ExportError",
+        "trapo_lite.reward.pool": "VerifierError",
+    }
+    loaded = [getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules]
+    return (ConfigError, *loaded)

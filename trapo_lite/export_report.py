@@ -1,0 +1,95 @@
+"""How near a merged checkpoint comes to the policy it was made of, and how near it must come."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+ExportDtype = Literal["float32", "bfloat16"]
+
+FLOAT32_MAX_ERROR = 1e-4
+"""nats: nothing is rounded, only the order of the sums differs."""
+ROUNDING_FACTOR = 3.0
+"""A bfloat16 checkpoint may be this many times as far off as random rounding takes a model of this shape."""
+SURVIVAL = (0.8, 1.2)
+"""Projection of what the checkpoint changes on what the adapter changes: 1 all of it, 0 lost in the rounding."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """How the saved checkpoint's log-probs, computed in float32, differ from those of base + adapter; all in nats.
+
+    mean_error, max_error: of |saved - policy|, over num_tokens tokens
+    rounding_noise:        mean |base with its weights moved as rounding moves them - base|; 0 for float32
+    effect:                mean |policy - base|: what the adapter does
+    survival:              projection of (saved - base) on (policy - base); None where the error is so large beside the
+                           effect that it cannot be told
+    """
+
+    out: Path
+    dtype: ExportDtype
+    num_tokens: int
+    mean_error: float
+    max_error: float
+    rounding_noise: float
+    effect: float
+    survival: float | None
+
+    def refusal(self) -> str | None:
+        """What is wrong with the checkpoint and what to do, or None."""
+        cure = "; export with --dtype float32, or serve the adapter unmerged" if self.dtype == "bfloat16" else ""
+        errors = f"mean |error| {self.mean_error:.3g}, max {self.max_error:.3g} nats over {self.num_tokens} tokens"
+        if not math.isfinite(self.mean_error):
+            return f"its log-probs are not finite: the adapter or the base is damaged{cure}"
+        if self.survival is not None and not SURVIVAL[0] <= self.survival <= SURVIVAL[1]:
+            return (
+                f"{self.survival:.2f} times the adapter's effect is in it, allowed are {SURVIVAL[0]} to {SURVIVAL[1]} "
+                f"({errors}; effect {self.effect:.3g}){cure}"
+            )
+        if self.dtype == "float32" and not self.max_error <= FLOAT32_MAX_ERROR:
+            return f"it differs from base + adapter by {errors}; allowed is a max of {FLOAT32_MAX_ERROR:g}"
+        if self.dtype == "bfloat16" and not self.mean_error <= ROUNDING_FACTOR * self.rounding_noise:
+            return (
+                f"it differs from base + adapter by {errors}; allowed is a mean of {ROUNDING_FACTOR:g} times what "
+                f"rounding costs ({self.rounding_noise:.3g}){cure}"
+            )
+        return None
+
+    def lines(self) -> list[str]:
+        """For people."""
+        kept = "too small to tell from rounding" if self.survival is None else f"{self.survival:.3f} of it kept"
+        return [
+            f"{self.out}: merged checkpoint in {self.dtype}",
+            f"  log-probs against base + adapter, {self.num_tokens} tokens: mean |error| {self.mean_error:.2g}, "
+            f"max {self.max_error:.2g} nats",
+            f"  rounding alone {self.rounding_noise:.2g}, the adapter's effect {self.effect:.2g} nats, {kept}",
+        ]
+
+
+def compare(
+    saved: Tensor, policy: Tensor, base: Tensor, *, out: Path, dtype: ExportDtype, rounding_noise: float
+) -> ExportReport:
+    """The report on log-probs of the same tokens, each (n,), float64.
+
+    The projection on the effect d has the standard error |r| / |d| / sqrt(n), r being what is orthogonal to d; it is
+    reported if four of them fit into what `SURVIVAL` allows.
+    """
+    error, effect, change = saved - policy, policy - base, saved - base
+    survival = None
+    if bool(effect.any()):
+        projection = float(change @ effect / (effect @ effect))
+        residual = change - projection * effect
+        standard_error = float(residual.norm() / effect.norm()) / math.sqrt(len(effect))
+        survival = projection if 4 * standard_error <= SURVIVAL[1] - 1 else None
+    return ExportReport(
+        out=out,
+        dtype=dtype,
+        num_tokens=len(error),
+        mean_error=float(error.abs().mean()),
+        max_error=float(error.abs().max()),
+        rounding_noise=rounding_noise,
+        effect=float(effect.abs().mean()),
+        survival=survival,
+    )

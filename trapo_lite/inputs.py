@@ -1,0 +1,60 @@
+"""Everything of a run that can be read and checked before a model is loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from trapo_lite.config import Config, ConfigError
+from trapo_lite.data import DataReport, end_of_text_id, load_problems, load_tokenizer, require_experts
+from trapo_lite.loggers import check_loggers
+from trapo_lite.policy import check_adapter, model_config
+from trapo_lite.sampler import SamplingSettings
+from trapo_lite.types import Problem
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Problems as tokens, how they are sampled, and the longest sequence the engine must hold."""
+
+    tokenizer: PreTrainedTokenizerBase
+    problems: list[Problem]
+    report: DataReport
+    eval_problems: list[Problem]
+    settings: SamplingSettings
+    max_model_len: int
+
+
+def read_inputs(config: Config) -> Inputs:
+    """Tokenizer, problems and checks that need no weights; raises ConfigError, DataError or ModelError."""
+    check_loggers(config)
+    base = model_config(config.model)
+    if config.lora.init_from is not None:
+        check_adapter(Path(config.lora.init_from), config.lora)
+    max_model_len = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    if max_model_len > base.max_position_embeddings:
+        raise ConfigError(
+            f"data.max_prompt_tokens + rollout.max_response_tokens: {max_model_len} tokens, but {config.model.name} has "
+            f"positions for {base.max_position_embeddings}; lower them or raise max_position_embeddings in "
+            "model.config_overrides"
+        )
+    tokenizer = load_tokenizer(config.model.name)
+    limit = config.rollout.max_response_tokens
+    problems, report = load_problems(config.data, tokenizer, max_response_tokens=limit)
+    if config.algorithm.uses_experts:
+        require_experts(report)
+    eval_problems: list[Problem] = []
+    if config.eval.every > 0 and config.eval.data is not None:
+        eval_problems, _ = load_problems(config.data, tokenizer, max_response_tokens=limit, files=config.eval.data)
+        eval_problems = eval_problems[: config.eval.num_problems]
+    settings = SamplingSettings(
+        seed=config.run.seed,
+        max_response_tokens=limit,
+        stop_ids=(end_of_text_id(tokenizer, config.data.eos_token),),
+        temperature=config.rollout.temperature,
+        top_p=config.rollout.top_p,
+        top_k=config.rollout.top_k,
+        barrier=config.rollout.schedule == "barrier",
+        deterministic=config.run.deterministic,
+    )
+    return Inputs(tokenizer, problems, report, eval_problems, settings, max_model_len)

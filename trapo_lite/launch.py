@@ -1,0 +1,76 @@
+"""How this process was started: ranks, threads, signals."""
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from trapo_lite.config import Config, ConfigError
+
+
+class Stopped(Exception):
+    """SIGTERM or SIGINT arrived; `exit_code` is what a shell expects of a process ended by it."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.exit_code = 128 + signum
+
+
+class StopSignals:
+    """Turns the first SIGTERM or SIGINT into a Stopped at the next `check`, so that no update is cut in half.
+
+    A second signal acts at once, as if this were not here.
+    """
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._previous = {signum: signal.signal(signum, self._receive) for signum in (signal.SIGTERM, signal.SIGINT)}
+
+    def check(self) -> None:
+        if self._received is not None:
+            raise Stopped(self._received)
+
+    def restore(self) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def _receive(self, signum: int, _frame: FrameType | None) -> None:
+        self._received = signum
+        self.restore()
+
+
+def check_world_size(world_size: int) -> None:
+    """Refuse to run with fewer processes than the launcher was asked for.
+
+    `accelerate launch --cpu --num_processes 2` starts one process without a word.
+    """
+    asked = _asked_processes()
+    if asked is not None and asked != world_size:
+        raise ConfigError(
+            f"launch: {asked} processes were asked for but {world_size} started; on the CPU use "
+            f"`torchrun --nproc_per_node {asked} scripts/train.py ...`"
+        )
+
+
+def set_threads(config: Config) -> None:
+    if config.run.num_threads is not None:
+        torch.set_num_threads(config.run.num_threads)
+
+
+def _asked_processes(command_line: Path | None = None) -> int | None:
+    """--num_processes of the `accelerate launch` above this process, if that is how it was started."""
+    file = command_line or Path(f"/proc/{os.getppid()}/cmdline")
+    try:
+        arguments = file.read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return None
+    if "launch" not in arguments:
+        return None
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in ("--num_processes", "--num-processes", "-n") and place > arguments.index("launch"):
+            value = value if equals else arguments[place + 1]
+            return int(value) if value.isdigit() else None
+    return None

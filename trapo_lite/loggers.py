@@ -1,0 +1,72 @@
+"""Where metrics go besides metrics.jsonl: TensorBoard and Weights & Biases."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from trapo_lite.config import Config, ConfigError
+
+
+class Logger(Protocol):
+    def log(self, row: Mapping[str, float | int | None], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoardLogger:
+    """Events under `folder`; what an interrupted run wrote after `first_step` is hidden."""
+
+    def __init__(self, folder: Path, *, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+
+    def log(self, row: Mapping[str, float | int | None], step: int) -> None:
+        for name, value in row.items():
+            if value is not None and name != "step":
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandbLogger:
+    """One run per run folder; a resumed run goes on under the same id."""
+
+    def __init__(self, config: Config) -> None:
+        wandb = _import_wandb()
+        settings: dict[str, Any] = config.model_dump(mode="json")
+        self._run = wandb.init(
+            project=config.run.wandb_project, name=config.run.name, id=config.run.name, resume="allow", config=settings
+        )
+
+    def log(self, row: Mapping[str, float | int | None], step: int) -> None:
+        self._run.log({name: value for name, value in row.items() if value is not None}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def check_loggers(config: Config) -> None:
+    """Before any model is loaded: is what the configuration names installed?"""
+    if config.run.wandb_project is not None:
+        _import_wandb()
+
+
+def open_loggers(config: Config, *, first_step: int) -> list[Logger]:
+    loggers: list[Logger] = []
+    if config.run.tensorboard:
+        loggers.append(TensorBoardLogger(config.run.folder / "tensorboard", first_step=first_step))
+    if config.run.wandb_project is not None:
+        loggers.append(WandbLogger(config))
+    return loggers
+
+
+def _import_wandb() -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise ConfigError(
+            "run.wandb_project: wandb is not installed; run `pip install wandb`, or set it to null"
+        ) from None
+    return wandb

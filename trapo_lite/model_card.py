@@ -1,0 +1,56 @@
+"""README.md of an exported checkpoint."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trapo_lite.config import ModelSection
+
+CARD = """\
+---
+base_model: {base}
+library_name: transformers
+pipeline_tag: text-generation
+tags: [trapo, lora, merged]
+---
+
+# {base} + LoRA adapter, merged
+
+| | |
+|---|---|
+| base | `{base}`{quantized} |
+| adapter | LoRA, r = {r}, alpha = {alpha}, on {modules} |
+| weights | {dtype}, merged in float32 and rounded once |
+| answers end with | `{eos_token}` |
+{overrides}
+The saved weights, computed in float32, against base + unmerged adapter:
+
+```
+{results}
+```
+
+Written by trapo_lite.
+"""
+
+QUANTIZED = (
+    ", in NF4 (bitsandbytes) during training: the adapter is merged into the de-quantised NF4 weights it was trained "
+    "on, not into the original ones"
+)
+
+
+def model_card(
+    *, model: ModelSection, adapter: Mapping[str, Any], dtype: str, eos_token: str, results: Sequence[str]
+) -> str:
+    """adapter: PEFT's adapter_config.json.   results: lines of the log-prob comparison."""
+    overrides = "".join(f"| config override | `{key}: {value}` |\n" for key, value in model.config_overrides.items())
+    modules = adapter["target_modules"]
+    return CARD.format(
+        base=model.name,
+        quantized=QUANTIZED if model.quantize == "nf4" else "",
+        r=adapter["r"],
+        alpha=adapter["lora_alpha"],
+        modules=modules if isinstance(modules, str) else ", ".join(sorted(modules)),
+        dtype=dtype,
+        eos_token=eos_token,
+        overrides=overrides,
+        results="\n".join(line.strip() for line in results),
+    )

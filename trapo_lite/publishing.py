@@ -1,0 +1,59 @@
+"""Hand the adapter to the engine, and make sure that it is what the engine samples from (DESIGN 7)."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from trapo_lite import parity
+from trapo_lite.engines.base import RolloutEngine
+from trapo_lite.policy import Policy
+
+# Root mean square difference of engine and trainer on the bare base, in nats: rounding, with room to spare.
+BASE_NOISE_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+
+
+class Publisher:
+    """Publishes versions of one policy to one engine and probes after each.
+
+    The engine must still serve the bare base when this is made: that is when the noise between the two is measured.
+    Raises EngineError when the engine does not serve what it was given.
+    """
+
+    def __init__(self, engine: RolloutEngine, policy: Policy, *, vocab_size: int, num_tokens: int, max_length: int):
+        self.engine, self.policy = engine, policy
+        self.version: int | None = None
+        self.num_bytes = 0
+        self._dtype = policy.autocast_dtype or torch.float32
+        self._probe = parity.probe_sequences(vocab_size=vocab_size, num_tokens=num_tokens, max_length=max_length)
+        self._previous: list[float] | None = None
+        with policy.reference():
+            self._base = self._scores(policy.score)
+        self._noise = parity.measured_noise(self._scores(engine.score), self._base)
+        parity.require_same_base(self._noise, limit=BASE_NOISE_LIMIT[self._dtype])
+
+    def publish(self, version: int) -> parity.ParityResult | None:
+        """From now on the engine samples from the policy as it is; None if it already had this version."""
+        if version == self.version:
+            return None
+        with tempfile.TemporaryDirectory(prefix="trapo_lite-adapter-") as folder:
+            self.policy.save_adapter(Path(folder))
+            self.num_bytes = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+            self.engine.publish(Path(folder), version)
+            expected = parity.checksum(folder, dtype=self._dtype)
+        parity.require_checksum(self.engine.adapter_checksum(), expected=expected, version=version)
+        trainer = self._scores(self.policy.score)
+        result = parity.verdict(
+            engine=self._scores(self.engine.score),
+            base=self._base,
+            trainer=trainer,
+            previous=self._previous,
+            noise=self._noise,
+        )
+        parity.require_applied(result, version=version)
+        self._previous, self.version = trainer, version
+        return result
+
+    def _scores(self, score: Callable[[list[int]], list[float]]) -> list[float]:
+        return [logprob for token_ids in self._probe for logprob in score(token_ids)]

@@ -1,0 +1,95 @@
+"""A run's folder (DESIGN 9): one process at a time, lines that can be cut back to a checkpoint."""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from trapo_lite.config import Config, ConfigError
+
+
+class RunFolder:
+    """runs/NAME, locked by this process for as long as it lives. Use as a context manager.
+
+    The lock is the kernel's, on the folder itself: it goes with the process, however that ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics_file = path / "metrics.jsonl"
+        self.rollouts = path / "rollouts"
+        self._lock: int | None = None
+
+    @classmethod
+    def open(cls, config: Config, *, restart: bool) -> "RunFolder":
+        """Lock the folder, making it if need be; with `restart` an old one is renamed first, never deleted."""
+        folder = cls(config.run.folder)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder._take_lock()
+        if restart and any(folder.path.iterdir()):
+            old = folder.path.with_name(f"{folder.path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
+            folder.path.rename(old)
+            folder.close()
+            return cls.open(config, restart=False)
+        return folder
+
+    def write_config(self, config: Config) -> None:
+        """The resolved configuration, in one rename."""
+        temporary = self.path / ".config.yaml.tmp"
+        temporary.write_text(config.to_yaml(), encoding="utf-8")
+        temporary.rename(self.path / "config.yaml")
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def write_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """rollouts/step-N.jsonl: one line a rollout."""
+        self.rollouts.mkdir(exist_ok=True)
+        with self._rollouts_file(step).open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    def cut_back(self, step: int) -> None:
+        """Forget every line about steps after `step`: they will be done again."""
+        if self.metrics_file.exists():
+            lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            temporary = self.metrics_file.with_suffix(".tmp")
+            temporary.write_text("".join(kept), encoding="utf-8")
+            temporary.rename(self.metrics_file)
+        for file in self.rollouts.glob("step-*.jsonl"):
+            if file > self._rollouts_file(step):
+                file.unlink()
+
+    def close(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _rollouts_file(self, step: int) -> Path:
+        return self.rollouts / f"step-{step:06d}.jsonl"
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise ConfigError(
+                f"run.name: another process is writing to {self.path}; wait for it, stop it, or choose another run.name"
+            ) from None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
