@@ -14,6 +14,7 @@ from trapo_lite.reward.quantity import read_quantity
 from trapo_lite.reward.symbolic import same_expression
 
 SHARED = Path(os.environ.get("TRAPO_LITE_SHARED", Path(__file__).parents[2] / "shared"))
+BENCHMARKS = SHARED / "data" / "benchmarks"
 CASES = SHARED / "data" / "verifier_cases.jsonl"
 
 SAME = [  # (gold, what stands in the box)
@@ -50,7 +51,7 @@ SAME = [  # (gold, what stands in the box)
 ]
 DIFFERENT = [
     ("4.5e33", "4.5e32"),
-    ("3e-19", "9e-25"),  # both round to 0.000000
+    ("2.88e-19", "9.1e-25"),  # both round to 0.000000
     (r"\frac{1}{30!}", r"\frac{1}{31!}"),
     ("1000000", "1000001"),
     ("1000000", "1000000.9"),
@@ -122,7 +123,7 @@ def test_without_a_box_the_end_of_the_text_counts_unless_a_box_is_required():
     assert grade(unfinished, "13", require_box=False)[0] == "correct"
     assert grade(unfinished, "13", require_box=True) == ("no_answer", None)
     assert grade("It has no numbers.", "13", require_box=False) == ("no_answer", None)
-    assert grade(r"So \boxed{13", "13", require_box=False) == ("no_answer", None)
+    assert grade(r"We get $13$, so \boxed{13", "13", require_box=False) == ("no_answer", None)
     assert grade("The answer is B.", "B", require_box=False)[0] == "correct"
     assert grade("The answer is a little hard to see.", "A", require_box=False) == ("no_answer", None)
     assert grade("work\n#### 1,300", "1300", require_box=False)[0] == "correct"
@@ -166,3 +167,28 @@ def test_agreement_with_the_stated_verdicts():
         assert verdict.kind != "crash", row
     print({rule: f"{agreed[rule]} / {total[rule]}" for rule in total})
     assert agreed["core"] / total["core"] >= 0.97
+
+
+def benchmark_golds(path: Path) -> list[str]:
+    """The different golds of one benchmark file."""
+    if path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        golds = [row["ground_truth"] for row in parquet.read_table(path).column("reward_model").to_pylist()]
+    else:
+        golds = [str(json.loads(line)["answer"]).rpartition("####")[2] for line in path.read_text().splitlines()]
+    return list(dict.fromkeys(str(gold).strip() for gold in golds))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BENCHMARKS.exists(), reason=f"the shared benchmark files are not at {BENCHMARKS}")
+def test_every_benchmark_gold_equals_itself_and_no_small_number():
+    golds = [gold for path in sorted(BENCHMARKS.iterdir()) for gold in benchmark_golds(path)]
+    others = [other for other in ("0", "1", "2", "3", "10", "x") for _ in golds]
+    with MathVerifier(num_workers=2, deadline_seconds=10.0) as verifier:
+        same = verifier.grade([(rf"\boxed{{{gold}}}", gold) for gold in golds])
+        other = verifier.grade([(rf"\boxed{{{o}}}", gold) for o, gold in zip(others, golds * 6, strict=True)])
+    assert [gold for gold, verdict in zip(golds, same, strict=True) if not verdict.is_correct] == []
+    accepted = {(o, gold) for o, gold, v in zip(others, golds * 6, other, strict=True) if v.is_correct}
+    spelled = {f"{prefix}{n}{suffix}" for n in others for prefix in ("", "+", "k=", "f(x)=") for suffix in ("", ".0")}
+    assert {(o, gold) for o, gold in accepted if gold.strip("$") not in spelled} == set()

@@ -2,6 +2,7 @@ r"""The pool: deadlines, crashes, threads, and that nothing stays behind."""
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from trapo_lite.reward import MathVerifier, VerifierError
+from trapo_lite.reward.pool import BOOTSTRAP
+from trapo_lite.reward.worker import read_frame, write_frame
 
 ROOT = Path(__file__).parents[1]
 DEADLINE = 1.5
@@ -80,9 +83,11 @@ def test_hostile_answers_are_cut_off_at_the_deadline(verifier):
 
 
 def test_a_tower_of_powers_times_out_and_its_worker_is_replaced(verifier):
-    before = set(verifier.worker_pids())
+    assert wait_until(lambda: len(verifier.worker_pids()) == 2)
+    workers, before = set(verifier.worker_pids()), time.monotonic()
     assert verifier.submit(*TOWER).result().kind == "timeout"
-    assert wait_until(lambda: len(set(verifier.worker_pids()) - before) == 1)
+    assert time.monotonic() - before < DEADLINE + 0.5
+    assert wait_until(lambda: len(set(verifier.worker_pids()) - workers) == 1)
     assert verifier.submit(*GOOD).result().is_correct
 
 
@@ -129,11 +134,12 @@ def test_closing_during_a_grade_is_quick_and_final():
     assert not is_alive(worker)
 
 
-def test_closing_while_the_workers_start():
+@pytest.mark.parametrize("seconds_in", [0.0, 0.05])
+def test_closing_while_the_workers_start(seconds_in):
     before = time.monotonic()
     pool = MathVerifier(num_workers=2)
     ticket = pool.submit(*GOOD)
-    time.sleep(0.05)
+    time.sleep(seconds_in)
     pool.close()
     assert time.monotonic() - before < 2.0
     with pytest.raises(VerifierError, match="closed"):
@@ -211,6 +217,16 @@ def test_no_worker_outlives_its_parent(tmp_path, ending, stop):
         parent.kill()
         parent.wait()
         parent.stdout.close()
+
+
+def test_a_worker_whose_parent_forgets_it_ends_by_its_own_timer():
+    ours, theirs = socket.socketpair()
+    arguments = [str(os.getpid()), "0.5", str(1 << 30), *sys.path]
+    with ours, theirs, subprocess.Popen([sys.executable, "-c", BOOTSTRAP, *arguments], stdin=theirs.fileno()) as worker:
+        ours.settimeout(60.0)
+        assert read_frame(ours) == ["ready"]
+        write_frame(ours, [*TOWER, False])
+        assert worker.wait(timeout=5.0) == -signal.SIGALRM
 
 
 def test_a_forked_process_is_told_to_build_its_own(verifier):

@@ -26,6 +26,7 @@ _REWRITES = [
         (r"\\!", ""),
         (r"(?<!\\)\\(?:[,;: ]|q?quad(?![a-zA-Z]))|~|&nbsp;", " "),
         (r"\\\$|\$|(?<!\\)\\[()\[\]]|[£€¥]", ""),
+        (r"_\s*\{?\s*\\(odot|oplus|star|perp|parallel)(?![a-zA-Z])\s*\}?", r"_{\1}"),
         (r"_\s*\{\s*\\(?:text|mathrm|rm)\s*\{(\w+)\}\s*\}", r"_{\1}"),
         (r"\\(?:lt|gt)(?![a-zA-Z])", lambda m: "<" if m[0] == r"\lt" else ">"),
         (r"\\(leq?|geq?|neq?)(?:slant)?(?![a-zA-Z])", lambda m: "\\" + m[1][:2]),
