@@ -1,6 +1,8 @@
 """The policy: one frozen base, one LoRA adapter; the reference is the same weights with the adapter disabled."""
 
 import contextlib
+import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import logging as transformers_logging
 
 from trapo_lite import tree_attention
 from trapo_lite.config import ConfigError, LoraSection, ModelSection
@@ -17,6 +20,8 @@ from trapo_lite.tree import Group, pack
 from trapo_lite.types import PackedBatch, Rollout, Verdict
 
 ALL_ATTENTION_FUNCTIONS.register("packed_tree", tree_attention.packed_tree_attention)
+transformers_logging.disable_progress_bar()  # one bar per load, in the middle of the run's own display
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns about an optional kernel whenever PEFT imports it
 
 FLEX_BUCKET = 1024  # T is padded to a multiple, so that FlexAttention compiles for few lengths
 
@@ -213,8 +218,6 @@ class Policy:
 
 def check_adapter(folder: Path, lora: LoraSection) -> None:
     """An adapter to start from must have the configured rank and scale: they are part of what is trained."""
-    import json
-
     file = folder / "adapter_config.json"
     if not file.is_file():
         raise ConfigError(f"lora.init_from: {folder} holds no adapter_config.json; give the folder of a PEFT adapter")

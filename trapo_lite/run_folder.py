@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trapo_lite.config import Config, ConfigError
+from trapo_lite.metrics import TIMES
 
 
 class RunFolder:
@@ -93,3 +94,31 @@ class RunFolder:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def differences(left: Path, right: Path) -> list[str]:
+    """What differs between two runs that should be the same: adapter, newest checkpoint, rollouts, metrics but times.
+
+    An empty list: bit for bit the same.
+    """
+    found = []
+    for pattern in ("adapter/*.safetensors", "rollouts/*.jsonl"):
+        names = {p.relative_to(root) for root in (left, right) for p in root.glob(pattern)}
+        found += [str(name) for name in sorted(names) if _bytes(left / name) != _bytes(right / name)]
+    newest = [max((root / "checkpoints").glob("step-*"), default=root) for root in (left, right)]
+    if newest[0].name != newest[1].name:
+        found.append(f"newest checkpoint: {newest[0].name} and {newest[1].name}")
+    for name in ("adapter_model.safetensors", "optimizer.safetensors", "rng.safetensors"):
+        if _bytes(newest[0] / name) != _bytes(newest[1] / name):
+            found.append(f"{newest[0].name}/{name}")
+    rows = [read_metrics(root / "metrics.jsonl") for root in (left, right)]
+    if len(rows[0]) != len(rows[1]):
+        found.append(f"metrics.jsonl: {len(rows[0])} and {len(rows[1])} lines")
+    for one, other in zip(*rows, strict=False):
+        names = [name for name in {**one, **other} if name not in TIMES and one.get(name) != other.get(name)]
+        found += [f"metrics.jsonl step {one['step']}: {name}" for name in names]
+    return found
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None

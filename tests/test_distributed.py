@@ -1,0 +1,70 @@
+"""Two and three real processes (gloo) compute what one computes, given the same rollouts."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from trapo_lite.config import ConfigError
+from trapo_lite.launch import _asked_processes, check_world_size
+
+TESTS = Path(__file__).parent
+LR = 1e-2
+
+
+def run_steps(out: Path, *, processes: int, optimizer: str, budget: int) -> dict:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command += [str(TESTS / "distributed_steps.py"), str(out), optimizer, str(budget)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = torch.load(out)
+    assert result["world"] == processes
+    return result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "budget"), [(2, 100_000), (3, 60)])
+def test_gradients_and_weights_do_not_depend_on_the_number_of_processes(
+    tmp_path: Path, processes: int, budget: int
+) -> None:
+    one = run_steps(tmp_path / "one.pt", processes=1, optimizer="sgd", budget=100_000)
+    several = run_steps(tmp_path / "several.pt", processes=processes, optimizer="sgd", budget=budget)
+    for mine, theirs in zip(several["gradients"], one["gradients"], strict=True):
+        assert theirs.norm() > 0
+        assert (mine - theirs).norm() / theirs.norm() < 1e-5
+    torch.testing.assert_close(several["weights"], one["weights"], rtol=0, atol=1e-6)
+    for weights in several["by_rank"]:
+        assert torch.equal(weights, several["weights"])  # every rank holds the same adapter, bit for bit
+
+
+@pytest.mark.slow
+def test_adamw_amplifies_rounding_by_less_than_a_fifth_of_a_step(tmp_path: Path) -> None:
+    one = run_steps(tmp_path / "one.pt", processes=1, optimizer="adamw", budget=100_000)
+    two = run_steps(tmp_path / "two.pt", processes=2, optimizer="adamw", budget=100_000)
+    torch.testing.assert_close(two["weights"], one["weights"], rtol=0, atol=0.2 * LR)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (["python", "accelerate", "launch", "--cpu", "--num_processes", "2", "scripts/train.py"], 2),
+        (["python", "accelerate", "launch", "--num_processes=4", "scripts/train.py"], 4),
+        (["python", "accelerate", "launch", "scripts/train.py"], None),
+        (["bash", "-c", "something", "-n", "2"], None),
+    ],
+)
+def test_what_the_launcher_was_asked_for(tmp_path: Path, arguments: list[str], asked: int | None) -> None:
+    file = tmp_path / "cmdline"
+    file.write_bytes("\0".join(arguments).encode() + b"\0")
+    assert _asked_processes(file) == asked
+
+
+def test_fewer_processes_than_asked_for_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trapo_lite.launch._asked_processes", lambda: 2)
+    with pytest.raises(ConfigError, match="torchrun --nproc_per_node 2"):
+        check_world_size(1)
+    check_world_size(2)

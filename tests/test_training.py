@@ -1,0 +1,243 @@
+"""Whole runs on a byte-level tiny model with the transformers engine and the real verifier."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from byte_model import write_byte_model
+
+from trapo_lite import trainer
+from trapo_lite.checkpoint import CheckpointError
+from trapo_lite.config import Config, ConfigError, validate
+from trapo_lite.data import DataError
+from trapo_lite.run_folder import RunFolder, differences, read_metrics
+from trapo_lite.trainer import train
+
+GRPO = {"name": "grpo", "schedule": [{"num_rollouts": 4}], "prefix_loss": "none"}
+SFT = {
+    "name": "sft",
+    "schedule": [{"num_rollouts": 1, "prefix_ratio": 1.0, "help_below": None}],
+    "prefix_loss": "nll",
+}
+LUFFY = {
+    "name": "luffy",
+    "schedule": [{"num_rollouts": 3}, {"num_rollouts": 1, "prefix_ratio": 1.0, "help_below": None}],
+    "prefix_loss": "luffy",
+    "prefix_advantage": True,
+}
+TRAPO = {
+    "name": "trapo",
+    "schedule": [
+        {"num_rollouts": 2},
+        {"num_rollouts": 2, "prefix_ratio": 0.5, "help_below": 0.5, "num_trained": 1},
+        {"num_rollouts": 1, "prefix_ratio": 1.0, "help_below": 1.0},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_byte_model(tmp_path_factory.mktemp("byte_model"))
+
+
+@pytest.fixture(scope="module")
+def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("data") / "sums.jsonl"
+    rows = [
+        {"problem": f"{a}+{b}?", "answer": str(a + b), "solution": f"{a} and {b}.\n\nSo \\boxed{{{a + b}}}"}
+        for a in range(3)
+        for b in range(4)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture
+def make_config(model_dir: Path, data_file: Path, tmp_path: Path):
+    def make(*, name: str = "run", algorithm: dict = TRAPO, **changes: dict) -> Config:
+        raw = {
+            "model": {"name": str(model_dir), "dtype": "float32"},
+            "lora": {"r": 4, "alpha": 8},
+            "data": {
+                "train": str(data_file),
+                "expert_text": "full",
+                "prompt_template": "{problem}\n",
+                "max_prompt_tokens": 16,
+            },
+            "rollout": {"engine": "transformers", "num_problems": 3, "max_response_tokens": 48},
+            "reward": {"num_workers": 1},
+            "algorithm": algorithm,
+            "optim": {"lr": 1e-3},
+            "train": {"max_steps": 2, "save_every": 1},
+            "run": {
+                "name": name,
+                "dir": str(tmp_path),
+                "deterministic": True,
+                "num_threads": 1,
+                "tensorboard": False,
+            },
+        }
+        for section, values in changes.items():
+            raw[section] = raw.get(section, {}) | values
+        return validate(raw)
+
+    return make
+
+
+def test_a_run_leaves_what_the_folder_promises(make_config, data_file: Path) -> None:
+    config = make_config(eval={"every": 2, "data": str(data_file), "num_problems": 2}, run={"tensorboard": True})
+    folder = train(config)
+    rows = read_metrics(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert "eval/accuracy" not in rows[0] and 0.0 <= rows[1]["eval/accuracy"] <= 1.0
+    assert rows[1]["rollout/guided"] == 3 / 5  # a random model fails, so every problem gets the whole schedule
+    assert rows[1]["reward/expert"] == 1.0
+    rollouts = [json.loads(line) for line in (folder / "rollouts/step-000002.jsonl").read_text().splitlines()]
+    assert len(rollouts) == 3 * 5
+    for group in (rollouts[:5], rollouts[5:10], rollouts[10:]):
+        mean = sum(line["reward"] for line in group) / 5
+        assert [line["advantage"] for line in group] == pytest.approx([line["reward"] - mean for line in group])
+        assert [line["train_prefix"] for line in group] == [False, False, False, True, True]
+        assert group[4]["completion"] == "" and group[4]["finish_reason"] == "expert"
+        assert all(len(line["completion_ids"]) == len(line["completion_logprobs"]) for line in group)
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-000001", "step-000002"]
+    assert (folder / "adapter/adapter_model.safetensors").is_file()
+    assert list((folder / "tensorboard").iterdir())
+    assert trainer.Config is Config and validate_file(folder / "config.yaml") == config
+
+
+def validate_file(path: Path) -> Config:
+    import yaml
+
+    return validate(yaml.safe_load(path.read_text()))
+
+
+@pytest.mark.parametrize("algorithm", [GRPO, SFT, LUFFY], ids=lambda block: block["name"])
+def test_every_algorithm_runs_by_configuration(make_config, algorithm: dict) -> None:
+    rows = read_metrics(train(make_config(algorithm=algorithm)) / "metrics.jsonl")
+    assert len(rows) == 2
+    if algorithm is GRPO:
+        assert rows[0]["rollout/guided"] == 0.0 and rows[0]["optim/grad_norm"] == 0.0  # all fail: no advantage
+        assert rows[0]["train/skipped_groups"] == 3 and rows[0]["train/tokens"] == 0
+    else:
+        assert rows[0]["optim/grad_norm"] > 0.0
+
+
+def test_sft_never_starts_an_engine(make_config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("an engine was started")
+
+    monkeypatch.setattr(trainer, "start_engine", refuse)
+    losses = [row["loss/prefix"] for row in read_metrics(train(make_config(algorithm=SFT)) / "metrics.jsonl")]
+    assert losses[1] < losses[0]
+    with pytest.raises(AssertionError, match="engine was started"):
+        train(make_config(name="other", algorithm=GRPO))
+
+
+def test_sft_then_rl_starts_from_the_sft_adapter(make_config) -> None:
+    sft = train(make_config(name="sft", algorithm=SFT))
+    start = {"lora": {"init_from": str(sft / "adapter")}, "optim": {"weight_decay": 0.0}, "train": {"max_steps": 1}}
+    rl = train(make_config(name="rl", algorithm=GRPO, **start))
+    saved = [(folder / "adapter/adapter_model.safetensors").read_bytes() for folder in (sft, rl)]
+    assert saved[0] == saved[1]  # all its problems failed, so the one step moved nothing
+
+
+def test_stopped_and_resumed_equals_uninterrupted(make_config) -> None:
+    whole = train(make_config(name="whole", train={"max_steps": 4}))
+    train(make_config(name="parts", train={"max_steps": 2}))
+    parts = train(make_config(name="parts", train={"max_steps": 4}))
+    assert differences(whole, parts) == []
+    other = train(make_config(name="other", train={"max_steps": 4}, run={"seed": 1}))
+    assert differences(whole, other)  # the comparison can fail
+
+
+def test_lines_beyond_the_checkpoint_are_cut_back(make_config) -> None:
+    whole = train(make_config(name="whole", train={"max_steps": 3, "save_every": 3}))
+    parts = train(make_config(name="parts", train={"max_steps": 3}))
+    for step in (2, 3):
+        shutil.rmtree(parts / f"checkpoints/step-{step:06d}")
+    with (parts / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "torn')
+    train(make_config(name="parts", train={"max_steps": 3}))
+    assert differences(whole, parts) == []
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(make_config, capsys) -> None:
+    whole = train(make_config(name="whole", train={"max_steps": 3}))
+    train(make_config(name="parts"))
+    damaged = whole.parent / "parts/checkpoints/step-000002/optimizer.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    capsys.readouterr()
+    parts = train(make_config(name="parts", train={"max_steps": 3}))
+    output = capsys.readouterr().out
+    assert "step-000002: optimizer.safetensors is damaged" in output and "going on after step 1" in output
+    assert differences(whole, parts) == []
+
+
+def test_a_checkpoint_of_another_configuration_or_model_is_refused(make_config, tmp_path: Path) -> None:
+    train(make_config())
+    with pytest.raises(CheckpointError, match=r"optim.lr: 0.001 then, 0.5 now.*--restart"):
+        train(make_config(optim={"lr": 0.5}))
+    other = write_byte_model(tmp_path / "other", num_layers=1)
+    with pytest.raises(CheckpointError, match="another"):
+        train(make_config(model={"name": str(other)}))
+    train(make_config(optim={"lr": 0.5}), restart=True)
+    assert any(path.name.startswith("run.old-") for path in tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(make_config, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    from trapo_lite import checkpoint
+
+    folder = train(make_config(train={"max_steps": 1}))
+
+    def full(*_args) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        with pytest.raises(CheckpointError, match="the disk is full.*it resumes"):
+            train(make_config(train={"max_steps": 2}))
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-000001"]
+    train(make_config(train={"max_steps": 2}))
+    assert differences(folder, train(make_config(name="whole"))) == []
+
+
+def test_two_processes_cannot_write_one_run(make_config) -> None:
+    config = make_config()
+    with RunFolder.open(config, restart=False), pytest.raises(ConfigError, match="another process is writing"):
+        train(config)
+
+
+def no_model(*_args, **_kwargs):
+    raise AssertionError("a model was loaded before the mistake was found")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"data": {"train": "nowhere.jsonl"}}, DataError, "nowhere.jsonl"),
+        ({"model": {"name": "./no-model"}}, Exception, "no-model"),
+        ({"lora": {"init_from": "no-adapter"}}, ConfigError, "no adapter_config.json"),
+        ({"data": {"max_prompt_tokens": 5000}}, ConfigError, "positions for 4096"),
+        ({"data": {"max_prompt_tokens": 2}}, DataError, "prompt over 2 tokens"),
+        ({"model": {"config_overrides": {"rope_theta": 4e4}}}, ConfigError, "rope_parameters"),
+        ({"data": {"eos_token": "<|nonsense|>"}}, DataError, "eos_token"),
+    ],
+    ids=lambda value: "" if not isinstance(value, dict) else "-".join(value),
+)
+def test_bad_input_is_refused_before_a_model_is_loaded(make_config, monkeypatch, changes, error, message) -> None:
+    monkeypatch.setattr(trainer.Policy, "load", no_model)
+    monkeypatch.setattr(trainer, "start_engine", no_model)
+    with pytest.raises(error, match=message):
+        train(make_config(**changes))
+
+
+def test_no_expert_traces_where_the_schedule_needs_them(make_config, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(trainer.Policy, "load", no_model)
+    file = tmp_path / "bare.jsonl"
+    file.write_text('{"problem": "1+1?", "answer": "2"}\n')
+    with pytest.raises(DataError, match="no expert trace"):
+        train(make_config(data={"train": str(file)}))
