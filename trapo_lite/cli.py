@@ -33,11 +33,27 @@ def train(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_training(config: Config, *, restart: bool) -> None:
+    with exit_when_stopped():
+        from trapo_lite.trainer import train as train_job
+
+        train_job(config, restart=restart)
+
+
+def quickstart(*, seed: int, restart: bool) -> None:
+    """scripts/quickstart.py"""
+    with exit_on_user_error(), exit_when_stopped():
+        from trapo_lite.quickstart import quickstart as quickstart_job
+
+        quickstart_job(seed=seed, restart=restart)
+
+
+@contextlib.contextmanager
+def exit_when_stopped() -> Iterator[None]:
+    """Inside, a SIGTERM or SIGINT that the trainer took note of ends the process as a shell expects."""
     from trapo_lite.launch import Stopped
-    from trapo_lite.trainer import train as train_job
 
     try:
-        train_job(config, restart=restart)
+        yield
     except Stopped as stopped:
         print(f"{stopped}; the same command goes on from here", file=sys.stderr)
         raise SystemExit(stopped.exit_code) from None

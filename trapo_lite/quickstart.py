@@ -1,0 +1,88 @@
+"""The whole job on the tiny world: evaluate the base, train it by TRAPO, merge, evaluate the merged checkpoint."""
+
+import json
+import time
+from pathlib import Path
+
+from trapo_lite.config import Config, load_config
+from trapo_lite.evaluate import EvalTarget, evaluate
+from trapo_lite.evaluation import EvalResult
+from trapo_lite.export import export_run
+from trapo_lite.run_folder import RunFolder
+from trapo_lite.trainer import train
+
+CONFIG = "configs/tiny_cpu.yaml"
+TEST_SET = "trapo_lite/tiny_world/data/test.jsonl"
+
+
+def quickstart(*, seed: int, restart: bool = False) -> Path:
+    """Returns the run's folder; a quickstart that was interrupted goes on where it was."""
+    started = time.perf_counter()
+    overrides = [f"run.name=quickstart-seed{seed}", f"run.seed={seed}"]
+    config = load_config([CONFIG], overrides)
+    folder = config.run.folder
+    if restart:
+        RunFolder.open(config, restart=True).close()
+    print(f"1/4  {config.model.name} before training, on {TEST_SET}", flush=True)
+    before = evaluate_on_test_set(config, config.model.name, folder / "eval/before.json")
+    print(f"\n2/4  training: {config.train.max_steps} steps of {config.rollout.num_problems} problems", flush=True)
+    train(config)
+    print("\n3/4  merging the adapter into the base", flush=True)
+    report = export_run(folder, overwrite=True)
+    print("\n".join(report.lines()))
+    print(f"\n4/4  {folder / 'merged'} after training, on {TEST_SET}", flush=True)
+    after = evaluate_on_test_set(config, str(folder / "merged"), folder / "eval/after.json")
+    minutes = (time.perf_counter() - started) / 60
+    print("\n".join(summary_lines(folder, before, after, minutes=minutes)))
+    return folder
+
+
+def evaluate_on_test_set(config: Config, model: str, out: Path) -> EvalResult:
+    """One answer to each unseen hard problem, at temperature 1."""
+    changed = config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"name": model}),
+            "eval": config.eval.model_copy(
+                update={"data": TEST_SET, "num_problems": None, "num_samples": 1, "temperature": 1.0}
+            ),
+        }
+    )
+    return evaluate(EvalTarget(changed, None, out))
+
+
+def summary_lines(folder: Path, before: EvalResult, after: EvalResult, *, minutes: float) -> list[str]:
+    """What was learned, an example of it, and where everything lies."""
+
+    def accuracy(result: EvalResult) -> str:
+        low, high = result.interval_95
+        return f"{result.accuracy:.3f}  (95 %: {low:.3f} to {high:.3f})"
+
+    problem, was, now = learned_example(folder)
+    return [
+        "",
+        f"What was learned in {minutes:.1f} minutes, on {len(after.problems)} unseen problems at temperature 1:",
+        f"  before   {accuracy(before)}",
+        f"  after    {accuracy(after)}",
+        f"\nFor example {problem}",
+        "  before   " + was.replace("\n", "\n           "),
+        "  after    " + now.replace("\n", "\n           "),
+        f"\nMerged checkpoint   {folder / 'merged'}",
+        f"Adapter             {folder / 'adapter'}",
+        f"Metrics             {folder / 'metrics.jsonl'} (tensorboard --logdir {folder / 'tensorboard'})",
+        f"Every rollout       {folder / 'rollouts'}",
+        f"Every test answer   {folder / 'eval/before.jsonl'}, {folder / 'eval/after.jsonl'}",
+    ]
+
+
+def learned_example(folder: Path) -> tuple[str, str, str]:
+    """The first test problem that was wrong before and is right after (or the first of all), with both answers."""
+    before, after = (
+        [json.loads(line) for line in (folder / f"eval/{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        for name in ("before", "after")
+    )
+    pairs = list(zip(before, after, strict=True))
+    learned = [pair for pair in pairs if pair[0]["verdict"] != "correct" and pair[1]["verdict"] == "correct"]
+    was, now = (learned or pairs)[0]
+    rows = [json.loads(line) for line in Path(TEST_SET).read_text(encoding="utf-8").splitlines()]
+    texts = {row.get("id", f"{Path(TEST_SET).stem}-{number}"): row["problem"] for number, row in enumerate(rows)}
+    return texts.get(was["problem_id"], was["problem_id"]), was["completion"], now["completion"]
