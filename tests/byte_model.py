@@ -32,9 +32,10 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 def byte_model(*, num_layers: int = 2, hidden_size: int = 64, seed: int = 0) -> Qwen2ForCausalLM:
     """Random weights, float32, positions up to 4096."""
-    tokenizer = byte_tokenizer()
+    vocabulary = byte_tokenizer().get_vocab()
+    end_id = vocabulary["<|endoftext|>"]
     config = Qwen2Config(
-        vocab_size=len(tokenizer),
+        vocab_size=len(vocabulary),
         hidden_size=hidden_size,
         intermediate_size=2 * hidden_size,
         num_hidden_layers=num_layers,
@@ -43,12 +44,12 @@ def byte_model(*, num_layers: int = 2, hidden_size: int = 64, seed: int = 0) -> 
         max_position_embeddings=4096,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=end_id,
+        pad_token_id=end_id,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Qwen2ForCausalLM(config).to(torch.float32)
+        return Qwen2ForCausalLM(config).float()
 
 
 def write_byte_model(folder: Path, **size: int) -> Path:

@@ -224,6 +224,7 @@ def no_model(*_args, **_kwargs):
         ({"data": {"max_prompt_tokens": 5000}}, ConfigError, "positions for 4096"),
         ({"data": {"max_prompt_tokens": 2}}, DataError, "prompt over 2 tokens"),
         ({"model": {"config_overrides": {"rope_theta": 4e4}}}, ConfigError, "rope_parameters"),
+        ({"rollout": {"num_problems": 13}}, ConfigError, "12 usable problems; lower it"),
         ({"data": {"eos_token": "<|nonsense|>"}}, DataError, "eos_token"),
     ],
     ids=lambda value: "" if not isinstance(value, dict) else "-".join(value),

@@ -41,6 +41,11 @@ def read_inputs(config: Config) -> Inputs:
     tokenizer = load_tokenizer(config.model.name)
     limit = config.rollout.max_response_tokens
     problems, report = load_problems(config.data, tokenizer, max_response_tokens=limit)
+    if config.rollout.num_problems > len(problems):
+        raise ConfigError(
+            f"rollout.num_problems: {config.rollout.num_problems} a step, but {', '.join(report.files)} has "
+            f"{len(problems)} usable problems; lower it"
+        )
     if config.algorithm.uses_experts:
         require_experts(report)
     eval_problems: list[Problem] = []

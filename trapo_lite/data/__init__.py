@@ -1,6 +1,6 @@
 """Problems from files or the hub, as tokens and in order.
 
-`sources` reads rows, `rows` understands them, `tokens` spells them, `loading` filters and counts, `order` deals them out.
+`sources` reads rows, `rows` understands them, `tokens` spells them, `loading` filters and counts, `order` deals.
 
     problems, report = load_problems(config.data, tokenizer, max_response_tokens=8192)
     batch = [problems[i] for i in batch_indices(step, batch_size=32, num_problems=len(problems), seed=0)]

@@ -119,10 +119,11 @@ def _from_hub(source: str) -> Iterator[Row]:
     assert match is not None  # _check_source
     name, config, split = match["id"], match["config"] or None, match["split"] or "train"
     import datasets
+    from datasets.exceptions import DatasetsError
 
     try:
         rows = datasets.load_dataset(name, config, split=split)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise DataError(
             f"data {source}: the hub did not give it: {error}; check the id (owner/name:config:split), the network "
             "and, for a gated set, your login, or give a local file"

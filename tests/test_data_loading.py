@@ -1,0 +1,234 @@
+"""Rows in, problems and a report out: what is kept, what is dropped and counted, what is an error."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+from byte_model import byte_tokenizer
+
+from trapo_lite.config import DataSection
+from trapo_lite.data import DataError, load_problems, load_with_rows, require_experts
+from trapo_lite.types import Verdict
+
+END = 257
+ROWS = [
+    {"id": "a", "problem": "1 + 1?", "answer": "2", "solutions": ["<think>one and one</think>\nIt is 2.", "2"]},
+    {"id": "b", "problem": "2 + 2?", "answer": "4", "solutions": ["2 and 2 are 4"]},
+    {"id": "c", "problem": "3 + 3?", "answer": "6"},
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_tokenizer()
+
+
+@pytest.fixture
+def load(tokenizer, tmp_path):
+    """load(rows, max_response_tokens=..., verifier=..., **data): rows (or the bytes of a file) written and loaded."""
+
+    def load(rows, *, name="made.jsonl", max_response_tokens=64, verifier=None, **data):
+        file = tmp_path / name
+        text = rows if isinstance(rows, bytes) else "".join(json.dumps(row) + "\n" for row in rows).encode()
+        file.write_bytes(text)
+        section = DataSection(**({"train": str(file), "prompt_template": "Q: {problem}"} | data))
+        return load_problems(section, tokenizer, max_response_tokens=max_response_tokens, verifier=verifier)
+
+    return load
+
+
+def test_prompt_and_traces_are_tokenised_apart_and_traces_end_in_eos(load, tokenizer):
+    problems, _ = load(ROWS)
+    assert [problem.id for problem in problems] == ["a", "b", "c"]
+    assert tokenizer.decode(problems[0].prompt_ids) == "Q: 1 + 1?"
+    assert [tokenizer.decode(trace) for trace in problems[0].expert_ids] == [
+        "one and one<|endoftext|>",
+        "2<|endoftext|>",
+    ]
+    assert problems[2].expert_ids == ()
+
+
+def test_full_expert_text_and_another_end_token(load, tokenizer):
+    problems, _ = load(ROWS, expert_text="full", eos_token="<|im_end|>")
+    expected = "<think>one and one</think>\nIt is 2.<|im_end|>"
+    assert tokenizer.decode(problems[0].expert_ids[0]) == expected
+
+
+def test_a_trace_with_an_end_of_its_own_is_cut_there(load):
+    problems, _ = load([{"problem": "x", "answer": "2", "solution": "2<|endoftext|> and on"}])
+    assert problems[0].expert_ids[0][1:] == (END,)
+
+
+def test_a_trace_that_with_eos_exceeds_the_limit_is_dropped_and_counted(load):
+    """ "2 and 2 are 4" is 13 bytes, 14 tokens with EOS; "one and one" 12; "2" 2."""
+    problems, report = load(ROWS, max_response_tokens=14)
+    assert [[len(trace) for trace in problem.expert_ids] for problem in problems] == [[12, 2], [14], []]
+    assert report.traces_dropped == {}
+    problems, report = load(ROWS, max_response_tokens=11)
+    assert [[len(trace) for trace in problem.expert_ids] for problem in problems] == [[2], [], []]
+    assert report.traces_dropped == {"over 11 tokens": 2}
+    assert report.problems_by_traces == {0: 2, 1: 1}
+
+
+def test_an_empty_thought_is_no_trace(load):
+    problems, report = load([{"problem": "x", "answer": "2", "solution": "<think>\n</think>\n2"}])
+    assert problems[0].expert_ids == ()
+    assert report.traces_dropped == {"empty": 1}
+
+
+def test_prompts_over_the_limit_are_dropped_and_counted(load):
+    """ "Q: 1 + 1?" is 9 tokens."""
+    rows = [*ROWS, {"id": "long", "problem": "10 + 10?", "answer": "20"}]
+    problems, report = load(rows, max_prompt_tokens=9)
+    assert [problem.id for problem in problems] == ["a", "b", "c"]
+    assert report.rows_dropped == {"prompt over 9 tokens": 1}
+    assert (report.num_rows, report.num_problems) == (4, 3)
+
+
+def test_no_row_left_is_an_error_with_the_counts(load):
+    with pytest.raises(DataError, match=r"none of the 3 rows is left \(3 prompt over 8 tokens\)"):
+        load(ROWS, max_prompt_tokens=8)
+
+
+def test_the_report_in_numbers_and_lines(load):
+    _, report = load(ROWS)
+    assert report.problems_by_traces == {0: 1, 1: 1, 2: 1}
+    assert report.num_traces == 3
+    assert report.trace_lengths == {"min": 2, "median": 12, "90 %": 14, "99 %": 14, "max": 14}
+    assert report.lines()[0].endswith("made.jsonl: 3 problems of 3 rows")
+    assert "  expert traces  3 (thought); problems: 1 with 0, 1 with 1, 1 with 2" in report.lines()
+
+
+class EndsInGold:
+    """Stands in for the verifier: right if the text ends in the gold answer."""
+
+    def grade(self, pairs):
+        return [Verdict("correct" if text.rstrip(".").endswith(gold) else "wrong") for text, gold in pairs]
+
+
+@pytest.mark.parametrize(("mode", "num_unverified"), [("thought", 1), ("full", 0)])
+def test_the_share_of_traces_that_do_not_verify(load, mode, num_unverified):
+    _, report = load(ROWS, expert_text=mode, verifier=EndsInGold())
+    assert (report.num_graded, report.num_unverified) == (3, num_unverified)
+    assert f"  expert traces that do not verify: {num_unverified} of 3 ({num_unverified / 3:.1%})" in report.lines()
+
+
+def test_the_system_message_of_a_row_is_used_on_request(load, tokenizer):
+    template = "<|im_start|>system\nBe kind.<|im_end|>\n{problem}"
+    rows = [{"problem": "x", "answer": "1", "system": "Be brief."}, {"problem": "y", "answer": "1"}]
+    problems, _ = load(rows, prompt_template=template, system="row")
+    assert [tokenizer.decode(problem.prompt_ids) for problem in problems] == [
+        "<|im_start|>system\nBe brief.<|im_end|>\nx",
+        "<|im_start|>system\nBe kind.<|im_end|>\ny",
+    ]
+    problems, _ = load(rows, prompt_template=template)
+    assert tokenizer.decode(problems[0].prompt_ids) == "<|im_start|>system\nBe kind.<|im_end|>\nx"
+
+
+BAD_ROWS = [ROWS[0], {"problem": "no answer"}, {"answer": "1"}, {**ROWS[1], "id": "a"}, ROWS[2]]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (BAD_ROWS[1], "made.jsonl line 2: answer: found none; give the row its answer, or set data.on_bad_row: skip"),
+        (BAD_ROWS[2], "made.jsonl line 2: problem: found none"),
+        (BAD_ROWS[3], "made.jsonl line 2: id: 'a' is already the id of"),
+    ],
+)
+def test_a_bad_row_is_an_error_that_names_file_line_and_field(load, bad, message):
+    with pytest.raises(DataError) as caught:
+        load([ROWS[0], bad])
+    assert message in str(caught.value)
+
+
+def test_bad_rows_are_skipped_and_counted_on_request(load):
+    problems, report = load(BAD_ROWS, on_bad_row="skip")
+    assert [problem.id for problem in problems] == ["a", "c"]
+    assert report.rows_dropped == {"no gold answer": 1, "no problem text": 1, "repeated id": 1}
+
+
+def test_rows_without_a_usable_trace_where_one_is_required(load):
+    with pytest.raises(DataError, match="line 3: solutions: found none; give a non-empty one of at most 64 tokens"):
+        load(ROWS, require_expert=True)
+    with pytest.raises(DataError, match="line 1: solutions: 2 in the row, none usable"):
+        load(ROWS, require_expert=True, max_response_tokens=1)
+    problems, report = load(ROWS, require_expert=True, on_bad_row="skip")
+    assert [problem.id for problem in problems] == ["a", "b"]
+    assert report.rows_dropped == {"no expert trace": 1}
+
+
+def test_a_guiding_schedule_needs_at_least_one_trace(load):
+    require_experts(load(ROWS)[1])
+    with pytest.raises(DataError, match=r"no expert trace in 3 problems \(3 over 1 tokens\)"):
+        require_experts(load(ROWS, max_response_tokens=1)[1])
+
+
+def test_the_fingerprint_sees_any_change_that_matters(load):
+    changed = [
+        ROWS,
+        ROWS[::-1],
+        [{**ROWS[0], "id": "z"}, *ROWS[1:]],
+        [{**ROWS[0], "answer": "3"}, *ROWS[1:]],
+        [{**ROWS[0], "problem": "1 + 2?"}, *ROWS[1:]],
+        [{**ROWS[0], "solutions": ROWS[0]["solutions"][:1]}, *ROWS[1:]],
+    ]
+    prints = [load(rows)[1].fingerprint for rows in changed]
+    assert len(set(prints)) == len(changed)
+    assert load([{**row, "note": "new"} for row in ROWS])[1].fingerprint == prints[0]
+
+
+def test_indexes_that_repeat_give_way_to_row_numbers(load):
+    rows = [{"prompt": "x", "answer": "1", "data_source": "s", "extra_info": {"index": i}} for i in (3, 8, 8, -1)]
+    assert [problem.id for problem in load(rows)[0]] == ["s-3", "made-1", "made-2", "made-3"]
+
+
+def test_several_files_are_one_data_set_and_files_overrides_train(tokenizer, tmp_path):
+    for name, rows in (("one.jsonl", ROWS[:1]), ("two.jsonl", ROWS[1:])):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = [str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl")]
+    loaded = load_with_rows(DataSection(train="absent.jsonl"), tokenizer, max_response_tokens=64, files=files)
+    assert [problem.id for problem in loaded.problems] == [example.id for example in loaded.examples] == ["a", "b", "c"]
+    assert loaded.report.files == tuple(files)
+
+
+@pytest.mark.parametrize(("content", "name"), [(b"\n\n", "made.jsonl"), (b"[]", "made.json")])
+def test_a_file_without_rows(load, content, name):
+    with pytest.raises(DataError, match="holds no rows; give a file or split that does"):
+        load(content, name=name)
+
+
+def test_a_hub_id_is_read_row_by_row(monkeypatch, tokenizer):
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, *, split: ROWS)
+    problems, report = load_problems(DataSection(train="owner/name"), tokenizer, max_response_tokens=64)
+    assert [problem.id for problem in problems] == ["a", "b", "c"]
+    assert report.files == ("owner/name",)
+
+
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "train"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the sample of real rows is not on this machine")
+@pytest.mark.parametrize(
+    ("name", "num_rows", "num_traces", "first_id"),
+    [
+        ("gsm8k_train512_openr1_schema", 512, 1, "openai/gsm8k-train-0"),
+        ("gsm8k_train64_trapo_answer_list_schema", 64, 2, "gsm8k-train-0"),
+        ("countdown512_uft_hints", 512, 1, "countdown-0"),
+    ],
+)
+def test_real_rows(tokenizer, name, num_rows, num_traces, first_id):
+    section = DataSection(train=str(SHARED / f"{name}.parquet"), require_expert=True)
+    problems, report = load_problems(section, tokenizer, max_response_tokens=2048)
+    assert len(problems) == num_rows == len({problem.id for problem in problems})
+    assert problems[0].id == first_id
+    assert report.problems_by_traces == {num_traces: num_rows}
+    assert report.rows_dropped == report.traces_dropped == {}
+    for problem in problems:
+        assert tokenizer.decode(problem.prompt_ids).startswith(
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>"
+        )
+        for trace in problem.expert_ids:
+            assert trace[-1] == END and END not in trace[:-1]
+            assert "<think>" not in tokenizer.decode(trace)

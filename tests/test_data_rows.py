@@ -1,0 +1,124 @@
+"""Rows in every known form, written by hand: what problem, answer, expert and id are read from them."""
+
+import pytest
+
+from trapo_lite.data.errors import BadRow
+from trapo_lite.data.rows import Example, read_example
+from trapo_lite.data.sources import Row
+
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "6 * 7?"}]
+
+
+def read(**fields: object) -> Example:
+    return read_example(Row("made.jsonl line 3", "made-2", fields))
+
+
+def test_openr1_row():
+    example = read(
+        data_source="",
+        prompt=MESSAGES,
+        target=[{"content": "<think>\n42\n</think>\nIt is 42.", "role": "assistant"}],
+        ability="math",
+        reward_model={"style": "rule", "ground_truth": "42"},
+        extra_info={"split": "default", "index": 7},
+        __index_level_0__=99,
+    )
+    assert (example.id, example.problem, example.answer) == ("7", "6 * 7?", "42")
+    assert example.solutions == ("<think>\n42\n</think>\nIt is 42.",)
+    assert example.system == "Be brief."
+
+
+def test_official_trapo_row_has_two_traces_and_a_uuid():
+    extra_info = {"uuid": "u-1", "index": 0, "split": "default", "answer_list": ["first", "second"]}
+    example = read(prompt=MESSAGES, target=None, reward_model={"ground_truth": "42"}, extra_info=extra_info)
+    assert (example.id, example.solutions) == ("u-1", ("first", "second"))
+
+
+def test_luffy_row_holds_several_conversations():
+    both = [[{"role": "assistant", "content": "first"}], [{"role": "assistant", "content": "second"}]]
+    assert read(prompt=MESSAGES, reward_model={"ground_truth": "42"}, target_lst=both).solutions == ("first", "second")
+
+
+def test_uft_row_joins_the_steps_and_ignores_the_number_called_target():
+    gold = {"target": 42, "numbers": [6, 7]}
+    example = read(prompt=MESSAGES, target=42, hint=["6 * 7 = 42\n", "So 6 * 7"], reward_model={"ground_truth": gold})
+    assert example.solutions == ("6 * 7 = 42\nSo 6 * 7",)
+    assert example.answer == '{"numbers": [6, 7], "target": 42}'
+
+
+def test_gsm8k_row():
+    example = read(question="Half of 48?", answer="It is 48/2 = <<48/2=24>>24.\n#### 24")
+    assert (example.problem, example.answer) == ("Half of 48?", "24")
+    assert example.solutions == ("It is 48/2 = 24.\n\nThe answer is \\boxed{24}.",)
+
+
+def test_gsm8k_answer_loses_its_thousands_separator():
+    assert read(question="x", answer="Many.\n#### 1,000").answer == "1000"
+
+
+def test_four_hashes_in_a_simple_row_are_text():
+    assert read(problem="x", answer="a #### b", solutions=[]).answer == "a #### b"
+
+
+@pytest.mark.parametrize("column", ["problem", "question", "prompt"])
+@pytest.mark.parametrize("gold", ["answer", "final_answer"])
+def test_simple_row(column, gold):
+    example = read(**{column: "6 * 7?", gold: " 42 ", "solution": "6 * 7 = 42"})
+    assert (example.id, example.problem, example.answer) == ("made-2", "6 * 7?", "42")
+    assert example.solutions == ("6 * 7 = 42",)
+
+
+def test_openr1_220k_row_keeps_generations_found_correct_and_complete():
+    example = read(
+        problem="6 * 7?",
+        answer="42",
+        generations=["right", "wrong", "cut off"],
+        correctness_math_verify=[True, False, True],
+        is_reasoning_complete=[True, True, False],
+    )
+    assert example.solutions == ("right",)
+
+
+@pytest.mark.parametrize("solutions", [None, [], [""], ["  \n"], [None]])
+def test_an_empty_trace_is_no_trace(solutions):
+    assert read(problem="x", answer="1", solutions=solutions).solutions == ()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(27.0, "27"), (27, "27"), (0.5, "0.5"), (["3"], "3"), (["3", "4"], "3, 4"), (0, "0")]
+)
+def test_answers_that_are_not_text(value, text):
+    assert read(problem="x", answer=value).answer == text
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "named"),
+    [
+        ({"answer": "1"}, "no problem text", "problem: found none"),
+        ({"problem": " ", "answer": "1"}, "no problem text", "problem: found none"),
+        ({"prompt": [], "answer": "1"}, "no problem text", "prompt: found none"),
+        ({"prompt": ["6 * 7?"], "answer": "1"}, "wrong type", "prompt: found str '6 * 7?'"),
+        ({"prompt": [{"role": "user"}], "answer": "1"}, "wrong type", "prompt: found dict"),
+        ({"problem": 3, "answer": "1"}, "wrong type", "problem: found int 3"),
+        ({"problem": "x"}, "no gold answer", "answer: found none"),
+        ({"problem": "x", "answer": ""}, "no gold answer", "answer: found none"),
+        ({"problem": "x", "answer": float("nan")}, "no gold answer", "answer: found none"),
+        ({"problem": "x", "answer": True}, "wrong type", "answer: found bool True"),
+        ({"problem": "x", "reward_model": "42"}, "wrong type", "reward_model: found str '42'"),
+        ({"problem": "x", "reward_model": {"ground_truth": None}}, "no gold answer", "reward_model.ground_truth"),
+        ({"problem": "x", "answer": "1", "solutions": 5}, "wrong type", "solutions: found int 5"),
+        ({"problem": "x", "answer": "1", "target": 5}, "wrong type", "target: found int 5"),
+        ({"problem": "half \ud83d", "answer": "1"}, "not Unicode text", "problem: found half of a surrogate pair"),
+        (
+            {"problem": "x", "answer": "1", "generations": ["a"], "is_reasoning_complete": []},
+            "wrong type",
+            "is_reasoning_complete: found 0 flags for 1 generations",
+        ),
+    ],
+)
+def test_rows_that_cannot_be_used(fields, reason, named):
+    with pytest.raises(BadRow) as caught:
+        read(**fields)
+    assert caught.value.reason == reason
+    assert str(caught.value).startswith(named)
+    assert "set data.on_bad_row: skip" in str(caught.value)

@@ -1,0 +1,124 @@
+"""Files and hub ids: the same rows in every format, and a message for every way a file can be wrong."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from trapo_lite.data import DataError, check_sources
+from trapo_lite.data.sources import read_rows
+
+ROWS = [{"problem": "1 + 1?", "answer": "2"}, {"problem": "é\u2028?", "answer": "4"}]
+LINES = [json.dumps(row, ensure_ascii=False) for row in ROWS]
+
+
+def written(folder: Path, name: str, content: bytes) -> str:
+    (folder / name).write_bytes(content)
+    return str(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("made.jsonl", "\n".join(LINES)),
+        ("made.jsonl", "\ufeff" + "\r\n\r\n".join(LINES) + "\r\n"),
+        ("made.json", "\n".join(LINES)),
+        ("made.json", json.dumps(ROWS, indent=1)),
+        ("made.json", "\ufeff\n" + json.dumps(ROWS)),
+    ],
+    ids=["lines", "lines-of-windows", "json-lines-named-json", "array", "array-with-mark"],
+)
+def test_json(tmp_path, name, content):
+    """A line separator (U+2028) inside a text ends no row."""
+    rows = list(read_rows(written(tmp_path, name, content.encode())))
+    assert [row.fields for row in rows] == ROWS
+    assert [row.key for row in rows] == ["made-0", "made-1"]
+
+
+def test_parquet(tmp_path):
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "made.parquet")
+    rows = list(read_rows(str(tmp_path / "made.parquet")))
+    assert [row.fields for row in rows] == ROWS
+    assert [row.where for row in rows] == [f"{tmp_path}/made.parquet row {index} (from 0)" for index in range(2)]
+
+
+def test_the_hub_gives_config_and_split_as_named(monkeypatch):
+    calls = []
+
+    def load_dataset(name, config, *, split):
+        calls.append((name, config, split))
+        return ROWS
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for source in ("owner/name", "owner/name:main", "owner/name:main:test", "owner/name::test"):
+        assert [row.key for row in read_rows(source)] == ["name-0", "name-1"]
+    assert calls == [
+        ("owner/name", None, "train"),
+        ("owner/name", "main", "train"),
+        ("owner/name", "main", "test"),
+        ("owner/name", None, "test"),
+    ]
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no network"), ValueError("Config name is missing")])
+def test_a_hub_that_gives_nothing_is_a_clear_error(monkeypatch, error):
+    def load_dataset(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(DataError, match=f"data owner/name: the hub did not give it: {error}; check the id"):
+        list(read_rows("owner/name"))
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        (b"", "made.jsonl", "the file is empty"),
+        (b'{"problem": "x", "answer": "1"}\n{"problem": ', "made.jsonl", "made.jsonl line 2: not JSON"),
+        (b'[{"problem": "x", "answer": "1"}', "made.json", "made.json: not JSON"),
+        (b'"text"\n', "made.jsonl", "made.jsonl line 1: holds a str; write an object"),
+        (b"[3]", "made.json", "made.json row 0 (from 0): holds a int"),
+        (b'\n{"problem": "\xff", "answer": "1"}', "made.jsonl", "made.jsonl line 2: not UTF-8"),
+        (b"[" * 100_000, "made.json", "made.json: not JSON"),
+        (b"PAR1 and then nothing of the kind", "made.parquet", "made.parquet: cannot be read as parquet"),
+        (b"problem,answer", "made.csv", "ends in '.csv'; give a .parquet, .jsonl, .json file"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, content, name, message):
+    with pytest.raises(DataError) as caught:
+        list(read_rows(written(tmp_path, name, content)))
+    assert message in str(caught.value)
+
+
+def test_a_parquet_cut_short_or_with_broken_text(tmp_path):
+    file = tmp_path / "whole.parquet"
+    pq.write_table(pa.Table.from_pylist(ROWS), file)
+    with pytest.raises(DataError, match="cannot be read as parquet"):
+        list(read_rows(written(tmp_path, "short.parquet", file.read_bytes()[:-20])))
+    pq.write_table(pa.table({"problem": pa.array([b"\xff"]).view(pa.string())}), file)
+    with pytest.raises(DataError, match="is not UTF-8"):
+        list(read_rows(str(file)))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere/train.parquet", "no such file"),
+        ("./nowhere", "no such file"),
+        ("gsm8k", "no such file"),
+        ("a/b/c", "no such file"),
+        ("data/train.csv", "no such file"),
+        (".", "is a folder"),
+    ],
+)
+def test_what_is_neither_file_nor_hub_id_is_refused_before_anything_is_opened(source, message):
+    with pytest.raises(DataError, match=message):
+        check_sources(["owner/name", source])
+
+
+def test_an_empty_list_of_files_is_refused():
+    with pytest.raises(DataError, match="the list of files is empty"):
+        check_sources([])

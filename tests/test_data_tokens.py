@@ -1,0 +1,117 @@
+"""Prompt, expert text, end of text and boundaries, with a tokenizer of single bytes."""
+
+import pytest
+from byte_model import byte_tokenizer, write_byte_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from trapo_lite.config import DataSection
+from trapo_lite.data import DataError, end_of_text_id, expert_text, is_boundary_fn, load_tokenizer, prompt_text
+from trapo_lite.data.tokens import encode
+from trapo_lite.schedule import cut_prefix
+
+BLANK_LINE, END, START_OF_TURN, END_OF_TURN = 256, 257, 258, 259
+TEMPLATE = DataSection().prompt_template
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_tokenizer()
+
+
+@pytest.mark.parametrize(
+    ("solution", "thought"),
+    [
+        ("<think>\n a \n</think>\nb", "a"),
+        ("preface <think>a</think> b <think>c</think>", "a"),
+        ("<think>a<think>b</think>", "a<think>b"),
+        ("<think>\n\n</think>\nb", ""),
+        ("no tags\n", "no tags\n"),
+        ("<think> never closed", "<think> never closed"),
+        ("closed only </think> b", "closed only </think> b"),
+    ],
+)
+def test_thought_is_the_first_closed_block_stripped(solution, thought):
+    assert expert_text(solution, "thought") == thought
+    assert expert_text(solution, "full") == solution
+
+
+def test_a_problem_full_of_braces_is_put_in_literally():
+    text = prompt_text(TEMPLATE, "{x} {problem} \\frac{1}{2} {0}")
+    assert text == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n{x} {problem} \\frac{1}{2} {0}\n"
+        "Please reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_the_rows_system_message_replaces_the_templates():
+    text = prompt_text(TEMPLATE, "6 * 7?", system="Think in \\boxed{} {problem}.")
+    assert text.startswith("<|im_start|>system\nThink in \\boxed{} {problem}.<|im_end|>\n<|im_start|>user\n6 * 7?\n")
+
+
+def test_a_template_without_a_system_block_cannot_take_one():
+    with pytest.raises(DataError, match=r"data\.system: row"):
+        prompt_text("{problem}", "6 * 7?", system="Be brief.")
+
+
+def test_special_tokens_are_recognised_and_none_is_added(tokenizer):
+    (ids,) = encode(tokenizer, ["<|im_start|>\n\n<|im_end|>"])
+    assert ids == (START_OF_TURN, BLANK_LINE, END_OF_TURN)
+
+
+def test_equal_ids_are_one_object(tokenizer):
+    first, second = encode(tokenizer, ["\n\n", "\n\n"])
+    assert first[0] is second[0]
+
+
+def test_end_of_text_is_the_tokenizers_or_the_one_named(tokenizer):
+    assert end_of_text_id(tokenizer) == END
+    assert end_of_text_id(tokenizer, "<|im_end|>") == END_OF_TURN
+
+
+@pytest.mark.parametrize(
+    ("eos_token", "found"),
+    [("<|end|>", "'<|end|>' is 7 tokens"), ("", "no end-of-text token of its own")],
+)
+def test_end_of_text_must_be_one_token(tokenizer, eos_token, found):
+    with pytest.raises(DataError, match=r"data\.eos_token") as caught:
+        end_of_text_id(tokenizer, eos_token)
+    assert found in str(caught.value)
+
+
+def test_the_unknown_token_ends_nothing():
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"?": 0, "a": 1}, unk_token="?")), unk_token="?"
+    )
+    assert end_of_text_id(words, "a") == 1
+    with pytest.raises(DataError, match="'b' is unknown to the tokenizer"):
+        end_of_text_id(words, "b")
+
+
+def test_boundaries_are_tokens_that_hold_a_blank_line(tokenizer):
+    is_boundary = is_boundary_fn(tokenizer)
+    assert [token for token in range(260) if is_boundary(token)] == [BLANK_LINE]
+
+
+@pytest.mark.parametrize(("boundary", "kept"), [(24, 25), (25, 25), (26, 27), (54, 55), (60, 25)])
+def test_the_example_of_the_method(tokenizer, boundary, kept):
+    """METHOD 3: 100 tokens, ratio 0.25, one blank line, whose index decides."""
+    text = "x" * boundary + "\n\n" + "x" * (98 - boundary)
+    (ids,) = encode(tokenizer, [text])
+    trace = (*ids, END)
+    assert len(trace) == 100
+    assert cut_prefix(trace, 0.25, is_boundary_fn(tokenizer)) == kept
+
+
+def test_a_saved_byte_tokenizer_reads_the_same(tokenizer, tmp_path):
+    reloaded = load_tokenizer(str(write_byte_model(tmp_path)))
+    texts = ["a\n\n\nb.\n\n  <|im_end|>", "é \\boxed{½} 日本\r\n\r\n", "it's 3.14\t\n\n"]
+    assert list(encode(reloaded, texts)) == list(encode(tokenizer, texts))
+    assert end_of_text_id(reloaded) == END
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"model\.name: no tokenizer at"):
+        load_tokenizer(str(tmp_path))

@@ -1,0 +1,140 @@
+"""The data job: its report, cleaned rows that load to the same problems, one problem shown, clear errors."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from byte_model import byte_tokenizer
+from rich.console import Console
+
+from trapo_lite.config import load_config
+from trapo_lite.data import load_problems, load_tokenizer
+from trapo_lite.prepare import main, prepare, show_problem
+from trapo_lite.types import MicroGroup, Problem
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "prepare_data.py"
+ROWS = [
+    {"id": "a", "problem": "1 + 1 [b]?", "answer": "2", "solutions": ["<think>one\n\none</think>\nIt is \\boxed{2}."]},
+    {"question": "Half of 48?", "answer": "48/2 = <<48/2=24>>24\n#### 24"},
+    {
+        "data_source": "made",
+        "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " 6 * 7? "}],
+        "reward_model": {"ground_truth": "42"},
+        "extra_info": {"index": 5, "answer_list": ["<think></think>42", "é 42", "x" * 300]},
+    },
+    {"id": "no answer", "problem": "?"},
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer_dir(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("byte_tokenizer")
+    byte_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def overrides(tokenizer_dir, tmp_path) -> list[str]:
+    file = tmp_path / "made.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return [
+        f"model.name={tokenizer_dir}",
+        f"data.train={file}",
+        "data.on_bad_row=skip",
+        "rollout.max_response_tokens=100",
+    ]
+
+
+def printed(overrides: list[str], **options) -> str:
+    console = Console(file=io.StringIO(), width=80)
+    prepare(load_config(overrides=overrides), console, **options)
+    return console.file.getvalue()
+
+
+def test_the_report_compares_both_readings_of_the_experts(overrides):
+    """ "one\\n\\none" is 8 tokens with EOS, "é 42" 6: é is two bytes, the blank line one token. GSM8K's is longer."""
+    text = printed(overrides)
+    assert "made.jsonl: 3 problems of 4 rows" in text
+    assert "trace tokens   min 6, median 8," in text
+    assert "rows dropped   no gold answer 1" in text
+    assert "traces dropped empty 1, over 100 tokens 1" in text
+    assert "with data.expert_text: full 4 traces" in text
+
+
+def test_verifying_counts_experts_whose_answer_stands_after_the_thought(overrides):
+    text = printed(overrides, verify=True)
+    assert "expert traces that do not verify: 1 of 3 (33.3%)" in text
+    assert "full 4 traces, median 18 tokens, 0 of 4 do not verify" in text
+
+
+@pytest.mark.parametrize("settings", [[], ["data.expert_text=full"], ["data.system=row"]])
+def test_cleaned_rows_load_to_the_same_problems(overrides, tmp_path, settings):
+    out = tmp_path / "clean.jsonl"
+    printed([*overrides, *settings], out=str(out))
+    config = load_config(overrides=[*overrides, *settings])
+    tokenizer = load_tokenizer(config.model.name)
+    before, report = load_problems(config.data, tokenizer, max_response_tokens=100)
+    after, again = load_problems(config.data, tokenizer, max_response_tokens=100, files=str(out))
+    assert after == before
+    assert again.fingerprint == report.fingerprint
+    assert (again.rows_dropped, again.traces_dropped) == ({}, {})
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [set(row) - {"system"} for row in rows] == [{"id", "problem", "answer", "solutions", "source"}] * 3
+
+
+def test_a_problem_is_shown_with_the_end_of_every_prefix(tokenizer_dir):
+    """Trace: 0123456789 and EOS. 11 * 0.2 = 2, 11 * 0.5 = 5 tokens; a missing trace 1 falls back to trace 0."""
+    tokenizer = load_tokenizer(tokenizer_dir)
+    ids = tuple(tokenizer("0123456789<|endoftext|>")["input_ids"])
+    problem = Problem("p", tuple(tokenizer("[b]?")["input_ids"]), "9", (ids,))
+    groups = (MicroGroup(4, 0.0, 0.0), MicroGroup(2, 0.2, 0.5, trace=None), MicroGroup(1, 0.5, None, trace=1))
+    console = Console(file=io.StringIO(), width=80)
+    show_problem(console, problem, groups, tokenizer)
+    text = console.file.getvalue()
+    assert "[b]?" in text
+    assert "micro-group 1: 4 rollouts, no prefix" in text
+    assert "micro-group 2: 2 rollouts, ratio 0.2 of a trace at random if the mean return is below 0.5" in text
+    assert "micro-group 3: 1 rollout, ratio 0.5 of its trace always" in text
+    assert "01<<2234<<356789<|endoftext|>" in text
+
+
+@pytest.mark.parametrize("key", ["a", "0"])
+def test_a_problem_is_found_by_id_or_index(overrides, key):
+    text = printed([*overrides, "algorithm.schedule=reference_code"], inspect=key)
+    assert "problem a, answer 2" in text
+    # Eight tokens: o n e, blank line, o n e, EOS. int(8 * 0.25) = 2, and the blank line at 3 < 8 * 0.55 is kept.
+    assert re.search(r"micro-group 2: .*\n    4 of the 8 tokens of trace 0\n", text)
+    assert re.search(r"micro-group 4: .*\n    8 of the 8 tokens of trace 0\n", text)
+    assert text.count("1 + 1 [b]?") == 1
+
+
+def test_errors_are_one_message_and_exit_code_2(overrides, tmp_path, capsys):
+    def fails(*more: str, **options) -> str:
+        code = main([], [*overrides, *more], **({"out": None, "verify": False, "inspect": None} | options))
+        captured = capsys.readouterr()
+        assert code == 2
+        return captured.err
+
+    assert "did you mean 'train'" in fails("data.trian=x")
+    message = fails("data.train=absent.parquet")
+    assert message.startswith("data absent.parquet: no such file") and message.count("\n") == 1
+    assert "made.jsonl line 4: answer: found none" in fails("data.on_bad_row=error")
+    assert "data.eos_token: '<|end|>' is 7 tokens" in fails("data.eos_token=<|end|>")
+    assert "model.name: no tokenizer at" in fails(f"model.name={tmp_path}")
+    assert "an index from 0 to 2" in fails(inspect="3")
+    assert "there is no folder" in fails(out=str(tmp_path / "absent" / "clean.jsonl"))
+    assert "also read by data.train" in fails(out=str(tmp_path / "made.jsonl"))
+    assert "ends in .jsonl" in fails(out=str(tmp_path / "clean.parquet"))
+
+
+def test_the_script_itself(overrides, tmp_path):
+    config = tmp_path / "made.yaml"
+    config.write_text("data:\n  expert_text: full\n")
+    command = [sys.executable, str(SCRIPT), overrides[0], "--config", str(config), *overrides[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "expert traces  4 (full)" in done.stdout
