@@ -1,8 +1,19 @@
 """The configuration (DESIGN 10): `sections` holds the options, `loading` the files, overrides and error messages."""
 
+from trapo_lite.config.algorithm import AlgorithmSection
 from trapo_lite.config.loading import ConfigError, load_config, validate
-from trapo_lite.config.sections import AlgorithmSection, Config, DataSection, EvalSection, LoraSection, ModelSection
-from trapo_lite.config.sections import OptimSection, RewardSection, RolloutSection, RunSection, TrainSection
+from trapo_lite.config.sections import (
+    Config,
+    DataSection,
+    EvalSection,
+    LoraSection,
+    ModelSection,
+    OptimSection,
+    RewardSection,
+    RolloutSection,
+    RunSection,
+    TrainSection,
+)
 
 __all__ = [
     "AlgorithmSection",

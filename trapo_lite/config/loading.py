@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from trapo_lite.config.algorithm import MicroGroupSection
 from trapo_lite.config.sections import Config
 
 # What users ask for and the engines cannot serve: not options, but they deserve better than "unknown key".
@@ -118,6 +119,9 @@ def _did_you_mean(word: str, known: Iterable[str]) -> str:
 def _describe(problem: Any) -> str:
     where = ".".join(str(part) for part in problem["loc"] if part not in ("text", "list"))
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: unknown key{_did_you_mean(str(problem['loc'][-1]), MicroGroupSection.model_fields)}"
     if problem["type"] == "value_error":
-        return f"{where}.{message}" if where else message
+        separator = ": " if message.startswith("found ") else "."
+        return f"{where}{separator}{message}" if where else message
     return f"{where}: {message[0].lower()}{message[1:]}; found {problem['input']!r}"

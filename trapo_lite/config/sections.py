@@ -4,42 +4,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
-from trapo_lite.config.presets import PRESETS
-from trapo_lite.types import MicroGroup
+from trapo_lite.config.algorithm import AlgorithmSection
+from trapo_lite.config.fields import Beta, NonNegative, Number, Positive, PositiveInt, Section, TextOrList, Whole
 
 QWEN_TEMPLATE = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{problem}\n"
     "Please reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n<|im_start|>assistant\n"
 )
 
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-by_text_or_list = Discriminator(lambda value: "text" if isinstance(value, str) else "list")
-TextOrList = Annotated[Annotated[str, Tag("text")] | Annotated[list[str], Tag("list")], by_text_or_list]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), coerce_numbers_to_str=True
-    )
-
-    def idle_keys(self) -> set[str]:
-        """Keys that have no effect beside the others: refused when the user sets them, left out of the resolved file."""
-        return set()
-
-    @model_validator(mode="after")
-    def _no_idle_keys(self) -> "Section":
-        for key in sorted(self.idle_keys() & self.model_fields_set):
-            raise ValueError(f"{key}: has no effect with the other settings of this section; remove it")
-        return self
-
-
 
 class ModelSection(Section):
-    name: str = "Qwen/Qwen2.5-Math-7B"
+    name: str = Field(default="Qwen/Qwen2.5-Math-7B", min_length=1)
     """Folder or hub id of a causal language model."""
     quantize: Literal["none", "nf4"] = "none"
     """nf4: QLoRA by bitsandbytes, double quantisation."""
@@ -53,8 +30,9 @@ class ModelSection(Section):
 
 
 class LoraSection(Section):
-    r: PositiveInt = 64
-    alpha: Annotated[float, Field(gt=0)] = 32.0
+    r: Annotated[Whole, Field(ge=1, le=512)] = 64
+    """At most 512: vLLM serves no more."""
+    alpha: Positive = 32.0
     """The adapter's update is scaled by alpha / r."""
     target_modules: TextOrList = "all-linear"
     init_from: str | None = None
@@ -63,7 +41,9 @@ class LoraSection(Section):
     @model_validator(mode="after")
     def _servable(self) -> "LoraSection":
         if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
-            raise ValueError(f"target_modules: found {self.target_modules!r}; give all-linear or a list of module names")
+            raise ValueError(
+                f"target_modules: found {self.target_modules!r}; give all-linear or a list of module names"
+            )
         for name in self.target_modules if isinstance(self.target_modules, list) else ():
             if "lm_head" in name or "embed" in name:
                 raise ValueError(
@@ -102,125 +82,37 @@ class RolloutSection(Section):
     """Problems a step, over all processes."""
     max_response_tokens: PositiveInt = 8192
     """Expert prefix + completion."""
-    temperature: Annotated[float, Field(gt=0.0)] = 1.0
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
-    tis_cap: Annotated[float, Field(gt=0.0)] | None = None
+    temperature: Positive = 1.0
+    top_p: Annotated[Number, Field(gt=0.0, le=1.0)] = 1.0
+    top_k: Annotated[Whole, Field(ge=0)] = 0
+    tis_cap: Positive | None = None
     """Cap of the truncated importance weight trainer / sampler on own tokens; None: no weight (the paper's loss)."""
-    gpu_memory_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.45
+    gpu_memory_fraction: Annotated[Number, Field(gt=0.0, lt=1.0)] = 0.45
     max_num_seqs: PositiveInt = 256
-    kv_cache_gib: Annotated[float, Field(gt=0.0)] = 1.0
+    kv_cache_gib: Positive = 1.0
     """KV cache on the CPU; on CUDA gpu_memory_fraction decides."""
     num_threads: PositiveInt = 1
     """Threads of the engine on the CPU."""
-    probe_tokens: Annotated[int, Field(ge=512)] = 512
+    probe_tokens: Annotated[Whole, Field(ge=512)] = 512
     """Tokens of the parity probe after each publish."""
 
 
 class RewardSection(Section):
     num_workers: PositiveInt = 2
-    deadline_seconds: Annotated[float, Field(gt=0.0)] = 5.0
-    memory_mb: Annotated[int, Field(ge=256)] = 2048
+    deadline_seconds: Positive = 5.0
+    memory_mb: Annotated[Whole, Field(ge=256)] = 2048
     require_box: bool = False
     """Only a complete \\boxed{...} counts as an answer."""
 
 
-class MicroGroupSection(Section):
-    num_rollouts: PositiveInt
-    prefix_ratio: Fraction = 0.0
-    help_below: float | None = 0.0
-    trace: Annotated[int, Field(ge=0)] | None = 0
-    num_trained: Annotated[int, Field(ge=0)] | None = None
-
-
-class AlgorithmSection(Section):
-    name: str = "trapo"
-    """A label for tables and logs; nothing depends on it."""
-    schedule: Annotated[
-        Annotated[Literal["paper", "reference_code"], Tag("text")] | Annotated[list[MicroGroupSection], Tag("list")],
-        by_text_or_list,
-    ] = "reference_code"
-    """A preset or a list of micro-groups."""
-    prefix_loss: Literal["trust_region", "nll", "dft", "luffy", "none"] = "trust_region"
-    alpha: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
-    """Edge of the trust region, in probability."""
-    gamma: Annotated[float, Field(gt=0.0)] = 0.1
-    """Shape of LUFFY's loss."""
-    prefix_weight: NonNegative = 1.0
-    prefix_advantage: bool = False
-    """Multiply the prefix loss by the rollout's own advantage (LUFFY) instead of 1."""
-    count_expert_in_baseline: bool = True
-    """Whether a rollout that is all expert counts in its group's mean."""
-    divide_by_std: bool = False
-    clip_low: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    clip_high: Annotated[float, Field(gt=0.0)] | None = None
-    entropy_weight: NonNegative = 0.0
-    kl_weight: NonNegative = 0.0
-    normalizer: Literal["tokens", "constant"] = "tokens"
-    """tokens: each component is divided by its global token count; constant: by normalizer_tokens x problems."""
-    normalizer_tokens: PositiveInt = 8192
-
-    @property
-    def micro_groups(self) -> tuple[MicroGroup, ...]:
-        if isinstance(self.schedule, str):
-            return PRESETS[self.schedule]
-        return tuple(MicroGroup(**dict(group)) for group in self.schedule)
-
-    @property
-    def group_size(self) -> int:
-        return sum(group.num_rollouts for group in self.micro_groups)
-
-    @property
-    def uses_experts(self) -> bool:
-        return any(g.prefix_ratio > 0 and (g.help_below is None or g.help_below > 0) for g in self.micro_groups)
-
-    @property
-    def samples(self) -> bool:
-        """False where every rollout is the whole expert trace (SFT): nothing is ever asked of an engine."""
-        return any(not (g.prefix_ratio == 1.0 and g.help_below is None) for g in self.micro_groups)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "AlgorithmSection":
-        if not self.micro_groups:
-            raise ValueError("schedule: has no micro-group, so nothing would be sampled; give at least one")
-        for index, group in enumerate(self.micro_groups):
-            if group.num_trained is not None and group.num_trained > group.num_rollouts:
-                raise ValueError(
-                    f"schedule[{index}].num_trained: {group.num_trained} of {group.num_rollouts} rollouts cannot carry "
-                    "the prefix loss; lower it"
-                )
-        if self.has_prefix_loss and not self.uses_experts:
-            raise ValueError(
-                f"prefix_loss: {self.prefix_loss} but no micro-group is ever guided (prefix_ratio > 0 with help_below "
-                "above 0 or null), so it would see no tokens; guide a micro-group or set prefix_loss: none"
-            )
-        return self
-
-    @property
-    def has_prefix_loss(self) -> bool:
-        return self.prefix_loss != "none" and self.prefix_weight > 0
-
-    def idle_keys(self) -> set[str]:
-        has_effect = {
-            "alpha": self.has_prefix_loss and self.prefix_loss == "trust_region",
-            "gamma": self.has_prefix_loss and self.prefix_loss == "luffy",
-            "prefix_weight": self.prefix_loss != "none",
-            "prefix_advantage": self.has_prefix_loss,
-            "count_expert_in_baseline": self.samples and any(g.prefix_ratio == 1.0 for g in self.micro_groups),
-            "divide_by_std": self.samples,
-            "normalizer_tokens": self.normalizer == "constant",
-        }
-        return {key for key, acts in has_effect.items() if not acts}
-
-
 class OptimSection(Section):
     name: Literal["adamw", "sgd"] = "adamw"
-    lr: Annotated[float, Field(gt=0.0)] = 2e-5
+    lr: Positive = 2e-5
     weight_decay: NonNegative = 0.01
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    grad_clip: Annotated[float, Field(gt=0.0)] | None = 1.0
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    grad_clip: Positive | None = 1.0
     scheduler: Literal["constant", "cosine", "linear"] = "constant"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[Whole, Field(ge=0)] = 0
     updates_per_batch: PositiveInt = 1
 
     def idle_keys(self) -> set[str]:
@@ -236,7 +128,7 @@ class TrainSection(Section):
 
 
 class EvalSection(Section):
-    every: Annotated[int, Field(ge=0)] = 0
+    every: Annotated[Whole, Field(ge=0)] = 0
     """Steps between evaluations during training; 0: none."""
     data: str | None = None
     """Problems to evaluate on, in any form data.train accepts."""
@@ -244,7 +136,7 @@ class EvalSection(Section):
     """The first so many; None: all."""
     num_samples: PositiveInt = 1
     """Independent draws per problem."""
-    temperature: Annotated[float, Field(gt=0.0)] = 0.6
+    temperature: Positive = 0.6
     max_response_tokens: PositiveInt | None = None
     """None: as in rollout."""
 
@@ -256,10 +148,10 @@ class EvalSection(Section):
 
 
 class RunSection(Section):
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
     dir: str = "runs"
     """The run's folder is dir/name."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[Whole, Field(ge=0, lt=2**31)] = 0
     deterministic: bool = False
     """Act on verdicts in a fixed order, so that an interrupted and resumed run equals an uninterrupted one exactly."""
     num_threads: PositiveInt | None = None

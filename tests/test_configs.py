@@ -1,0 +1,289 @@
+"""The files in configs/ validate alone and together and hold the method's numbers; bad input gets a clear error."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trapo_lite.config import Config, ConfigError, load_config
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+BASES = sorted(CONFIGS.glob("*.yaml"))
+ALGORITHMS = sorted((CONFIGS / "algorithm").glob("*.yaml"))
+
+
+def algorithm(name: str) -> Path:
+    return CONFIGS / "algorithm" / f"{name}.yaml"
+
+
+def file_name(file: Path | None) -> str:
+    return file.stem if file else "alone"
+
+
+def test_the_files_users_are_told_about_are_there():
+    assert {"8xA100_lora.yaml", "1x24GB_qlora.yaml", "tiny_cpu.yaml"} <= {file.name for file in BASES}
+    assert {file.stem for file in ALGORITHMS} == {"trapo", "grpo", "sft", "luffy"}
+
+
+@pytest.mark.parametrize("name", [None, *ALGORITHMS], ids=file_name)
+@pytest.mark.parametrize("base", BASES, ids=file_name)
+def test_every_algorithm_over_every_base_validates_and_its_resolved_form_is_the_same_config(base, name, tmp_path):
+    config = load_config([base, name] if name else [base])
+    resolved = tmp_path / "config.yaml"
+    resolved.write_text(config.to_yaml(), encoding="utf-8")
+    assert load_config([resolved]) == config
+    assert load_config([resolved]).to_yaml() == config.to_yaml()
+
+
+@pytest.mark.parametrize("file", [*BASES, *ALGORITHMS], ids=file_name)
+def test_every_file_says_first_what_it_is_for(file):
+    assert file.read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("file", ALGORITHMS, ids=file_name)
+def test_an_algorithm_file_is_one_block_named_after_it(file):
+    content = yaml.safe_load(file.read_text())
+    assert list(content) == ["algorithm"]
+    assert content["algorithm"]["name"] == file.stem
+
+
+@pytest.mark.parametrize("base", BASES, ids=file_name)
+def test_algorithms_over_one_base_differ_in_the_algorithm_alone(base):
+    without_algorithm = [load_config([base, file]).model_dump(exclude={"algorithm"}) for file in ALGORITHMS]
+    assert all(other == without_algorithm[0] for other in without_algorithm[1:])
+
+
+@pytest.mark.parametrize(("first", "second"), itertools.permutations(ALGORITHMS, 2), ids=file_name)
+def test_a_later_algorithm_leaves_nothing_of_an_earlier_one(first, second):
+    assert load_config([first, second]) == load_config([second])
+
+
+@pytest.mark.parametrize("base", BASES, ids=file_name)
+def test_every_base_trains_trapo_as_its_algorithm_file_does(base):
+    alone, by_file = load_config([base]), load_config([base, algorithm("trapo")])
+    assert alone.algorithm.normalizer_tokens == alone.rollout.max_response_tokens
+    scale = {"normalizer_tokens"}  # AdamW does not see a common factor of all components
+    assert alone.algorithm.model_dump(exclude=scale) == by_file.algorithm.model_dump(exclude=scale)
+
+
+def test_8xA100_is_the_setting_of_the_paper_with_lora():
+    config = load_config([CONFIGS / "8xA100_lora.yaml"])
+    assert config.model.name == "Qwen/Qwen2.5-Math-7B"
+    assert (config.model.dtype, config.model.quantize) == ("bfloat16", "none")
+    # `rope_theta` by itself is ignored by transformers and vLLM; only rope_parameters acts.
+    assert config.model.config_overrides == {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 40000},
+        "max_position_embeddings": 16384,
+    }
+    assert (config.lora.r, config.lora.alpha, config.lora.target_modules) == (64, 32.0, "all-linear")
+    assert config.data.train == "Elliott/Openr1-Math-46k-8192"
+    assert (config.data.expert_text, config.data.max_prompt_tokens) == ("thought", 1024)
+    rollout = config.rollout
+    assert (rollout.num_problems, rollout.max_response_tokens) == (32, 8192)
+    assert (rollout.temperature, rollout.top_p, rollout.top_k, rollout.tis_cap) == (1.0, 1.0, 0, None)
+    assert (config.algorithm.schedule, config.algorithm.normalizer_tokens) == ("reference_code", 8192)
+    optim = config.optim
+    assert (optim.name, optim.lr, optim.scheduler, optim.warmup_steps) == ("adamw", 2e-5, "constant", 0)
+    assert (optim.weight_decay, optim.grad_clip, optim.updates_per_batch) == (0.01, 1.0, 1)
+    assert config.train.max_steps == 500
+
+
+def test_1x24GB_is_a_smaller_8xA100_in_nf4():
+    large, small = (load_config([CONFIGS / f"{name}.yaml"]) for name in ("8xA100_lora", "1x24GB_qlora"))
+    assert (small.model.quantize, small.model.gradient_checkpointing) == ("nf4", True)
+    assert (small.rollout.num_problems, small.rollout.max_response_tokens) == (8, 4096)
+    assert small.rollout.gpu_memory_fraction < large.rollout.gpu_memory_fraction
+    assert (small.optim, small.lora, small.data) == (large.optim, large.lora, large.data)
+    assert small.model.config_overrides == large.model.config_overrides
+
+
+@pytest.mark.parametrize("base", BASES, ids=file_name)
+def test_one_rollout_fits_in_one_forward_pass_and_in_the_context(base):
+    config = load_config([base])
+    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    assert longest <= config.train.tokens_per_batch
+    assert longest <= config.model.config_overrides.get("max_position_embeddings", longest)
+
+
+def test_tiny_cpu_is_exact_and_needs_nothing_from_outside():
+    config = load_config([CONFIGS / "tiny_cpu.yaml"])
+    assert (config.model.dtype, config.rollout.engine) == ("float32", "vllm")
+    assert (config.run.deterministic, config.run.num_threads, config.rollout.num_threads) == (True, 1, 1)
+    assert all(str(path).startswith("trapo_lite/tiny_world/") for path in (config.model.name, config.data.train))
+    assert config.eval.every > 0
+
+
+def groups(name: str) -> list[tuple[int, float, float | None]]:
+    micro_groups = load_config([algorithm(name)]).algorithm.micro_groups
+    return [(group.num_rollouts, group.prefix_ratio, group.help_below) for group in micro_groups]
+
+
+def test_trapo_has_the_schedule_and_the_loss_of_the_official_code():
+    trapo = load_config([algorithm("trapo")]).algorithm
+    assert groups("trapo") == [(4, 0.0, 0.0), (2, 0.25, 0.5), (1, 0.5, 2 / 3), (1, 1.0, 1.0)]
+    assert [group.trace for group in trapo.micro_groups[1:]] == [0, 0, 1]
+    assert (trapo.prefix_loss, trapo.alpha, trapo.prefix_weight) == ("trust_region", 0.1, 1.0)
+    assert (trapo.count_expert_in_baseline, trapo.divide_by_std, trapo.prefix_advantage) == (True, False, False)
+
+
+def test_grpo_is_trapo_without_help():
+    grpo, trapo = (load_config([algorithm(name)]).algorithm for name in ("grpo", "trapo"))
+    assert groups("grpo") == [(8, 0.0, 0.0)]
+    assert (grpo.prefix_loss, grpo.uses_experts) == ("none", False)
+    prefix_only = {"name", "schedule", "prefix_loss"}
+    assert grpo.model_dump(exclude=prefix_only) == trapo.model_dump(exclude=prefix_only)
+
+
+def test_sft_is_the_whole_expert_trace_and_never_samples():
+    sft = load_config([algorithm("sft")]).algorithm
+    assert groups("sft") == [(1, 1.0, None)]
+    assert (sft.prefix_loss, sft.normalizer) == ("nll", "tokens")
+    assert not sft.samples
+
+
+def test_luffy_is_seven_rollouts_and_always_the_whole_trace():
+    luffy = load_config([algorithm("luffy")]).algorithm
+    assert groups("luffy") == [(7, 0.0, 0.0), (1, 1.0, None)]
+    assert (luffy.prefix_loss, luffy.gamma, luffy.prefix_advantage) == ("luffy", 0.1, True)
+    assert (luffy.count_expert_in_baseline, luffy.divide_by_std) == (True, False)
+
+
+@pytest.mark.parametrize("name", ["trapo", "grpo", "luffy"])
+def test_groups_that_are_compared_have_eight_rollouts(name):
+    assert load_config([algorithm(name)]).algorithm.group_size == 8
+
+
+# override(s) over the defaults -> what the message must hold: the key, what was found, what to do.
+BAD_INPUT: list[tuple[list[str], list[str]]] = [
+    # unknown and misspelt
+    (["rolout.engine=vllm"], ["rolout", "unknown section", "did you mean 'rollout'"]),
+    (["optim.weight_dacay=0.1"], ["optim.weight_dacay", "unknown key", "did you mean 'weight_decay'"]),
+    (["algorithm.prefix_los=nll"], ["algorithm.prefix_los", "did you mean 'prefix_loss'"]),
+    (["optim.xyzzy=1"], ["optim.xyzzy", "unknown key", "known are", "lr"]),
+    (["optim.lr"], ["'optim.lr'", "section.key=value"]),
+    (["lr=1"], ["'lr=1'", "section.key=value"]),
+    (["optim.lr=[1"], ["optim.lr", "'[1'", "not a YAML value"]),
+    # values out of range or of another kind
+    (["optim.lr=-1"], ["optim.lr", "greater than 0", "-1"]),
+    (["optim.lr=.nan"], ["optim.lr", "nan"]),
+    (["optim.lr=fast"], ["optim.lr", "valid number", "'fast'"]),
+    (["rollout.num_problems=0"], ["rollout.num_problems", "greater than or equal to 1", "found 0"]),
+    (["rollout.num_problems=1.5"], ["rollout.num_problems", "integer", "1.5"]),
+    (["rollout.temperature=0"], ["rollout.temperature", "greater than 0"]),
+    (["rollout.top_p=1.5"], ["rollout.top_p", "1.5"]),
+    (["rollout.engine="], ["rollout.engine", "'vllm' or 'transformers'", "None"]),
+    (["rollout.gpu_memory_fraction=1.2"], ["rollout.gpu_memory_fraction", "less than 1", "1.2"]),
+    (["model.quantize=int4"], ["model.quantize", "'none' or 'nf4'", "'int4'"]),
+    (["model.config_overrides=3"], ["model.config_overrides", "dictionary", "3"]),
+    (["algorithm.alpha=0"], ["algorithm.alpha", "greater than 0", "found 0"]),
+    (["algorithm.alpha=1.5"], ["algorithm.alpha", "less than or equal to 1", "1.5"]),
+    (["train.max_steps=0"], ["train.max_steps", "found 0"]),
+    (["run.seed=-1"], ["run.seed", "-1"]),
+    (["run.name=a/b"], ["run.name", "'a/b'"]),
+    (["data.prompt_template=hello"], ["data.prompt_template", "{problem}", "exactly once"]),
+    # schedules
+    (["algorithm.schedule=papr"], ["algorithm.schedule", "'paper' or 'reference_code'", "'papr'"]),
+    (["algorithm.schedule=[]"], ["algorithm.schedule", "no micro-group", "at least one"]),
+    (["algorithm.schedule=[{num_rollouts: 0}]"], ["algorithm.schedule.0.num_rollouts", "found 0"]),
+    (
+        ["algorithm.schedule=[{num_rollouts: 4}, {num_rollouts: 1, prefix_ratio: 1.5, help_below: 1.0}]"],
+        ["algorithm.schedule.1.prefix_ratio", "less than or equal to 1", "1.5"],
+    ),
+    (
+        ["algorithm.schedule=[{num_rollouts: 1, prefix_ratio: -0.1}]"],
+        ["algorithm.schedule.0.prefix_ratio", "greater than or equal to 0", "-0.1"],
+    ),
+    (
+        ["algorithm.schedule=[{num_rollouts: 1, prefix_ratio: 1.0, help_below: null, num_trained: 2}]"],
+        ["algorithm.schedule[0].num_trained", "2 of 1"],
+    ),
+    # a loss without tokens to act on
+    (["algorithm.schedule=[{num_rollouts: 8}]"], ["algorithm.prefix_loss", "trust_region", "guided", "none"]),
+    (["algorithm.schedule=[{num_rollouts: 8, prefix_ratio: 0.5}]"], ["algorithm.prefix_loss", "help_below"]),
+    (["algorithm.gamma=0.2"], ["algorithm.gamma", "no effect", "remove"]),
+    (["algorithm.normalizer=tokens", "algorithm.normalizer_tokens=64"], ["algorithm.normalizer_tokens", "no effect"]),
+    # adapters the engine cannot serve
+    (["lora.target_modules=[q_proj, lm_head]"], ["lora.target_modules", "'lm_head'", "vLLM", "all-linear"]),
+    (["lora.target_modules=[embed_tokens]"], ["lora.target_modules", "'embed_tokens'", "vLLM"]),
+    (["lora.target_modules=attention"], ["lora.target_modules", "'attention'", "all-linear"]),
+    (["lora.use_dora=true"], ["lora.use_dora", "DoRA", "remove"]),
+    (["lora.bias=all"], ["lora.bias", "vLLM", "remove"]),
+    (["lora.dropout=0.1"], ["lora.dropout", "remove"]),
+    # combinations
+    (["rollout.tis_cap=2", "rollout.top_p=0.9"], ["rollout.tis_cap", "top_p 0.9", "tis_cap: null"]),
+    (["rollout.tis_cap=2", "rollout.top_k=20"], ["rollout.tis_cap", "top_k 20", "tis_cap: null"]),
+    (["algorithm.clip_low=0.2"], ["algorithm.clip_low", "cannot act", "optim.updates_per_batch"]),
+    (["algorithm.clip_high=0.28"], ["clip_high", "cannot act", "optim.updates_per_batch"]),
+    (["algorithm.kl_weight=0.1", "lora.init_from=x"], ["algorithm.kl_weight", "lora.init_from", "kl_weight: 0"]),
+    (["model.quantize=nf4", "model.dtype=float32"], ["model.dtype", "NF4", "bfloat16"]),
+    (["optim.name=sgd", "optim.betas=[0.9, 0.99]"], ["optim.betas", "no effect"]),
+    (["optim.warmup_steps=9", "train.max_steps=9"], ["optim.warmup_steps", "train.max_steps", "lower it"]),
+    (["eval.every=5"], ["eval.data", "eval.every"]),
+    (["run.deterministic=true"], ["run.num_threads", "deterministic", "set it to 1"]),
+    (["run.name=.."], ["run.name", "'..'"]),  # the run's folder would be the one above run.dir
+    (["lora.r=600"], ["lora.r", "512"]),  # vLLM's max_lora_rank ends there
+    (["optim.lr=.inf"], ["optim.lr", "inf"]),
+    (["optim.lr=true"], ["optim.lr", "True"]),
+    (["rollout.num_problems=yes"], ["rollout.num_problems", "True"]),
+    (["data.train=[]"], ["data.train"]),
+    (["lora.target_modules=[]"], ["lora.target_modules"]),
+    (["model.name=''"], ["model.name"]),
+    (["algorithm.schedule=[{num_rollouts: 8, prefix_ration: 0.5}]"], ["did you mean 'prefix_ratio'"]),
+    # the first micro-group has no earlier rollouts, so a threshold never helps it: the prefix loss sees no token
+    (["algorithm.schedule=[{num_rollouts: 8, prefix_ratio: 0.5, help_below: 0.5}]"], ["help_below"]),
+]
+
+
+def error_of(overrides: list[str], files: list[Path] | None = None) -> str:
+    with pytest.raises(ConfigError) as raised:
+        load_config(files or [], overrides)
+    return str(raised.value)
+
+
+def joined(value: object) -> str | None:
+    """Test ids: the overrides; nothing for the list of substrings after them."""
+    return " ".join(value) if isinstance(value, list) and "=" in value[0] else ""
+
+
+@pytest.mark.parametrize(("overrides", "substrings"), BAD_INPUT, ids=joined)
+def test_bad_input_is_named_with_what_was_found_and_what_to_do(overrides, substrings):
+    message = error_of(overrides)
+    assert [text for text in substrings if text not in message] == [], message
+
+
+@pytest.mark.parametrize("override", ["algorithm.prefix_advantage=true", "algorithm.kl_weight=0.1"])
+def test_what_needs_own_rollouts_is_refused_where_nothing_is_sampled(override):
+    # A group of one expert trace has advantage 0, so prefix_advantage switches the whole loss off without a word.
+    assert "nothing is sampled" in error_of([override], [algorithm("sft")])
+
+
+def test_every_mistake_is_reported_at_once():
+    message = error_of(["optim.lr=-1", "rollout.num_problems=0"])
+    assert "optim.lr" in message and "rollout.num_problems" in message
+
+
+def test_keys_idle_beside_an_algorithm_file_are_refused():
+    assert "algorithm.alpha: has no effect" in error_of(["algorithm.alpha=0.2"], [algorithm("grpo")])
+    assert "rollout.tis_cap: nothing is sampled" in error_of(["rollout.tis_cap=2"], [algorithm("sft")])
+
+
+def test_a_missing_file_names_its_neighbour():
+    message = error_of([], [CONFIGS / "tiny_cp.yaml"])
+    assert "tiny_cp.yaml" in message and "did you mean" in message and "tiny_cpu.yaml" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "substring"),
+    [("lora: [", "not valid YAML"), ("- lora\n", "holds a list"), ("lora: 3\n", "lora: found 3")],
+)
+def test_a_file_that_is_no_configuration_is_named(tmp_path, content, substring):
+    file = tmp_path / "bad.yaml"
+    file.write_text(content)
+    assert substring in error_of([], [file])
+
+
+def test_an_empty_file_is_the_defaults(tmp_path):
+    file = tmp_path / "empty.yaml"
+    file.write_text("# nothing\n")
+    assert load_config([file]) == Config()

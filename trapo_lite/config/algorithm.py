@@ -1,0 +1,124 @@
+"""The `algorithm` section: schedule, losses and weights, and which of them go together."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, Tag, model_validator
+
+from trapo_lite.config.fields import (
+    Fraction,
+    NonNegative,
+    Number,
+    Positive,
+    PositiveInt,
+    Section,
+    Whole,
+    by_text_or_list,
+)
+from trapo_lite.config.presets import PRESETS
+from trapo_lite.types import MicroGroup
+
+
+class MicroGroupSection(Section):
+    num_rollouts: PositiveInt
+    prefix_ratio: Fraction = 0.0
+    help_below: Number | None = 0.0
+    trace: Annotated[Whole, Field(ge=0)] | None = 0
+    num_trained: Annotated[Whole, Field(ge=0)] | None = None
+
+
+class AlgorithmSection(Section):
+    name: str = "trapo"
+    """A label for tables and logs; nothing depends on it."""
+    schedule: Annotated[
+        Annotated[Literal["paper", "reference_code"], Tag("text")] | Annotated[list[MicroGroupSection], Tag("list")],
+        by_text_or_list,
+    ] = "reference_code"
+    """A preset or a list of micro-groups."""
+    prefix_loss: Literal["trust_region", "nll", "dft", "luffy", "none"] = "trust_region"
+    alpha: Annotated[Number, Field(gt=0.0, le=1.0)] = 0.1
+    """Edge of the trust region, in probability."""
+    gamma: Positive = 0.1
+    """Shape of LUFFY's loss."""
+    prefix_weight: NonNegative = 1.0
+    prefix_advantage: bool = False
+    """Multiply the prefix loss by the rollout's own advantage (LUFFY) instead of 1."""
+    count_expert_in_baseline: bool = True
+    """Whether a rollout that is all expert counts in its group's mean."""
+    divide_by_std: bool = False
+    clip_low: Annotated[Number, Field(gt=0.0, lt=1.0)] | None = None
+    clip_high: Positive | None = None
+    entropy_weight: NonNegative = 0.0
+    kl_weight: NonNegative = 0.0
+    normalizer: Literal["tokens", "constant"] = "tokens"
+    """tokens: each component is divided by its global token count; constant: by normalizer_tokens x problems."""
+    normalizer_tokens: PositiveInt = 8192
+
+    @property
+    def micro_groups(self) -> tuple[MicroGroup, ...]:
+        if isinstance(self.schedule, str):
+            return PRESETS[self.schedule]
+        return tuple(MicroGroup(**dict(group)) for group in self.schedule)
+
+    @property
+    def group_size(self) -> int:
+        return sum(group.num_rollouts for group in self.micro_groups)
+
+    @property
+    def uses_experts(self) -> bool:
+        return any(_can_be_guided(number, group) for number, group in enumerate(self.micro_groups))
+
+    @property
+    def samples(self) -> bool:
+        """False where every rollout is the whole expert trace (SFT): nothing is ever asked of an engine."""
+        return any(not (g.prefix_ratio == 1.0 and g.help_below is None) for g in self.micro_groups)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "AlgorithmSection":
+        if not self.micro_groups:
+            raise ValueError("schedule: has no micro-group, so nothing would be sampled; give at least one")
+        for index, group in enumerate(self.micro_groups):
+            if group.num_trained is not None and group.num_trained > group.num_rollouts:
+                raise ValueError(
+                    f"schedule[{index}].num_trained: {group.num_trained} of {group.num_rollouts} rollouts cannot carry "
+                    "the prefix loss; lower it"
+                )
+        if not self.samples and (self.prefix_advantage or self.kl_weight > 0):
+            raise ValueError(
+                "prefix_advantage, kl_weight: nothing is sampled with this schedule, so there are neither advantages nor "
+                "own tokens; remove them"
+            )
+        if self.has_prefix_loss and not self.uses_experts:
+            raise ValueError(
+                f"prefix_loss: {self.prefix_loss} but no micro-group is ever guided (prefix_ratio > 0 with help_below "
+                "above 0 after the first, or null), so it would see no tokens; guide a micro-group or set prefix_loss: none"
+            )
+        for index, group in enumerate(self.micro_groups):
+            if group.prefix_ratio > 0 and not _can_be_guided(index, group):
+                raise ValueError(
+                    f"schedule[{index}]: prefix_ratio {group.prefix_ratio:g} can never be used: help_below is "
+                    f"{group.help_below:g}{' and no rollout comes before it' if index == 0 else ''}; set help_below: null "
+                    "(always help) or prefix_ratio: 0"
+                )
+        return self
+
+    @property
+    def has_prefix_loss(self) -> bool:
+        return self.prefix_loss != "none" and self.prefix_weight > 0
+
+    def idle_keys(self) -> set[str]:
+        has_effect = {
+            "alpha": self.has_prefix_loss and self.prefix_loss == "trust_region",
+            "gamma": self.has_prefix_loss and self.prefix_loss == "luffy",
+            "prefix_weight": self.prefix_loss != "none",
+            "prefix_advantage": self.has_prefix_loss,
+            "count_expert_in_baseline": self.samples and any(g.prefix_ratio == 1.0 for g in self.micro_groups),
+            "divide_by_std": self.samples,
+            "normalizer_tokens": self.normalizer == "constant",
+        }
+        return {key for key, acts in has_effect.items() if not acts}
+
+
+def _can_be_guided(index: int, group: MicroGroup) -> bool:
+    """A threshold compares with earlier rollouts, which the first micro-group does not have."""
+    helps = group.help_below is None or (group.help_below > 0 and index > 0)
+    return group.prefix_ratio > 0 and helps

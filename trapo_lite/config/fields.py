@@ -1,0 +1,42 @@
+"""What all sections are made of: checked numbers, and a base that refuses unknown and idle keys."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+
+
+def _no_truth_value(value: Any) -> Any:
+    """YAML reads yes, no, on and off as truth values, which Python would take for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError(f"found {value}; give a number")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_no_truth_value), Field(allow_inf_nan=False)]
+Whole = Annotated[int, BeforeValidator(_no_truth_value)]
+PositiveInt = Annotated[Whole, Field(ge=1)]
+Positive = Annotated[Number, Field(gt=0.0)]
+NonNegative = Annotated[Number, Field(ge=0.0)]
+Fraction = Annotated[Number, Field(ge=0.0, le=1.0)]
+Beta = Annotated[Number, Field(ge=0.0, lt=1.0)]
+by_text_or_list = Discriminator(lambda value: "text" if isinstance(value, str) else "list")
+TextOrList = Annotated[
+    Annotated[str, Field(min_length=1), Tag("text")] | Annotated[list[str], Field(min_length=1), Tag("list")],
+    by_text_or_list,
+]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), coerce_numbers_to_str=True
+    )
+
+    def idle_keys(self) -> set[str]:
+        """Keys that have no effect beside the others: refused when the user sets them, left out of the resolved file."""
+        return set()
+
+    @model_validator(mode="after")
+    def _no_idle_keys(self) -> "Section":
+        for key in sorted(self.idle_keys() & self.model_fields_set):
+            raise ValueError(f"{key}: has no effect with the other settings of this section; remove it")
+        return self
