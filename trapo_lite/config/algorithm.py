@@ -84,20 +84,21 @@ class AlgorithmSection(Section):
                 )
         if not self.samples and (self.prefix_advantage or self.kl_weight > 0):
             raise ValueError(
-                "prefix_advantage, kl_weight: nothing is sampled with this schedule, so there are neither advantages nor "
-                "own tokens; remove them"
+                "prefix_advantage, kl_weight: nothing is sampled with this schedule, so there are neither advantages "
+                "nor own tokens; remove them"
             )
         if self.has_prefix_loss and not self.uses_experts:
             raise ValueError(
                 f"prefix_loss: {self.prefix_loss} but no micro-group is ever guided (prefix_ratio > 0 with help_below "
-                "above 0 after the first, or null), so it would see no tokens; guide a micro-group or set prefix_loss: none"
+                "above 0 after the first, or null), so it would see no tokens; guide a micro-group or set "
+                "prefix_loss: none"
             )
         for index, group in enumerate(self.micro_groups):
             if group.prefix_ratio > 0 and not _can_be_guided(index, group):
                 raise ValueError(
                     f"schedule[{index}]: prefix_ratio {group.prefix_ratio:g} can never be used: help_below is "
-                    f"{group.help_below:g}{' and no rollout comes before it' if index == 0 else ''}; set help_below: null "
-                    "(always help) or prefix_ratio: 0"
+                    f"{group.help_below:g}{' and no rollout comes before it' if index == 0 else ''}; set "
+                    "help_below: null (always help) or prefix_ratio: 0"
                 )
         return self
 

@@ -32,7 +32,7 @@ class Section(BaseModel):
     )
 
     def idle_keys(self) -> set[str]:
-        """Keys that have no effect beside the others: refused when the user sets them, left out of the resolved file."""
+        """Keys without effect beside the others: refused when the user sets them, left out of the resolved file."""
         return set()
 
     @model_validator(mode="after")

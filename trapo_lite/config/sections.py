@@ -25,7 +25,7 @@ class ModelSection(Section):
     attention: Literal["auto", "sdpa", "flex"] = "auto"
     """auto: FlexAttention on CUDA, SDPA per segment elsewhere."""
     gradient_checkpointing: bool = False
-    config_overrides: dict[str, Any] = {}
+    config_overrides: dict[str, Any] = Field(default_factory=dict)
     """Fields of the model's config.json to replace, for trainer, engine and export alike."""
 
 
