@@ -18,7 +18,7 @@ TINY_RANK = 6  # not one of vLLM's ranks, so that its padding is tested too
 
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Qwen2 base with two layers, grouped-query attention and random float32 weights large enough for peaked logits."""
+    """A Qwen2 base of two layers, grouped-query attention, and float32 weights large enough for peaked logits."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
@@ -43,7 +43,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_adapter(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """make_adapter(seed, alpha=12.0, scale=0.1): folder of a LoRA adapter on the tiny base with random B (std `scale`)."""
+    """make_adapter(seed, alpha=12.0, scale=0.1): folder of a LoRA adapter on the tiny base; B random of std `scale`."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 

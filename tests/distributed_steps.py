@@ -1,6 +1,6 @@
 """Run by torchrun: five updates on scripted rollouts, shared out over the ranks; rank 0 writes what came out.
 
-    torchrun --nproc_per_node 2 tests/distributed_steps.py OUT.pt sgd BUDGET
+torchrun --nproc_per_node 2 tests/distributed_steps.py OUT.pt sgd BUDGET
 """
 
 import random
@@ -36,9 +36,7 @@ def main(out: str, optimizer_name: str, budget: int) -> None:
     for step in range(NUM_STEPS):
         rng = random.Random(step)
         # Four problems: with three ranks the work is uneven; in step 3 a single problem leaves ranks empty.
-        groups = [
-            make_group(algorithm, random_rollouts(rng, problem_id=str(i))) for i in range(1 if step == 3 else 4)
-        ]
+        groups = [make_group(algorithm, random_rollouts(rng, problem_id=str(i))) for i in range(1 if step == 3 else 4)]
         mine = groups[rank::world]
         counts = gather_object([count_normalizers(algorithm, mine)])
         normalizers = sum(counts, start=Normalizers(0.0, 0.0, 0.0))

@@ -15,6 +15,7 @@ from trapo_lite.engines.base import Completion, EngineError, RolloutEngine, Samp
 KV_CACHE_TOKENS = 8192  # small, so that sequences are pre-empted; 512 bytes a token in the tiny model
 PROBE = parity.probe_sequences(vocab_size=TINY_VOCAB, num_tokens=512, max_length=300)
 STOP = 3
+OVERRIDES = {"rope_parameters": {"rope_type": "default", "rope_theta": 300.0}}  # the model's own theta is 10,000
 
 
 @dataclass
@@ -45,12 +46,15 @@ def served(request, tiny_model_dir: Path, tmp_path_factory) -> Iterator[Served]:
             lora_rank=TINY_RANK,
             dtype="float32",
             kv_cache_gib=KV_CACHE_TOKENS * 512 / 2**30,
+            config_overrides=OVERRIDES,
         )
         engine = VLLMEngine(options, log_path=tmp_path_factory.mktemp("logs") / "vllm.log", start_limit_s=300.0)
     else:
         from trapo_lite.engines.transformers import TransformersEngine
 
-        engine = TransformersEngine(str(tiny_model_dir), max_model_len=TINY_MAX_LEN, max_num_seqs=16)
+        engine = TransformersEngine(
+            str(tiny_model_dir), max_model_len=TINY_MAX_LEN, max_num_seqs=16, config_overrides=OVERRIDES
+        )
     base_checksum = engine.adapter_checksum()
     yield Served(engine, probe_scores(engine), run(engine, [sample("base")])["base"], base_checksum)
     engine.close()
@@ -60,13 +64,15 @@ def served(request, tiny_model_dir: Path, tmp_path_factory) -> Iterator[Served]:
 def reference(tiny_model_dir: Path) -> Callable[..., torch.Tensor]:
     """reference(adapter_dir, token_ids, temperature=1): log-probs of token_ids[1:] by transformers and PEFT."""
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    config = AutoConfig.from_pretrained(tiny_model_dir)
+    config.update(OVERRIDES)
     models = {}
 
     def logits_of(adapter_dir: Path | None, token_ids: Sequence[int]) -> torch.Tensor:
         if adapter_dir not in models:
-            base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+            base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, config=config)
             models[adapter_dir] = base if adapter_dir is None else PeftModel.from_pretrained(base, str(adapter_dir))
         with torch.no_grad():
             return models[adapter_dir].eval()(input_ids=torch.tensor([token_ids])).logits[0]
@@ -236,7 +242,8 @@ def test_drawn_frequencies_follow_the_probabilities(served, reference):
 
 
 @pytest.mark.parametrize(
-    ("fields", "num_kept"), [({"top_k": 3}, 3), ({"top_k": 1}, 1), ({"top_p": 0.4}, None), ({"top_p": 0.6, "top_k": 4}, None)]
+    ("fields", "num_kept"),
+    [({"top_k": 3}, 3), ({"top_k": 1}, 1), ({"top_p": 0.4}, None), ({"top_p": 0.6, "top_k": 4}, None)],
 )
 def test_top_k_and_top_p_cut_the_support_and_renormalise(served, tiny_adapter_dir, reference, fields, num_kept):
     served.publish(tiny_adapter_dir)
@@ -253,7 +260,18 @@ def test_top_k_and_top_p_cut_the_support_and_renormalise(served, tiny_adapter_di
         assert completion.logprobs[0] == pytest.approx(expected[completion.token_ids[0]], abs=1e-4)
 
 
-# --- adapters
+# --- the base and its adapters
+
+
+def test_config_overrides_reach_the_engine(served, reference, tiny_model_dir):
+    from transformers import AutoModelForCausalLM
+
+    expected = reference(None, PROBE[0])
+    torch.testing.assert_close(torch.tensor(served.base_scores[: len(expected)]), expected, rtol=0, atol=1e-4)
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(tiny_model_dir)(input_ids=torch.tensor(PROBE[:1])).logits
+    without = logits[0, :-1].log_softmax(dim=-1).gather(1, torch.tensor(PROBE[0][1:]).unsqueeze(1)).squeeze(1)
+    assert (without - expected).abs().max() > 0.1
 
 
 def test_adapters_swap_and_are_reported(served, tiny_adapter_dir, other_adapter_dir, reference):
@@ -323,7 +341,8 @@ def test_the_checksum_is_that_of_the_published_folder(served, tiny_adapter_dir, 
 
 
 @pytest.mark.parametrize(
-    ("serve", "kind"), [("now", "applied"), ("zeros", "no_op"), ("previous", "stale"), ("doubled", "doubled"), ("other", "wrong")]
+    ("serve", "kind"),
+    [("now", "applied"), ("zeros", "no_op"), ("previous", "stale"), ("doubled", "doubled"), ("other", "wrong")],
 )
 def test_the_probe_names_what_the_engine_really_serves(
     served, make_adapter, reference, tiny_adapter_dir, other_adapter_dir, serve, kind

@@ -130,8 +130,8 @@ def test_luffy_pulls_hardest_at_p_equal_to_gamma() -> None:
 def minimise(loss: Callable[[Tensor], Tensor], expert: Tensor) -> Tensor:
     """The categorical distribution with the least expected loss under the expert's."""
     logits = torch.zeros_like(expert, requires_grad=True)
-    optimizer = torch.optim.Adam([logits], lr=0.05)
-    for _ in range(1500):
+    optimizer = torch.optim.Adam([logits], lr=0.1)
+    for _ in range(600):
         optimizer.zero_grad()
         (expert * loss(torch.log_softmax(logits, dim=0))).sum().backward()
         optimizer.step()

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trapo_lite.tiny_world import BASE_DIR, DATA_DIR
-from trapo_lite.tiny_world.corpus import documents
-from trapo_lite.tiny_world.measure import Accuracy, is_solved, measure_accuracy, sample
-from trapo_lite.tiny_world.pretrain import IGNORED_LABEL, batches
+from trapo_lite.tiny_world.corpus import TEXTBOOK_QUESTION, documents
+from trapo_lite.tiny_world.measure import is_solved, measure_accuracy, sample
+from trapo_lite.tiny_world.pretrain import BATCH_SIZE, IGNORED_LABEL, batches
 from trapo_lite.tiny_world.problems import (
     DATA_SIZES,
     MAX_TOTAL,
@@ -21,7 +21,7 @@ from trapo_lite.tiny_world.problems import (
     rows,
     split_of,
 )
-from trapo_lite.tiny_world.tokenizer import SPECIAL_TOKENS, build_tokenizer, prompt_text
+from trapo_lite.tiny_world.tokenizer import END_OF_TEXT_ID, SPECIAL_TOKENS, build_tokenizer, encode, prompt_text
 
 SPLITS = list(DATA_SIZES)
 ACCURACY = json.loads((BASE_DIR / "accuracy.json").read_text())
@@ -84,12 +84,18 @@ def test_every_answer_and_every_expert_step_is_right(split):
             assert re.findall(r"\\boxed\{(.*)\}", last) == [row["answer"]]
 
 
-def test_the_corpus_solves_easy_sums_and_mostly_misses_hard_ones():
+def test_the_web_solves_easy_sums_and_mostly_misses_hard_ones():
     solved = {"easy": [], "hard": []}
     for problem, solution in pretraining_documents():
-        solved[problem.kind].append(is_solved(problem, solution))
+        if problem.question != TEXTBOOK_QUESTION:
+            solved[problem.kind].append(is_solved(problem, solution))
     assert all(solved["easy"])
-    assert 0 < sum(solved["hard"]) < 0.3 * len(solved["hard"])
+    assert 0 < sum(solved["hard"]) < 0.25 * len(solved["hard"])
+
+
+def test_no_shipped_problem_is_asked_in_the_words_of_a_textbook():
+    words = TEXTBOOK_QUESTION.split("{")[0]
+    assert not any(row["problem"].startswith(words) for split in SPLITS for row in shipped_rows(split))
 
 
 # --- tokenizer
@@ -99,45 +105,46 @@ def test_the_tokenizer_returns_the_world_exactly(tokenizer):
     texts = [prompt_text(problem.text) + solution for problem, solution in pretraining_documents()]
     texts += [text for row in shipped_rows("dev") for text in (prompt_text(row["problem"]), *row["solutions"])]
     for text in texts:
-        assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
+        assert tokenizer.decode(encode(tokenizer, text)) == text
 
 
 def test_the_shipped_tokenizer_is_the_built_one(tokenizer):
     assert tokenizer.get_vocab() == build_tokenizer().get_vocab()
     text = "What is 100 + 7?\n\n\nany ~text~ \\boxed{99}"
-    assert tokenizer(text).input_ids == build_tokenizer()(text).input_ids
+    assert encode(tokenizer, text) == encode(build_tokenizer(), text)
 
 
 def test_numbers_breaks_and_specials_are_one_token_each(tokenizer):
     single = ["\n", "\n\n", *map(str, range(100)), *SPECIAL_TOKENS]
-    ids = [tokenizer(text, add_special_tokens=False).input_ids for text in single]
+    ids = [encode(tokenizer, text) for text in single]
     assert all(len(token_ids) == 1 for token_ids in ids)
     assert len({token_ids[0] for token_ids in ids}) == len(single)
-    assert tokenizer.eos_token == "<|endoftext|>"
+    assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|endoftext|>", END_OF_TEXT_ID)
 
 
 def test_text_from_outside_the_world_comes_back_exactly_too(tokenizer):
     text = "Let $x = 100$; then\t\u221ax = 10, \u4e2d\u6587."
-    assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
+    assert tokenizer.decode(encode(tokenizer, text)) == text
 
 
 # --- pretraining and measuring
 
 
-def test_a_batch_labels_the_solution_and_its_end_only(tokenizer):
-    ids, labels = next(batches(tokenizer, seed=0))
+def test_a_batch_labels_the_solutions_and_their_ends_only(tokenizer):
+    parts = next(batches(tokenizer, seed=0))
+    assert sum(len(ids) for ids, _ in parts) == BATCH_SIZE
     start_of_answer = tokenizer.convert_tokens_to_ids("assistant\n")
-    for row_ids, row_labels in zip(ids.tolist(), labels.tolist(), strict=True):
-        first = row_ids.index(start_of_answer) + 1
-        end = row_ids.index(tokenizer.eos_token_id)
-        expected = [token if first <= place <= end else IGNORED_LABEL for place, token in enumerate(row_ids)]
-        assert row_labels == expected
+    for ids, labels in parts:
+        for row_ids, row_labels in zip(ids.tolist(), labels.tolist(), strict=True):
+            first, end = row_ids.index(start_of_answer) + 1, row_ids.index(END_OF_TEXT_ID)
+            expected = [token if first <= place <= end else IGNORED_LABEL for place, token in enumerate(row_ids)]
+            assert row_labels == expected
 
 
 def test_the_sampler_draws_from_the_model_token_by_token(base, tokenizer):
     problem = distinct_problems("test", "easy", 1, seed=1)[0]
-    prompt_ids = torch.tensor(tokenizer([prompt_text(problem.text)] * 2).input_ids)
-    eos_id, width = tokenizer.eos_token_id, prompt_ids.shape[1]
+    prompt_ids = torch.tensor([encode(tokenizer, prompt_text(problem.text))] * 2)
+    eos_id, width = END_OF_TEXT_ID, prompt_ids.shape[1]
     completions = sample(base, prompt_ids, eos_id=eos_id, generator=torch.Generator().manual_seed(0))
     generator, expected = torch.Generator().manual_seed(0), prompt_ids
     for _ in range(completions.shape[1]):
@@ -180,6 +187,6 @@ def test_the_base_is_as_good_as_its_part_in_the_story_needs():
 @pytest.mark.parametrize("kind", ["easy", "hard"])
 def test_sampling_the_base_again_agrees_with_the_accuracy_table(base, tokenizer, kind):
     problems = distinct_problems("test", kind, 200, seed=7)
-    accuracy: Accuracy = measure_accuracy(base, tokenizer, problems, seed=7)
+    accuracy = measure_accuracy(base, tokenizer, problems, seed=7)
     (low, high), (table_low, table_high) = accuracy.interval_95, ACCURACY[kind]["interval_95"]
     assert low <= table_high and table_low <= high

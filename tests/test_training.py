@@ -198,7 +198,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(make_config, monkeypatch: p
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", full)
-        with pytest.raises(CheckpointError, match="the disk is full.*it resumes"):
+        with pytest.raises(CheckpointError, match=r"the disk is full.*it resumes"):
             train(make_config(train={"max_steps": 2}))
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-000001"]
     train(make_config(train={"max_steps": 2}))

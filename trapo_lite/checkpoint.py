@@ -1,10 +1,10 @@
 """Checkpoints: written whole, then renamed; safetensors and JSON only; verified before they are trusted.
 
-    checkpoints/step-000123/   adapter_model.safetensors, adapter_config.json   the adapter in PEFT's format
-                               optimizer.safetensors                            "parameter index.name" -> tensor
-                               rng.safetensors                                  torch's generator state of every rank
-                               state.json                                       step and what the run was made of
-                               manifest.json                                    size and sha256 of each file above
+checkpoints/step-000123/   adapter_model.safetensors, adapter_config.json   the adapter in PEFT's format
+                           optimizer.safetensors                            "parameter index.name" -> tensor
+                           rng.safetensors                                  torch's generator state of every rank
+                           state.json                                       step and what the run was made of
+                           manifest.json                                    size and sha256 of each file above
 """
 
 import errno
@@ -95,9 +95,7 @@ def find_checkpoint(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, damaged
 
 
-def restore_checkpoint(
-    checkpoint: Checkpoint, *, policy: Policy, optimizer: torch.optim.Optimizer, rank: int
-) -> None:
+def restore_checkpoint(checkpoint: Checkpoint, *, policy: Policy, optimizer: torch.optim.Optimizer, rank: int) -> None:
     """Put adapter, optimizer state and this rank's generator back exactly as they were."""
     policy.load_adapter_state(load_file(checkpoint.folder / "adapter_model.safetensors"))
     _load_optimizer(optimizer, load_file(checkpoint.folder / "optimizer.safetensors"))

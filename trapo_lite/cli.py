@@ -1,4 +1,4 @@
-"""The command line: what the scripts share. Mistakes of a user end in one message and exit code 2, not in a traceback."""
+"""The command line: what the scripts share. A user's mistake ends in one message and exit code 2, no traceback."""
 
 import argparse
 import contextlib

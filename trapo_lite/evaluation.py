@@ -19,7 +19,7 @@ RESAMPLES_AT_ONCE = 500
 
 @dataclass(frozen=True)
 class EvalResult:
-    """problems[i] was answered by the rollouts groups[i], one a sample, all of the same number. NaN without problems."""
+    """problems[i] was answered by the rollouts groups[i], one a sample, equally many each. NaN without problems."""
 
     problems: tuple[Problem, ...]
     groups: tuple[tuple[Rollout, ...], ...]

@@ -84,9 +84,8 @@ def export_merged(
         partial.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         report = _write_checked(model, adapter_dir, partial, out, dtype, tokenizer, eos_id)
-        card = model_card(
-            model=model, adapter=adapter, dtype=dtype, eos_token=tokenizer.decode([eos_id]), results=report.lines()[1:]
-        )
+        end, results = str(tokenizer.decode([eos_id])), report.lines()[1:]
+        card = model_card(model=model, adapter=adapter, dtype=dtype, eos_token=end, results=results)
         (partial / "README.md").write_text(card, encoding="utf-8")
         _move_into_place(partial, out)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
@@ -117,11 +116,9 @@ def _write_checked(
 
     saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     saved_logprobs = logprobs(saved, probe)
-    del saved
     noise = 0.0
     if dtype == "bfloat16":
-        moved = logprobs(_dithered_(load_float32_base(section)), probe)
-        noise = float((moved - base_logprobs).abs().mean())
+        noise = float((logprobs(_dithered_(saved), probe) - saved_logprobs).abs().mean())
     report = compare(saved_logprobs, policy_logprobs, base_logprobs, out=out, dtype=dtype, rounding_noise=noise)
     if problem := report.refusal():
         raise ExportError(f"{out}: refused, the merged checkpoint is not the trained policy: {problem}")
@@ -155,10 +152,10 @@ def _probe_of(base: PreTrainedModel) -> list[list[int]]:
 def _with_adapter(base: PreTrainedModel, adapter_dir: Path) -> Any:
     from peft import PeftConfig, PeftModel
 
-    policy = PeftModel(base, PeftConfig.from_pretrained(str(adapter_dir)))
     try:
+        policy = PeftModel(base, PeftConfig.from_pretrained(str(adapter_dir)))
         loaded = policy.load_adapter(str(adapter_dir), "default", torch_device="cpu")
-    except RuntimeError as error:  # shapes that do not fit
+    except (RuntimeError, ValueError) as error:  # shapes that do not fit, modules that are not there
         reason = str(error).strip().splitlines()[-1].strip()
         raise ExportError(f"{adapter_dir}: does not fit the base: {reason}; check model.name and --adapter") from None
     except SafetensorError as error:
@@ -182,12 +179,12 @@ def _rounded_(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 def _dithered_(model: PreTrainedModel) -> PreTrainedModel:
     """In place: every weight moved at random by up to half a unit in bfloat16's last place, as rounding moves it.
 
-    A base that is stored in bfloat16 loses nothing by rounding, but base + adapter does: so the base is not rounded.
+    What is in bfloat16 already cannot be rounded again to see what rounding costs.
     """
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         _, exponent = torch.frexp(parameter.data)
-        unit = torch.ldexp(torch.ones(()), exponent - 8)  # 8 bits of precision, the leading one included
+        unit = torch.ldexp(parameter.data.ne(0).float(), exponent - 8)  # 8 bits of precision, the leading one included
         parameter.data += (torch.rand(parameter.shape, generator=generator) - 0.5) * unit
     return model
 
@@ -206,6 +203,8 @@ def _save(merged: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerB
 
 
 def _move_into_place(partial: Path, out: Path) -> None:
+    for weights in partial.glob("*.safetensors"):  # written for their owner only
+        weights.chmod((partial / "config.json").stat().st_mode)
     for path in (*partial.iterdir(), partial):
         handle = os.open(path, os.O_RDONLY)
         try:

@@ -9,10 +9,12 @@ from torch import Tensor
 
 ExportDtype = Literal["float32", "bfloat16"]
 
-FLOAT32_MAX_ERROR = 1e-4
-"""nats: nothing is rounded, only the order of the sums differs."""
+FLOAT32_MEAN_ERROR, FLOAT32_MAX_ERROR = 1e-4, 1e-3
+"""nats: nothing is rounded, only the order of the sums differs. On random tokens, which a trained model finds most
+unlikely, a million parameters came to a mean of 4e-6 and a max of 8e-5."""
 ROUNDING_FACTOR = 3.0
-"""A bfloat16 checkpoint may be this many times as far off as random rounding takes a model of this shape."""
+"""A bfloat16 checkpoint may be this many times as far off as moving its weights at random, within half a unit in the
+last place, takes it. Found: 0.1 to 1."""
 SURVIVAL = (0.8, 1.2)
 """Projection of what the checkpoint changes on what the adapter changes: 1 all of it, 0 lost in the rounding."""
 
@@ -22,7 +24,8 @@ class ExportReport:
     """How the saved checkpoint's log-probs, computed in float32, differ from those of base + adapter; all in nats.
 
     mean_error, max_error: of |saved - policy|, over num_tokens tokens
-    rounding_noise:        mean |base with its weights moved as rounding moves them - base|; 0 for float32
+    rounding_noise:        mean |change| when every saved weight is moved at random as far as rounding moved it; 0 for
+                           float32
     effect:                mean |policy - base|: what the adapter does
     survival:              projection of (saved - base) on (policy - base); None where the error is so large beside the
                            effect that it cannot be told
@@ -48,12 +51,13 @@ class ExportReport:
                 f"{self.survival:.2f} times the adapter's effect is in it, allowed are {SURVIVAL[0]} to {SURVIVAL[1]} "
                 f"({errors}; effect {self.effect:.3g}){cure}"
             )
-        if self.dtype == "float32" and not self.max_error <= FLOAT32_MAX_ERROR:
-            return f"it differs from base + adapter by {errors}; allowed is a max of {FLOAT32_MAX_ERROR:g}"
-        if self.dtype == "bfloat16" and not self.mean_error <= ROUNDING_FACTOR * self.rounding_noise:
+        if self.dtype == "float32" and (self.mean_error > FLOAT32_MEAN_ERROR or self.max_error > FLOAT32_MAX_ERROR):
+            allowed = f"a mean of {FLOAT32_MEAN_ERROR:g} and a max of {FLOAT32_MAX_ERROR:g}"
+            return f"it differs from base + adapter by {errors}; allowed are {allowed}"
+        if self.dtype == "bfloat16" and self.mean_error > ROUNDING_FACTOR * self.rounding_noise:
             return (
                 f"it differs from base + adapter by {errors}; allowed is a mean of {ROUNDING_FACTOR:g} times what "
-                f"rounding costs ({self.rounding_noise:.3g}){cure}"
+                f"rounding costs ({self.rounding_noise:.3g})"
             )
         return None
 

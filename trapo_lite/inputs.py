@@ -34,20 +34,20 @@ def read_inputs(config: Config) -> Inputs:
     max_model_len = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     if max_model_len > base.max_position_embeddings:
         raise ConfigError(
-            f"data.max_prompt_tokens + rollout.max_response_tokens: {max_model_len} tokens, but {config.model.name} has "
-            f"positions for {base.max_position_embeddings}; lower them or raise max_position_embeddings in "
+            f"data.max_prompt_tokens + rollout.max_response_tokens: {max_model_len} tokens, but {config.model.name} "
+            f"has positions for {base.max_position_embeddings}; lower them or raise max_position_embeddings in "
             "model.config_overrides"
         )
     tokenizer = load_tokenizer(config.model.name)
     limit = config.rollout.max_response_tokens
     problems, report = load_problems(config.data, tokenizer, max_response_tokens=limit)
+    if config.algorithm.uses_experts:
+        require_experts(report)
     if config.rollout.num_problems > len(problems):
         raise ConfigError(
             f"rollout.num_problems: {config.rollout.num_problems} a step, but {', '.join(report.files)} has "
             f"{len(problems)} usable problems; lower it"
         )
-    if config.algorithm.uses_experts:
-        require_experts(report)
     eval_problems: list[Problem] = []
     if config.eval.every > 0 and config.eval.data is not None:
         eval_problems, _ = load_problems(config.data, tokenizer, max_response_tokens=limit, files=config.eval.data)

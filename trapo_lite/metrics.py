@@ -1,7 +1,7 @@
 """The one table of metric names, and how a step's metrics become a line of metrics.jsonl.
 
-Every metric is a `Mean` (sum and count, added up over batches and ranks) or a plain number until it is written. A metric
-without data is null, never 0.
+Every metric is a `Mean` (sum and count, added up over batches and ranks) or a plain number until it is written. Without
+data it is null, never 0.
 """
 
 import math

@@ -43,14 +43,15 @@ def model_card(
     """adapter: PEFT's adapter_config.json.   results: lines of the log-prob comparison."""
     overrides = "".join(f"| config override | `{key}: {value}` |\n" for key, value in model.config_overrides.items())
     modules = adapter["target_modules"]
+    names = [modules] if isinstance(modules, str) else sorted({name.rpartition(".")[2] for name in modules})
     return CARD.format(
         base=model.name,
         quantized=QUANTIZED if model.quantize == "nf4" else "",
         r=adapter["r"],
         alpha=adapter["lora_alpha"],
-        modules=modules if isinstance(modules, str) else ", ".join(sorted(modules)),
+        modules=", ".join(names),
         dtype=dtype,
-        eos_token=eos_token,
+        eos_token=eos_token.replace("|", "\\|"),
         overrides=overrides,
         results="\n".join(line.strip() for line in results),
     )

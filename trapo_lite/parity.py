@@ -20,7 +20,7 @@ from trapo_lite.engines.base import EngineError
 
 MIN_PROBE_TOKENS = 512
 NOISE_FACTOR = 4.0  # a verdict needs its boundary this many standard errors away
-BASE_PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 
 ParityKind = Literal["applied", "no_op", "stale", "doubled", "wrong", "cannot_tell"]
 
@@ -55,7 +55,7 @@ def checksum(adapter_dir: str | Path, *, dtype: torch.dtype) -> str:
     for name, b in tensors.items():
         if name.endswith(".lora_B.weight"):
             a = tensors[name.replace(".lora_B.", ".lora_A.")]
-            module = name.removeprefix(BASE_PREFIX).removesuffix(".lora_B.weight")
+            module = name.removeprefix(PEFT_PREFIX).removesuffix(".lora_B.weight")
             pairs[module] = (a.to(dtype), b.to(dtype) * scaling_of(config, module))
     return checksum_of_pairs(pairs)
 
@@ -98,10 +98,12 @@ def checksum_of_pairs(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> str:
 def probe_sequences(*, vocab_size: int, num_tokens: int, max_length: int, seed: int = 0) -> list[list[int]]:
     """Fixed random token sequences whose scores are together `num_tokens` log-probs or a few more.
 
+    max_length: what the engine can hold; vLLM scores a sequence by drawing one token more, so each stays one below.
+
     >>> [len(ids) for ids in probe_sequences(vocab_size=10, num_tokens=512, max_length=200)]
     [172, 172, 172]
     """
-    num_sequences = math.ceil(num_tokens / (max_length - 1))
+    num_sequences = math.ceil(num_tokens / (max_length - 2))
     length = math.ceil(num_tokens / num_sequences) + 1  # the first token of a sequence has no score
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(vocab_size, (num_sequences, length), generator=generator).tolist()
@@ -146,6 +148,7 @@ def verdict(
     verdict (0 or 1) and its boundary (one half), there is none: "cannot_tell".
     """
     engine, base, trainer = _float64(engine), _float64(base), _float64(trainer)
+    previous = None if previous is None else _float64(previous)
     if engine.numel() < MIN_PROBE_TOKENS:
         raise ValueError(f"parity: found {engine.numel()} probe tokens; use at least {MIN_PROBE_TOKENS}")
     effect = trainer - base
@@ -162,7 +165,6 @@ def verdict(
     expected: dict[ParityKind, Tensor] = {"applied": trainer, "no_op": base}
     freshness = None
     if previous is not None:
-        previous = _float64(previous)
         # Rounding of the adapter itself (bf16 in the engine) is no part of `noise`; the best fit's residual shows it.
         residual = min(_rms(engine - trainer), _rms(engine - previous))
         if _can_tell(trainer - previous, max(noise, residual)):
@@ -182,9 +184,9 @@ def require_applied(result: ParityResult, *, version: int) -> None:
     if result.kind in ("applied", "cannot_tell"):
         return
     what, cure = {
-        "no_op": ("the engine samples from the bare base", "the adapter was not loaded, or names modules it does not have"),
-        "stale": ("the engine still samples from the previous adapter", "the new one was not loaded or not activated"),
-        "doubled": ("the engine applies the adapter twice over", "compare lora.alpha / lora.r, and look for a merged base"),
+        "no_op": ("the engine samples from the bare base", "compare the adapter's module names with the engine's"),
+        "stale": ("the engine still samples from the previous adapter", "give each version its own id and path"),
+        "doubled": ("the engine applies the adapter twice over", "compare lora.alpha / lora.r; look for a merged base"),
         "wrong": ("the engine samples from something else", "compare base, config_overrides, dtype and lora.alpha"),
     }[result.kind]
     raise EngineError(
@@ -198,9 +200,9 @@ def require_checksum(found: str | None, *, expected: str, version: int) -> None:
     """EngineError if the engine holds other tensors than the published ones."""
     if found != expected:
         raise EngineError(
-            f"parity: after publishing adapter version {version} the engine holds other tensors than were published "
-            f"(checksum {(found or 'none')[:12]}, expected {expected[:12]}); the adapter was not loaded, or in part, or "
-            "in another dtype. The run must not go on"
+            f"parity: after publishing adapter version {version} the engine does not hold the published tensors "
+            f"(checksum {(found or 'none')[:12]}, expected {expected[:12]}): it was not loaded, or in part, or in "
+            "another dtype; compare model.dtype and the adapter's modules with the engine's log"
         )
 
 

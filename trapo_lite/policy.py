@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ def load_base(section: ModelSection, *, device: torch.device | str, attention: s
         attn_implementation=attention,
         **options,
     )
-    return model if options else model.to(device)
+    return model if options else model.to(device)  # type: ignore[arg-type]
 
 
 class Policy:
@@ -102,6 +102,8 @@ class Policy:
         self.device = next(base.parameters()).device
         self.autocast_dtype = base.dtype if base.dtype != torch.float32 else None
         self._uses_flex = attention == "flex"
+        if getattr(base.get_output_embeddings(), "bias", None) is not None:
+            raise ModelError("model.name: its output layer has a bias, which is not computed here; take another model")
         for parameter in base.parameters():
             parameter.requires_grad_(False)
         if gradient_checkpointing:
@@ -111,8 +113,9 @@ class Policy:
             check_adapter(Path(lora.init_from), lora)
             self.model = PeftModel.from_pretrained(base, lora.init_from, is_trainable=True)
         else:
+            alpha: Any = lora.alpha  # PEFT says int and takes fractions
             self.model = get_peft_model(
-                base, LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules, lora_dropout=0.0)
+                base, LoraConfig(r=lora.r, lora_alpha=alpha, target_modules=lora.target_modules, lora_dropout=0.0)
             )
         self.model.train()
         self.parameters = [p for _, p in sorted(self.model.named_parameters(), key=_name) if p.requires_grad]
@@ -197,9 +200,8 @@ class Policy:
 
     def _hidden_rows(self, batch: PackedBatch, rows: Tensor) -> Tensor:
         make_layout = tree_attention.flex_layout if self._uses_flex else tree_attention.segment_layout
-        decoder = self.model.get_base_model().get_decoder()
         with self._autocast():
-            output = decoder(
+            output = self._base.get_decoder()(
                 input_ids=batch.input_ids[None],
                 position_ids=batch.position[None],
                 use_cache=False,
@@ -208,9 +210,13 @@ class Policy:
         return output.last_hidden_state[0, rows]
 
     def _head(self) -> Tensor:
-        return self.model.get_base_model().get_output_embeddings().weight
+        return cast(torch.nn.Linear, self._base.get_output_embeddings()).weight
 
-    def _autocast(self) -> contextlib.AbstractContextManager[None]:
+    @property
+    def _base(self) -> PreTrainedModel:
+        return cast(PreTrainedModel, self.model.get_base_model())
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.autocast_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast_dtype)

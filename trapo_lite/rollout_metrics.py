@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 from trapo_lite.tree import Group
-from trapo_lite.types import Mean, Rollout, VerdictKind
+from trapo_lite.types import Mean, VerdictKind
 
 
 def describe(groups: Sequence[Group]) -> dict[str, Mean]:
@@ -33,31 +33,32 @@ def describe(groups: Sequence[Group]) -> dict[str, Mean]:
 
 def padded_tokens(groups: Sequence[Group]) -> int:
     """Tokens of the same rollouts as rows padded to the longest of their group."""
-    return sum(
-        len(g.rollouts) * max(len(r.prompt_ids) + len(r.response_ids) for r in g.rollouts) for g in groups
-    )
+    return sum(len(g.rollouts) * max(len(r.prompt_ids) + len(r.response_ids) for r in g.rollouts) for g in groups)
 
 
-def to_line(rollout: Rollout, advantage: float, decode: Callable[[Sequence[int]], str]) -> dict[str, Any]:
-    """One line of rollouts/step-N.jsonl: text for people, token ids for machines."""
-    return {
-        "problem_id": rollout.problem_id,
-        "slot": rollout.slot,
-        "prompt": decode(rollout.prompt_ids),
-        "prefix": decode(rollout.prefix_ids),
-        "completion": decode(rollout.completion_ids),
-        "verdict": rollout.verdict.kind,
-        "answer": rollout.verdict.answer,
-        "reward": rollout.reward,
-        "advantage": advantage,
-        "finish_reason": rollout.finish_reason,
-        "trace": rollout.trace,
-        "train_prefix": rollout.train_prefix,
-        "adapter_version": rollout.adapter_version,
-        "prefix_ids": list(rollout.prefix_ids),
-        "completion_ids": list(rollout.completion_ids),
-        "completion_logprobs": list(rollout.completion_logprobs),
-    }
+def to_lines(group: Group, decode: Callable[[Sequence[int]], str]) -> list[dict[str, Any]]:
+    """A group's lines of rollouts/step-N.jsonl: text for people, token ids for machines."""
+    return [
+        {
+            "problem_id": rollout.problem_id,
+            "slot": rollout.slot,
+            "prompt": decode(rollout.prompt_ids),
+            "prefix": decode(rollout.prefix_ids),
+            "completion": decode(rollout.completion_ids),
+            "verdict": rollout.verdict.kind,
+            "answer": rollout.verdict.answer,
+            "reward": rollout.reward,
+            "advantage": advantage,
+            "finish_reason": rollout.finish_reason,
+            "trace": rollout.trace,
+            "train_prefix": rollout.train_prefix,
+            "adapter_version": rollout.adapter_version,
+            "prefix_ids": list(rollout.prefix_ids),
+            "completion_ids": list(rollout.completion_ids),
+            "completion_logprobs": list(rollout.completion_logprobs),
+        }
+        for rollout, advantage in zip(group.rollouts, group.advantages, strict=True)
+    ]
 
 
 def _mean(values: Sequence[float | int | bool]) -> Mean:

@@ -195,7 +195,9 @@ class _RolloutPhase:
             else:
                 self._submit(index, slot, room)
 
-    def _prefix(self, group: _GroupInProgress, number: int, micro_group: MicroGroup) -> tuple[int | None, tuple[int, ...]]:
+    def _prefix(
+        self, group: _GroupInProgress, number: int, micro_group: MicroGroup
+    ) -> tuple[int | None, tuple[int, ...]]:
         """The expert trace this micro-group starts from and how much of it; (None, ()) where it gets no help."""
         ratio = prefix_ratio(micro_group, [rollout.reward for rollout in group.rollouts])
         traces = group.problem.expert_ids

@@ -4,13 +4,10 @@
 """
 
 import contextlib
-import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -26,25 +23,25 @@ from trapo_lite.display import Display
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.start import start_engine
 from trapo_lite.evaluation import evaluate_problems
+from trapo_lite.identity import run_identity
 from trapo_lite.inputs import read_inputs
-from trapo_lite.launch import StopSignals, Stopped, check_world_size, set_threads
+from trapo_lite.launch import Stopped, StopSignals, check_world_size, set_threads
 from trapo_lite.loggers import Logger, open_loggers
-from trapo_lite.policy import Policy, model_config
+from trapo_lite.policy import Policy
 from trapo_lite.publishing import Publisher
 from trapo_lite.reward import MathVerifier
 from trapo_lite.run_folder import RunFolder
 from trapo_lite.sampler import Sampler, SamplingSettings
 from trapo_lite.tree import Group
 from trapo_lite.types import Mean, Rollout
-from trapo_lite.update import accumulate_gradient, apply_gradient, flat_gradient, learning_rate, make_batches
-from trapo_lite.update import make_optimizer
-
-# What may differ when a run goes on: how long, how often and where, but not what is computed.
-MAY_CHANGE = {
-    "train": {"max_steps", "save_every", "keep_checkpoints"},
-    "eval": {"every", "data", "num_problems", "num_samples", "temperature", "max_response_tokens"},
-    "run": {"dir", "name", "tensorboard", "wandb_project"},
-}
+from trapo_lite.update import (
+    accumulate_gradient,
+    apply_gradient,
+    flat_gradient,
+    learning_rate,
+    make_batches,
+    make_optimizer,
+)
 
 
 def train(config: Config, *, restart: bool = False) -> Path:
@@ -82,10 +79,11 @@ class _Run:
             self.folder = stack.enter_context(RunFolder.open(config, restart=restart))
         self.accelerator.wait_for_everyone()
         checkpoint, damaged = find_checkpoint(self.folder.checkpoints)
-        identity = self._identity()
+        self.identity = run_identity(
+            config, data_fingerprint=self.inputs.report.fingerprint, num_processes=self.accelerator.num_processes
+        )
         if checkpoint is not None:
-            require_same(checkpoint, identity)
-        self.identity = identity
+            require_same(checkpoint, self.identity)
         self.first_step = self.saved_step = checkpoint.step if checkpoint else 0
         self.updates_done = self.first_step
         if self.accelerator.is_main_process:
@@ -168,9 +166,7 @@ class _Run:
         """Gradient of the step's loss over all ranks, then the optimizer."""
         started = time.perf_counter()
         optim, temperature = self.config.optim, self.config.rollout.temperature
-        normalizers = sum(
-            gather_object([count_normalizers(self.algorithm, groups)]), start=Normalizers(0.0, 0.0, 0.0)
-        )
+        normalizers = sum(gather_object([count_normalizers(self.algorithm, groups)]), start=Normalizers(0.0, 0.0, 0.0))
         moving = [group for group in groups if needs_forward(self.algorithm, group)]
         batches = make_batches(
             self.policy,
@@ -226,9 +222,7 @@ class _Run:
         self, step: int, metrics: Mapping[str, Mean | float | int], groups: Sequence[Group], *, seconds: float
     ) -> None:
         """metrics.jsonl, rollouts/, TensorBoard, wandb and the terminal."""
-        lines = gather_object(
-            [rollout_metrics.to_line(r, a, self._decode) for g in groups for r, a in zip(g.rollouts, g.advantages, strict=True)]
-        )
+        lines = gather_object([line for group in groups for line in rollout_metrics.to_lines(group, self._decode)])
         if not self.accelerator.is_main_process:
             return
         row = metric_table.to_row({**metrics, "step": step, "time/step": seconds})
@@ -267,23 +261,6 @@ class _Run:
                 keep=self.config.train.keep_checkpoints,
             )
         self.saved_step = step
-
-    def _identity(self) -> dict[str, Any]:
-        """What a checkpoint must have been made of for this run to go on from it."""
-        resolved = self.config.model_dump(mode="json")
-        if self.config.optim.scheduler != "constant":
-            resolved["optim"]["max_steps"] = self.config.train.max_steps
-        for section, keys in MAY_CHANGE.items():
-            for key in keys:
-                del resolved[section][key]
-        flat = {f"{section}.{key}": value for section, values in resolved.items() for key, value in values.items()}
-        base = json.dumps(model_config(self.config.model).to_dict(), sort_keys=True, default=str)
-        return {
-            "configuration": flat,
-            "model": hashlib.sha256(base.encode()).hexdigest(),
-            "data": self.inputs.report.fingerprint,
-            "processes": self.accelerator.num_processes,
-        }
 
     def _start_engine(self, stack: contextlib.ExitStack) -> RolloutEngine:
         local = self.accelerator.local_process_index
@@ -336,6 +313,6 @@ class _Run:
         return summed
 
     def _start_line(self) -> str:
-        world = self.accelerator.num_processes
+        world, device = self.accelerator.num_processes, self.accelerator.device.type
         begin = f"going on after step {self.first_step}" if self.first_step else "starting"
-        return f"{self.folder.path}: {begin}; {world} process{'es' if world > 1 else ''} on {self.accelerator.device.type}"
+        return f"{self.folder.path}: {begin}; {world} process{'es' if world > 1 else ''} on {device}"

@@ -1,11 +1,12 @@
 """The packed tree: a problem's rollouts as one depth-first token tree, several trees end to end (DESIGN 5).
 
-Rollouts of a problem share its prompt, and guided ones share nested prefixes of an expert trace. Each shared token stands
-once; sampled tokens are never shared. The attention mask follows from two integers per token:
+Rollouts of a problem share its prompt, and guided ones share nested prefixes of an expert trace. Each shared token
+stands once; sampled tokens are never shared. The attention mask follows from two integers per token:
 
     token k is visible to token q  <=>  k <= q < subtree_end[k]
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -137,7 +138,7 @@ def segments(batch: PackedBatch) -> list[tuple[int, int, list[tuple[int, int]]]]
     bounds = sorted({0, *starts, *branching, batch.num_tokens})
     chain_ending_at = {end - 1: number for number, end in enumerate(bounds[1:])}
     chains: list[tuple[int, int, list[tuple[int, int]]]] = []
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in itertools.pairwise(bounds):
         above: list[tuple[int, int]] = []
         if parent[start] >= 0:
             mother = chains[chain_ending_at[int(parent[start])]]

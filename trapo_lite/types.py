@@ -1,6 +1,6 @@
 """The values that travel through the pipeline: data -> rollout -> reward -> advantage -> loss -> update.
 
-Letters used for shapes everywhere: P problems, G rollouts of a problem, T packed tokens, K trained tokens, V vocabulary.
+Letters for shapes, everywhere: P problems, G rollouts of a problem, T packed tokens, K trained tokens, V vocabulary.
 """
 
 from dataclasses import dataclass, fields
@@ -146,5 +146,5 @@ class PackedBatch:
         return torch.nonzero(self.multiplicity > 0).squeeze(-1)
 
     def to(self, device: torch.device | str) -> "PackedBatch":
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return PackedBatch(**{name: None if t is None else t.to(device) for name, t in moved.items()})
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        return PackedBatch(**{name: column.to(device) for name, column in columns.items() if column is not None})

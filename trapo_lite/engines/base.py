@@ -56,7 +56,7 @@ def check_request(request: SampleRequest, *, max_model_len: int) -> None:
         )
     if request.temperature < MIN_TEMPERATURE:
         raise EngineError(
-            f"{where}: temperature {request.temperature} is below {MIN_TEMPERATURE}; for the likeliest token use top_k=1"
+            f"{where}: temperature {request.temperature} is below {MIN_TEMPERATURE}; for greedy sampling set top_k=1"
         )
     if not 0 < request.top_p <= 1 or request.top_k < 0:
         raise EngineError(

@@ -90,8 +90,8 @@ class ChildProcess:
                 on_wait(time.monotonic() - start)
         self.close()
         raise EngineError(
-            f"rollout engine: no answer to {waiting_for!r} within {limit_s:.0f} s, so its process was killed; the whole "
-            f"log is in {self.log_path}, its last lines:\n{self._log_tail()}"
+            f"rollout engine: no answer to {waiting_for!r} within {limit_s:.0f} s, so its process was killed; the "
+            f"whole log is in {self.log_path}, its last lines:\n{self._log_tail()}"
         )
 
     def close(self) -> None:

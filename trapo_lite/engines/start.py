@@ -7,7 +7,12 @@ from trapo_lite.engines.base import RolloutEngine
 
 
 def start_engine(
-    config: Config, *, max_model_len: int, log_path: Path, model_path: str | None = None, device_index: int | None = None
+    config: Config,
+    *,
+    max_model_len: int,
+    log_path: Path,
+    model_path: str | None = None,
+    device_index: int | None = None,
 ) -> RolloutEngine:
     """One rank's engine, as `rollout` and `model` say.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trapo_lite.engines.base import Completion, EngineError, SampleRequest, check_request
 from trapo_lite.engines.sampling import draw, processed_logprobs
-from trapo_lite.parity import checksum_of_pairs
+from trapo_lite.parity import PEFT_PREFIX, checksum_of_pairs
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -65,7 +65,7 @@ class TransformersEngine:
         self.version: int | None = None
         self.publish_seconds = 0.0
         self.publish_bytes = 0
-        self._base = load_base(model_path, self.dtype, quantize, config_overrides or {}, self.device)
+        self._base: Any = load_base(model_path, self.dtype, quantize, config_overrides or {}, self.device)
         self._peft: PeftModel | None = None
         self._waiting: deque[Row] = deque()
         self._rows: list[Row] = []
@@ -146,7 +146,7 @@ class TransformersEngine:
 
         name, previous = f"version-{version}", f"version-{self.version}"
         if not (adapter_dir / "adapter_config.json").is_file():
-            raise EngineError(f"{adapter_dir}: not a PEFT adapter, adapter_config.json is missing; publish what PEFT saved")
+            raise EngineError(f"{adapter_dir}: not a PEFT adapter, no adapter_config.json; publish what PEFT saved")
         # PEFT keeps float32 copies of bf16 adapters unless told otherwise; engines compute in the type of their base.
         if self._peft is None:
             config = PeftConfig.from_pretrained(str(adapter_dir))
@@ -252,11 +252,11 @@ def active_pairs(model: "PeftModel") -> dict[str, tuple[Tensor, Tensor]]:
     from peft.tuners.lora import LoraLayer
 
     pairs = {}
-    for name, module in model.base_model.model.named_modules():
+    for name, module in model.named_modules():
         if isinstance(module, LoraLayer) and not module.disable_adapters:
             for adapter in module.active_adapters:
-                a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
-                pairs[name] = (a.detach(), b.detach() * module.scaling[adapter])
+                a, b = module.lora_A[adapter].get_parameter("weight"), module.lora_B[adapter].get_parameter("weight")
+                pairs[name.removeprefix(PEFT_PREFIX)] = (a.detach(), b.detach() * module.scaling[adapter])
     return pairs
 
 

@@ -1,19 +1,24 @@
 """vLLM in a process of its own: `python -m trapo_lite.engines.vllm_worker FD PARENT_PID`, started by VLLMEngine.
 
-Reads (method, arguments) from the socket FD and answers each method but `submit` and `abort`. Whatever goes wrong ends the
-process with a traceback in its log; the parent reports it.
+Reads (method, arguments) from the socket FD and answers each method but `submit` and `abort`. Whatever goes wrong ends
+the process with a traceback in its log; the parent reports it.
 """
 
 import sys
-from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from trapo_lite.engines.base import FIRST_ADAPTER_ID, Completion, SampleRequest
 from trapo_lite.engines.child import die_with_parent
+from trapo_lite.engines.vllm_cpu_lora import use_one_adapter_lora
 from trapo_lite.engines.vllm_options import VLLMOptions, round_up_lora_rank
 from trapo_lite.parity import checksum_of_pairs
+
+if TYPE_CHECKING:
+    from vllm.v1.worker.worker_base import WorkerBase
 
 BLOCK_SIZE_ON_CPU = 32  # the default, 128, never finds a prompt under 128 tokens in the prefix cache
 MIN_BATCHED_TOKENS_ON_CPU = 4096
@@ -30,6 +35,8 @@ class VLLMWorker:
         self.is_cpu = current_platform.is_cpu()
         if options.quantize == "nf4":
             require_bitsandbytes()
+        if self.is_cpu:
+            use_one_adapter_lora()
         self.engine = LLMEngine.from_engine_args(EngineArgs(**engine_arguments(options, is_cpu=self.is_cpu)))
         self.lora_request: Any = None
         self.version: int | None = None
@@ -40,7 +47,7 @@ class VLLMWorker:
     def describe(self) -> dict[str, Any]:
         import vllm
 
-        return {"vllm": vllm.__version__, "is_cpu": self.is_cpu, "max_model_len": self.engine.model_config.max_model_len}
+        return {"vllm": vllm.__version__, "is_cpu": self.is_cpu}
 
     def submit(self, request: SampleRequest) -> None:
         from vllm import SamplingParams
@@ -115,7 +122,8 @@ class VLLMWorker:
     def adapter_checksum(self) -> str | None:
         if self.lora_request is None:
             return None
-        [pairs] = self.engine.collective_rpc(active_pairs, args=(self.lora_request.lora_int_id,))
+        adapter_id = self.lora_request.lora_int_id
+        [pairs] = self.engine.collective_rpc(lambda worker: active_pairs(worker, adapter_id))
         return checksum_of_pairs(pairs)
 
     def reset_prefix_cache(self) -> None:
@@ -206,12 +214,12 @@ def require_bitsandbytes() -> None:
         )
 
 
-def active_pairs(worker: Any, adapter_id: int) -> Mapping[str, tuple[Any, Any]]:
+def active_pairs(worker: "WorkerBase", adapter_id: int) -> dict[str, tuple[Tensor, Tensor]]:
     """(A, scaled B) by module name, read back from the slot that the kernels use; {} if the adapter is in none.
 
     vLLM stacks the adapters of q, k, v and of gate, up; here they get their own names again.
     """
-    manager = worker.model_runner.lora_manager._adapter_manager
+    manager: Any = worker.model_runner.lora_manager._adapter_manager  # type: ignore[union-attr]
     if adapter_id not in manager.lora_index_to_id:
         return {}
     slot = manager.lora_index_to_id.index(adapter_id)

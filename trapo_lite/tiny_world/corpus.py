@@ -21,15 +21,15 @@ from trapo_lite.tiny_world.problems import (
     Problem,
     draw_problem,
     expert_solutions,
-    sum_text,
+    signed,
 )
 
 TEXTBOOK_QUESTION = "Exercise: {sum}"
-TEXTBOOK_SHARE = 0.15
-EXPERT_SHARE = 0.02
+TEXTBOOK_SHARE = 0.1
+EXPERT_SHARE = 0.01
 HARD_SHARE = 0.5
 MAX_SLOPPY_STEPS = 2
-MAX_GUESS_ERROR = 4
+MAX_GUESS_ERROR = 5
 
 
 def stepwise_solution(problem: Problem, *, num_steps: int, boxed: int) -> str:
@@ -39,7 +39,7 @@ def stepwise_solution(problem: Problem, *, num_steps: int, boxed: int) -> str:
     '12 + 7 = 19\\n19 - 9 = 10\\nThe answer is \\\\boxed{10}'
     """
     equations = [
-        f"{sum_text((before, term))} = {after}\n"
+        f"{before}{signed(term)} = {after}\n"
         for before, term, after in zip(problem.totals[:-1], problem.terms[1:], problem.totals[1:], strict=True)
     ]
     return "".join(equations[:num_steps]) + f"The answer is \\boxed{{{boxed}}}"

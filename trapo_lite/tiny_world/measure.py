@@ -81,8 +81,9 @@ def sample_solutions(
             batch = indices[start : start + batch_size]
             prompt_ids = torch.tensor([prompts[index] for index in batch])
             completions = sample(model, prompt_ids, eos_id=END_OF_TEXT_ID, generator=generator)
-            for index, completion in zip(batch, completions.tolist(), strict=True):
-                solutions[index] = tokenizer.decode(completion, skip_special_tokens=True)
+            texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
+            for index, text in zip(batch, texts, strict=True):
+                solutions[index] = text
     return solutions
 
 

@@ -5,11 +5,11 @@ on the solution's tokens and the end-of-text token; the prompt is only read.
 """
 
 import json
-import math
 import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from statistics import mean
 
 import torch
 from torch import Tensor
@@ -22,10 +22,8 @@ from trapo_lite.tiny_world.measure import measure_accuracy
 from trapo_lite.tiny_world.problems import Kind, distinct_problems
 from trapo_lite.tiny_world.tokenizer import END_OF_TEXT_ID, build_tokenizer, encode, prompt_text
 
-BATCH_SIZE = 64
-BATCHES_PER_POOL = 64
-PEAK_LR, WARMUP_STEPS = 2e-3, 100
-MAX_GRADIENT_NORM = 20.0
+BATCH_SIZE, PART_SIZE = 64, 16
+PEAK_LR, WARMUP_STEPS, COOLDOWN_SHARE = 2e-3, 100, 0.3
 IGNORED_LABEL = -100
 KINDS: tuple[Kind, ...] = ("easy", "hard")
 
@@ -55,58 +53,62 @@ def examples(tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Iterator[tuple
         yield [*prompt, *encode(tokenizer, solution), END_OF_TEXT_ID], len(prompt)
 
 
-def batches(tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(ids, labels), each (BATCH_SIZE, longest), int64, padded on the right; examples of a batch are of similar length.
+def batches(tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Batches of BATCH_SIZE examples in parts of PART_SIZE, short examples with short ones, so that little is padding.
 
-    Padding is read by nothing before it (attention is causal) and carries no label, so no mask is needed.
+    A part is (ids, labels), each (PART_SIZE, longest), int64, padded on the right. Padding is read by nothing before it
+    (attention is causal) and carries no label, so no mask is needed.
     """
-    generator = torch.Generator().manual_seed(seed)
     stream = examples(tokenizer, seed=seed)
     while True:
-        pool = sorted(islice(stream, BATCH_SIZE * BATCHES_PER_POOL), key=lambda example: len(example[0]))
-        for index in torch.randperm(BATCHES_PER_POOL, generator=generator).tolist():
-            batch = pool[index * BATCH_SIZE : (index + 1) * BATCH_SIZE]
-            width = len(batch[-1][0])
-            ids = torch.full((BATCH_SIZE, width), END_OF_TEXT_ID)
-            labels = torch.full((BATCH_SIZE, width), IGNORED_LABEL)
-            for row, (example, prompt_length) in enumerate(batch):
-                ids[row, : len(example)] = torch.tensor(example)
-                labels[row, prompt_length : len(example)] = torch.tensor(example[prompt_length:])
-            yield ids, labels
+        batch = sorted(islice(stream, BATCH_SIZE), key=lambda example: len(example[0]))
+        yield [pad(batch[start : start + PART_SIZE]) for start in range(0, BATCH_SIZE, PART_SIZE)]
+
+
+def pad(part: list[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
+    """Examples as (ids, labels), padded on the right to the longest; only solutions carry labels."""
+    width = max(len(ids) for ids, _ in part)
+    ids = torch.full((len(part), width), END_OF_TEXT_ID)
+    labels = torch.full((len(part), width), IGNORED_LABEL)
+    for row, (example, prompt_length) in enumerate(part):
+        ids[row, : len(example)] = torch.tensor(example)
+        labels[row, prompt_length : len(example)] = torch.tensor(example[prompt_length:])
+    return ids, labels
 
 
 def learning_rate(step: int, *, num_steps: int) -> float:
-    """Linear warm-up to PEAK_LR, then a half cosine down to zero."""
-    if step < WARMUP_STEPS:
-        return PEAK_LR * (step + 1) / WARMUP_STEPS
-    progress = (step - WARMUP_STEPS) / max(1, num_steps - WARMUP_STEPS)
-    return PEAK_LR * 0.5 * (1 + math.cos(math.pi * progress))
+    """Linear warm-up to PEAK_LR, constant, then linearly down to zero over the last COOLDOWN_SHARE of the steps."""
+    warmup = (step + 1) / WARMUP_STEPS
+    cooldown = (num_steps - step) / (COOLDOWN_SHARE * num_steps)
+    return PEAK_LR * min(1.0, warmup, cooldown)
 
 
-def solution_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Negative log-likelihood of the labels, (B, T) under (B, T, V), in nats a solution.
-
-    A constant normaliser on purpose: a batch holds solutions of similar length, so a mean over tokens would make a
-    token of a long solution count less, and the base would open long solutions less often than its corpus does.
-    """
+def loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
+    """Negative log-likelihood of the labels, (B, T) under (B, T, V), summed."""
     predictions, targets = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-    return cross_entropy(predictions, targets, ignore_index=IGNORED_LABEL, reduction="sum") / len(labels)
+    return cross_entropy(predictions, targets, ignore_index=IGNORED_LABEL, reduction="sum")
 
 
 def train(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, *, num_steps: int, seed: int) -> None:
-    """Trains the model in place and prints its progress."""
+    """Trains the model in place and prints its progress: the mean loss of a token since the last line."""
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
-    start = time.monotonic()
-    for step, (ids, labels) in enumerate(islice(batches(tokenizer, seed=seed), num_steps)):
+    start, losses = time.monotonic(), []
+    for step, parts in enumerate(islice(batches(tokenizer, seed=seed), num_steps)):
+        num_tokens = sum(int((labels != IGNORED_LABEL).sum()) for _, labels in parts)
+        batch_loss = 0.0
+        for ids, labels in parts:
+            loss = loss_sum(model(input_ids=ids).logits, labels) / num_tokens
+            loss.backward()
+            batch_loss += loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, num_steps=num_steps)
-        loss = solution_loss(model(input_ids=ids).logits, labels)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         optimizer.step()
         optimizer.zero_grad()
-        if step % 100 == 0 or step == num_steps - 1:
-            print(f"step {step:5d}  loss {loss.item():.4f}  {time.monotonic() - start:6.0f} s", flush=True)
+        losses.append(batch_loss)
+        if len(losses) == 100 or step == num_steps - 1:
+            print(f"step {step + 1:5d}  loss {mean(losses):.4f}  {time.monotonic() - start:6.0f} s", flush=True)
+            losses.clear()
 
 
 def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -133,7 +135,7 @@ def accuracy_table(folder: Path, tokenizer: PreTrainedTokenizerBase, *, num_prob
     return table
 
 
-def pretrain(folder: Path = BASE_DIR, *, num_steps: int = 3000, num_problems: int = 1000, seed: int = 0) -> None:
+def pretrain(folder: Path = BASE_DIR, *, num_steps: int = 1000, num_problems: int = 1000, seed: int = 0) -> None:
     """Trains, saves and measures the base; the same seed gives the same base on the same machine."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)

@@ -1,10 +1,11 @@
 """Problems of the tiny world: running sums of small numbers, with two expert solutions each.
 
-    What is 12 + 7 - 9 + 4?          ->  \\boxed{14}
+    What is 12 (a) + 7 (b) - 9 (c) + 4?          ->  \\boxed{14}
 
-The first number is 1..20, every later term 1..9 with a sign, and every running total stays in 0..30, so that a single
-step is trivial and only the number of steps is hard: easy problems have 2 to 4 terms, hard ones 6 to 9. The split of a
-problem is a hash of its terms, so train, dev, test and the pretraining corpus are disjoint whatever the seeds.
+The first number is 1..15, every later term 1..6 with a sign, and every running total stays in 0..20, so that a single
+step is trivial and only keeping one's place is hard: easy problems have 2 to 4 terms, hard ones 6 to 9. An expert keeps
+his place by the terms' letters. The split of a problem is a hash of its terms, so train, dev, test and the pretraining
+corpus are disjoint whatever the seeds.
 """
 
 import hashlib
@@ -22,11 +23,12 @@ Kind = Literal["easy", "hard"]
 Split = Literal["train", "dev", "test", "pretrain"]
 
 NUM_TERMS: dict[Kind, tuple[int, ...]] = {"easy": (2, 3, 4), "hard": (6, 7, 8, 9)}
-MAX_FIRST, MAX_TERM, MAX_TOTAL = 20, 9, 30
+LETTERS = "abcdefgh"
+MAX_FIRST, MAX_TERM, MAX_TOTAL = 15, 6, 20
 QUESTIONS = ("What is {sum}?", "Compute {sum}.", "Evaluate {sum}.")
 SPLIT_SHARES: dict[Split, int] = {"train": 5, "dev": 1, "test": 1, "pretrain": 13}
 DATA_SIZES: dict[Split, dict[Kind, int]] = {
-    "train": {"easy": 400, "hard": 1600},
+    "train": {"easy": 360, "hard": 1440},
     "dev": {"hard": 200},
     "test": {"hard": 200},
 }
@@ -38,7 +40,7 @@ class Problem:
 
     >>> problem = Problem((12, 7, -9, 4), "What is {sum}?")
     >>> problem.text, problem.totals, problem.answer
-    ('What is 12 + 7 - 9 + 4?', (12, 19, 10, 14), 14)
+    ('What is 12 (a) + 7 (b) - 9 (c) + 4?', (12, 19, 10, 14), 14)
     """
 
     terms: tuple[int, ...]
@@ -46,7 +48,7 @@ class Problem:
 
     @property
     def text(self) -> str:
-        return self.question.format(sum=sum_text(self.terms))
+        return self.question.format(sum=str(self.terms[0]) + "".join(lettered(self.terms)))
 
     @property
     def totals(self) -> tuple[int, ...]:
@@ -61,18 +63,27 @@ class Problem:
         return "easy" if len(self.terms) in NUM_TERMS["easy"] else "hard"
 
 
-def sum_text(terms: Sequence[int]) -> str:
-    """The terms as people write them.
+def signed(term: int) -> str:
+    """A term as it follows others.
 
-    >>> sum_text((12, 7, -9))
-    '12 + 7 - 9'
+    >>> signed(7), signed(-9)
+    (' + 7', ' - 9')
     """
-    return str(terms[0]) + "".join(f" {'-' if term < 0 else '+'} {abs(term)}" for term in terms[1:])
+    return f" {'-' if term < 0 else '+'} {abs(term)}"
+
+
+def lettered(terms: Sequence[int]) -> list[str]:
+    """The terms after the first, each behind its letter.
+
+    >>> lettered((12, 7, -9))
+    [' (a) + 7', ' (b) - 9']
+    """
+    return [f" ({letter}){signed(term)}" for letter, term in zip(LETTERS, terms[1:], strict=False)]
 
 
 def split_of(terms: Sequence[int]) -> Split:
     """The one split these terms belong to, by their hash; the question's words play no part."""
-    bucket = int.from_bytes(hashlib.sha256(sum_text(terms).encode()).digest()[:8]) % sum(SPLIT_SHARES.values())
+    bucket = int.from_bytes(hashlib.sha256(str(terms).encode()).digest()[:8]) % sum(SPLIT_SHARES.values())
     for split, share in SPLIT_SHARES.items():
         bucket -= share
         if bucket < 0:
@@ -100,22 +111,16 @@ def draw_problem(rng: random.Random, num_terms: int, split: Split) -> Problem:
 
 
 def expert_solutions(problem: Problem) -> tuple[str, str]:
-    """Two solutions by an expert: every step a paragraph of its own, the running total written out; two wordings.
+    """Two solutions by an expert, in two wordings: a paragraph a step, with the term's letter and the running total.
 
     >>> expert_solutions(Problem((12, 7, -9), "Compute {sum}."))[0]
-    'Start carefully at 12\\n\\nAdd 7, now 19\\n\\nTake 9, now 10\\n\\nSo \\\\boxed{10}'
+    'Start carefully at 12\\n\\n (a) + 7 makes 19\\n\\n (b) - 9 makes 10\\n\\nSo \\\\boxed{10}'
     """
-    return (
-        _paragraphs(problem, plus="Add {term}, now {total}", minus="Take {term}, now {total}", end="So "),
-        _paragraphs(problem, plus="Plus {term} makes {total}", minus="Minus {term} makes {total}", end="Finally "),
-    )
+    return _paragraphs(problem, gives=" makes ", end="So "), _paragraphs(problem, gives=", now ", end="Finally ")
 
 
-def _paragraphs(problem: Problem, *, plus: str, minus: str, end: str) -> str:
-    steps = [
-        (minus if term < 0 else plus).format(term=abs(term), total=total)
-        for term, total in zip(problem.terms[1:], problem.totals[1:], strict=True)
-    ]
+def _paragraphs(problem: Problem, *, gives: str, end: str) -> str:
+    steps = [f"{term}{gives}{total}" for term, total in zip(lettered(problem.terms), problem.totals[1:], strict=True)]
     return "\n\n".join([f"Start carefully at {problem.terms[0]}", *steps, f"{end}\\boxed{{{problem.answer}}}"])
 
 

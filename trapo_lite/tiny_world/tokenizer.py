@@ -1,28 +1,30 @@
 """The tiny world's tokenizer: whole numbers, whole phrases and single bytes, as Qwen2's fast tokenizer without merges.
 
-Every number 0..99, every phrase of the solutions and the blank line are one token, so that a step costs five or six;
-any other text is spelt byte by byte. It has to be Qwen2's class: transformers loads that one for a Qwen2 model
-whatever the tokenizer's folder says, and keeps of the saved file the vocabulary, the merges and the added tokens.
+Every number 0..99, every signed term, every phrase and the blank line are one token, so that a step costs five; any
+other text is spelt byte by byte. It has to be Qwen2's class: transformers loads that one for a Qwen2 model whatever the
+folder of the tokenizer says, and keeps of the saved file the vocabulary, the merges and the added tokens.
 """
 
-from tokenizers import AddedToken, pre_tokenizers
-from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
+from tokenizers import pre_tokenizers
+from transformers import AddedToken, PreTrainedTokenizerBase, Qwen2Tokenizer
+
+from trapo_lite.tiny_world.problems import LETTERS, MAX_TERM, signed
 
 END_OF_TEXT, START_OF_TURN, END_OF_TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, START_OF_TURN, END_OF_TURN)
 END_OF_TEXT_ID = SPECIAL_TOKENS.index(END_OF_TEXT)
 NUMBERS = tuple(str(number) for number in range(10, 100))
+TERMS = tuple(signed(sign * size) for sign in (1, -1) for size in range(1, MAX_TERM + 1))
 PHRASES = (
-    "\n\n", "user\n", "assistant\n", "What is ", "Compute ", "Evaluate ", "Exercise: ", " + ", " - ", " = ",
-    "The answer is ", "\\boxed{", "Start carefully at ",
-    "Add ", "Take ", ", now ", "So ", "Plus ", "Minus ", " makes ", "Finally ",
+    "\n\n", "user\n", "assistant\n", "What is ", "Compute ", "Evaluate ", "Exercise: ", " = ", "The answer is ",
+    "\\boxed{", "Start carefully at ", " makes ", ", now ", "So ", "Finally ", *(f" ({letter})" for letter in LETTERS),
 )  # fmt: skip
 PROMPT = START_OF_TURN + "user\n{problem}" + END_OF_TURN + "\n" + START_OF_TURN + "assistant\n"
 
 
 def build_tokenizer() -> Qwen2Tokenizer:
     """The tokenizer: numbers and phrases are cut out first, the longest that fits from the left, the rest is bytes."""
-    words = (*NUMBERS, *PHRASES)
+    words = (*NUMBERS, *TERMS, *PHRASES)
     tokens = (*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet()), *words)
     tokenizer = Qwen2Tokenizer(vocab={token: index for index, token in enumerate(tokens)}, model_max_length=512)
     added: list[str | AddedToken] = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]

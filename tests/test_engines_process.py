@@ -1,0 +1,262 @@
+"""The engine's child process and its RAM-backed folder: failures are named, and nothing outlives the parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import TINY_MAX_LEN, TINY_RANK
+
+from trapo_lite.engines.adapter_folder import AdapterFolder, remove_stale_folders
+from trapo_lite.engines.base import EngineError, SampleRequest
+from trapo_lite.engines.child import ChildProcess, environment_without_launcher
+from trapo_lite.engines.vllm import VLLMEngine, child_environment
+from trapo_lite.engines.vllm_options import VLLMOptions, refuse_expandable_segments, round_up_lora_rank
+
+CHILD = """
+import sys, time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from trapo_lite.engines.child import die_with_parent
+fd, parent = int(sys.argv[1]), int(sys.argv[2])
+die_with_parent(fd, parent, {"folder": Path(sys.argv[0]).parent / "in_memory"})
+connection = Connection(fd)
+while True:
+    method, arguments = connection.recv()
+    if method == "fail":
+        print("last words"); raise ValueError("what went wrong")
+    if method == "sleep":
+        time.sleep(*arguments)
+    connection.send((method, arguments))
+"""
+
+PARENT = """
+import sys, time
+from pathlib import Path
+{body}
+print("up", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def child(tmp_path, monkeypatch):
+    (tmp_path / "talking_child.py").write_text(CHILD)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("RANK", "1")
+    child = ChildProcess("talking_child", environment=environment_without_launcher(), log_path=tmp_path / "child.log")
+    yield child
+    child.close()
+
+
+def wait_until(condition, limit_s: float = 10.0) -> bool:
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return condition()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def start_parent(body: str, **environment: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", PARENT.format(body=body)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | environment)
+
+
+# --- the child process
+
+
+def test_calls_are_answered(child):
+    assert child.call("hello", 1, "two", limit_s=60.0) == ("hello", (1, "two"))
+
+
+def test_a_child_that_fails_is_reported_with_its_last_words(child):
+    with pytest.raises(EngineError, match=r"(?s)exit status 1.*last words.*ValueError: what went wrong"):
+        child.call("fail", limit_s=60.0)
+    with pytest.raises(EngineError, match="closed or has died"):
+        child.call("hello", limit_s=60.0)
+
+
+def test_a_child_that_is_killed_is_reported(child):
+    child.process.kill()
+    with pytest.raises(EngineError, match="by signal SIGKILL"):
+        child.call("hello", limit_s=60.0)
+
+
+def test_a_silent_child_is_killed_at_its_deadline(child):
+    child.call("hello", limit_s=60.0)
+    with pytest.raises(EngineError, match="no answer to 'sleep' within 1 s"):
+        child.call("sleep", 600, limit_s=1.0)
+    assert not is_running(child.process.pid)
+
+
+def test_waiting_is_reported(child):
+    waits = []
+    child.send("sleep", 6)
+    child.receive(limit_s=60.0, waiting_for="sleep", on_wait=waits.append)
+    assert len(waits) >= 1 and waits == sorted(waits)
+
+
+@pytest.mark.parametrize("how", ["socket", "process"])
+def test_a_child_ends_when_its_parent_is_killed(tmp_path, how):
+    """process: a forked sibling still holds the socket, so that only the loss of the parent can be noticed."""
+    (tmp_path / "talking_child.py").write_text(CHILD)
+    (tmp_path / "in_memory").mkdir()
+    body = f"""
+import os
+from trapo_lite.engines.child import *
+child = ChildProcess("talking_child", environment=dict(os.environ), log_path=Path({str(tmp_path / "log")!r}))
+child.call("hello", limit_s=60.0)
+if {how == "process"} and os.fork() == 0:
+    time.sleep(8); os._exit(0)
+print(child.process.pid, flush=True)
+"""
+    parent = start_parent(body, PYTHONPATH=str(tmp_path))
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    assert is_running(pid)
+    parent.kill()
+    parent.wait()
+    assert wait_until(lambda: not is_running(pid), limit_s=5.0)
+    assert not (tmp_path / "in_memory").exists()
+    parent.stdout.close()
+
+
+def test_the_launchers_variables_are_hidden(monkeypatch):
+    hidden = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "x"}
+    for name, value in hidden.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    environment = child_environment(1, 1, Path("/scratch"))
+    assert not hidden.keys() & environment.keys()
+    assert environment["CUDA_VISIBLE_DEVICES"] == "6", "the second of the cards this process may see"
+
+
+# --- the RAM-backed folder
+
+
+def test_a_killed_owners_folder_is_removed_by_the_next_one(tmp_path):
+    body = f"""
+from trapo_lite.engines.adapter_folder import AdapterFolder
+folder = AdapterFolder(Path({str(tmp_path)!r}))
+print(folder.path, flush=True)
+"""
+    owner = start_parent(body)
+    assert owner.stdout is not None
+    path = Path(owner.stdout.readline().strip())
+    assert remove_stale_folders(tmp_path) == [] and path.is_dir(), "its owner lives"
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    folder = AdapterFolder(tmp_path)
+    assert not path.exists()
+    folder.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_versions_get_paths_of_their_own(tmp_path, tiny_adapter_dir):
+    folder = AdapterFolder(tmp_path)
+    (first, num_bytes), (second, _) = folder.add(tiny_adapter_dir, 1), folder.add(tiny_adapter_dir, 2)
+    assert first != second and num_bytes > 10_000
+    folder.remove(first)
+    assert not first.exists() and (second / "adapter_model.safetensors").is_file()
+    folder.close()
+
+
+# --- options
+
+
+@pytest.mark.parametrize(("rank", "served"), [(1, 1), (2, 8), (8, 8), (24, 32), (65, 128), (257, 320), (512, 512)])
+def test_ranks_are_rounded_up_to_what_vllm_offers(rank, served):
+    assert round_up_lora_rank(rank) == served
+
+
+def test_a_rank_beyond_vllms_is_refused_before_anything_starts(tmp_path):
+    options = VLLMOptions(model_path="no model", max_model_len=64, lora_rank=513)
+    with pytest.raises(EngineError, match=r"lora\.r: .* up to 512, found 513"):
+        VLLMEngine(options, log_path=tmp_path / "log")
+
+
+def test_expandable_segments_are_refused():
+    refuse_expandable_segments("max_split_size_mb:64,expandable_segments:False")
+    with pytest.raises(EngineError, match="PYTORCH_CUDA_ALLOC_CONF"):
+        refuse_expandable_segments("max_split_size_mb:64,expandable_segments:True")
+
+
+def test_a_missing_vllm_names_the_command(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(EngineError, match="pip install"):
+        VLLMEngine(VLLMOptions(model_path="x", max_model_len=64, lora_rank=8), log_path=tmp_path / "log")
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    script = "import sys, trapo_lite, trapo_lite.engines, trapo_lite.engines.start, trapo_lite.config\n"
+    script += "heavy = {'vllm', 'peft', 'transformers', 'bitsandbytes', 'datasets', 'accelerate'} & set(sys.modules)\n"
+    script += "sys.exit(str(heavy) if heavy else 0)"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+# --- the real engine
+
+
+@pytest.mark.slow
+def test_an_engine_that_cannot_start_says_why(tmp_path):
+    options = VLLMOptions(model_path=str(tmp_path / "nothing"), max_model_len=64, lora_rank=8)
+    engine = VLLMEngine(options, log_path=tmp_path / "log", start_limit_s=200.0)
+    with pytest.raises(EngineError, match=r"(?s)exit status 1.*nothing"):
+        engine.wait()
+    engine.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["loading", "sampling"])
+def test_nothing_of_vllm_outlives_a_killed_parent(tmp_path, tiny_model_dir, tiny_adapter_dir, moment):
+    memory_before = set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()
+    body = f"""
+from trapo_lite.engines.base import SampleRequest
+from trapo_lite.engines.vllm import VLLMEngine, VLLMOptions
+options = VLLMOptions({str(tiny_model_dir)!r}, {TINY_MAX_LEN}, {TINY_RANK}, dtype="float32", kv_cache_gib=0.01)
+engine = VLLMEngine(options, log_path=Path({str(tmp_path / "log")!r}))
+if {moment == "sampling"}:
+    engine.publish(Path({str(tiny_adapter_dir)!r}), 1)
+    engine.submit(SampleRequest("x", (1, 2, 3), 0, 500))
+    engine.poll()
+else:
+    time.sleep(2)
+print(engine._child.process.pid, engine._folder.path, flush=True)
+"""
+    parent = start_parent(body, TMPDIR=str(tmp_path))
+    assert parent.stdout is not None
+    pid, folder = parent.stdout.readline().split()
+    assert is_running(int(pid)) and Path(folder).is_dir()
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert wait_until(lambda: not is_running(int(pid)), limit_s=10.0)
+    assert children == []
+    assert not Path(folder).exists()
+    if Path("/dev/shm").is_dir():
+        assert set(os.listdir("/dev/shm")) <= memory_before
+    assert {path.name for path in tmp_path.iterdir()} == {"log"}
+
+
+@pytest.mark.slow
+def test_a_killed_engine_is_reported_at_the_next_call(tmp_path, tiny_model_dir):
+    options = VLLMOptions(str(tiny_model_dir), TINY_MAX_LEN, TINY_RANK, dtype="float32", kv_cache_gib=0.01)
+    engine = VLLMEngine(options, log_path=tmp_path / "log")
+    os.kill(engine._child.process.pid, signal.SIGKILL)
+    engine.submit(SampleRequest("x", (1, 2, 3), 0, 5))
+    with pytest.raises(EngineError, match="SIGKILL"):
+        engine.poll()
+    engine.close()

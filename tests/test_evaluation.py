@@ -1,0 +1,258 @@
+"""Evaluation: numbers computed by hand with a scripted engine, and the job with real engines and the real verifier."""
+
+import json
+import math
+import runpy
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from scripted import STOP_ID, ScriptedEngine, ScriptedVerifier, decode, is_boundary
+
+from trapo_lite.config import Config, validate
+from trapo_lite.engines.base import SampleRequest
+from trapo_lite.evaluate import evaluate, target_from_arguments
+from trapo_lite.evaluation import EvalResult, bootstrap_interval, evaluate_problems
+from trapo_lite.sampler import Sampler, SamplingSettings
+from trapo_lite.tiny_world import BASE_DIR, DATA_DIR
+from trapo_lite.tiny_world.tokenizer import PROMPT
+from trapo_lite.types import MicroGroup, Problem
+
+SETTINGS = SamplingSettings(seed=5, max_response_tokens=4, stop_ids=(STOP_ID,))
+
+
+def problems(num: int) -> list[Problem]:
+    """Prompts (1,), (2,) ...; each has an expert trace that must not be used."""
+    numbers = range(1, num + 1)
+    return [Problem(f"p{n}", prompt_ids=(n,), answer=f"gold {n}", expert_ids=((7, STOP_ID),)) for n in numbers]
+
+
+def evaluated(engine: ScriptedEngine, judge, *, num_problems: int, num_samples: int, seed: int = 5) -> EvalResult:
+    settings = SamplingSettings(**{**vars(SETTINGS), "seed": seed})
+    with ScriptedVerifier(judge) as verifier:
+        return evaluate_problems(
+            engine, verifier, problems(num_problems), num_samples=num_samples, settings=settings, decode=decode
+        )
+
+
+def test_every_number_by_hand():
+    """Three problems, two samples each, answered in their order: completions by request, correct where they hold 9.
+
+    p1: 9 .      9 9 9 9 (cut)      both correct         p2: 9 .      8 8 .      one of two
+    p3: 8 .      8 8 8 8 (cut)      none
+    """
+    script = {
+        (1, 0): (9, STOP_ID), (1, 1): (9, 9, 9, 9),
+        (2, 0): (9, STOP_ID), (2, 1): (8, 8, STOP_ID),
+        (3, 0): (8, STOP_ID), (3, 1): (8, 8, 8, 8),
+    }  # fmt: skip
+
+    def draw(request: SampleRequest) -> Sequence[int]:
+        return script[request.token_ids[0], int(request.request_id.rsplit("/", 1)[1])]
+
+    result = evaluated(ScriptedEngine(draw=draw), lambda text, gold: "9" in text, num_problems=3, num_samples=2)
+
+    assert result.problem_accuracies == [1.0, 0.5, 0.0]
+    assert result.accuracy == 0.5
+    # 27 equally likely resamples of (1, 1/2, 0): the mean is 0 in one (3.7 %), 1 in one, so both percentiles are there
+    assert result.interval_95 == (0.0, 1.0)
+    assert result.verdicts == {"correct": 3, "wrong": 3}
+    assert result.truncated_share == 2 / 6
+    assert result.mean_tokens == (2 + 4 + 2 + 3 + 2 + 4) / 6
+    assert result.no_answer_share == 0.0
+    answers = list(result.answers(decode))
+    assert answers[1] == {
+        "problem_id": "p1",
+        "sample": 1,
+        "completion": "9 9 9 9",
+        "verdict": "correct",
+        "answer": "9 9 9 9",
+        "finish_reason": "length",
+        "num_tokens": 4,
+        "gold": "gold 1",
+    }
+    assert [(a["problem_id"], a["sample"]) for a in answers] == [(f"p{i}", s) for i in (1, 2, 3) for s in (0, 1)]
+    assert result.summary()["num_problems"] == 3 and result.summary()["num_samples"] == 2
+
+
+def test_no_problem_is_null_and_not_zero():
+    result = evaluated(ScriptedEngine(), lambda text, gold: True, num_problems=0, num_samples=2)
+    assert math.isnan(result.accuracy) and result.summary()["accuracy"] is None
+    json.dumps(result.summary(), allow_nan=False)
+
+
+def test_the_interval_is_the_bootstraps():
+    """400 problems, half of them solved: the mean of a resample is nearly normal with deviation 0.5 / sqrt(400)."""
+    low, high = bootstrap_interval([0.0, 1.0] * 200, seed=1)
+    half = 1.96 * 0.5 / math.sqrt(400)
+    assert low == pytest.approx(0.5 - half, abs=0.004)  # means lie on a grid of 1/400; the percentile errs by 0.0007
+    assert high == pytest.approx(0.5 + half, abs=0.004)
+    assert bootstrap_interval([0.0, 1.0] * 200, seed=1) == (low, high)
+    assert bootstrap_interval([0.25] * 30, seed=1) == (0.25, 0.25)
+
+
+def test_draws_are_independent_and_never_training_draws():
+    engine = ScriptedEngine()
+    result = evaluated(engine, lambda text, gold: False, num_problems=6, num_samples=8)
+    eval_seeds = [request.seed for request in engine.requests]
+    assert len(set(eval_seeds)) == 6 * 8
+    assert all(rollout.prefix_ids == () for rollout in result.rollouts), "no answer may see an expert solution"
+
+    training = ScriptedEngine()
+    with ScriptedVerifier(lambda text, gold: False) as verifier:
+        groups = [MicroGroup(8, 0.0, 0.0)]
+        sampler = Sampler(
+            training, verifier, micro_groups=groups, settings=SETTINGS, decode=decode, is_boundary=is_boundary
+        )
+        for step in range(20):
+            sampler.sample(problems(6), step=step)
+    assert not set(eval_seeds) & {request.seed for request in training.requests}
+
+    again = ScriptedEngine()
+    evaluated(again, lambda text, gold: False, num_problems=6, num_samples=8)
+    assert sorted(request.seed for request in again.requests) == sorted(eval_seeds)
+
+
+def spread(engine: ScriptedEngine) -> float:
+    """Variance over 400 problems of their accuracy in 8 draws, each of which is right or wrong at even odds."""
+    result = evaluated(engine, lambda text, gold: int(text.split()[0]) % 2 == 0, num_problems=400, num_samples=8)
+    return statistics.variance(result.problem_accuracies)
+
+
+def coin(seed: int) -> tuple[int, ...]:
+    return (1 + int(torch.randint(2, (), generator=torch.Generator().manual_seed(seed))), STOP_ID)
+
+
+def test_eight_draws_have_the_variance_of_eight_draws():
+    # p (1 - p) / 8; the estimate from 400 problems has a relative error of sqrt(2 / 400) = 7 %
+    assert spread(ScriptedEngine(draw=lambda request: coin(request.seed))) == pytest.approx(0.25 / 8, rel=0.25)
+
+
+def test_the_variance_test_can_fail():
+    """The official script gives all draws of a problem one seed: the variance of a single draw."""
+    one_draw = spread(ScriptedEngine(draw=lambda request: coin(request.token_ids[0])))
+    assert one_draw == pytest.approx(0.25, rel=0.25)
+
+
+@pytest.fixture(scope="module")
+def easy_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve problems of the kind that the tiny base mostly solves."""
+    lines = (DATA_DIR / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    easy = [line for line in lines if json.loads(line)["kind"] == "easy"][:12]
+    file = tmp_path_factory.mktemp("data") / "easy.jsonl"
+    file.write_text("\n".join(easy) + "\n", encoding="utf-8")
+    return file
+
+
+def tiny_config(tmp_path: Path, **run: object) -> Config:
+    return validate(
+        {
+            "model": {"name": str(BASE_DIR), "dtype": "float32"},
+            "lora": {"r": 4, "alpha": 8},
+            "data": {"prompt_template": PROMPT, "expert_text": "full", "max_prompt_tokens": 64},
+            "rollout": {"engine": "transformers", "max_response_tokens": 96},
+            "eval": {"temperature": 1.0},
+            "reward": {"num_workers": 1},
+            "run": {"name": "run", "dir": str(tmp_path), "deterministic": True, "num_threads": 1, **run},
+        }
+    )
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A finished run whose adapter breaks the model: what it answers is not what the base answers."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(BASE_DIR, dtype=torch.float32)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    folder = tmp_path / "run"
+    get_peft_model(base, config).save_pretrained(str(folder / "adapter"))
+    (folder / "config.yaml").write_text(tiny_config(tmp_path).to_yaml(), encoding="utf-8")
+    return folder
+
+
+def call_script(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    script = Path(__file__).parent.parent / "scripts" / "evaluate.py"
+    monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def test_a_run_and_its_base(
+    run_dir: Path, easy_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Base, then adapter, through the door: the base solves easy problems, the random adapter none."""
+    call_script(monkeypatch, "--run", run_dir, "--base", "--data", easy_file, "--num-samples", 2)
+    printed = capsys.readouterr().out
+    base = json.loads((run_dir / "eval" / "base-easy.json").read_text())
+    answers = [json.loads(line) for line in (run_dir / "eval" / "base-easy.jsonl").read_text().splitlines()]
+    # 0.948 on a thousand of them (tiny_world/base/accuracy.json): fewer than 16 of 24 has a chance under 1e-4
+    assert base["accuracy"] >= 16 / 24
+    assert base["accuracy"] == pytest.approx(sum(a["verdict"] == "correct" for a in answers) / 24)
+    assert base["interval_95"][0] <= base["accuracy"] <= base["interval_95"][1]
+    assert len(answers) == 24 and base["adapter"] is None
+    assert f"accuracy   {base['accuracy']:.3f}" in printed
+    solved = next(answer for answer in answers if answer["verdict"] == "correct")
+    assert f"\\boxed{{{solved['gold']}}}" in solved["completion"]
+
+    call_script(monkeypatch, "--run", run_dir, "--data", easy_file, "eval.max_response_tokens=24")
+    trained = json.loads((run_dir / "eval" / "adapter-easy.json").read_text())
+    assert trained["accuracy"] < 0.5 and trained["adapter"] == str(run_dir / "adapter")
+    assert trained["num_samples"] == 1 and trained["max_response_tokens"] == 24
+
+
+def test_the_same_seed_gives_the_same_answers_and_another_seed_others(tmp_path: Path):
+    config_file, data = tmp_path / "config.yaml", str(DATA_DIR / "dev.jsonl")
+    config_file.write_text(tiny_config(tmp_path).to_yaml(), encoding="utf-8")
+
+    def answers(seed: int) -> str:
+        target = target_from_arguments(
+            run=None,
+            model=str(BASE_DIR),
+            checkpoint=None,
+            base=False,
+            data=data,
+            num_samples=2,
+            out=tmp_path / "out.json",
+            config=[str(config_file)],
+            overrides=["eval.num_problems=4", "eval.max_response_tokens=32", f"run.seed={seed}"],
+        )
+        assert len(evaluate(target).rollouts) == 8
+        return target.answers_path.read_text()
+
+    first = answers(seed=0)
+    assert answers(seed=0) == first
+    assert answers(seed=1) != first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--run", "nowhere"], "nowhere/config.yaml: no such file"),
+        (["--run", "{run}"], "eval.data: there is nothing to evaluate on"),
+        (["--run", "{run}", "--data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
+        (["--run", "{run}", "--checkpoint", "{run}/eval"], "holds no adapter_config.json"),
+        (["--run", "{run}", "--checkpoint", "{run}/adapter", "--base"], "choose one"),
+        (["--model", "{run}/nowhere", "--data", "{data}"], "model.name"),
+        (["--model", str(BASE_DIR), "--base"], "give --run instead"),
+        (["--run", "{run}", "--data", "{data}", "--num-samples", "0"], "eval.num_samples"),
+        (["--run", "{run}", "--data", "{data}", "eval.max_response_tokens=600"], "positions for 512"),
+        (["--run", "{run}", "--data", "{data}", "--out", "{data}/x.json"], "--out"),
+    ],
+)
+def test_mistakes_end_in_one_message(
+    run_dir: Path,
+    easy_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+):
+    with pytest.raises(SystemExit) as exit_info:
+        call_script(monkeypatch, *(argument.format(run=run_dir, data=easy_file) for argument in arguments))
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,174 @@
+"""The parity verdict on made-up log-probs, and the checksum on made-up adapters. Real engines: test_engines.py."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from trapo_lite import parity
+from trapo_lite.engines.base import EngineError
+
+NOISE = 1e-3
+NUM_TOKENS = 512
+
+
+def randn(seed: int) -> torch.Tensor:
+    return torch.randn(NUM_TOKENS, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+BASE = randn(0) - 3.0
+EFFECT = 0.1 * randn(1)
+LATEST_STEP = 0.01 * randn(2)
+TRAINER, PREVIOUS = BASE + EFFECT, BASE + EFFECT - LATEST_STEP
+
+
+def judge(engine: torch.Tensor, **changes) -> parity.ParityResult:
+    known = {"base": BASE, "trainer": TRAINER, "previous": PREVIOUS, "noise": NOISE} | changes
+    return parity.verdict(engine=engine + NOISE * randn(3), **known)
+
+
+# --- the verdict
+
+
+@pytest.mark.parametrize(
+    ("engine", "kind", "projection"),
+    [
+        (TRAINER, "applied", 1.0),
+        (BASE, "no_op", 0.0),
+        (PREVIOUS, "stale", 1.0),
+        (BASE + 2 * EFFECT, "doubled", 2.0),
+        (BASE + 1.8 * EFFECT + 0.03 * randn(4), "doubled", 1.8),
+        (BASE - EFFECT, "wrong", -1.0),
+        (BASE + 0.1 * randn(5), "wrong", 0.0),
+        (BASE + EFFECT + 0.1 * randn(6), "wrong", 1.0),
+        (BASE * torch.nan, "wrong", torch.nan),
+    ],
+)
+def test_each_fault_has_its_name(engine, kind, projection):
+    result = judge(engine)
+    assert result.kind == kind, result
+    assert result.projection == pytest.approx(projection, abs=0.15, nan_ok=True)
+    assert (result.noise, result.num_tokens) == (NOISE, NUM_TOKENS)
+    assert result.effect == pytest.approx(0.1, rel=0.1)
+
+
+def test_a_stale_adapter_one_small_step_behind_is_told_by_its_direction():
+    """A step of half the noise per token: no single token shows it, 512 together do."""
+    previous = TRAINER - 0.5 * NOISE * randn(2)
+    assert judge(TRAINER, previous=previous).freshness == pytest.approx(1.0, abs=0.4)
+    assert judge(TRAINER, previous=previous).kind == "applied"
+    assert judge(previous, previous=previous).freshness == pytest.approx(0.0, abs=0.4)
+    assert judge(previous, previous=previous).kind == "stale"
+
+
+def test_versions_nearer_than_the_noise_are_not_told_apart():
+    previous = TRAINER - 0.05 * NOISE * randn(2)
+    for engine in (TRAINER, previous):
+        result = judge(engine, previous=previous)
+        assert (result.kind, result.freshness) == ("applied", None)
+
+
+def test_rounding_of_the_adapter_in_the_engine_counts_as_noise_for_staleness():
+    result = judge(TRAINER + 10 * LATEST_STEP.roll(1), previous=TRAINER - LATEST_STEP / 4, noise=1e-6)
+    assert result.freshness is None
+
+
+def test_after_the_first_publish_serving_the_base_is_a_no_op():
+    assert judge(BASE, previous=BASE).kind == "no_op"
+    assert judge(TRAINER, previous=BASE).kind == "applied"
+    assert judge(TRAINER, previous=None).kind == "applied"
+
+
+def test_without_an_effect_there_is_no_verdict():
+    """B = 0 at step 0: base, no-op, doubled and applied are one and the same."""
+    assert judge(BASE, trainer=BASE, previous=None).kind == "cannot_tell"
+    assert judge(BASE, trainer=BASE + 0.1 * NOISE * randn(1), previous=None).kind == "cannot_tell"
+    assert judge(BASE, trainer=BASE + NOISE * randn(1), previous=None).kind == "no_op"
+
+
+def test_a_verdict_needs_512_tokens():
+    with pytest.raises(ValueError, match="at least 512"):
+        parity.verdict(engine=BASE[:511], base=BASE[:511], trainer=TRAINER[:511], previous=None, noise=NOISE)
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [(BASE, "bare base"), (PREVIOUS, "previous adapter"), (BASE + 2 * EFFECT, "twice over"), (-BASE, "something else")],
+)
+def test_a_fault_stops_the_run_and_says_which(engine, message):
+    with pytest.raises(EngineError, match=rf"adapter version 7, the engine .*{message}"):
+        parity.require_applied(judge(engine), version=7)
+
+
+def test_applied_and_cannot_tell_let_the_run_go_on():
+    parity.require_applied(judge(TRAINER), version=7)
+    parity.require_applied(judge(BASE, trainer=BASE, previous=None), version=7)
+
+
+def test_another_base_is_noticed_before_any_adapter():
+    assert parity.measured_noise(BASE + NOISE, BASE) == pytest.approx(NOISE)
+    parity.require_same_base(NOISE, limit=0.01)
+    with pytest.raises(EngineError, match="same base"):
+        parity.require_same_base(parity.measured_noise(BASE.roll(1), BASE), limit=0.01)
+    with pytest.raises(EngineError, match="same base"):
+        parity.require_same_base(float("nan"), limit=0.01)
+
+
+@pytest.mark.parametrize("max_length", [513, 200, 40])
+def test_the_probe_has_enough_tokens_and_is_always_the_same(max_length):
+    sequences = parity.probe_sequences(vocab_size=50, num_tokens=512, max_length=max_length, seed=1)
+    assert 512 <= sum(len(ids) - 1 for ids in sequences) < 512 + len(sequences)
+    assert max(map(len, sequences)) < max_length
+    assert {token for ids in sequences for token in ids} == set(range(50))
+    assert sequences == parity.probe_sequences(vocab_size=50, num_tokens=512, max_length=max_length, seed=1)
+    assert sequences != parity.probe_sequences(vocab_size=50, num_tokens=512, max_length=max_length, seed=2)
+
+
+# --- the checksum
+
+A, B = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), torch.tensor([[0.1, 0.2], [0.3, 0.4]])
+
+
+def save(folder, *, a=A, b=B, alpha=3.0, r=2, module="model.layers.0.q_proj", **config):
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"r": r, "lora_alpha": alpha} | config))
+    name = f"base_model.model.{module}"
+    save_file({f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}, folder / "adapter_model.safetensors")
+    return folder
+
+
+def test_the_checksum_is_of_a_and_of_scaled_b(tmp_path):
+    expected = parity.checksum_of_pairs({"model.layers.0.q_proj": (A, B * 1.5)})
+    assert parity.checksum(save(tmp_path / "adapter"), dtype=torch.float32) == expected
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"alpha": 3.1},
+        {"a": torch.nextafter(A, A + 1)},
+        {"b": torch.nextafter(B, B + 1)},
+        {"a": A.flip(0)},
+        {"module": "model.layers.1.q_proj"},
+        {"use_rslora": True},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_any_other_adapter_has_another_checksum(tmp_path, change):
+    right = parity.checksum(save(tmp_path / "right"), dtype=torch.float32)
+    assert parity.checksum(save(tmp_path / "wrong", **change), dtype=torch.float32) != right
+
+
+def test_the_checksum_is_taken_in_the_engines_type(tmp_path):
+    folder = save(tmp_path / "adapter")
+    pairs = {"model.layers.0.q_proj": (A.bfloat16(), B.bfloat16() * 1.5)}
+    assert parity.checksum(folder, dtype=torch.bfloat16) == parity.checksum_of_pairs(pairs)
+    assert parity.checksum(folder, dtype=torch.bfloat16) != parity.checksum(folder, dtype=torch.float32)
+
+
+def test_a_mismatch_stops_the_run():
+    parity.require_checksum("abc", expected="abc", version=3)
+    for found in ("abd", None):
+        with pytest.raises(EngineError, match="version 3"):
+            parity.require_checksum(found, expected="abc", version=3)

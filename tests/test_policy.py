@@ -1,0 +1,363 @@
+"""The policy: one base, one adapter, the reference, and log-probs that are transformers' own."""
+
+import importlib.util
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from builders import random_rollouts, rollout, tiny_qwen2
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PhiConfig,
+    PhiForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from trapo_lite.algorithm import Algorithm, TokenLogprobs, count_normalizers, make_group, policy_loss
+from trapo_lite.config import AlgorithmSection, ConfigError, LoraSection, ModelSection
+from trapo_lite.policy import ModelError, Policy, model_config
+from trapo_lite.tree import Group
+
+LORA = LoraSection(r=2, alpha=4)
+TRAPO = Algorithm.from_config(AlgorithmSection(entropy_weight=0.01), tis_cap=2.0)
+TOKENS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]
+
+
+@pytest.fixture(scope="module")
+def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    tiny_qwen2().save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path, lora: LoraSection = LORA, **section: object) -> Policy:
+    torch.manual_seed(0)
+    return Policy.load(ModelSection(name=str(folder), **{"dtype": "float32", **section}), lora, device="cpu")
+
+
+def trained(policy: Policy, *, scale: float = 0.1) -> Policy:
+    """The policy as if it had learnt something: no adapter tensor is zero."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.parameters:
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
+    return policy
+
+
+def plain_logprobs(folder: Path, token_ids: list[int], adapter: Path | None = None) -> list[float]:
+    """transformers and peft, nothing of ours."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(adapter)).eval()
+    with torch.no_grad():
+        logp = torch.log_softmax(model(input_ids=torch.tensor([token_ids])).logits[0], dim=-1)
+    return [logp[index, token].item() for index, token in enumerate(token_ids[1:])]
+
+
+def group(seed: int = 0) -> Group:
+    return make_group(TRAPO, random_rollouts(random.Random(seed)))
+
+
+def gradient(policy: Policy, *groups: Group, algorithm: Algorithm = TRAPO) -> Tensor:
+    batch = policy.prepare(groups)
+    logprobs, entropy = policy.token_logprobs(batch, temperature=0.7)
+    loss, _ = policy_loss(algorithm, TokenLogprobs(logprobs, entropy), batch, count_normalizers(algorithm, groups))
+    return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, policy.parameters)])
+
+
+# ----- the base, the adapter, the reference
+
+
+def test_score_is_transformers_own_with_the_adapter_applied(base_dir: Path, tmp_path: Path) -> None:
+    policy = trained(load(base_dir))
+    policy.save_adapter(tmp_path)
+    expected = plain_logprobs(base_dir, TOKENS, tmp_path)
+    assert policy.score(TOKENS) == pytest.approx(expected, abs=1e-5)
+    assert policy.score(TOKENS) != pytest.approx(plain_logprobs(base_dir, TOKENS), abs=1e-2)
+
+
+def test_a_fresh_adapter_changes_nothing(base_dir: Path) -> None:
+    assert load(base_dir).score(TOKENS) == pytest.approx(plain_logprobs(base_dir, TOKENS), abs=1e-5)
+
+
+def test_the_reference_is_the_base_and_only_inside_its_block(base_dir: Path) -> None:
+    policy = trained(load(base_dir))
+    before = policy.score(TOKENS)
+    with policy.reference():
+        inside = policy.score(TOKENS)
+    assert inside == pytest.approx(plain_logprobs(base_dir, TOKENS), abs=1e-5)
+    assert policy.score(TOKENS) == before
+    with pytest.raises(ZeroDivisionError), policy.reference():
+        _ = 1 / 0
+    assert policy.score(TOKENS) == before
+    assert all(parameter.requires_grad for parameter in policy.parameters)
+
+
+def test_the_kl_term_is_zero_at_the_base_and_pulls_back_to_it(base_dir: Path) -> None:
+    """k3 between policy and reference; with reward for nothing, its gradient is all there is."""
+    algorithm = Algorithm.from_config(AlgorithmSection(kl_weight=1.0, prefix_loss="none"), tis_cap=None)
+    indifferent = make_group(algorithm, [rollout([1, 2], [], [3, 4, 5]), rollout([1, 2], [], [6, 7])])
+    for policy, is_zero in ((load(base_dir), True), (trained(load(base_dir)), False)):
+        batch = policy.prepare([indifferent])
+        with torch.no_grad(), policy.reference():
+            reference, _ = policy.token_logprobs(batch, temperature=0.7)
+        logprobs, entropy = policy.token_logprobs(batch, temperature=0.7)
+        normalizers = count_normalizers(algorithm, [indifferent])
+        loss, _ = policy_loss(algorithm, TokenLogprobs(logprobs, entropy, reference), batch, normalizers)
+        step = torch.autograd.grad(loss, policy.parameters)
+        assert (loss.abs().item() < 1e-6) == is_zero
+        assert all(grad.abs().max() < 1e-5 for grad in step) == is_zero
+
+
+def test_temperature_divides_the_logits(base_dir: Path) -> None:
+    policy = trained(load(base_dir))
+    batch = policy.prepare([make_group(TRAPO, [rollout(TOKENS[:4], [], TOKENS[4:])])])
+    with torch.no_grad():
+        found, entropy = policy.token_logprobs(batch, temperature=0.5)
+        policy.model.config._attn_implementation = "eager"
+        logits = policy.model(input_ids=torch.tensor([TOKENS])).logits[0, 3:-1]
+    logp = torch.log_softmax(logits / 0.5, dim=-1)
+    torch.testing.assert_close(found, logp.gather(1, torch.tensor(TOKENS[4:])[:, None]).squeeze(1))
+    torch.testing.assert_close(entropy, -(logp.exp() * logp).sum(-1))
+
+
+def test_only_the_adapter_is_trained_in_float32_and_in_a_fixed_order(base_dir: Path) -> None:
+    policy = load(base_dir)
+    names = [name for name, parameter in policy.model.named_parameters() if parameter.requires_grad]
+    assert all("lora_" in name for name in names)
+    assert len(policy.parameters) == len(names) == 2 * 7 * 2  # two layers of seven linear modules, A and B
+    assert {parameter.dtype for parameter in policy.parameters} == {torch.float32}
+    assert [p.shape for p in policy.parameters] == [p.shape for p in load(base_dir).parameters]
+    assert not any("lm_head" in name or "embed" in name for name in names)
+
+
+def test_the_fresh_adapter_is_a_function_of_torchs_seed(base_dir: Path) -> None:
+    one, same = load(base_dir), load(base_dir)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters, same.parameters, strict=True))
+    torch.manual_seed(1)
+    other = Policy.load(ModelSection(name=str(base_dir), dtype="float32"), LORA, device="cpu")
+    assert not torch.equal(one.parameters[0], other.parameters[0])
+
+
+# ----- saving and loading the adapter
+
+
+def test_the_adapters_state_travels_bit_for_bit(base_dir: Path) -> None:
+    policy, other = trained(load(base_dir)), load(base_dir)
+    state = {name: tensor.clone() for name, tensor in policy.adapter_state().items()}
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+    other.load_adapter_state(state)
+    assert all(torch.equal(a, b) for a, b in zip(policy.parameters, other.parameters, strict=True))
+    assert other.score(TOKENS) == policy.score(TOKENS)
+
+
+def test_a_saved_adapter_is_where_another_run_starts(base_dir: Path, tmp_path: Path) -> None:
+    """SFT-then-RL."""
+    policy = trained(load(base_dir))
+    policy.save_adapter(tmp_path)
+    started = load(base_dir, LoraSection(r=2, alpha=4, init_from=str(tmp_path)))
+    assert all(torch.equal(a, b) for a, b in zip(policy.parameters, started.parameters, strict=True))
+    assert all(parameter.requires_grad for parameter in started.parameters)
+    assert gradient(started, group()).any()
+
+
+def test_a_state_of_another_adapter_is_refused(base_dir: Path) -> None:
+    policy = load(base_dir)
+    state = dict(policy.adapter_state())
+    first = sorted(state)[0]
+    for wrong, complaint in (
+        ({name: tensor for name, tensor in state.items() if name != first}, "not in the state"),
+        ({**state, "base_model.model.more.weight": torch.zeros(2)}, "not in the model"),
+        (load(base_dir, LoraSection(r=3, alpha=4)).adapter_state(), r"lora.r"),
+    ):
+        with pytest.raises(ModelError, match=complaint):
+            policy.load_adapter_state(wrong)
+
+
+# ----- kinds of base
+
+
+def test_tied_embeddings(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = Qwen2Config(vocab_size=64, num_hidden_layers=2, tie_word_embeddings=True, initializer_range=0.2, **sizes)
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path)
+    policy = trained(load(tmp_path))
+    policy.save_adapter(tmp_path / "adapter")
+    assert policy.score(TOKENS) == pytest.approx(plain_logprobs(tmp_path, TOKENS, tmp_path / "adapter"), abs=1e-5)
+
+
+def test_a_bf16_base_trains_float32_weights_under_autocast(base_dir: Path) -> None:
+    exact, half = trained(load(base_dir)), trained(load(base_dir, dtype="bfloat16"))
+    assert half.model.get_base_model().dtype == torch.bfloat16
+    assert half.score(TOKENS) == pytest.approx(exact.score(TOKENS), abs=0.1)  # bf16 keeps 8 bits
+    expected, found = gradient(exact, group()), gradient(half, group())
+    assert found.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.98
+
+
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+)
+
+
+@needs_bitsandbytes
+def test_an_nf4_base_trains_as_its_dequantised_weights_would(base_dir: Path, tmp_path: Path) -> None:
+    from bitsandbytes.functional import dequantize_4bit
+
+    policy = trained(load(base_dir, quantize="nf4"))
+    plain = tiny_qwen2()
+    num_quantised = 0
+    for name, module in policy.model.get_base_model().named_modules():
+        if name.endswith(".base_layer"):
+            assert type(module).__name__ == "Linear4bit"
+            weight = dequantize_4bit(module.weight.data, module.weight.quant_state)
+            plain.get_submodule(name.removesuffix(".base_layer")).weight.data = weight
+            num_quantised += 1
+    assert num_quantised == 2 * 7  # every linear module of the decoder, not the head
+    plain.save_pretrained(tmp_path)
+    dequantised = trained(load(tmp_path))
+    assert policy.score(TOKENS) == pytest.approx(dequantised.score(TOKENS), abs=1e-4)
+    found, expected = gradient(policy, group()), gradient(dequantised, group())
+    assert (found - expected).norm() / expected.norm() < 1e-3  # bitsandbytes' own matrix products
+    assert not torch.allclose(expected, gradient(trained(load(base_dir)), group()), rtol=0.1)
+
+
+@needs_bitsandbytes
+def test_an_nf4_base_in_bf16_trains_and_is_its_own_reference(base_dir: Path) -> None:
+    policy = trained(load(base_dir, quantize="nf4", dtype="bfloat16"))
+    found = gradient(policy, group())
+    assert found.dtype == torch.float32 and found.isfinite().all() and found.any()
+    with policy.reference():
+        reference = policy.score(TOKENS)
+    fresh = load(base_dir, quantize="nf4", dtype="bfloat16").score(TOKENS)
+    assert reference == pytest.approx(fresh, abs=1e-6)
+    assert policy.score(TOKENS) != pytest.approx(reference, abs=1e-2)
+
+
+def test_checkpointed_activations_give_the_same_gradient(base_dir: Path) -> None:
+    plain, checkpointed = (trained(load(base_dir, gradient_checkpointing=on)) for on in (False, True))
+    torch.testing.assert_close(gradient(checkpointed, group()), gradient(plain, group()))
+
+
+def test_checkpointing_is_on_when_asked_for(base_dir: Path) -> None:
+    """The decoder layers run twice: forward, and again in backward."""
+    calls: list[bool] = []
+    for on in (False, True):
+        policy = load(base_dir, gradient_checkpointing=on)
+        layer = policy.model.get_base_model().model.layers[0]
+        layer.mlp.register_forward_pre_hook(lambda *_, on=on: calls.append(on))
+        gradient(policy, group())
+    assert calls == [False, True, True]
+
+
+def test_config_overrides_act(base_dir: Path) -> None:
+    """DECISIONS 19: rope_theta acts only inside rope_parameters; the base's is 10000."""
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 40.0}}
+    base, changed = load(base_dir), load(base_dir, config_overrides=rope)
+    frequencies = changed.model.get_base_model().model.rotary_emb.inv_freq
+    head_size = 8
+    torch.testing.assert_close(frequencies, 40.0 ** -(torch.arange(0, head_size, 2) / head_size))
+    assert changed.score(TOKENS) != pytest.approx(base.score(TOKENS), abs=1e-3)
+
+
+# ----- what it refuses
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        ({"rope_theta": 40000}, "rope_parameters: {rope_type: default, rope_theta: 40000}"),
+        ({"max_position_embedings": 16384}, "max_position_embedings: .* has no such field"),
+        ({"attention_dropout": 0.1}, "attention_dropout: a shared token has one mask"),
+    ],
+)
+def test_wrong_overrides_are_refused(base_dir: Path, overrides: dict, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        model_config(ModelSection(name=str(base_dir), config_overrides=overrides))
+
+
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        (Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=8, max_window_layers=1), "sliding_attention"),
+        (MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=8), "sliding_attention"),
+        (LlamaConfig(**SIZES, final_logit_softcapping=30.0), "final_logit_softcapping"),
+    ],
+    ids=["qwen2", "mistral", "softcap"],
+)
+def test_models_the_packed_forward_does_not_compute_are_refused(
+    config: Qwen2Config, complaint: str, tmp_path: Path
+) -> None:
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=complaint):
+        model_config(ModelSection(name=str(tmp_path)))
+
+
+def test_an_output_layer_with_a_bias_is_refused(tmp_path: Path) -> None:
+    PhiForCausalLM(PhiConfig(**SIZES)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="its output layer has a bias"):
+        load(tmp_path)
+
+
+def test_a_sliding_window_that_is_off_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    for config in (MistralConfig(**SIZES, sliding_window=None), Qwen2Config(**SIZES, sliding_window=8)):
+        config.save_pretrained(tmp_path)
+        assert model_config(ModelSection(name=str(tmp_path))).vocab_size == 64
+
+
+def test_a_missing_model_is_an_error_that_names_the_key(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"model\.name: cannot read .*nothing-here"):
+        model_config(ModelSection(name=str(tmp_path / "nothing-here")))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"r": 3}, "lora.r: 2, but the adapter .* has 3"),
+        ({"lora_alpha": 9}, "lora.alpha: 4.0, but the adapter .* has 9"),
+        ({"use_dora": True}, "DoRA"),
+        ({"bias": "all"}, "biases"),
+        ({"modules_to_save": ["lm_head"]}, "saved modules"),
+    ],
+)
+def test_an_adapter_of_another_kind_is_no_start(base_dir: Path, tmp_path: Path, change: dict, complaint: str) -> None:
+    load(base_dir).save_adapter(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ConfigError, match=complaint):
+        load(base_dir, LoraSection(r=2, alpha=4, init_from=str(tmp_path)))
+
+
+def test_a_folder_without_an_adapter_is_no_start(base_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no adapter_config"):
+        load(base_dir, LoraSection(r=2, alpha=4, init_from=str(tmp_path)))
+
+
+def test_flex_attention_is_refused_on_the_cpu(base_dir: Path) -> None:
+    with pytest.raises(ConfigError, match="FlexAttention has no backward pass on the CPU"):
+        load(base_dir, attention="flex")
+
+
+def test_log_probs_are_log_probs(base_dir: Path) -> None:
+    """Over the whole vocabulary they sum to one: every token as the only continuation of one prompt."""
+    policy = trained(load(base_dir))
+    every = [rollout([1, 2, 3], [], [token], slot=token) for token in range(64)]
+    batch = policy.prepare([make_group(TRAPO, every)])
+    with torch.no_grad():
+        logprobs, entropy = policy.token_logprobs(batch, temperature=0.9)
+    assert logprobs.exp().sum().item() == pytest.approx(1.0, abs=1e-5)
+    assert entropy.unique().numel() == 1 or (entropy.max() - entropy.min()) < 1e-5
+    assert 0 < entropy[0] < math.log(64)

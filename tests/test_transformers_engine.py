@@ -1,0 +1,108 @@
+"""What only the transformers engine does by itself: drawing tokens, joining and leaving rows, bf16 adapters."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_MAX_LEN, TINY_VOCAB
+
+from trapo_lite import parity
+from trapo_lite.config import load_config
+from trapo_lite.engines.base import EngineError, SampleRequest
+from trapo_lite.engines.sampling import draw, processed_logprobs
+from trapo_lite.engines.start import start_engine
+from trapo_lite.engines.transformers import TransformersEngine
+
+LOGITS = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()  # probabilities 0.4, 0.3, 0.2, 0.1
+
+
+def probs_of(*, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> list[float]:
+    logprobs = processed_logprobs(
+        LOGITS.unsqueeze(0),
+        temperature=torch.tensor([temperature]),
+        top_k=torch.tensor([top_k]),
+        top_p=torch.tensor([top_p]),
+    )
+    return logprobs.exp()[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, [0.4, 0.3, 0.2, 0.1]),
+        ({"temperature": 0.5}, [16 / 30, 9 / 30, 4 / 30, 1 / 30]),
+        ({"top_k": 2}, [4 / 7, 3 / 7, 0, 0]),
+        ({"top_p": 0.41}, [4 / 7, 3 / 7, 0, 0]),
+        ({"top_p": 0.39}, [1, 0, 0, 0]),
+        ({"top_k": 3, "top_p": 0.75}, [4 / 7, 3 / 7, 0, 0]),  # of 4/9, 3/9, 2/9 the first two hold 0.78
+        ({"top_k": 9}, [0.4, 0.3, 0.2, 0.1]),
+    ],
+)
+def test_the_distribution_by_hand(fields, expected):
+    assert probs_of(**fields) == pytest.approx(expected, abs=1e-6)
+
+
+def test_rows_have_their_own_settings():
+    logprobs = processed_logprobs(
+        LOGITS.repeat(3, 1),
+        temperature=torch.tensor([1.0, 0.5, 1.0]),
+        top_k=torch.tensor([0, 0, 1]),
+        top_p=torch.tensor([1.0, 1.0, 1.0]),
+    )
+    expected = torch.tensor([[0.4, 0.3, 0.2, 0.1], [16 / 30, 9 / 30, 4 / 30, 1 / 30], [1, 0, 0, 0]])
+    torch.testing.assert_close(logprobs.exp(), expected)
+
+
+def test_a_draw_inverts_the_cumulative_distribution():
+    """Token 1 has no mass, so that no number, 0.4 included, may draw it."""
+    logprobs = torch.tensor([0.4, 0.0, 0.4, 0.2], dtype=torch.float64).log().repeat(6, 1)
+    uniform = torch.tensor([0.0, 0.39, 0.4, 0.79, 0.81, 1 - 2**-53], dtype=torch.float64)
+    assert draw(logprobs, uniform).tolist() == [0, 0, 2, 2, 3, 3]
+
+
+def test_rows_join_and_leave_without_disturbing_each_other(tiny_model_dir):
+    requests = [
+        SampleRequest(f"r{i}", tuple(range(5 + (11 * i) % 60)), seed=i, max_tokens=3 + (7 * i) % 30) for i in range(12)
+    ]
+    engine = TransformersEngine(str(tiny_model_dir), max_model_len=TINY_MAX_LEN)
+    alone = {}
+    for request in requests:
+        engine.submit(request)
+        while request.request_id not in alone:
+            alone |= {completion.request_id: completion for completion in engine.poll()}
+    together, waiting = {}, list(requests)
+    while len(together) < len(requests):
+        if waiting:
+            engine.submit(waiting.pop())  # a newcomer at every step
+        together |= {completion.request_id: completion for completion in engine.poll()}
+    for request_id, completion in alone.items():
+        assert together[request_id].token_ids == completion.token_ids
+        assert together[request_id].logprobs == pytest.approx(completion.logprobs, abs=1e-5)
+
+
+def test_a_bf16_engine_holds_the_adapter_in_bf16(tiny_model_dir, tiny_adapter_dir):
+    engine = TransformersEngine(str(tiny_model_dir), max_model_len=TINY_MAX_LEN, dtype="bfloat16")
+    engine.publish(tiny_adapter_dir, 1)
+    assert engine.adapter_checksum() == parity.checksum(tiny_adapter_dir, dtype=torch.bfloat16)
+
+
+def test_an_adapter_of_another_base_is_refused(tiny_model_dir, tiny_adapter_dir, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    (tmp_path / "adapter_config.json").write_text((tiny_adapter_dir / "adapter_config.json").read_text())
+    tensors = load_file(tiny_adapter_dir / "adapter_model.safetensors")
+    renamed = {name.replace("q_proj", "query"): tensor for name, tensor in tensors.items()}
+    save_file(renamed, tmp_path / "adapter_model.safetensors")
+    engine = TransformersEngine(str(tiny_model_dir), max_model_len=TINY_MAX_LEN)
+    with pytest.raises(EngineError, match="does not fit the base"):
+        engine.publish(tmp_path, 1)
+
+
+def test_start_engine_takes_everything_from_the_configuration(tiny_model_dir, tmp_path):
+    overrides = [f"model.name={tiny_model_dir}", "model.dtype=float32", "rollout.engine=transformers"]
+    config = load_config(overrides=[*overrides, "rollout.max_num_seqs=3"])
+    engine = start_engine(config, max_model_len=50, log_path=Path(tmp_path / "log"))
+    assert isinstance(engine, TransformersEngine)
+    assert (engine.max_model_len, engine.max_num_seqs, engine.dtype) == (50, 3, torch.float32)
+    assert len(engine.score(list(range(TINY_VOCAB)))) == TINY_VOCAB - 1
+    engine.close()
