@@ -86,7 +86,7 @@ def left_behind(mark: str, folder: Path, shared_before: set[str]) -> list[str]:
     deadline = time.monotonic() + 3.0
     while True:
         found = [f"process {pid}" for pid in processes_with(mark)]
-        found += [f"/dev/shm/{name}" for name in shared_memory() - shared_before]
+        found += [name for name in sorted(shared_memory() - shared_before) if not is_held(name)]
         found += ["lock"] if folder.exists() and is_locked(folder) else []
         if not found or time.monotonic() > deadline:
             return found
@@ -108,7 +108,20 @@ def processes_with(mark: str) -> list[int]:
 
 
 def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir()}
+    return {str(path) for path in Path("/dev/shm").iterdir()}
+
+
+def is_held(name: str) -> bool:
+    """Whether a living process (another run, say) has something of it open or mapped."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                opened = [os.readlink(link) for link in (folder / "fd").iterdir()]
+                if any(target.startswith(name) for target in opened) or name in (folder / "maps").read_text():
+                    return True
+            except OSError:  # it ended meanwhile
+                continue
+    return False
 
 
 def is_locked(folder: Path) -> bool:

@@ -52,6 +52,7 @@ def test_adamw_amplifies_rounding_by_less_than_a_fifth_of_a_step(tmp_path: Path)
     ("arguments", "asked"),
     [
         (["python", "accelerate", "launch", "--cpu", "--num_processes", "2", "scripts/train.py"], 2),
+        (["python", "-m", "accelerate.commands.launch", "--num_processes", "3", "scripts/train.py"], 3),
         (["python", "accelerate", "launch", "--num_processes=4", "scripts/train.py"], 4),
         (["python", "accelerate", "launch", "scripts/train.py"], None),
         (["bash", "-c", "something", "-n", "2"], None),

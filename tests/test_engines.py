@@ -157,6 +157,17 @@ def test_aborted_requests_never_come_back(served):
     assert set(run(served.engine, [sample("abort-1")])) == {"abort-1"}, "the id is free again"
 
 
+def test_a_request_that_is_done_but_not_collected_can_be_aborted(served):
+    served.engine.submit(sample("short", max_tokens=1))
+    served.engine.submit(sample("long", max_tokens=30))
+    served.engine.score(PROBE[0])
+    served.engine.abort("short")
+    completions = []
+    while not completions:
+        completions = served.engine.poll()
+    assert [completion.request_id for completion in completions] == ["long"]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -1,5 +1,6 @@
 """The engine's child process and its RAM-backed folder: failures are named, and nothing outlives the parent."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -100,11 +101,12 @@ def test_a_silent_child_is_killed_at_its_deadline(child):
     assert not is_running(child.process.pid)
 
 
-def test_waiting_is_reported(child):
+def test_waiting_is_reported(child, monkeypatch):
+    monkeypatch.setattr("trapo_lite.engines.child.WAIT_INTERVAL_S", 0.1)
     waits = []
-    child.send("sleep", 6)
+    child.send("sleep", 1.0)
     child.receive(limit_s=60.0, waiting_for="sleep", on_wait=waits.append)
-    assert len(waits) >= 1 and waits == sorted(waits)
+    assert len(waits) >= 2 and waits == sorted(waits)
 
 
 @pytest.mark.parametrize("how", ["socket", "process"])
@@ -197,6 +199,14 @@ def test_a_missing_vllm_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EngineError, match="pip install"):
         VLLMEngine(VLLMOptions(model_path="x", max_model_len=64, lora_rank=8), log_path=tmp_path / "log")
+
+
+def test_nf4_without_its_plugin_names_the_command(tmp_path):
+    if importlib.util.find_spec("vllm_bnb_plugin") is not None:
+        pytest.skip("the plugin is installed")
+    options = VLLMOptions(model_path="x", max_model_len=64, lora_rank=8, quantize="nf4")
+    with pytest.raises(EngineError, match="pip install vllm-bnb-plugin"):
+        VLLMEngine(options, log_path=tmp_path / "log")
 
 
 def test_importing_the_package_imports_nothing_heavy():

@@ -200,8 +200,13 @@ def test_a_bf16_base_trains_float32_weights_under_autocast(base_dir: Path) -> No
     exact, half = trained(load(base_dir)), trained(load(base_dir, dtype="bfloat16"))
     assert half.model.get_base_model().dtype == torch.bfloat16
     assert half.score(TOKENS) == pytest.approx(exact.score(TOKENS), abs=0.1)  # bf16 keeps 8 bits
+    seen: set[torch.dtype] = set()
+    for name, module in half.model.named_modules():
+        if name.endswith(("lora_A.default", "lora_B.default")):
+            module.register_forward_hook(lambda *call: seen.add(call[-1].dtype))
     expected, found = gradient(exact, group()), gradient(half, group())
     assert found.dtype == torch.float32
+    assert seen == {torch.bfloat16}  # the adapter acts in bf16, as in the engine
     assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.98
 
 

@@ -348,33 +348,33 @@ def test_a_rollout_is_graded_while_others_still_decode() -> None:
     assert log == ["drawn", "graded", "drawn", "graded"]
 
 
-def test_deterministic_engine_calls_do_not_depend_on_when_verdicts_arrive() -> None:
+def calls(*, pause_s: float, order_seed: int) -> tuple[list[tuple[str, str]], list[str]]:
+    """What a deterministic step asks of the engine and of the verifier, when both finish in an order of their own."""
+    engine = ScriptedEngine(delay=lambda request: 1 + request.seed % 4, order_seed=order_seed)
+
+    def judge(text: str, gold: str) -> bool:
+        return sum(map(ord, text)) % 3 == 0
+
+    with ScriptedVerifier(judge, threaded=True, order_seed=order_seed, pause_s=pause_s) as verifier:
+        sampler = Sampler(
+            engine,
+            verifier,
+            micro_groups=CODE,
+            settings=settings(deterministic=True),
+            decode=decode,
+            is_boundary=is_boundary,
+        )
+        sampler.sample([problem(name) for name in "abcde"], step=1)
+    return engine.events, verifier.texts
+
+
+def test_deterministic_calls_do_not_depend_on_what_finishes_first() -> None:
     """Every engine batch has the same composition, so its float sums have the same bits."""
-
-    def events(pause_s: float, order_seed: int) -> list[tuple[str, str]]:
-        engine = ScriptedEngine(delay=lambda request: 1 + request.seed % 4)
-        judge = lambda text, gold: hash_of(text) % 3 == 0  # noqa: E731
-        with ScriptedVerifier(judge, threaded=True, order_seed=order_seed, pause_s=pause_s) as verifier:
-            sampler = Sampler(
-                engine,
-                verifier,
-                micro_groups=CODE,
-                settings=settings(deterministic=True),
-                decode=decode,
-                is_boundary=is_boundary,
-            )
-            sampler.sample([problem(name) for name in "abcde"], step=1)
-        return engine.events
-
-    quick = events(0.0, 0)
-    assert quick[0] == ("reset", "")
-    assert [kind for kind, _ in quick].count("reset") == 1
-    assert events(2e-3, 1) == quick
-    assert events(1e-3, 2) == quick
-
-
-def hash_of(text: str) -> int:
-    return sum(ord(character) for character in text)
+    events, texts = calls(pause_s=0.0, order_seed=0)
+    assert events[0] == ("reset", "")
+    assert [kind for kind, _ in events].count("reset") == 1
+    assert calls(pause_s=2e-3, order_seed=1) == (events, texts)
+    assert calls(pause_s=1e-3, order_seed=2) == (events, texts)
 
 
 def test_progress_counts_verdicts_up_to_all_of_them() -> None:

@@ -10,6 +10,9 @@ import torch
 from trapo_lite.config import Config, ConfigError
 
 
+LAUNCHERS = ("launch", "accelerate.commands.launch")
+
+
 class Stopped(Exception):
     """SIGTERM or SIGINT arrived; `exit_code` is what a shell expects of a process ended by it."""
 
@@ -66,11 +69,12 @@ def _asked_processes(command_line: Path | None = None) -> int | None:
         arguments = file.read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return None
-    if "launch" not in arguments:
+    launchers = [place for place, argument in enumerate(arguments) if argument in LAUNCHERS]
+    if not launchers:
         return None
     for place, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
-        if name in ("--num_processes", "--num-processes", "-n") and place > arguments.index("launch"):
+        if name in ("--num_processes", "--num-processes", "-n") and place > launchers[0]:
             value = value if equals else arguments[place + 1]
             return int(value) if value.isdigit() else None
     return None

@@ -20,6 +20,7 @@ from trapo_lite.engines.base import EngineError
 
 logger = logging.getLogger(__name__)
 
+WAIT_INTERVAL_S = 5.0
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE")
 LAUNCHER_PREFIXES = ("MASTER_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_", "OMPI_", "PMI_")
 
@@ -78,11 +79,11 @@ class ChildProcess:
         return self.receive(limit_s=limit_s, waiting_for=method)
 
     def receive(self, *, limit_s: float, waiting_for: str, on_wait: Callable[[float], None] | None = None) -> Any:
-        """The child's next message. `on_wait(seconds so far)` is called about every five seconds of waiting."""
+        """The child's next message. `on_wait(seconds so far)` is called every few seconds of waiting."""
         start = time.monotonic()
         while (waited := time.monotonic() - start) < limit_s:
             try:
-                if self.connection.poll(min(5.0, limit_s - waited)):
+                if self.connection.poll(min(WAIT_INTERVAL_S, limit_s - waited)):
                     return self.connection.recv()
             except (EOFError, OSError):
                 raise self._has_died() from None

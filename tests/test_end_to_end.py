@@ -1,0 +1,118 @@
+"""The commands a user types, on the tiny world with the real vLLM engine: killed, resumed, on two processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from byte_model import write_byte_model
+
+from trapo_lite.run_folder import differences, read_metrics
+
+ROOT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("TRAPO_LITE_SHARED", ROOT.parent / "shared"))
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import kill_resume  # noqa: E402
+
+TINY = ["--config", "configs/tiny_cpu.yaml"]
+SMALL = ["rollout.num_problems=2", "eval.every=0", "run.tensorboard=false"]
+pytestmark = pytest.mark.slow
+
+
+def command(folder: Path, name: str, *overrides: str, launcher: tuple[str, ...] = ()) -> list[str]:
+    run = [f"run.dir={folder}", f"run.name={name}"]
+    return [sys.executable, *launcher, "scripts/train.py", *TINY, *SMALL, *run, *overrides]
+
+
+def run(arguments: list[str], *, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+def start_and_signal(arguments: list[str], folder: Path, *, after_steps: int, signum: int, mark: str) -> int:
+    """Start a run, wait for `after_steps` lines of metrics and a moment more, signal the main process."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", kill_resume.MARK: mark}
+    process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    metrics = folder / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < after_steps:
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended or hung before the signal"
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signum)
+    return process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    done = run(command(folder, "whole", "train.max_steps=5", "train.save_every=2"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "whole"
+
+
+@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)])
+def test_a_signalled_run_leaves_nothing_behind_and_resumes_exactly(
+    uninterrupted: Path, tmp_path: Path, signum: int, exit_code: int
+) -> None:
+    shared_before = kill_resume.shared_memory()
+    arguments = command(tmp_path, "parts", "train.max_steps=5", "train.save_every=2")
+    mark = f"test-{os.getpid()}-{signum}"
+    folder = tmp_path / "parts"
+    assert start_and_signal(arguments, folder, after_steps=3, signum=signum, mark=mark) == exit_code
+    assert kill_resume.left_behind(mark, folder, shared_before) == []
+    done = run(arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    resumed_at = 2 if signum == signal.SIGKILL else 3
+    assert any(f"going on after step {step}" in done.stdout for step in range(resumed_at, 5)), done.stdout
+    assert differences(uninterrupted, folder) == []
+
+
+def test_two_processes_each_with_their_own_engine(tmp_path: Path) -> None:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    done = run(command(tmp_path, "two", "train.max_steps=2", launcher=launcher), timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 processes on cpu" in done.stdout
+    rows = read_metrics(tmp_path / "two/metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2]
+    lines = [json.loads(line) for line in (tmp_path / "two/rollouts/step-000001.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 * 8 and len({line["problem_id"] for line in lines}) == 2
+    assert {p.name for p in (tmp_path / "two").glob("engine-*.log")} == {"engine-0.log", "engine-1.log"}
+
+
+def test_accelerate_launch_that_starts_fewer_processes_than_asked_is_refused(tmp_path: Path) -> None:
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
+    done = run(command(tmp_path, "fewer", launcher=launcher))
+    assert done.returncode != 0
+    assert "2 processes were asked for but 1 started" in done.stderr and "torchrun" in done.stderr
+
+
+def test_real_mathematics_rows_train_and_resume(tmp_path: Path) -> None:
+    rows = SHARED / "data/train/gsm8k_train512_openr1_schema.parquet"
+    if not rows.exists():
+        pytest.skip(f"{rows} is not there: real rows are not part of the project")
+    model = write_byte_model(tmp_path / "model")
+    settings = [
+        f"model.name={model}",
+        f"data.train={rows}",
+        "data.expert_text=thought",
+        "data.prompt_template='{problem}\\n'",
+        "data.max_prompt_tokens=512",
+        "rollout.max_response_tokens=512",
+        "rollout.engine=transformers",
+        "lora.r=4",
+    ]
+    whole = run(command(tmp_path, "whole", *settings, "train.max_steps=3", "train.save_every=1"))
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    for steps in (2, 3):
+        parts = run(command(tmp_path, "parts", *settings, f"train.max_steps={steps}", "train.save_every=1"))
+        assert parts.returncode == 0, parts.stderr[-3000:]
+    assert differences(tmp_path / "whole", tmp_path / "parts") == []
+    metrics = read_metrics(tmp_path / "whole/metrics.jsonl")
+    assert all(row["rollout/guided"] == 0.5 for row in metrics)  # a random model always needs help: 4 of 8 are guided
+    assert all(row["optim/grad_norm"] > 0 for row in metrics)
