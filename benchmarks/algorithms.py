@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from trapo_lite.run_folder import read_metrics
 
@@ -33,11 +34,11 @@ def main() -> None:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def run_once(name: str, seed: int, overrides: list[str]) -> dict[str, float]:
+def run_once(name: str, seed: int, overrides: list[str]) -> dict[str, Any]:
     """Train and evaluate one run; its accuracy, the seconds of its steps and the tokens it sampled."""
     run = f"algorithms-{name}-seed{seed}"
     folder = Path("runs") / run
-    settings = [f"run.name={run}", f"run.seed={seed}", "eval.every=0", *overrides]
+    settings = [f"run.name={run}", f"run.seed={seed}", *overrides]
     config = ["--config", BASE_CONFIG, "--config", f"configs/algorithm/{name}.yaml"]
     subprocess.run([sys.executable, "scripts/train.py", *config, *settings], check=True)
     out = folder / "eval/test.json"
@@ -57,25 +58,21 @@ def run_once(name: str, seed: int, overrides: list[str]) -> dict[str, float]:
     return {
         "accuracy": json.loads(out.read_text())["accuracy"],
         "train_seconds": sum(row["time/step"] for row in rows),
-        "first_step_own_reward": rows[0]["reward/own"],
-        "last_10_steps_own_reward": mean([row["reward/own"] for row in rows[-10:]]),
+        "dev_accuracy_by_step": {row["step"]: row["eval/accuracy"] for row in rows if "eval/accuracy" in row},
         "num_steps": len(rows),
     }
 
 
-def mean(values: list[float | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return statistics.fmean(present) if present else None
-
-
-def table(results: dict[str, list[dict[str, float]]], seeds: list[int]) -> list[str]:
-    lines = ["| algorithm | " + " | ".join(f"seed {seed}" for seed in seeds) + " | mean | seconds a run |"]
-    lines.append("|---|" + "---|" * (len(seeds) + 2))
+def table(results: dict[str, list[dict[str, Any]]], seeds: list[int]) -> list[str]:
+    steps = list(next(iter(results.values()))[0]["dev_accuracy_by_step"])
+    heads = [*(f"seed {seed}" for seed in seeds), "mean", *(f"dev, step {step}" for step in steps), "seconds a run"]
+    lines = ["| algorithm | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
     for name, runs in results.items():
         scores = [run["accuracy"] for run in runs]
+        curve = [statistics.fmean(run["dev_accuracy_by_step"][step] for run in runs) for step in steps]
+        cells = [f"{score:.3f}" for score in [*scores, statistics.fmean(scores), *curve]]
         seconds = statistics.fmean(run["train_seconds"] for run in runs)
-        cells = " | ".join(f"{score:.3f}" for score in scores)
-        lines.append(f"| {name} | {cells} | {statistics.fmean(scores):.3f} | {seconds:.0f} |")
+        lines.append(f"| {name} | " + " | ".join([*cells, f"{seconds:.0f}"]) + " |")
     return lines
 
 

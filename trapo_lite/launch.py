@@ -9,7 +9,6 @@ import torch
 
 from trapo_lite.config import Config, ConfigError
 
-
 LAUNCHERS = ("launch", "accelerate.commands.launch")
 
 

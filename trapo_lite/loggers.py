@@ -64,7 +64,7 @@ def open_loggers(config: Config, *, first_step: int) -> list[Logger]:
 
 def _import_wandb() -> Any:
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ConfigError(
             "run.wandb_project: wandb is not installed; run `pip install wandb`, or set it to null"

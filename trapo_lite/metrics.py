@@ -39,6 +39,7 @@ TABLE: dict[str, str] = {
     "train/padded_tokens": "tokens the same rollouts would have as padded rows",
     "train/skipped_groups": "problems that could not move the weights and cost no forward pass",
     "engine/probe_projection": "parity probe: 1 = the adapter is applied, 0 = it is not; null: too small to tell",
+    "engine/probe_undecided": "1 if the adapter's effect was too small for the probe, which then only saw its checksum",
     "engine/publish_bytes": "bytes of the published adapter",
     "time/publish": "seconds to publish and probe the adapter",
     "time/sample": "seconds in the engine",

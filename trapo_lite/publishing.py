@@ -28,15 +28,16 @@ class Publisher:
         self._dtype = policy.autocast_dtype or torch.float32
         self._probe = parity.probe_sequences(vocab_size=vocab_size, num_tokens=num_tokens, max_length=max_length)
         self._previous: list[float] | None = None
+        self._result: parity.ParityResult | None = None
         with policy.reference():
             self._base = self._scores(policy.score)
         self._noise = parity.measured_noise(self._scores(engine.score), self._base)
         parity.require_same_base(self._noise, limit=BASE_NOISE_LIMIT[self._dtype])
 
-    def publish(self, version: int) -> parity.ParityResult | None:
-        """From now on the engine samples from the policy as it is; None if it already had this version."""
-        if version == self.version:
-            return None
+    def publish(self, version: int) -> parity.ParityResult:
+        """From now on the engine samples from the policy as it is; nothing to do if it already has this version."""
+        if version == self.version and self._result is not None:
+            return self._result
         with tempfile.TemporaryDirectory(prefix="trapo_lite-adapter-") as folder:
             self.policy.save_adapter(Path(folder))
             self.num_bytes = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
@@ -52,7 +53,7 @@ class Publisher:
             noise=self._noise,
         )
         parity.require_applied(result, version=version)
-        self._previous, self.version = trainer, version
+        self._previous, self._result, self.version = trainer, result, version
         return result
 
     def _scores(self, score: Callable[[list[int]], list[float]]) -> list[float]:

@@ -85,7 +85,7 @@ class _Run:
         if checkpoint is not None:
             require_same(checkpoint, self.identity)
         self.first_step = self.saved_step = checkpoint.step if checkpoint else 0
-        self.updates_done = self.first_step
+        self.updates_done = self.logged_step = self.first_step
         if self.accelerator.is_main_process:
             self.folder.write_config(config)
             self.folder.cut_back(self.first_step)
@@ -127,17 +127,17 @@ class _Run:
 
     def publish(self, step: int) -> dict[str, Mean | float | int]:
         """Give the engine the policy as it is after `step` updates."""
-        if self.publisher is None:
+        if self.publisher is None or not self.config.algorithm.samples:
             return {}
         started = time.perf_counter()
         result = self.publisher.publish(step)
-        metrics: dict[str, Mean | float | int] = {
+        could_tell = result.kind == "applied"
+        return {
             "time/publish": time.perf_counter() - started,
             "engine/publish_bytes": self.publisher.num_bytes,
+            "engine/probe_projection": result.projection if could_tell else float("nan"),
+            "engine/probe_undecided": int(not could_tell),
         }
-        if result is not None:
-            metrics["engine/probe_projection"] = result.projection if result.kind == "applied" else float("nan")
-        return metrics
 
     def sample(self, step: int) -> tuple[list[Group], dict[str, Mean | float | int]]:
         """This rank's share of the step's problems, rolled out, graded and turned into advantages."""
@@ -163,8 +163,10 @@ class _Run:
         }
 
     def update(self, step: int, groups: Sequence[Group]) -> dict[str, Mean | float | int]:
-        """Gradient of the step's loss over all ranks, then the optimizer."""
+        """Gradient of the step's loss over all ranks, then the optimizer; the engine's cache makes room meanwhile."""
         started = time.perf_counter()
+        if self.engine is not None:
+            self.engine.release()
         optim, temperature = self.config.optim, self.config.rollout.temperature
         normalizers = sum(gather_object([count_normalizers(self.algorithm, groups)]), start=Normalizers(0.0, 0.0, 0.0))
         moving = [group for group in groups if needs_forward(self.algorithm, group)]
@@ -180,9 +182,11 @@ class _Run:
         norm = 0.0
         for _ in range(optim.updates_per_batch):
             summed = accumulate_gradient(self.policy, self.algorithm, batches, normalizers, temperature=temperature)
-            gradient = self.accelerator.reduce(flat_gradient(self.policy), reduction="sum")
+            gradient = self._sum_gradient(flat_gradient(self.policy))
             norm = apply_gradient(self.policy, self.optimizer, gradient, lr=lr, grad_clip=optim.grad_clip)
         self.updates_done = step + 1
+        if self.engine is not None:
+            self.engine.resume()
         packed = Mean(float(sum(batch.num_tokens for batch in batches)), 1)
         summed |= {"train/tokens": packed, "train/skipped_groups": Mean(float(len(groups) - len(moving)), 1)}
         summed |= {"train/padded_tokens": Mean(float(rollout_metrics.padded_tokens(moving)), 1)}
@@ -223,6 +227,7 @@ class _Run:
     ) -> None:
         """metrics.jsonl, rollouts/, TensorBoard, wandb and the terminal."""
         lines = gather_object([line for group in groups for line in rollout_metrics.to_lines(group, self._decode)])
+        self.logged_step = step
         if not self.accelerator.is_main_process:
             return
         row = metric_table.to_row({**metrics, "step": step, "time/step": seconds})
@@ -238,9 +243,13 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
     def save_before_leaving(self) -> None:
-        """A single process keeps the updates since the last checkpoint; several may not be at the same step."""
-        if self.accelerator.num_processes == 1 and self.updates_done > self.saved_step:
-            self._write_checkpoint(self.updates_done, [torch.get_rng_state()])
+        """Keep the steps since the last checkpoint, if the policy is still as it was when the last of them was logged.
+
+        Several processes may not be at the same step; they go back to the last checkpoint.
+        """
+        is_whole = self.logged_step == self.updates_done and self.logged_step > self.saved_step
+        if self.accelerator.num_processes == 1 and is_whole:
+            self._write_checkpoint(self.logged_step, [torch.get_rng_state()])
 
     def finish(self) -> Path:
         """Leave the trained adapter where export and evaluation look for it."""
@@ -300,11 +309,16 @@ class _Run:
         return replace(settings, temperature=temperature, max_response_tokens=limit or settings.max_response_tokens)
 
     def _decode(self, token_ids: Sequence[int]) -> str:
-        return self.inputs.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return str(self.inputs.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def _on_rollouts(self, done: int, expected: int) -> None:
         self.signals.check()
         self.display.rollouts(done, expected)
+
+    def _sum_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
+        summed = self.accelerator.reduce(gradient, reduction="sum")
+        assert isinstance(summed, torch.Tensor)
+        return summed
 
     def _sum_over_ranks(self, metrics: Mapping[str, Mean]) -> dict[str, Mean]:
         summed: dict[str, Mean] = {}

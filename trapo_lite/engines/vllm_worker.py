@@ -99,9 +99,7 @@ class VLLMWorker:
             for output in self._step():
                 if output.request_id == request_id:
                     by_token = output.prompt_logprobs[1:]
-                    return [
-                        position[token].logprob for position, token in zip(by_token, token_ids[1:], strict=True)
-                    ]
+                    return [position[token].logprob for position, token in zip(by_token, token_ids[1:], strict=True)]
 
     def publish(self, path: Path, version: int) -> None:
         from vllm.lora.request import LoRARequest
@@ -158,9 +156,7 @@ class VLLMWorker:
 def completion_of(output: Any, version: int | None) -> Completion:
     [sample] = output.outputs
     token_ids = tuple(sample.token_ids)
-    logprobs = tuple(
-        position[token].logprob for position, token in zip(sample.logprobs or (), token_ids, strict=True)
-    )
+    logprobs = tuple(position[token].logprob for position, token in zip(sample.logprobs or (), token_ids, strict=True))
     return Completion(output.request_id, token_ids, logprobs, sample.finish_reason, version)
 
 
