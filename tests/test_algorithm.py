@@ -297,7 +297,7 @@ def test_advantages_divided_by_the_deviation_on_request() -> None:
     assert group.advantages == pytest.approx((0.5 / deviation, -0.5 / deviation))
 
 
-# ----- who costs a forward pass (DECISIONS 6)
+# ----- who costs a forward pass (METHOD 4.4)
 
 SOLVED = [rollout([1], [], [10], reward=1.0), rollout([1], [], [11], reward=1.0)]
 MIXED = [rollout([1], [], [10], reward=1.0), rollout([1], [], [11])]

@@ -266,7 +266,7 @@ def test_checkpointing_is_on_when_asked_for(base_dir: Path) -> None:
 
 
 def test_config_overrides_act(base_dir: Path) -> None:
-    """DECISIONS 19: rope_theta acts only inside rope_parameters; the base's is 10000."""
+    """rope_theta acts only inside rope_parameters; the base's is 10000."""
     rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 40.0}}
     base, changed = load(base_dir), load(base_dir, config_overrides=rope)
     frequencies = changed.model.get_base_model().model.rotary_emb.inv_freq

@@ -25,7 +25,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def end_of_text_id(tokenizer: PreTrainedTokenizerBase, eos_token: str | None = None) -> int:
-    """The id that ends expert traces and sampling: `data.eos_token`, or the tokenizer's own (DECISIONS 7).
+    """The id that ends expert traces and sampling: `data.eos_token`, or the tokenizer's own.
 
     Raises DataError unless it is exactly one known token.
     """
