@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--shortest", type=float, default=1.0, help="seconds a life lasts at least")
     parser.add_argument("--longest", type=float, default=45.0, help="seconds a life may last at most")
     parser.add_argument("--json", type=Path)
     parser.add_argument("overrides", nargs="*")
@@ -51,7 +52,7 @@ def kill_and_resume(args: argparse.Namespace) -> dict:
     while len(lives) < args.kills:
         process = start(args, folder.name, mark, restart=restart)
         restart = False
-        life = rng.uniform(1.0, args.longest)
+        life = rng.uniform(args.shortest, args.longest)
         try:
             code = process.wait(timeout=life)
             raise SystemExit(f"the run ended by itself (exit code {code}) after {len(lives)} kills; give more --steps")

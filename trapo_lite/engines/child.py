@@ -38,20 +38,20 @@ def environment_without_launcher() -> dict[str, str]:
 
 
 class ChildProcess:
-    """`python -m module FD PARENT_PID`, to be spoken to by `send` and `call`; its output goes to `log_path`.
+    """`python -m module FD PARENT_PID ...`, to be spoken to by `send` and `call`; its output goes to `log_path`.
 
     A child that fails simply dies with its traceback in the log: whoever waits for it gets an EngineError with the last
     lines. A child that is silent beyond a deadline is killed.
     """
 
-    def __init__(self, module: str, *, environment: dict[str, str], log_path: Path) -> None:
+    def __init__(self, module: str, *arguments: str, environment: dict[str, str], log_path: Path) -> None:
         self.log_path = log_path
         log_path.parent.mkdir(parents=True, exist_ok=True)
         ours, theirs = socket.socketpair()
         with theirs, log_path.open("ab") as log:
             # A session of its own: Ctrl-C is for the parent, which ends the child by closing the socket.
             self.process = subprocess.Popen(
-                [sys.executable, "-u", "-m", module, str(theirs.fileno()), str(os.getpid())],
+                [sys.executable, "-u", "-m", module, str(theirs.fileno()), str(os.getpid()), *arguments],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -118,7 +118,7 @@ class ChildProcess:
             return "".join(collections.deque(log, maxlen=num_lines))
 
 
-def die_with_parent(fd: int, parent_pid: int, folder_by_name: dict[str, Path]) -> None:
+def die_with_parent(fd: int, parent_pid: int, *folders: Path) -> None:
     """Called first thing in the child: a thread that removes the folders and ends the process once the parent is gone.
 
     Gone means: the parent closed its end of the socket, or this process has another parent. The second test is for a
@@ -131,7 +131,7 @@ def die_with_parent(fd: int, parent_pid: int, folder_by_name: dict[str, Path]) -
         poller.register(fd, 0)  # no event asked for: only a hang-up wakes it
         while not poller.poll(1000) and os.getppid() == parent_pid:
             pass
-        for folder in folder_by_name.values():
+        for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
         os._exit(0)
 

@@ -50,8 +50,10 @@ class VLLMEngine:
         self._started_at = time.monotonic()
         self._folder = AdapterFolder()
         environment = child_environment(options.num_threads, device_index, self._folder.path)
-        self._child = ChildProcess("trapo_lite.engines.vllm_worker", environment=environment, log_path=log_path)
-        self._child.connection.send((options, self._folder.path))
+        self._child = ChildProcess(
+            "trapo_lite.engines.vllm_child", str(self._folder.path), environment=environment, log_path=log_path
+        )
+        self._child.connection.send(options)
 
     def wait(self, on_wait: Callable[[float], None] | None = None) -> None:
         """Until the engine is up; `on_wait(seconds)` is called now and then, by default a line of the log."""

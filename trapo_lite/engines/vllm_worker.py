@@ -1,10 +1,9 @@
-"""vLLM in a process of its own: `python -m trapo_lite.engines.vllm_worker FD PARENT_PID`, started by VLLMEngine.
+"""vLLM in a process of its own, which `vllm_child` starts for VLLMEngine.
 
-Reads (method, arguments) from the socket FD and answers each method but `submit` and `abort`. Whatever goes wrong ends
+Reads (method, arguments) from the socket and answers each method but `submit` and `abort`. Whatever goes wrong ends
 the process with a traceback in its log; the parent reports it.
 """
 
-import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from trapo_lite.engines.base import FIRST_ADAPTER_ID, Completion, SampleRequest
-from trapo_lite.engines.child import die_with_parent
 from trapo_lite.engines.vllm_cpu_lora import use_one_adapter_lora
 from trapo_lite.engines.vllm_options import VLLMOptions, round_up_lora_rank
 from trapo_lite.parity import checksum_of_pairs
@@ -216,20 +214,12 @@ def active_pairs(worker: "WorkerBase", adapter_id: int) -> dict[str, tuple[Tenso
     return pairs
 
 
-def main() -> None:
-    fd, parent_pid = int(sys.argv[1]), int(sys.argv[2])
-    folders: dict[str, Path] = {}
-    die_with_parent(fd, parent_pid, folders)
-    connection = Connection(fd)
-    options, folders["adapters"] = connection.recv()
-    worker = VLLMWorker(options)
+def serve(connection: Connection) -> None:
+    """Make the engine from the options that come first, say what it is, then answer calls for ever."""
+    worker = VLLMWorker(connection.recv())
     connection.send(worker.describe())
     while True:
         method, arguments = connection.recv()
         answer = getattr(worker, method)(*arguments)
         if method not in ("submit", "abort"):
             connection.send(answer)
-
-
-if __name__ == "__main__":
-    main()
