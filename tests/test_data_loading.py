@@ -77,10 +77,12 @@ def test_an_empty_thought_is_no_trace(load):
     assert report.traces_dropped == {"empty": 1}
 
 
-def test_prompts_over_the_limit_are_dropped_and_counted(load):
+def test_a_prompt_over_the_limit_is_an_error_or_skipped_and_counted(load):
     """ "Q: 1 + 1?" is 9 tokens."""
     rows = [*ROWS, {"id": "long", "problem": "10 + 10?", "answer": "20"}]
-    problems, report = load(rows, max_prompt_tokens=9)
+    with pytest.raises(DataError, match=r"line 4: problem: 11 tokens.*raise data.max_prompt_tokens.*on_bad_row: skip"):
+        load(rows, max_prompt_tokens=9)
+    problems, report = load(rows, max_prompt_tokens=9, on_bad_row="skip")
     assert [problem.id for problem in problems] == ["a", "b", "c"]
     assert report.rows_dropped == {"prompt over 9 tokens": 1}
     assert (report.num_rows, report.num_problems) == (4, 3)
@@ -88,7 +90,7 @@ def test_prompts_over_the_limit_are_dropped_and_counted(load):
 
 def test_no_row_left_is_an_error_with_the_counts(load):
     with pytest.raises(DataError, match=r"none of the 3 rows is left \(3 prompt over 8 tokens\)"):
-        load(ROWS, max_prompt_tokens=8)
+        load(ROWS, max_prompt_tokens=8, on_bad_row="skip")
 
 
 def test_the_report_in_numbers_and_lines(load):

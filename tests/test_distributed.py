@@ -58,10 +58,8 @@ def test_adamw_amplifies_rounding_by_less_than_a_fifth_of_a_step(tmp_path: Path)
         (["bash", "-c", "something", "-n", "2"], None),
     ],
 )
-def test_what_the_launcher_was_asked_for(tmp_path: Path, arguments: list[str], asked: int | None) -> None:
-    file = tmp_path / "cmdline"
-    file.write_bytes("\0".join(arguments).encode() + b"\0")
-    assert _asked_processes(file) == asked
+def test_what_the_launcher_was_asked_for(arguments: list[str], asked: int | None) -> None:
+    assert _asked_processes(arguments) == asked
 
 
 def test_fewer_processes_than_asked_for_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

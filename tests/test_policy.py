@@ -333,9 +333,10 @@ def test_a_missing_model_is_an_error_that_names_the_key(tmp_path: Path) -> None:
     [
         ({"r": 3}, "lora.r: 2, but the adapter .* has 3"),
         ({"lora_alpha": 9}, "lora.alpha: 4.0, but the adapter .* has 9"),
-        ({"use_dora": True}, "DoRA"),
-        ({"bias": "all"}, "biases"),
-        ({"modules_to_save": ["lm_head"]}, "saved modules"),
+        ({"use_dora": True}, "use_dora: True"),
+        ({"bias": "all"}, "bias: 'all'"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"lora_dropout": 0.1}, "lora_dropout: 0.1"),
     ],
 )
 def test_an_adapter_of_another_kind_is_no_start(base_dir: Path, tmp_path: Path, change: dict, complaint: str) -> None:

@@ -187,14 +187,14 @@ def test_a_checkpoint_of_another_configuration_or_model_is_refused(make_config, 
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(make_config, monkeypatch: pytest.MonkeyPatch) -> None:
-    import errno
+    from safetensors import SafetensorError
 
     from trapo_lite import checkpoint
 
     folder = train(make_config(train={"max_steps": 1}))
 
     def full(*_args) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", full)
@@ -222,7 +222,7 @@ def no_model(*_args, **_kwargs):
         ({"model": {"name": "./no-model"}}, Exception, "no-model"),
         ({"lora": {"init_from": "no-adapter"}}, ConfigError, "no adapter_config.json"),
         ({"data": {"max_prompt_tokens": 5000}}, ConfigError, "positions for 4096"),
-        ({"data": {"max_prompt_tokens": 2}}, DataError, "prompt over 2 tokens"),
+        ({"data": {"max_prompt_tokens": 2}}, DataError, "line 1: problem: 5 tokens.*raise data.max_prompt_tokens"),
         ({"model": {"config_overrides": {"rope_theta": 4e4}}}, ConfigError, "rope_parameters"),
         ({"rollout": {"num_problems": 13}}, ConfigError, "12 usable problems; lower it"),
         ({"data": {"eos_token": "<|nonsense|>"}}, DataError, "eos_token"),

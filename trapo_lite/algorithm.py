@@ -149,7 +149,7 @@ def policy_loss(
         logprobs, old, batch.advantage[rows], clip_low=algorithm.clip_low, clip_high=algorithm.clip_high
     )
     if algorithm.tis_cap is not None:
-        gradient = gradient * losses.truncated_importance_weight(logprobs, sampler, cap=algorithm.tis_cap)
+        gradient = gradient * losses.truncated_importance_weight(old, sampler, cap=algorithm.tis_cap)
     loss = _masked_sum(gradient, own) / max(normalizers.completion, 1.0)
     mismatch = (logprobs - sampler).detach()
     entropy = forward.entropy.detach()

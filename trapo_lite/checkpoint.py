@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -62,8 +63,8 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         policy.save_adapter(temporary)
-        _save_tensors(_optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
-        _save_tensors({str(r): rng for r, rng in enumerate(rng_states)}, temporary / "rng.safetensors")
+        save_file(_optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
+        save_file({str(rank): state for rank, state in enumerate(rng_states)}, temporary / "rng.safetensors")
         _write_json(temporary / "state.json", state)
         _write_json(temporary / MANIFEST, {p.name: _fingerprint(p) for p in sorted(temporary.iterdir())})
         for path in temporary.iterdir():
@@ -72,12 +73,12 @@ def save_checkpoint(
             shutil.rmtree(final)
         temporary.rename(final)
         _sync(checkpoints)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
         shutil.rmtree(temporary, ignore_errors=True)
-        what = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+        is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
         raise CheckpointError(
-            f"{final}: could not be saved: {what}; earlier checkpoints are untouched. Make room and start the same "
-            "command again: it resumes"
+            f"{final}: could not be saved: {'the disk is full' if is_full else error}; earlier checkpoints are "
+            "untouched. Make room and start the same command again: it resumes"
         ) from error
     for old in _folders(checkpoints)[:-keep]:
         shutil.rmtree(old)
@@ -93,6 +94,15 @@ def find_checkpoint(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
             return Checkpoint(folder, json.loads((folder / "state.json").read_text(encoding="utf-8"))), damaged
         damaged.append(f"{folder}: {problem}; using the checkpoint before it")
     return None, damaged
+
+
+def set_aside_after(checkpoints: Path, step: int) -> None:
+    """Rename checkpoints newer than the one a run goes on from: they are damaged, and must not count as kept."""
+    for folder in _folders(checkpoints):
+        if folder.name > f"step-{step:06d}":
+            damaged = folder.with_name(f"damaged-{folder.name}")
+            shutil.rmtree(damaged, ignore_errors=True)
+            folder.rename(damaged)
 
 
 def restore_checkpoint(checkpoint: Checkpoint, *, policy: Policy, optimizer: torch.optim.Optimizer, rank: int) -> None:
@@ -137,15 +147,6 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    from safetensors import SafetensorError
-
-    try:
-        save_file(dict(tensors), path)
-    except SafetensorError as error:  # a full disk surfaces as one of these
-        raise OSError(errno.ENOSPC if "space" in str(error) else errno.EIO, str(error)) from error
 
 
 def _folders(checkpoints: Path) -> list[Path]:

@@ -2,10 +2,19 @@
 
 import argparse
 import contextlib
+import errno
 import sys
 from collections.abc import Iterator, Sequence
 
 from trapo_lite.config import Config, ConfigError, load_config
+
+DISK_ERRORS = {
+    errno.ENOSPC: "make room and start the same command again: it goes on from the last checkpoint",
+    errno.EDQUOT: "make room and start the same command again: it goes on from the last checkpoint",
+    errno.EACCES: "choose a folder you may write to (run.dir=...)",
+    errno.EROFS: "choose a folder you may write to (run.dir=...)",
+    errno.EPERM: "choose a folder you may write to (run.dir=...)",
+}
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -34,8 +43,10 @@ def train(arguments: Sequence[str] | None = None) -> None:
 
 def run_training(config: Config, *, restart: bool) -> None:
     with exit_when_stopped():
+        from trapo_lite.launch import end_with_launcher
         from trapo_lite.trainer import train as train_job
 
+        end_with_launcher()
         train_job(config, restart=restart)
 
 
@@ -67,6 +78,14 @@ def exit_on_user_error() -> Iterator[None]:
     except _user_errors() as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        print(
+            f"error: {error.filename or 'the run folder'}: {error.strerror}; {DISK_ERRORS[error.errno]}",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
@@ -77,6 +96,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
         "trapo_lite.engines.base": "EngineError",
         "trapo_lite.checkpoint": "CheckpointError",
         "trapo_lite.export": "ExportError",
+        "trapo_lite.update": "UpdateError",
         "trapo_lite.reward.pool": "VerifierError",
     }
     loaded = [getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules]

@@ -31,7 +31,9 @@ def read_inputs(config: Config) -> Inputs:
     base = model_config(config.model)
     if config.lora.init_from is not None:
         check_adapter(Path(config.lora.init_from), config.lora)
-    max_model_len = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    limit = config.rollout.max_response_tokens
+    longest = max(limit, (config.eval.max_response_tokens or 0) if config.eval.every > 0 else 0)
+    max_model_len = config.data.max_prompt_tokens + longest
     if max_model_len > base.max_position_embeddings:
         raise ConfigError(
             f"data.max_prompt_tokens + rollout.max_response_tokens: {max_model_len} tokens, but {config.model.name} "
@@ -39,10 +41,11 @@ def read_inputs(config: Config) -> Inputs:
             "model.config_overrides"
         )
     tokenizer = load_tokenizer(config.model.name)
-    limit = config.rollout.max_response_tokens
     problems, report = load_problems(config.data, tokenizer, max_response_tokens=limit)
     if config.algorithm.uses_experts:
         require_experts(report)
+    if not config.algorithm.samples:
+        problems = [problem for problem in problems if problem.expert_ids]  # without a trace there is nothing to train
     if config.rollout.num_problems > len(problems):
         raise ConfigError(
             f"rollout.num_problems: {config.rollout.num_problems} a step, but {', '.join(report.files)} has "
@@ -50,7 +53,8 @@ def read_inputs(config: Config) -> Inputs:
         )
     eval_problems: list[Problem] = []
     if config.eval.every > 0 and config.eval.data is not None:
-        eval_problems, _ = load_problems(config.data, tokenizer, max_response_tokens=limit, files=config.eval.data)
+        data = config.data.model_copy(update={"require_expert": False})
+        eval_problems, _ = load_problems(data, tokenizer, max_response_tokens=limit, files=config.eval.data)
         eval_problems = eval_problems[: config.eval.num_problems]
     settings = SamplingSettings(
         seed=config.run.seed,

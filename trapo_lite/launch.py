@@ -1,7 +1,10 @@
 """How this process was started: ranks, threads, signals."""
 
+import ctypes
 import os
 import signal
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -10,6 +13,7 @@ import torch
 from trapo_lite.config import Config, ConfigError
 
 LAUNCHERS = ("launch", "accelerate.commands.launch")
+PR_SET_PDEATHSIG = 1
 
 
 class Stopped(Exception):
@@ -56,24 +60,41 @@ def check_world_size(world_size: int) -> None:
         )
 
 
+def end_with_launcher() -> None:
+    """Have Linux kill this process when the launcher above it dies: launchers do not pass a SIGKILL on."""
+    parent = os.getppid()
+    is_launched = "TORCHELASTIC_RUN_ID" in os.environ or _launcher_place(_arguments(parent)) is not None
+    if is_launched and sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def set_threads(config: Config) -> None:
     if config.run.num_threads is not None:
         torch.set_num_threads(config.run.num_threads)
 
 
-def _asked_processes(command_line: Path | None = None) -> int | None:
+def _asked_processes(arguments: Sequence[str] | None = None) -> int | None:
     """--num_processes of the `accelerate launch` above this process, if that is how it was started."""
-    file = command_line or Path(f"/proc/{os.getppid()}/cmdline")
-    try:
-        arguments = file.read_bytes().decode(errors="replace").split("\0")
-    except OSError:
+    arguments = _arguments(os.getppid()) if arguments is None else arguments
+    launcher = _launcher_place(arguments)
+    if launcher is None:
         return None
-    launchers = [place for place, argument in enumerate(arguments) if argument in LAUNCHERS]
-    if not launchers:
-        return None
-    for place, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name in ("--num_processes", "--num-processes", "-n") and place > launchers[0]:
+    for place in range(launcher + 1, len(arguments)):
+        name, equals, value = arguments[place].partition("=")
+        if name in ("--num_processes", "--num-processes", "-n"):
             value = value if equals else arguments[place + 1]
             return int(value) if value.isdigit() else None
     return None
+
+
+def _launcher_place(arguments: Sequence[str]) -> int | None:
+    return next((place for place, argument in enumerate(arguments) if argument in LAUNCHERS), None)
+
+
+def _arguments(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []

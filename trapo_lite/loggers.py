@@ -10,6 +10,10 @@ from trapo_lite.config import Config, ConfigError
 class Logger(Protocol):
     def log(self, row: Mapping[str, float | int | None], step: int) -> None: ...
 
+    def flush(self) -> None:
+        """What was logged so far is on disk, or sent, when this returns."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -25,6 +29,9 @@ class TensorBoardLogger:
         for name, value in row.items():
             if value is not None and name != "step":
                 self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
@@ -42,6 +49,9 @@ class WandbLogger:
 
     def log(self, row: Mapping[str, float | int | None], step: int) -> None:
         self._run.log({name: value for name, value in row.items() if value is not None}, step=step)
+
+    def flush(self) -> None:
+        """wandb sends by itself."""
 
     def close(self) -> None:
         self._run.finish()

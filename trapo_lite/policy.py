@@ -1,6 +1,7 @@
 """The policy: one frozen base, one LoRA adapter; the reference is the same weights with the adapter disabled."""
 
 import contextlib
+import errno
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -23,7 +25,7 @@ ALL_ATTENTION_FUNCTIONS.register("packed_tree", tree_attention.packed_tree_atten
 transformers_logging.disable_progress_bar()  # one bar per load, in the middle of the run's own display
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns about an optional kernel whenever PEFT imports it
 
-FLEX_BUCKET = 1024  # T is padded to a multiple, so that FlexAttention compiles for few lengths
+FLEX_SMALLEST = 1024  # T is padded to this times a power of two, so that FlexAttention compiles for few lengths
 
 
 class ModelError(RuntimeError):
@@ -169,7 +171,10 @@ class Policy:
         """Pack groups into one batch on this policy's device."""
         batch = pack(groups)
         if self._uses_flex:
-            batch = pack(groups, pad_to=-(-batch.num_tokens // FLEX_BUCKET) * FLEX_BUCKET)
+            bucket = FLEX_SMALLEST
+            while bucket < batch.num_tokens:
+                bucket *= 2
+            batch = pack(groups, pad_to=bucket)
         return batch.to(self.device)
 
     def adapter_state(self) -> dict[str, Tensor]:
@@ -195,8 +200,12 @@ class Policy:
         set_peft_model_state_dict(self.model, state)
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the adapter in PEFT's format."""
-        self.model.save_pretrained(str(folder), save_embedding_layers=False)
+        """Write the adapter in PEFT's format. Raises OSError where that is not possible."""
+        try:
+            self.model.save_pretrained(str(folder), save_embedding_layers=False)
+        except SafetensorError as error:  # how safetensors reports a full disk
+            code = errno.ENOSPC if "No space left" in str(error) else errno.EIO
+            raise OSError(code, str(error), str(folder)) from error
 
     def _hidden_rows(self, batch: PackedBatch, rows: Tensor) -> Tensor:
         make_layout = tree_attention.flex_layout if self._uses_flex else tree_attention.segment_layout
@@ -232,8 +241,20 @@ def check_adapter(folder: Path, lora: LoraSection) -> None:
         if found[key] != wanted:
             name = {"r": "r", "lora_alpha": "alpha"}[key]
             raise ConfigError(f"lora.{name}: {wanted}, but the adapter {folder} has {found[key]}; set it to that")
-    if found.get("use_dora") or found.get("bias", "none") != "none" or found.get("modules_to_save"):
-        raise ConfigError(f"lora.init_from: {folder} uses DoRA, biases or saved modules, which vLLM does not serve")
+    neutral = {"use_dora": False, "bias": "none", "lora_dropout": 0.0, "use_rslora": False}
+    neutral |= {"modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {}, "layers_to_transform": None}
+    for key, value in neutral.items():
+        if found.get(key, value) not in (value, None, [], {}):
+            raise ConfigError(
+                f"lora.init_from: the adapter {folder} has {key}: {found[key]!r}, which cannot be trained and served "
+                "here; start from a plain LoRA adapter"
+            )
+    targets = found.get("target_modules") or []
+    if isinstance(lora.target_modules, list) and set(targets) != set(lora.target_modules):
+        raise ConfigError(
+            f"lora.target_modules: {sorted(lora.target_modules)}, but the adapter {folder} has {sorted(targets)}; "
+            "set it to that"
+        )
 
 
 def _name(item: tuple[str, Any]) -> str:

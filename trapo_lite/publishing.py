@@ -1,6 +1,6 @@
 """Hand the adapter to the engine, and make sure that it is what the engine samples from (DESIGN 7)."""
 
-import tempfile
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,13 +17,25 @@ BASE_NOISE_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 class Publisher:
     """Publishes versions of one policy to one engine and probes after each.
 
+    `scratch` is emptied first and after each publish, so that a killed run leaves at most one adapter there.
     The engine must still serve the bare base when this is made: that is when the noise between the two is measured.
     Raises EngineError when the engine does not serve what it was given.
     """
 
-    def __init__(self, engine: RolloutEngine, policy: Policy, *, vocab_size: int, num_tokens: int, max_length: int):
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        policy: Policy,
+        *,
+        scratch: Path,
+        vocab_size: int,
+        num_tokens: int,
+        max_length: int,
+    ) -> None:
         self.engine, self.policy = engine, policy
         self.version: int | None = None
+        self._scratch = scratch
+        shutil.rmtree(scratch, ignore_errors=True)
         self.num_bytes = 0
         self._dtype = policy.autocast_dtype or torch.float32
         self._probe = parity.probe_sequences(vocab_size=vocab_size, num_tokens=num_tokens, max_length=max_length)
@@ -38,11 +50,11 @@ class Publisher:
         """From now on the engine samples from the policy as it is; nothing to do if it already has this version."""
         if version == self.version and self._result is not None:
             return self._result
-        with tempfile.TemporaryDirectory(prefix="trapo_lite-adapter-") as folder:
-            self.policy.save_adapter(Path(folder))
-            self.num_bytes = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
-            self.engine.publish(Path(folder), version)
-            expected = parity.checksum(folder, dtype=self._dtype)
+        self.policy.save_adapter(self._scratch)
+        self.num_bytes = sum(path.stat().st_size for path in self._scratch.glob("*.safetensors"))
+        self.engine.publish(self._scratch, version)
+        expected = parity.checksum(self._scratch, dtype=self._dtype)
+        shutil.rmtree(self._scratch)
         parity.require_checksum(self.engine.adapter_checksum(), expected=expected, version=version)
         trainer = self._scores(self.policy.score)
         result = parity.verdict(

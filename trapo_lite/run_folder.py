@@ -3,8 +3,9 @@
 import fcntl
 import json
 import os
+import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,14 @@ class RunFolder:
         temporary = self.path / ".config.yaml.tmp"
         temporary.write_text(config.to_yaml(), encoding="utf-8")
         temporary.rename(self.path / "config.yaml")
+
+    def replace(self, name: str, write: Callable[[Path], None]) -> None:
+        """Have `write` fill a folder that then takes the place of the one called `name`."""
+        temporary = self.path / f".{name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        write(temporary)
+        shutil.rmtree(self.path / name, ignore_errors=True)
+        temporary.rename(self.path / name)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         with self.metrics_file.open("a", encoding="utf-8") as file:

@@ -7,16 +7,17 @@ import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 
 from trapo_lite import metrics as metric_table
 from trapo_lite import rollout_metrics
 from trapo_lite.algorithm import Algorithm, Normalizers, count_normalizers, make_group, needs_forward
-from trapo_lite.checkpoint import find_checkpoint, require_same, restore_checkpoint, save_checkpoint
+from trapo_lite.checkpoint import find_checkpoint, require_same, restore_checkpoint, save_checkpoint, set_aside_after
 from trapo_lite.config import Config
 from trapo_lite.data import batch_indices, is_boundary_fn
 from trapo_lite.display import Display
@@ -70,7 +71,8 @@ class _Run:
     def __init__(self, config: Config, stack: contextlib.ExitStack, *, restart: bool) -> None:
         self.config = config
         set_threads(config)
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))  # the fastest rank waits for the slowest rollout
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
         check_world_size(self.accelerator.num_processes)
         self.inputs = read_inputs(config)
         self.algorithm = Algorithm.from_config(config.algorithm, tis_cap=config.rollout.tis_cap)
@@ -89,6 +91,7 @@ class _Run:
         if self.accelerator.is_main_process:
             self.folder.write_config(config)
             self.folder.cut_back(self.first_step)
+            set_aside_after(self.folder.checkpoints, self.first_step)
 
         self.display = stack.enter_context(
             Display(
@@ -186,6 +189,8 @@ class _Run:
             norm = apply_gradient(self.policy, self.optimizer, gradient, lr=lr, grad_clip=optim.grad_clip)
         self.updates_done = step + 1
         if self.engine is not None:
+            if self.accelerator.device.type == "cuda":
+                torch.cuda.empty_cache()  # what the trainer only holds in reserve, the KV cache needs
             self.engine.resume()
         packed = Mean(float(sum(batch.num_tokens for batch in batches)), 1)
         summed |= {"train/tokens": packed, "train/skipped_groups": Mean(float(len(groups) - len(moving)), 1)}
@@ -236,6 +241,8 @@ class _Run:
         for logger in self.loggers:
             logger.log(row, step)
         self.display.step(row)
+        if self.config.run.deterministic and row["verdict/timeout"]:
+            self.display.message(f"step {step}: a verdict timed out, so this run may not be repeatable bit for bit")
 
     def save(self, step: int) -> None:
         rng_states = gather_object([torch.get_rng_state()])
@@ -254,12 +261,14 @@ class _Run:
     def finish(self) -> Path:
         """Leave the trained adapter where export and evaluation look for it."""
         if self.accelerator.is_main_process:
-            self.policy.save_adapter(self.folder.path / "adapter")
+            self.folder.replace("adapter", self.policy.save_adapter)
             self.display.message(f"adapter: {self.folder.path / 'adapter'}")
         self.accelerator.wait_for_everyone()
         return self.folder.path
 
     def _write_checkpoint(self, step: int, rng_states: list[torch.Tensor]) -> None:
+        for logger in self.loggers:
+            logger.flush()
         if self.accelerator.is_main_process:
             save_checkpoint(
                 self.folder.checkpoints,
@@ -289,6 +298,7 @@ class _Run:
         return Publisher(
             self.engine,
             self.policy,
+            scratch=self.folder.path / f".publishing-{self.accelerator.process_index}",
             vocab_size=base.vocab_size,
             num_tokens=self.config.rollout.probe_tokens,
             max_length=self.inputs.max_model_len,

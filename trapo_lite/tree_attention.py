@@ -61,7 +61,7 @@ def flex_layout(batch: PackedBatch) -> TreeLayout:
         return (k <= q) & (q < subtree_end[k])
 
     length = batch.num_tokens
-    mask = create_block_mask(is_visible, None, None, length, length, device=str(subtree_end.device))
+    mask = create_block_mask(is_visible, None, None, length, length, device=str(subtree_end.device), _compile=True)
 
     def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         return _compiled_flex_attention()(query, key, value, block_mask=mask, scale=scaling)
@@ -101,4 +101,5 @@ def packed_tree_attention(
 def _compiled_flex_attention() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)  # past it: dense scores
     return torch.compile(flex_attention, dynamic=False)

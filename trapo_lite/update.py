@@ -15,6 +15,10 @@ from trapo_lite.tree import Group, split
 from trapo_lite.types import Mean, PackedBatch
 
 
+class UpdateError(RuntimeError):
+    """The update would destroy the adapter; the message says what to look at."""
+
+
 def make_optimizer(section: OptimSection, parameters: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer of the adapter; its learning rate is set before every update (`learning_rate`)."""
     if section.name == "sgd":
@@ -76,7 +80,7 @@ def apply_gradient(
     """Clip the summed gradient to norm `grad_clip` and take one optimizer step; returns the norm before clipping."""
     norm = gradient.norm()
     if not torch.isfinite(norm):
-        raise FloatingPointError(
+        raise UpdateError(
             f"update: the gradient's norm is {norm.item()}; lower optim.lr, or look at mismatch/abs in metrics.jsonl"
         )
     if grad_clip is not None:

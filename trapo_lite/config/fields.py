@@ -16,6 +16,7 @@ Number = Annotated[float, BeforeValidator(_no_truth_value), Field(allow_inf_nan=
 Whole = Annotated[int, BeforeValidator(_no_truth_value)]
 PositiveInt = Annotated[Whole, Field(ge=1)]
 Positive = Annotated[Number, Field(gt=0.0)]
+Temperature = Annotated[Number, Field(ge=0.01)]  # below, engines switch to greedy decoding by themselves
 NonNegative = Annotated[Number, Field(ge=0.0)]
 Fraction = Annotated[Number, Field(ge=0.0, le=1.0)]
 Beta = Annotated[Number, Field(ge=0.0, lt=1.0)]

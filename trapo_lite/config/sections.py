@@ -7,7 +7,17 @@ import yaml
 from pydantic import Field, model_validator
 
 from trapo_lite.config.algorithm import AlgorithmSection
-from trapo_lite.config.fields import Beta, NonNegative, Number, Positive, PositiveInt, Section, TextOrList, Whole
+from trapo_lite.config.fields import (
+    Beta,
+    NonNegative,
+    Number,
+    Positive,
+    PositiveInt,
+    Section,
+    Temperature,
+    TextOrList,
+    Whole,
+)
 
 QWEN_TEMPLATE = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{problem}\n"
@@ -82,7 +92,7 @@ class RolloutSection(Section):
     """Problems a step, over all processes."""
     max_response_tokens: PositiveInt = 8192
     """Expert prefix + completion."""
-    temperature: Positive = 1.0
+    temperature: Temperature = 1.0
     top_p: Annotated[Number, Field(gt=0.0, le=1.0)] = 1.0
     top_k: Annotated[Whole, Field(ge=0)] = 0
     tis_cap: Positive | None = None
@@ -136,7 +146,7 @@ class EvalSection(Section):
     """The first so many; None: all."""
     num_samples: PositiveInt = 1
     """Independent draws per problem."""
-    temperature: Positive = 0.6
+    temperature: Temperature = 0.6
     max_response_tokens: PositiveInt | None = None
     """None: as in rollout."""
 

@@ -158,7 +158,10 @@ def _drop_long_prompts(
     kept, prompts = [], []
     for example, prompt_ids in zip(examples, encode(tokenizer, [prompt(one) for one in examples]), strict=True):
         if len(prompt_ids) > data.max_prompt_tokens:
-            tally.rows[f"prompt over {data.max_prompt_tokens} tokens"] += 1
+            reason = f"prompt over {data.max_prompt_tokens} tokens"
+            found = f"{len(prompt_ids)} tokens with the template, the limit is {data.max_prompt_tokens}"
+            fix = "raise data.max_prompt_tokens"
+            tally.bad_row(example.where, BadRow(reason, field="problem", found=found, fix=fix))
         else:
             kept.append(example)
             prompts.append(prompt_ids)

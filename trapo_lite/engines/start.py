@@ -21,7 +21,7 @@ def start_engine(
     model_path:    folder or hub id of the base; None: model.name
     device_index:  the rank's card among the visible ones; None: the CPU, or the first card
 
-    The vllm engine returns at once and loads in the background; its `wait`, or the first call, waits for it.
+    On the CPU the vllm engine returns at once and loads in the background; its first call waits for it.
     """
     model_path = model_path or config.model.name
     if config.rollout.engine == "vllm":
@@ -40,7 +40,10 @@ def start_engine(
             num_threads=config.rollout.num_threads,
             config_overrides=config.model.config_overrides,
         )
-        return VLLMEngine(options, log_path=log_path, device_index=device_index)
+        engine = VLLMEngine(options, log_path=log_path, device_index=device_index)
+        if device_index is not None:
+            engine.wait()  # it measures the card's free memory: nothing else may be loading meanwhile
+        return engine
 
     from trapo_lite.engines.transformers import TransformersEngine
 

@@ -175,6 +175,7 @@ def engine_arguments(options: VLLMOptions, *, is_cpu: bool) -> dict[str, Any]:
         "generation_config": "vllm",
         "hf_overrides": dict(options.config_overrides),
         "disable_log_stats": True,
+        "async_scheduling": False,  # else a batch scheduled ahead is still queued when the KV cache is to be released
         "seed": 0,
     }
     if options.quantize == "nf4":
