@@ -73,6 +73,15 @@ def test_a_signalled_run_leaves_nothing_behind_and_resumes_exactly(
     assert differences(uninterrupted, folder) == []
 
 
+def test_a_killed_launcher_takes_its_run_with_it(tmp_path: Path) -> None:
+    shared_before = kill_resume.shared_memory()
+    launcher = ("-m", "accelerate.commands.launch", "--cpu")
+    mark = f"test-{os.getpid()}-launcher"
+    arguments = command(tmp_path, "launched", "train.max_steps=50", launcher=launcher)
+    start_and_signal(arguments, tmp_path / "launched", after_steps=1, signum=signal.SIGKILL, mark=mark)
+    assert kill_resume.left_behind(mark, tmp_path / "launched", shared_before) == []
+
+
 def test_two_processes_each_with_their_own_engine(tmp_path: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     done = run(command(tmp_path, "two", "train.max_steps=2", launcher=launcher), timeout=300)
