@@ -83,10 +83,10 @@ def start(args: argparse.Namespace, name: str, mark: str, *, restart: bool) -> s
 
 
 def left_behind(mark: str, folder: Path, shared_before: set[str]) -> list[str]:
-    """What is still there three seconds after the kill."""
-    deadline = time.monotonic() + 3.0
+    """What is still there ten seconds after the kill: a worker may have been starting when it came."""
+    deadline = time.monotonic() + 10.0
     while True:
-        found = [f"process {pid}" for pid in processes_with(mark)]
+        found = [f"process {pid}: {command_line(pid)}" for pid in processes_with(mark)]
         found += [name for name in sorted(shared_memory() - shared_before) if not is_held(name)]
         found += ["lock"] if folder.exists() and is_locked(folder) else []
         if not found or time.monotonic() > deadline:
@@ -106,6 +106,13 @@ def processes_with(mark: str) -> list[int]:
             except OSError:  # it ended meanwhile
                 continue
     return found
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:200]
+    except OSError:  # it ended meanwhile
+        return "ended"
 
 
 def shared_memory() -> set[str]:

@@ -1,11 +1,13 @@
 """What a run is made of: a checkpoint is only good for a run that is made of the same."""
 
 import hashlib
-import json
+from pathlib import Path
 from typing import Any
 
 from trapo_lite.config import Config
 from trapo_lite.policy import model_config
+
+HEADER_BYTES = 1 << 20  # of each file of weights: its header, and enough of the weights to tell two trainings apart
 
 # What may differ when a run goes on: how long, how often and where, but not what is computed.
 MAY_CHANGE = {
@@ -13,6 +15,15 @@ MAY_CHANGE = {
     "eval": {"every", "data", "num_problems", "num_samples", "temperature", "max_response_tokens"},
     "run": {"dir", "name", "tensorboard", "wandb_project"},
 }
+
+
+def _weights(name: str) -> str:
+    """What tells one set of weights in a local folder from another: names, sizes and headers; a hub id is its own."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(name).glob("*.safetensors")):
+        with file.open("rb") as content:
+            digest.update(f"{file.name} {file.stat().st_size}".encode() + content.read(HEADER_BYTES))
+    return digest.hexdigest()[:16] if Path(name).is_dir() else name
 
 
 def run_identity(config: Config, *, data_fingerprint: str, num_processes: int) -> dict[str, Any]:
@@ -23,10 +34,11 @@ def run_identity(config: Config, *, data_fingerprint: str, num_processes: int) -
     for section, keys in MAY_CHANGE.items():
         for key in keys:
             del resolved[section][key]
-    base = json.dumps(model_config(config.model).to_dict(), sort_keys=True, default=str)
+    base = model_config(config.model).to_dict()
+    base.pop("transformers_version", None)
     return {
         "configuration": {f"{section}.{key}": v for section, values in resolved.items() for key, v in values.items()},
-        "model": hashlib.sha256(base.encode()).hexdigest(),
+        "model": {key: str(value) for key, value in sorted(base.items())} | {"weights": _weights(config.model.name)},
         "data": data_fingerprint,
         "processes": num_processes,
     }

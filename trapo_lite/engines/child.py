@@ -133,6 +133,8 @@ def die_with_parent(fd: int, parent_pid: int, *folders: Path) -> None:
             pass
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
+        if os.getpgrp() == os.getpid():
+            os.killpg(os.getpgrp(), signal.SIGKILL)  # compilers that vLLM has started end with it
         os._exit(0)
 
     threading.Thread(target=watch, name="die-with-parent", daemon=True).start()
