@@ -22,7 +22,7 @@ from transformers import (
 
 from trapo_lite.algorithm import Algorithm, TokenLogprobs, count_normalizers, make_group, policy_loss
 from trapo_lite.config import AlgorithmSection, ConfigError, LoraSection, ModelSection
-from trapo_lite.policy import ModelError, Policy, model_config
+from trapo_lite.policy import ModelError, Policy, check_rope, load_base, model_config
 from trapo_lite.tree import Group
 
 LORA = LoraSection(r=2, alpha=4)
@@ -367,3 +367,16 @@ def test_log_probs_are_log_probs(base_dir: Path) -> None:
     assert logprobs.exp().sum().item() == pytest.approx(1.0, abs=1e-5)
     assert entropy.unique().numel() == 1 or (entropy.max() - entropy.min()) < 1e-5
     assert 0 < entropy[0] < math.log(64)
+
+
+def test_rope_overrides_must_reach_the_rotary_embeddings(base_dir: Path) -> None:
+    section = ModelSection(
+        name=str(base_dir),
+        dtype="float32",
+        config_overrides={"rope_parameters": {"rope_type": "default", "rope_theta": 40000.0}},
+    )
+    base = load_base(section, device="cpu")
+    check_rope(base, section)
+    unchanged = load_base(section.model_copy(update={"config_overrides": {}}), device="cpu")
+    with pytest.raises(ModelError, match=r"theta 40000\.0 did not reach"):
+        check_rope(unchanged, section)

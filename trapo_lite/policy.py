@@ -133,6 +133,7 @@ class Policy:
         if attention == "flex" and torch.device(device).type != "cuda":
             raise ConfigError("model.attention: FlexAttention has no backward pass on the CPU; set it to auto or sdpa")
         base = load_base(model, device=device)
+        check_rope(base, model)
         return cls(base, lora, attention=attention, gradient_checkpointing=model.gradient_checkpointing)
 
     def token_logprobs(self, batch: PackedBatch, *, temperature: float) -> tuple[Tensor, Tensor]:
@@ -229,6 +230,23 @@ class Policy:
         if self.autocast_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast_dtype)
+
+
+def check_rope(base: PreTrainedModel, section: ModelSection) -> None:
+    """Do the rotary embeddings turn at the frequencies that `config_overrides` asks for? Other spellings are ignored
+    silently by transformers. That the engine's are the same shows in the first comparison of log-probs."""
+    rope = section.config_overrides.get("rope_parameters")
+    if not rope or rope.get("rope_type", "default") != "default" or "rope_theta" not in rope:
+        return
+    buffers = dict(base.get_decoder().named_buffers())
+    found = buffers["rotary_emb.inv_freq"].float().cpu()
+    steps = torch.arange(found.numel(), dtype=torch.float32) / found.numel()
+    expected = float(rope["rope_theta"]) ** -steps
+    if not torch.allclose(found, expected, rtol=1e-3):
+        raise ModelError(
+            f"model.config_overrides.rope_parameters: theta {rope['rope_theta']} did not reach {section.name}: its "
+            f"slowest frequency is {found[-1]:.3g} instead of {expected[-1]:.3g}; compare with the model's config.json"
+        )
 
 
 def check_adapter(folder: Path, lora: LoraSection) -> None:
