@@ -11,6 +11,7 @@ from trapo_lite.config import Config, ConfigError, load_config
 DISK_ERRORS = {
     errno.ENOSPC: "make room and start the same command again: it goes on from the last checkpoint",
     errno.EDQUOT: "make room and start the same command again: it goes on from the last checkpoint",
+    errno.ENOTDIR: "choose a folder you may write to (run.dir=...)",
     errno.EACCES: "choose a folder you may write to (run.dir=...)",
     errno.EROFS: "choose a folder you may write to (run.dir=...)",
     errno.EPERM: "choose a folder you may write to (run.dir=...)",
@@ -34,8 +35,10 @@ def train(arguments: Sequence[str] | None = None) -> None:
     with exit_on_user_error():
         config = load_config(args.config, args.overrides)
         if args.dry_run:
+            from trapo_lite.inputs import check_paths
             from trapo_lite.planner import plan_lines
 
+            check_paths(config)
             print("\n".join(plan_lines(config)))
             return
         run_training(config, restart=args.restart)
@@ -66,8 +69,11 @@ def exit_when_stopped() -> Iterator[None]:
     try:
         yield
     except Stopped as stopped:
-        print(f"{stopped}; the same command goes on from here", file=sys.stderr)
+        print(f"{stopped}; the same command goes on from the last checkpoint", file=sys.stderr)
         raise SystemExit(stopped.exit_code) from None
+    except KeyboardInterrupt:  # before the loop began, or the second one
+        print("stopped by SIGINT; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import Config, ConfigError
-from trapo_lite.data import DataReport, end_of_text_id, load_problems, load_tokenizer, require_experts
+from trapo_lite.data import DataReport, check_sources, end_of_text_id, load_problems, load_tokenizer, require_experts
 from trapo_lite.loggers import check_loggers
 from trapo_lite.policy import check_adapter, model_config
 from trapo_lite.sampler import SamplingSettings
@@ -25,12 +25,23 @@ class Inputs:
     max_model_len: int
 
 
+def check_paths(config: Config) -> None:
+    """Do the local files and folders that the configuration names exist? Nothing is opened, no hub is asked."""
+    name = config.model.name
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
+        raise ConfigError(f"model.name: no folder {name!r} (relative to {Path.cwd()}); give a model's folder or hub id")
+    check_sources(config.data.train)
+    if config.eval.data is not None:
+        check_sources(config.eval.data)
+    if config.lora.init_from is not None:
+        check_adapter(Path(config.lora.init_from), config.lora)
+
+
 def read_inputs(config: Config) -> Inputs:
     """Tokenizer, problems and checks that need no weights; raises ConfigError, DataError or ModelError."""
     check_loggers(config)
+    check_paths(config)
     base = model_config(config.model)
-    if config.lora.init_from is not None:
-        check_adapter(Path(config.lora.init_from), config.lora)
     limit = config.rollout.max_response_tokens
     longest = max(limit, (config.eval.max_response_tokens or 0) if config.eval.every > 0 else 0)
     max_model_len = config.data.max_prompt_tokens + longest

@@ -49,6 +49,8 @@ def train(config: Config, *, restart: bool = False) -> Path:
     """Run, or go on with, the run in `config.run.folder`; returns the folder. Raises Stopped on SIGTERM or SIGINT."""
     with contextlib.ExitStack() as stack:
         run = _Run(config, stack, restart=restart)
+        if run.is_complete:
+            return run.folder.path
         for step in range(run.first_step, config.train.max_steps):
             try:
                 started = time.perf_counter()
@@ -103,6 +105,14 @@ class _Run:
         )
         for line in [*damaged, *self.inputs.report.lines(), self._start_line()]:
             self.display.message(line)
+        self.is_complete = self.first_step >= config.train.max_steps and (self.folder.path / "adapter").is_dir()
+        if self.is_complete:
+            self.display.message(
+                f"{self.folder.path} is complete ({self.first_step} of {config.train.max_steps} steps); raise "
+                "train.max_steps to go on, or start over with --restart"
+            )
+            return
+        self.display.message("starting the verifier, the engine and the model; vLLM takes about half a minute")
         self.verifier = stack.enter_context(
             MathVerifier(
                 num_workers=config.reward.num_workers,
