@@ -7,14 +7,13 @@ import random
 import sys
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from builders import random_rollouts, tiny_qwen2
 
-from trapo_lite.algorithm import Algorithm, Normalizers, count_normalizers, make_group, needs_forward
+from trapo_lite.algorithm import Algorithm, make_group
 from trapo_lite.config import AlgorithmSection, LoraSection, OptimSection
 from trapo_lite.policy import Policy
-from trapo_lite.update import accumulate_gradient, apply_gradient, flat_gradient, make_batches, make_optimizer
+from trapo_lite.ranks import Ranks
+from trapo_lite.update import flat_gradient, make_optimizer, update_policy
 
 NUM_STEPS = 5
 LR = 1e-2
@@ -22,8 +21,7 @@ LR = 1e-2
 
 def main(out: str, optimizer_name: str, budget: int) -> None:
     torch.set_num_threads(1)
-    accelerator = Accelerator(cpu=True)
-    rank, world = accelerator.process_index, accelerator.num_processes
+    ranks = Ranks()
     policy = Policy(tiny_qwen2(), LoraSection(r=4, alpha=8), attention="sdpa", gradient_checkpointing=False)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -37,19 +35,23 @@ def main(out: str, optimizer_name: str, budget: int) -> None:
         rng = random.Random(step)
         # Four problems: with three ranks the work is uneven; in step 3 a single problem leaves ranks empty.
         groups = [make_group(algorithm, random_rollouts(rng, problem_id=str(i))) for i in range(1 if step == 3 else 4)]
-        mine = groups[rank::world]
-        counts = gather_object([count_normalizers(algorithm, mine)])
-        normalizers = sum(counts, start=Normalizers(0.0, 0.0, 0.0))
-        moving = [group for group in mine if needs_forward(algorithm, group)]
-        batches = make_batches(policy, moving, budget=budget, temperature=1.0, with_old_logprobs=False)
-        accumulate_gradient(policy, algorithm, batches, normalizers, temperature=1.0)
-        gradient = accelerator.reduce(flat_gradient(policy), reduction="sum")
-        gradients.append(gradient.clone())
-        apply_gradient(policy, optimizer, gradient, lr=LR, grad_clip=None)
+        update_policy(
+            policy,
+            optimizer,
+            algorithm,
+            ranks.share(groups),
+            ranks,
+            lr=LR,
+            grad_clip=None,
+            num_updates=1,
+            temperature=1.0,
+            tokens_per_batch=budget,
+        )
+        gradients.append(flat_gradient(policy))  # summed over the ranks, as the optimizer saw it
     weights = torch.cat([parameter.detach().flatten() for parameter in policy.parameters])
-    every = accelerator.gather(weights[None]) if world > 1 else weights[None]
-    if accelerator.is_main_process:
-        torch.save({"gradients": gradients, "weights": weights, "world": world, "by_rank": every}, out)
+    by_rank = ranks.gather([weights])
+    if ranks.is_main:
+        torch.save({"gradients": gradients, "weights": weights, "world": ranks.count, "by_rank": by_rank}, out)
 
 
 if __name__ == "__main__":

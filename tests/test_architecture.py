@@ -20,11 +20,11 @@ ROWS: list[tuple[str, str]] = [
     ("2 names to functions, edges", "algorithm engines/base data reward"),
     (
         "3 shell: parts",
-        "tree_attention parity loggers display launch run_folder rollout_metrics model_card export_report",
+        "tree_attention parity loggers display launch ranks run_folder rollout_metrics model_card export_report",
     ),
     ("3 shell: owners", "policy sampler engines"),
     ("3 shell: put together", "update checkpoint evaluation publishing export inputs identity"),
-    ("4 jobs", "trainer evaluate planner doctor report prepare tiny_world"),
+    ("4 jobs", "trainer evaluate planner prepare tiny_world"),
     ("5 doors", "quickstart"),
     ("5 doors", "cli"),
 ]
@@ -38,7 +38,7 @@ DOORS = {
     "bitsandbytes": ("policy", "export"),
     "datasets": ("data",),
     "math_verify": ("reward",),
-    "accelerate": ("trainer", "checkpoint"),
+    "accelerate": ("ranks",),
     "wandb": ("loggers",),
     "tensorboard": ("loggers",),
 }
@@ -122,7 +122,7 @@ def test_the_check_sees_wrong_imports(module: str, source: str) -> None:
         ("engines/vllm", "from trapo_lite.engines.base import Completion\nimport vllm"),
         ("engines/vllm", "from trapo_lite.engines.child import ChildProcess"),
         ("data/loading", "from trapo_lite.data.rows import Example\nimport datasets"),
-        ("trainer", "from trapo_lite import metrics, rollout_metrics\nfrom accelerate import Accelerator"),
+        ("ranks", "from trapo_lite import metrics\nfrom accelerate import Accelerator"),
     ],
 )
 def test_the_check_lets_right_imports_pass(module: str, source: str) -> None:

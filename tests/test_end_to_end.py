@@ -94,6 +94,26 @@ def test_two_processes_each_with_their_own_engine(tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / "two").glob("engine-*.log")} == {"engine-0.log", "engine-1.log"}
 
 
+def test_two_processes_are_stopped_killed_and_resumed_exactly(tmp_path: Path) -> None:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    settings = ["rollout.engine=transformers", "train.max_steps=6", "train.save_every=2"]
+    whole = run(command(tmp_path, "whole", *settings, launcher=launcher))
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    arguments, folder = command(tmp_path, "parts", *settings, launcher=launcher), tmp_path / "parts"
+    mark, shared_before = f"test-{os.getpid()}-two", kill_resume.shared_memory()
+    start_and_signal(arguments, folder, after_steps=1, signum=signal.SIGTERM, mark=mark)
+    assert kill_resume.left_behind(mark, folder, shared_before) == []
+    stopped_at = len(read_metrics(folder / "metrics.jsonl"))
+    newest = max((folder / "checkpoints").glob("step-*")).name
+    assert newest == f"step-{stopped_at:06d}"  # whatever save_every says, no finished step is lost
+    start_and_signal(arguments, folder, after_steps=stopped_at + 1, signum=signal.SIGKILL, mark=mark)
+    assert kill_resume.left_behind(mark, folder, shared_before) == []
+    resumed = run(arguments)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "going on after step" in resumed.stdout
+    assert differences(tmp_path / "whole", folder) == []
+
+
 def test_accelerate_launch_that_starts_fewer_processes_than_asked_is_refused(tmp_path: Path) -> None:
     launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
     done = run(command(tmp_path, "fewer", launcher=launcher))

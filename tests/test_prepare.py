@@ -11,9 +11,10 @@ import pytest
 from byte_model import byte_tokenizer
 from rich.console import Console
 
+from trapo_lite.cli import exit_on_user_error
 from trapo_lite.config import load_config
 from trapo_lite.data import load_problems, load_tokenizer
-from trapo_lite.prepare import main, prepare, show_problem
+from trapo_lite.prepare import prepare, show_problem
 from trapo_lite.types import MicroGroup, Problem
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "prepare_data.py"
@@ -114,14 +115,14 @@ def test_a_problem_is_found_by_id_or_index(overrides, key):
 
 def test_errors_are_one_message_and_exit_code_2(overrides, tmp_path, capsys):
     def fails(*more: str, **options) -> str:
-        code = main([], [*overrides, *more], **({"out": None, "verify": False, "inspect": None} | options))
-        captured = capsys.readouterr()
-        assert code == 2
-        return captured.err
+        with pytest.raises(SystemExit) as ended, exit_on_user_error():
+            prepare(load_config(overrides=[*overrides, *more]), **options)
+        assert ended.value.code == 2
+        return capsys.readouterr().err
 
     assert "did you mean 'train'" in fails("data.trian=x")
     message = fails("data.train=absent.parquet")
-    assert message.startswith("data absent.parquet: no such file") and message.count("\n") == 1
+    assert message.startswith("error: data absent.parquet: no such file") and message.count("\n") == 1
     assert "made.jsonl line 4: answer: found none" in fails("data.on_bad_row=error")
     assert "data.eos_token: '<|end|>' is 7 tokens" in fails("data.eos_token=<|end|>")
     assert "model.name: no tokenizer at" in fails(f"model.name={tmp_path}")

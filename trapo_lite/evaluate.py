@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ from transformers import PreTrainedTokenizerBase
 
 from trapo_lite import parity
 from trapo_lite.config import Config, ConfigError, load_config
-from trapo_lite.data import DataError, end_of_text_id, load_problems, load_tokenizer
+from trapo_lite.data import DataError, load_problems, load_tokenizer, text_of
 from trapo_lite.engines.base import FIRST_ADAPTER_ID, RolloutEngine
 from trapo_lite.engines.start import start_engine
 from trapo_lite.evaluation import EvalResult, evaluate_problems
+from trapo_lite.inputs import sampling_settings
 from trapo_lite.launch import set_threads
 from trapo_lite.policy import model_config
 from trapo_lite.reward import MathVerifier
-from trapo_lite.sampler import SamplingSettings
 from trapo_lite.types import Problem
 
 
@@ -104,14 +105,7 @@ def evaluate(target: EvalTarget) -> EvalResult:
     max_model_len = _require_positions(config, problems, limit)
     with contextlib.ExitStack() as stack:
         _make_parent(target.out)
-        verifier = stack.enter_context(
-            MathVerifier(
-                config.reward.num_workers,
-                config.reward.deadline_seconds,
-                require_box=config.reward.require_box,
-                memory_limit_bytes=config.reward.memory_mb << 20,
-            )
-        )
+        verifier = stack.enter_context(MathVerifier.from_config(config.reward))
         engine = start_engine(
             config,
             max_model_len=max_model_len,
@@ -129,11 +123,11 @@ def evaluate(target: EvalTarget) -> EvalResult:
                 verifier,
                 problems,
                 num_samples=config.eval.num_samples,
-                settings=_settings(config, tokenizer, limit),
-                decode=_decoder(tokenizer),
+                settings=sampling_settings(config, tokenizer, for_eval=True),
+                decode=partial(text_of, tokenizer),
                 on_progress=lambda done, expected: progress.update(task, completed=done),
             )
-    _write(target, result, _decoder(tokenizer), seconds=time.perf_counter() - started)
+    _write(target, result, partial(text_of, tokenizer), seconds=time.perf_counter() - started)
     console.print("\n".join(table_lines(target, result)), markup=False, highlight=False, soft_wrap=True)
     return result
 
@@ -182,26 +176,10 @@ def _require_positions(config: Config, problems: Sequence[Problem], limit: int) 
     return needed
 
 
-def _settings(config: Config, tokenizer: PreTrainedTokenizerBase, limit: int) -> SamplingSettings:
-    return SamplingSettings(
-        seed=config.run.seed,
-        max_response_tokens=limit,
-        stop_ids=(end_of_text_id(tokenizer, config.data.eos_token),),
-        temperature=config.eval.temperature,
-        top_p=config.rollout.top_p,
-        top_k=config.rollout.top_k,
-        deterministic=config.run.deterministic,
-    )
-
-
 def _publish(engine: RolloutEngine, adapter_dir: Path, *, dtype: torch.dtype) -> None:
     engine.publish(adapter_dir, FIRST_ADAPTER_ID)
     expected = parity.checksum(adapter_dir, dtype=dtype)
     parity.require_checksum(engine.adapter_checksum(), expected=expected, version=FIRST_ADAPTER_ID)
-
-
-def _decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], str]:
-    return lambda token_ids: str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
 
 def _write(target: EvalTarget, result: EvalResult, decode: Callable[[Sequence[int]], str], *, seconds: float) -> None:

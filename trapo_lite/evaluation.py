@@ -10,7 +10,7 @@ import torch
 
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.sampler import Sampler, SamplingSettings, Verifier
-from trapo_lite.types import MicroGroup, Problem, Rollout
+from trapo_lite.types import Mean, MicroGroup, Problem, Rollout
 
 EVAL_STEP = -1  # no training step has this number, so no evaluation draws with a training rollout's seeds
 NUM_RESAMPLES = 10_000
@@ -41,7 +41,10 @@ class EvalResult:
 
     @property
     def interval_95(self) -> tuple[float, float]:
-        """Of the accuracy on problems like these: bootstrap over problems. Of no width where all have one accuracy."""
+        """Of the accuracy on problems like these: bootstrap over problems, or Wilson's where all or none of them were
+        solved: every resample is the same then, and says nothing."""
+        if self.groups and self.accuracy in (0.0, 1.0):
+            return wilson_interval(int(self.accuracy) * len(self.groups), len(self.groups))
         return bootstrap_interval(self.problem_accuracies, seed=self.seed)
 
     @property
@@ -61,6 +64,13 @@ class EvalResult:
     @property
     def mean_tokens(self) -> float:
         return _mean([len(rollout.completion_ids) for rollout in self.rollouts])
+
+    def metrics(self) -> dict[str, Mean]:
+        """Names from `metrics.TABLE`, to be added up over ranks."""
+        correct = sum(rollout.verdict.is_correct for rollout in self.rollouts)
+        cut = sum(rollout.finish_reason == "length" for rollout in self.rollouts)
+        num = len(self.rollouts)
+        return {"eval/accuracy": Mean(float(correct), num), "eval/truncated": Mean(float(cut), num)}
 
     def summary(self) -> dict[str, Any]:
         """For JSON: null where there is no data."""
@@ -138,6 +148,20 @@ def bootstrap_interval(values: Sequence[float], *, seed: int) -> tuple[float, fl
         means.append(pool[draws].mean(dim=1))
     low, high = torch.quantile(torch.cat(means), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a share.
+
+    >>> low, high = wilson_interval(10, 10)
+    >>> round(low, 3), high
+    (0.722, 1.0)
+    """
+    z = 1.959964
+    share = successes / trials
+    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -15,13 +15,12 @@ from trapo_lite.types import Problem
 
 @dataclass(frozen=True)
 class Inputs:
-    """Problems as tokens, how they are sampled, and the longest sequence the engine must hold."""
+    """Problems as tokens, and the longest sequence the engine must hold."""
 
     tokenizer: PreTrainedTokenizerBase
     problems: list[Problem]
     report: DataReport
     eval_problems: list[Problem]
-    settings: SamplingSettings
     max_model_len: int
 
 
@@ -67,14 +66,23 @@ def read_inputs(config: Config) -> Inputs:
         data = config.data.model_copy(update={"require_expert": False})
         eval_problems, _ = load_problems(data, tokenizer, max_response_tokens=limit, files=config.eval.data)
         eval_problems = eval_problems[: config.eval.num_problems]
-    settings = SamplingSettings(
+    return Inputs(tokenizer, problems, report, eval_problems, max_model_len)
+
+
+def sampling_settings(
+    config: Config, tokenizer: PreTrainedTokenizerBase, *, for_eval: bool = False
+) -> SamplingSettings:
+    """How rollouts are drawn, in training or in evaluation."""
+    limit, temperature = config.rollout.max_response_tokens, config.rollout.temperature
+    if for_eval:
+        limit, temperature = config.eval.max_response_tokens or limit, config.eval.temperature
+    return SamplingSettings(
         seed=config.run.seed,
         max_response_tokens=limit,
         stop_ids=(end_of_text_id(tokenizer, config.data.eos_token),),
-        temperature=config.rollout.temperature,
+        temperature=temperature,
         top_p=config.rollout.top_p,
         top_k=config.rollout.top_k,
         barrier=config.rollout.schedule == "barrier",
         deterministic=config.run.deterministic,
     )
-    return Inputs(tokenizer, problems, report, eval_problems, settings, max_model_len)

@@ -31,19 +31,19 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self._received: int | None = None
+        self.received: int | None = None
         self._previous = {signum: signal.signal(signum, self._receive) for signum in (signal.SIGTERM, signal.SIGINT)}
 
     def check(self) -> None:
-        if self._received is not None:
-            raise Stopped(self._received)
+        if self.received is not None:
+            raise Stopped(self.received)
 
     def restore(self) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
 
     def _receive(self, signum: int, _frame: FrameType | None) -> None:
-        self._received = signum
+        self.received = signum
         self.restore()
 
 

@@ -1,7 +1,6 @@
 """The data job: what a data set holds as the trainer will see it, a cleaned copy, a closer look at one problem."""
 
 import json
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,47 +9,36 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from trapo_lite.config import Config, ConfigError, DataSection, load_config
+from trapo_lite.config import Config, DataSection
 from trapo_lite.data import DataError, DataReport, check_sources, is_boundary_fn, load_tokenizer
 from trapo_lite.data.loading import Grader, Loaded, load_with_rows
 from trapo_lite.data.rows import Example
-from trapo_lite.reward import MathVerifier, VerifierError
+from trapo_lite.reward import MathVerifier
 from trapo_lite.schedule import cut_prefix
 from trapo_lite.types import MicroGroup, Problem
 
 CUT_STYLES = ("green", "cyan", "magenta", "yellow", "blue")
 
 
-def main(files: Sequence[str], overrides: Sequence[str], *, out: str | None, verify: bool, inspect: str | None) -> int:
-    """Report on data.train; the exit code: 2 after one clear message on stderr where something is wrong, else 0."""
-    try:
-        prepare(load_config(files, overrides), Console(), out=out, verify=verify, inspect=inspect)
-    except (ConfigError, DataError, VerifierError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
 def prepare(
-    config: Config, console: Console, *, out: str | None = None, verify: bool = False, inspect: str | None = None
+    config: Config,
+    console: Console | None = None,
+    *,
+    out: str | None = None,
+    verify: bool = False,
+    inspect: str | None = None,
 ) -> DataReport:
     """Print the report; write the kept rows to `out`; show the problem with the id or index `inspect`.
 
     Loads a tokenizer, never a model. verify: grade the expert traces, in both readings of data.expert_text.
     Raises DataError for anything wrong with data, tokenizer, `out` or `inspect`.
     """
+    console = console or Console()
     sources = check_sources(config.data.train)
     if out is not None:
         _check_out(Path(out), sources)
     tokenizer = load_tokenizer(config.model.name)
-    reward = config.reward
-    verifier = MathVerifier(
-        reward.num_workers,
-        reward.deadline_seconds,
-        require_box=reward.require_box,
-        memory_limit_bytes=reward.memory_mb << 20,
-    ) if verify else nullcontext()  # fmt: skip
-    with verifier as grader:
+    with MathVerifier.from_config(config.reward) if verify else nullcontext() as grader:
         loaded = _load(config, config.data, tokenizer, grader)
         _print_lines(console, loaded.report.lines())
         _print_lines(console, [_other_reading(config, loaded.report, tokenizer, grader)])

@@ -53,6 +53,14 @@ class RunFolder:
         shutil.rmtree(self.path / name, ignore_errors=True)
         temporary.rename(self.path / name)
 
+    def outdated(self) -> list[str]:
+        """A line where a run that goes on leaves results of its earlier end behind."""
+        found = [name for name in ("adapter", "merged") if (self.path / name).is_dir()]
+        if not found:
+            return []
+        these = " and ".join(f"{name}/" for name in found)
+        return [f"{self.path}: {these} hold what was trained so far, until this run ends and is exported again"]
+
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")

@@ -8,9 +8,18 @@ import torch
 from torch import Tensor
 
 from trapo_lite import metrics as metric_table
-from trapo_lite.algorithm import Algorithm, Normalizers, TokenLogprobs, policy_loss
+from trapo_lite import rollout_metrics
+from trapo_lite.algorithm import (
+    Algorithm,
+    Normalizers,
+    TokenLogprobs,
+    count_normalizers,
+    needs_forward,
+    policy_loss,
+)
 from trapo_lite.config import OptimSection
 from trapo_lite.policy import Policy
+from trapo_lite.ranks import Ranks
 from trapo_lite.tree import Group, split
 from trapo_lite.types import Mean, PackedBatch
 
@@ -38,6 +47,42 @@ def learning_rate(section: OptimSection, *, step: int, max_steps: int) -> float:
     progress = (step - section.warmup_steps) / (max_steps - section.warmup_steps)
     factor = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}
     return section.lr * factor[section.scheduler]
+
+
+def update_policy(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    algorithm: Algorithm,
+    groups: Sequence[Group],
+    ranks: Ranks,
+    *,
+    lr: float,
+    grad_clip: float | None,
+    num_updates: int,
+    temperature: float,
+    tokens_per_batch: int,
+) -> dict[str, Mean | float | int]:
+    """One step: the gradient of the loss over all ranks' `groups`, then the optimizer. Returns metrics of all ranks.
+
+    What the weights become does not depend on how the groups lie on the ranks or are packed into batches, but for
+    rounding. `num_updates` above 1 goes over the same batches again (losses in the metrics are of the last time).
+    """
+    normalizers = sum(ranks.gather([count_normalizers(algorithm, groups)]), start=Normalizers(0.0, 0.0, 0.0))
+    moving = [group for group in groups if needs_forward(algorithm, group)]
+    batches = make_batches(
+        policy, moving, budget=tokens_per_batch, temperature=temperature, with_old_logprobs=num_updates > 1
+    )
+    losses: dict[str, Mean] = {}
+    norm = 0.0
+    for _ in range(num_updates):
+        losses = accumulate_gradient(policy, algorithm, batches, normalizers, temperature=temperature)
+        gradient = ranks.sum_tensor(flat_gradient(policy))
+        norm = apply_gradient(policy, optimizer, gradient, lr=lr, grad_clip=grad_clip)
+    packed = sum(batch.num_tokens for batch in batches)
+    counts = ranks.gather([(packed, rollout_metrics.padded_tokens(moving), len(groups) - len(moving))])
+    names = ("train/tokens", "train/padded_tokens", "train/skipped_groups")
+    totals = {name: sum(column) for name, column in zip(names, zip(*counts, strict=True), strict=True)}
+    return {**ranks.sum_metrics(losses), **totals, "optim/lr": lr, "optim/grad_norm": norm}
 
 
 def make_batches(

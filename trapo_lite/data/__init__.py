@@ -12,7 +12,7 @@ from trapo_lite.data.order import batch_indices
 from trapo_lite.data.report import DataReport
 from trapo_lite.data.rows import Example
 from trapo_lite.data.sources import check_sources
-from trapo_lite.data.tokens import end_of_text_id, expert_text, is_boundary_fn, load_tokenizer, prompt_text
+from trapo_lite.data.tokens import end_of_text_id, expert_text, is_boundary_fn, load_tokenizer, prompt_text, text_of
 
 __all__ = [
     "DataError",
@@ -30,4 +30,5 @@ __all__ = [
     "load_with_rows",
     "prompt_text",
     "require_experts",
+    "text_of",
 ]

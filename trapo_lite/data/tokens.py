@@ -87,6 +87,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator
             yield tuple(map(shared.__getitem__, ids))
 
 
+def text_of(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], *, with_special: bool = False) -> str:
+    """What the tokens say. Without special tokens it is what the verifier reads, with them what the model sees."""
+    ids = list(token_ids)
+    return str(tokenizer.decode(ids, skip_special_tokens=not with_special, clean_up_tokenization_spaces=False))
+
+
 def end_trace(token_ids: tuple[int, ...], end_id: int) -> tuple[int, ...]:
     """The trace through its first EOS; one is appended where there is none. Nothing after it would be scored.
 
@@ -106,7 +112,6 @@ def is_boundary_fn(tokenizer: PreTrainedTokenizerBase) -> Callable[[int], bool]:
 
     @cache
     def is_boundary(token_id: int) -> bool:
-        text = tokenizer.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return "\n\n" in text
+        return "\n\n" in text_of(tokenizer, [token_id], with_special=True)
 
     return is_boundary

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from types import TracebackType
 
+from trapo_lite.config import RewardSection
 from trapo_lite.reward.extraction import MAX_TEXT_CHARS
 from trapo_lite.reward.worker import read_frame, write_frame
 from trapo_lite.types import Verdict
@@ -78,6 +79,15 @@ class MathVerifier:
         ]
         for thread in self._threads:
             thread.start()
+
+    @classmethod
+    def from_config(cls, section: RewardSection) -> "MathVerifier":
+        return cls(
+            section.num_workers,
+            section.deadline_seconds,
+            require_box=section.require_box,
+            memory_limit_bytes=section.memory_mb << 20,
+        )
 
     def submit(self, answer_text: str, gold: str) -> "Future[Verdict]":
         """Queue one answer. The future fails with VerifierError if the verifier closes first or cannot start."""

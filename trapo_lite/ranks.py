@@ -1,0 +1,52 @@
+"""The processes of a run, as equals: what each of them knows of itself, and what they tell each other (DESIGN 6)."""
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, gather_object
+from torch import Tensor
+
+from trapo_lite import metrics as metric_table
+from trapo_lite.types import Mean
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=6)  # the fastest rank waits for the slowest rollout
+
+
+class Ranks:
+    """This process among those of the run; every method but `share` must be called by all of them together."""
+
+    def __init__(self) -> None:
+        waiting = InitProcessGroupKwargs(timeout=PATIENCE)
+        self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[waiting])
+        self.index: int = self._accelerator.process_index
+        self.local_index: int = self._accelerator.local_process_index
+        self.count: int = self._accelerator.num_processes
+        self.is_main: bool = self._accelerator.is_main_process
+        self.device: torch.device = self._accelerator.device
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This rank's part of the work."""
+        return list(items[self.index :: self.count])
+
+    def gather(self, items: Sequence[T]) -> list[T]:
+        """Everyone's items, in the order of the ranks."""
+        return gather_object(list(items))
+
+    def sum_tensor(self, tensor: Tensor) -> Tensor:
+        summed = self._accelerator.reduce(tensor, reduction="sum")
+        assert isinstance(summed, Tensor)
+        return summed
+
+    def sum_metrics(self, metrics: Mapping[str, Mean]) -> dict[str, Mean]:
+        summed: dict[str, Mean] = {}
+        for part in self.gather([dict(metrics)]):
+            summed = metric_table.add(summed, part)
+        return summed
+
+    def wait(self) -> None:
+        self._accelerator.wait_for_everyone()
