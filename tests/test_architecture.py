@@ -20,7 +20,8 @@ ROWS: list[tuple[str, str]] = [
     ("2 names to functions, edges", "algorithm engines/base data reward"),
     (
         "3 shell: parts",
-        "tree_attention parity loggers display launch ranks run_folder rollout_metrics model_card export_report",
+        "base_model tree_attention parity loggers display launch ranks run_folder rollout_metrics model_card "
+        "export_report",
     ),
     ("3 shell: owners", "policy sampler engines"),
     ("3 shell: put together", "update checkpoint evaluation publishing export inputs identity"),

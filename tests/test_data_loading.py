@@ -134,7 +134,10 @@ BAD_ROWS = [ROWS[0], {"problem": "no answer"}, {"answer": "1"}, {**ROWS[1], "id"
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (BAD_ROWS[1], "made.jsonl line 2: answer: found none; give the row its answer, or set data.on_bad_row: skip"),
+        (
+            BAD_ROWS[1],
+            "made.jsonl line 2: answer: found none among the columns problem; give the row its answer, or set",
+        ),
         (BAD_ROWS[2], "made.jsonl line 2: problem: found none"),
         (BAD_ROWS[3], "made.jsonl line 2: id: 'a' is already the id of"),
     ],

@@ -94,6 +94,16 @@ def test_the_interval_is_the_bootstraps():
     assert bootstrap_interval([0.25] * 30, seed=1) == (0.25, 0.25)
 
 
+@pytest.mark.parametrize("is_solved", [False, True])
+def test_the_interval_has_a_width_where_all_problems_ended_alike(is_solved: bool):
+    """Wilson: the share p at which z = (p_hat - p) / sqrt(p (1 - p) / n) is 1.96; for p_hat 0 p = z^2 / (n + z^2)."""
+    engine = ScriptedEngine(draw=lambda request: (9, STOP_ID))
+    result = evaluated(engine, lambda text, gold: is_solved, num_problems=20, num_samples=1)
+    edge = 1.96**2 / (20 + 1.96**2)
+    expected = (1 - edge, 1.0) if is_solved else (0.0, edge)
+    assert result.interval_95 == pytest.approx(expected, abs=1e-4)
+
+
 def test_draws_are_independent_and_never_training_draws():
     engine = ScriptedEngine()
     result = evaluated(engine, lambda text, gold: False, num_problems=6, num_samples=8)
@@ -232,7 +242,7 @@ def test_the_same_seed_gives_the_same_answers_and_another_seed_others(tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--run", "nowhere"], "nowhere/config.yaml: no such file"),
+        (["--run", "nowhere"], "nowhere: holds no config.yaml"),
         (["--run", "{run}"], "eval.data: there is nothing to evaluate on"),
         (["--run", "{run}", "--data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--run", "{run}", "--checkpoint", "{run}/eval"], "holds no adapter_config.json"),

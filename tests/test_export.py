@@ -279,7 +279,7 @@ def test_the_door(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--run", "nowhere"], "nowhere/config.yaml: no such file"),
+        (["--run", "nowhere"], "nowhere: holds no config.yaml"),
         (["--run", "{run}", "--adapter", "nowhere"], "nowhere: holds no adapter_config.json"),
         (["--run", "{run}", "model.nmae=x"], "did you mean 'name'"),
         (["--run", "{run}", "model.quantize=nf4"], "trained on a base with quantize none"),

@@ -21,8 +21,9 @@ from transformers import (
 )
 
 from trapo_lite.algorithm import Algorithm, TokenLogprobs, count_normalizers, make_group, policy_loss
+from trapo_lite.base_model import ModelError, check_rope, load_base, model_config
 from trapo_lite.config import AlgorithmSection, ConfigError, LoraSection, ModelSection
-from trapo_lite.policy import ModelError, Policy, check_rope, load_base, model_config
+from trapo_lite.policy import Policy
 from trapo_lite.tree import Group
 
 LORA = LoraSection(r=2, alpha=4)
@@ -375,8 +376,8 @@ def test_rope_overrides_must_reach_the_rotary_embeddings(base_dir: Path) -> None
         dtype="float32",
         config_overrides={"rope_parameters": {"rope_type": "default", "rope_theta": 40000.0}},
     )
-    base = load_base(section, device="cpu")
+    base = load_base(section, device="cpu", attention="sdpa")
     check_rope(base, section)
-    unchanged = load_base(section.model_copy(update={"config_overrides": {}}), device="cpu")
+    unchanged = load_base(section.model_copy(update={"config_overrides": {}}), device="cpu", attention="sdpa")
     with pytest.raises(ModelError, match=r"theta 40000\.0 did not reach"):
         check_rope(unchanged, section)

@@ -8,6 +8,7 @@ import pytest
 from byte_model import write_byte_model
 
 from trapo_lite import trainer
+from trapo_lite.base_model import ModelError
 from trapo_lite.checkpoint import CheckpointError
 from trapo_lite.config import Config, ConfigError, validate
 from trapo_lite.data import DataError
@@ -221,6 +222,12 @@ def no_model(*_args, **_kwargs):
         ({"data": {"train": "nowhere.jsonl"}}, DataError, "nowhere.jsonl"),
         ({"model": {"name": "./no-model"}}, Exception, "no-model"),
         ({"lora": {"init_from": "no-adapter"}}, ConfigError, "no adapter_config.json"),
+        (
+            {"lora": {"target_modules": ["q_proj", "k_prj"]}},
+            ConfigError,
+            "called 'k_prj'; there are down_proj",
+        ),
+        ({"model": {"name": "tests/no-model"}}, ConfigError, "no folder 'tests/no-model'"),
         ({"data": {"max_prompt_tokens": 5000}}, ConfigError, "positions for 4096"),
         ({"data": {"max_prompt_tokens": 2}}, DataError, "line 1: problem: 5 tokens.*raise data.max_prompt_tokens"),
         ({"model": {"config_overrides": {"rope_theta": 4e4}}}, ConfigError, "rope_parameters"),
@@ -234,6 +241,22 @@ def test_bad_input_is_refused_before_a_model_is_loaded(make_config, monkeypatch,
     monkeypatch.setattr(trainer, "start_engine", no_model)
     with pytest.raises(error, match=message):
         train(make_config(**changes))
+
+
+def test_a_folder_without_weights_or_with_an_adapter_is_no_model(make_config, model_dir: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(model_dir, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(ModelError, match=r"cannot load .*give a folder with weights"):
+        train(make_config(model={"name": str(bare)}))
+    adapter = train(make_config(algorithm=SFT, name="sft", train={"max_steps": 1})) / "adapter"
+    with pytest.raises(ConfigError, match="is an adapter"):
+        train(make_config(model={"name": str(adapter)}))
+
+
+def test_a_run_that_goes_on_says_that_its_export_is_of_an_earlier_end(make_config, capsys) -> None:
+    train(make_config(train={"max_steps": 1}))
+    assert "what was trained so far" not in capsys.readouterr().out
+    train(make_config(train={"max_steps": 2}))
+    assert "adapter/ hold what was trained so far" in capsys.readouterr().out
 
 
 def test_no_expert_traces_where_the_schedule_needs_them(make_config, tmp_path: Path, monkeypatch) -> None:

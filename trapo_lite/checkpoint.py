@@ -25,6 +25,13 @@ from torch import Tensor
 from trapo_lite.policy import Policy
 
 MANIFEST = "manifest.json"
+MAX_SHOWN = 60  # characters of a value in a message
+DESCRIPTIONS = {
+    "configuration": "another configuration",
+    "model": "another model",
+    "data": "other data",
+    "processes": "another number of processes",
+}
 
 
 class CheckpointError(RuntimeError):
@@ -122,13 +129,19 @@ def require_same(checkpoint: Checkpoint, expected: Mapping[str, Any]) -> None:
             continue
         if isinstance(found, Mapping) and isinstance(value, Mapping):
             differing = [name for name in {**found, **value} if found.get(name) != value.get(name)]
-            listed = ", ".join(f"{name}: {found.get(name)!r} then, {value.get(name)!r} now" for name in differing)
+            listed = ", ".join(f"{name}: {_then_now(found.get(name), value.get(name))}" for name in differing)
         else:
-            listed = f"{found!r} then, {value!r} now"
+            listed = _then_now(found, value)
         raise CheckpointError(
-            f"{checkpoint.folder}: made with another {key} ({listed}); go back to what it was, choose another "
-            "run.name, or start over with --restart"
+            f"{checkpoint.folder}: was made with {DESCRIPTIONS.get(key, key)} ({listed}); go back to what it was, "
+            "choose another run.name, or start over with --restart"
         )
+
+
+def _then_now(then: Any, now: Any) -> str:
+    """Long values, such as a schedule, are only said to differ."""
+    texts = repr(then), repr(now)
+    return f"{texts[0]} then, {texts[1]} now" if max(map(len, texts)) <= MAX_SHOWN else "differs"
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ class Display:
     def __init__(self, *, title: str, max_steps: int, first_step: int, is_main: bool) -> None:
         self._console = Console(quiet=not is_main, highlight=False, soft_wrap=True)
         self._max_steps = max_steps
+        self._rollouts_done = 0
         self._progress: Progress | None = None
         if is_main and self._console.is_terminal:
             self._progress = Progress(
@@ -50,6 +51,9 @@ class Display:
 
     def rollouts(self, done: int, expected: int) -> None:
         if self._progress is not None:
+            if done < self._rollouts_done:  # a new phase: its own clock
+                self._progress.reset(self._rollouts)
+            self._rollouts_done = done
             self._progress.update(self._rollouts, completed=done, total=expected, visible=done < expected)
 
     def step(self, row: Mapping[str, float | int | None]) -> None:

@@ -15,6 +15,7 @@ from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
 from trapo_lite import parity
+from trapo_lite.base_model import check_name, model_config
 from trapo_lite.config import Config, ConfigError, load_config
 from trapo_lite.data import DataError, load_problems, load_tokenizer, text_of
 from trapo_lite.engines.base import FIRST_ADAPTER_ID, RolloutEngine
@@ -22,8 +23,8 @@ from trapo_lite.engines.start import start_engine
 from trapo_lite.evaluation import EvalResult, evaluate_problems
 from trapo_lite.inputs import sampling_settings
 from trapo_lite.launch import set_threads
-from trapo_lite.policy import model_config
 from trapo_lite.reward import MathVerifier
+from trapo_lite.run_folder import load_run_config
 from trapo_lite.types import Problem
 
 
@@ -63,8 +64,8 @@ def target_from_arguments(
     """
     given = {"eval.data": data, "eval.num_samples": num_samples, "model.name": model}
     set_by_options = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
-    files = list(config) if run is None else [str(run / "config.yaml"), *config]
-    resolved = load_config(files, [*overrides, *set_by_options])
+    every_override = [*overrides, *set_by_options]
+    resolved = load_config(config, every_override) if run is None else load_run_config(run, config, every_override)
     if run is None:
         if base or checkpoint is not None:
             raise ConfigError("--base, --checkpoint: say which adapter of a run; give --run instead of --model")
@@ -98,6 +99,7 @@ def evaluate(target: EvalTarget) -> EvalResult:
     """
     config, console = target.config, Console()
     set_threads(config)
+    check_name(config.model.name)
     tokenizer = load_tokenizer(config.model.name)
     problems, report = _read_problems(config, tokenizer)
     console.print("\n".join(report), markup=False, highlight=False, soft_wrap=True)
@@ -105,6 +107,7 @@ def evaluate(target: EvalTarget) -> EvalResult:
     max_model_len = _require_positions(config, problems, limit)
     with contextlib.ExitStack() as stack:
         _make_parent(target.out)
+        console.print(f"starting {config.rollout.engine} with {_model_name(target)}", markup=False, highlight=False)
         verifier = stack.enter_context(MathVerifier.from_config(config.reward))
         engine = start_engine(
             config,

@@ -17,12 +17,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from trapo_lite.config import ModelSection, load_config
+from trapo_lite.base_model import load_base
+from trapo_lite.config import ModelSection
 from trapo_lite.data import end_of_text_id, load_tokenizer
 from trapo_lite.export_report import ExportDtype, ExportReport, compare
 from trapo_lite.model_card import model_card
 from trapo_lite.parity import probe_sequences
-from trapo_lite.policy import load_base
+from trapo_lite.run_folder import load_run_config
 
 MIN_PROBE_TOKENS = 1024
 MAX_PROBE_LENGTH = 257
@@ -42,8 +43,8 @@ def export_run(
     overwrite: bool = False,
 ) -> ExportReport:
     """Export a run from its folder's config.yaml; by default run/adapter to run/merged in the run's model.dtype."""
-    trained = load_config([run / "config.yaml"])
-    config = load_config([run / "config.yaml"], overrides)
+    trained = load_run_config(run)
+    config = load_run_config(run, overrides=overrides)
     if config.model.quantize != trained.model.quantize:
         raise ExportError(
             f"model.quantize={config.model.quantize}: the adapter was trained on a base with quantize "

@@ -4,8 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from trapo_lite.base_model import model_config
 from trapo_lite.config import Config
-from trapo_lite.policy import model_config
 
 HEADER_BYTES = 1 << 20  # of each file of weights: its header, and enough of the weights to tell two trainings apart
 
@@ -15,15 +15,6 @@ MAY_CHANGE = {
     "eval": {"every", "data", "num_problems", "num_samples", "temperature", "max_response_tokens"},
     "run": {"dir", "name", "tensorboard", "wandb_project"},
 }
-
-
-def _weights(name: str) -> str:
-    """What tells one set of weights in a local folder from another: names, sizes and headers; a hub id is its own."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(name).glob("*.safetensors")):
-        with file.open("rb") as content:
-            digest.update(f"{file.name} {file.stat().st_size}".encode() + content.read(HEADER_BYTES))
-    return digest.hexdigest()[:16] if Path(name).is_dir() else name
 
 
 def run_identity(config: Config, *, data_fingerprint: str, num_processes: int) -> dict[str, Any]:
@@ -42,3 +33,12 @@ def run_identity(config: Config, *, data_fingerprint: str, num_processes: int) -
         "data": data_fingerprint,
         "processes": num_processes,
     }
+
+
+def _weights(name: str) -> str:
+    """What tells one set of weights in a local folder from another: names, sizes and headers; a hub id is its own."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(name).glob("*.safetensors")):
+        with file.open("rb") as content:
+            digest.update(f"{file.name} {file.stat().st_size}".encode() + content.read(HEADER_BYTES))
+    return digest.hexdigest()[:16] if Path(name).is_dir() else name

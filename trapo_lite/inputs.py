@@ -5,10 +5,11 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from trapo_lite.base_model import check_name, check_targets, model_config
 from trapo_lite.config import Config, ConfigError
 from trapo_lite.data import DataReport, check_sources, end_of_text_id, load_problems, load_tokenizer, require_experts
 from trapo_lite.loggers import check_loggers
-from trapo_lite.policy import check_adapter, model_config
+from trapo_lite.policy import check_adapter
 from trapo_lite.sampler import SamplingSettings
 from trapo_lite.types import Problem
 
@@ -26,9 +27,7 @@ class Inputs:
 
 def check_paths(config: Config) -> None:
     """Do the local files and folders that the configuration names exist? Nothing is opened, no hub is asked."""
-    name = config.model.name
-    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
-        raise ConfigError(f"model.name: no folder {name!r} (relative to {Path.cwd()}); give a model's folder or hub id")
+    check_name(config.model.name)
     check_sources(config.data.train)
     if config.eval.data is not None:
         check_sources(config.eval.data)
@@ -41,6 +40,7 @@ def read_inputs(config: Config) -> Inputs:
     check_loggers(config)
     check_paths(config)
     base = model_config(config.model)
+    check_targets(base, config.lora.target_modules)
     limit = config.rollout.max_response_tokens
     longest = max(limit, (config.eval.max_response_tokens or 0) if config.eval.every > 0 else 0)
     max_model_len = config.data.max_prompt_tokens + longest

@@ -1,5 +1,6 @@
 """Where metrics go besides metrics.jsonl: TensorBoard and Weights & Biases."""
 
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,13 +39,20 @@ class TensorBoardLogger:
 
 
 class WandbLogger:
-    """One run per run folder; a resumed run goes on under the same id."""
+    """One run per run folder, which keeps its id: a resumed run goes on under it, a restarted one gets its own."""
 
     def __init__(self, config: Config) -> None:
         wandb = _import_wandb()
         settings: dict[str, Any] = config.model_dump(mode="json")
+        id_file = config.run.folder / "wandb-id"
+        if not id_file.exists():
+            id_file.write_text(secrets.token_hex(4), encoding="utf-8")
         self._run = wandb.init(
-            project=config.run.wandb_project, name=config.run.name, id=config.run.name, resume="allow", config=settings
+            project=config.run.wandb_project,
+            name=config.run.name,
+            id=id_file.read_text(encoding="utf-8"),
+            resume="allow",
+            config=settings,
         )
 
     def log(self, row: Mapping[str, float | int | None], step: int) -> None:

@@ -36,8 +36,11 @@ def plan_lines(config: Config) -> list[str]:
         if weight > 0
     ]
     loss = " + ".join(part for part in (prefix, own, *extras) if part)
+    divisor = "each component's number of tokens"
+    if algorithm.normalizer == "constant":
+        divisor = f"{algorithm.normalizer_tokens} tokens x {rollout.num_problems} problems"
     lines += [
-        f"loss      {loss}, normalised by {algorithm.normalizer}",
+        f"loss      {loss}, divided by {divisor}",
         f"update    {optim.name}, lr {optim.lr:g} {optim.scheduler}, clip {optim.grad_clip}, "
         f"{train.tokens_per_batch} tokens a forward pass",
         f"length    {train.max_steps} steps, a checkpoint every {train.save_every}, "

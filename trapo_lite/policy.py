@@ -11,85 +11,20 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import logging as transformers_logging
 
 from trapo_lite import tree_attention
+from trapo_lite.base_model import ModelError, check_rope, load_base
 from trapo_lite.config import ConfigError, LoraSection, ModelSection
 from trapo_lite.head import token_logprobs
 from trapo_lite.tree import Group, pack
 from trapo_lite.types import PackedBatch, Rollout, Verdict
 
 ALL_ATTENTION_FUNCTIONS.register("packed_tree", tree_attention.packed_tree_attention)
-transformers_logging.disable_progress_bar()  # one bar per load, in the middle of the run's own display
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns about an optional kernel whenever PEFT imports it
 
 FLEX_SMALLEST = 1024  # T is padded to this times a power of two, so that FlexAttention compiles for few lengths
-
-
-class ModelError(RuntimeError):
-    """The model cannot be loaded or trained as asked; the message says what to do."""
-
-
-def model_config(section: ModelSection) -> PreTrainedConfig:
-    """The model's config.json with `config_overrides` applied; refuses what the packed forward cannot compute."""
-    try:
-        config = AutoConfig.from_pretrained(section.name)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model.name: cannot read {section.name!r}: {error}; give a model folder or hub id") from None
-    for key, value in section.config_overrides.items():
-        if key == "rope_theta":
-            raise ConfigError(
-                "model.config_overrides.rope_theta: transformers ignores it without a word; write "
-                f"rope_parameters: {{rope_type: default, rope_theta: {value}}}"
-            )
-        if not hasattr(config, key):
-            raise ConfigError(f"model.config_overrides.{key}: {section.name} has no such field; check config.json")
-        setattr(config, key, value)
-    _refuse_what_packing_changes(config, section.name)
-    return config
-
-
-def _refuse_what_packing_changes(config: PreTrainedConfig, name: str) -> None:
-    """The packed forward computes full attention, without dropout, and plain hidden @ head^T logits."""
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is None:  # Mistral, Phi-3: the field alone makes every layer slide
-        layer_types = ["full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"]
-    if set(layer_types) != {"full_attention"}:
-        raise ModelError(
-            f"model.name: {name} has layers of type {sorted(set(layer_types))}; take one with full attention"
-        )
-    if getattr(config, "attention_dropout", 0.0) != 0.0:
-        raise ConfigError("model.config_overrides.attention_dropout: a shared token has one mask; set it to 0")
-    for key in ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(config, key, None) not in (None, 1.0):
-            raise ModelError(
-                f"model.name: {name} has {key} {getattr(config, key)}, which is not computed here; take another"
-            )
-
-
-def load_base(section: ModelSection, *, device: torch.device | str, attention: str = "packed_tree") -> PreTrainedModel:
-    """The frozen base in `section.dtype`, quantised if asked."""
-    options: dict[str, Any] = {}
-    if section.quantize == "nf4":
-        from transformers import BitsAndBytesConfig
-
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=getattr(torch, section.dtype),
-        )
-        options["device_map"] = {"": torch.device(device)}
-    model = AutoModelForCausalLM.from_pretrained(
-        section.name,
-        config=model_config(section),
-        dtype=getattr(torch, section.dtype),
-        attn_implementation=attention,
-        **options,
-    )
-    return model if options else model.to(device)  # type: ignore[arg-type]
 
 
 class Policy:
@@ -132,7 +67,7 @@ class Policy:
             attention = "flex" if torch.device(device).type == "cuda" else "sdpa"
         if attention == "flex" and torch.device(device).type != "cuda":
             raise ConfigError("model.attention: FlexAttention has no backward pass on the CPU; set it to auto or sdpa")
-        base = load_base(model, device=device)
+        base = load_base(model, device=device, attention="packed_tree")
         check_rope(base, model)
         return cls(base, lora, attention=attention, gradient_checkpointing=model.gradient_checkpointing)
 
@@ -230,23 +165,6 @@ class Policy:
         if self.autocast_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast_dtype)
-
-
-def check_rope(base: PreTrainedModel, section: ModelSection) -> None:
-    """Do the rotary embeddings turn at the frequencies that `config_overrides` asks for? Other spellings are ignored
-    silently by transformers. That the engine's are the same shows in the first comparison of log-probs."""
-    rope = section.config_overrides.get("rope_parameters")
-    if not rope or rope.get("rope_type", "default") != "default" or "rope_theta" not in rope:
-        return
-    buffers = dict(base.get_decoder().named_buffers())
-    found = buffers["rotary_emb.inv_freq"].float().cpu()
-    steps = torch.arange(found.numel(), dtype=torch.float32) / found.numel()
-    expected = float(rope["rope_theta"]) ** -steps
-    if not torch.allclose(found, expected, rtol=1e-3):
-        raise ModelError(
-            f"model.config_overrides.rope_parameters: theta {rope['rope_theta']} did not reach {section.name}: its "
-            f"slowest frequency is {found[-1]:.3g} instead of {expected[-1]:.3g}; compare with the model's config.json"
-        )
 
 
 def check_adapter(folder: Path, lora: LoraSection) -> None:

@@ -26,6 +26,8 @@ def quickstart(*, seed: int, restart: bool = False) -> Path:
     print(f"1/4  {config.model.name} before training, on {TEST_SET}", flush=True)
     before = evaluate_on_test_set(config, config.model.name, folder / "eval/before.json")
     print(f"\n2/4  training: {config.train.max_steps} steps of {config.rollout.num_problems} problems", flush=True)
+    print("     own, guided: share of correct rollouts without and with help; helped: share of rollouts with it;")
+    print("     grad: norm of the gradient; eval: share of the development problems solved, without help", flush=True)
     train(config)
     print("\n3/4  merging the adapter into the base", flush=True)
     report = export_run(folder, overwrite=True)
@@ -71,6 +73,7 @@ def summary_lines(folder: Path, before: EvalResult, after: EvalResult, *, minute
         f"Metrics             {folder / 'metrics.jsonl'} (tensorboard --logdir {folder / 'tensorboard'})",
         f"Every rollout       {folder / 'rollouts'}",
         f"Every test answer   {folder / 'eval/before.jsonl'}, {folder / 'eval/after.jsonl'}",
+        '\nYour own problems: README.md, "Train your own"',
     ]
 
 

@@ -5,11 +5,11 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trapo_lite.config import Config, ConfigError
+from trapo_lite.config import Config, ConfigError, load_config
 from trapo_lite.metrics import TIMES
 
 
@@ -106,6 +106,15 @@ class RunFolder:
             raise ConfigError(
                 f"run.name: another process is writing to {self.path}; wait for it, stop it, or choose another run.name"
             ) from None
+
+
+def load_run_config(run: Path, files: Sequence[str] = (), overrides: Sequence[str] = ()) -> Config:
+    """The configuration of the run in a folder, with more files and overrides on top."""
+    if not (run / "config.yaml").is_file():
+        siblings = ", ".join(sorted(path.parent.name for path in run.parent.glob("*/config.yaml"))[:10])
+        hint = f"; there are {siblings}" if siblings else ""
+        raise ConfigError(f"--run {run}: holds no config.yaml, so it is no run's folder{hint}; give DIR/NAME of a run")
+    return load_config([str(run / "config.yaml"), *files], overrides)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -11,8 +11,13 @@ from pydantic import ValidationError
 from trapo_lite.config.algorithm import MicroGroupSection
 from trapo_lite.config.sections import Config
 
-# What users ask for and the engines cannot serve: not options, but they deserve better than "unknown key".
+# What users ask for and is not an option here, or by another name: they deserve better than "unknown key".
 REFUSED_KEYS = {
+    "optim.learning_rate": "unknown key; did you mean 'lr'?",
+    "lora.rank": "unknown key; did you mean 'r'?",
+    "lora.lora_r": "unknown key; did you mean 'r'?",
+    "lora.lora_alpha": "unknown key; did you mean 'alpha'?",
+    "rollout.num_generations": "is the sum of num_rollouts over algorithm.schedule; remove the key",
     "lora.use_dora": "vLLM does not serve DoRA adapters; remove the key",
     "lora.bias": "vLLM does not serve adapters with biases; remove the key",
     "lora.dropout": "a token shared by several rollouts has one mask, so dropout is always 0; remove the key",

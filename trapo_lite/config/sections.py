@@ -1,10 +1,11 @@
 """Every option with its default, its bounds and what it may be combined with; the one place for defaults."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from trapo_lite.config.algorithm import AlgorithmSection
 from trapo_lite.config.fields import (
@@ -158,7 +159,7 @@ class EvalSection(Section):
 
 
 class RunSection(Section):
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
+    name: str = "run"
     dir: str = "runs"
     """The run's folder is dir/name."""
     seed: Annotated[Whole, Field(ge=0, lt=2**31)] = 0
@@ -174,6 +175,13 @@ class RunSection(Section):
         if self.deterministic and self.num_threads is None:
             raise ValueError("num_threads: float sums depend on it, so deterministic needs a number; set it to 1, say")
         return self
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_folder_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+            raise ValueError(f"found {name!r}; use letters, digits, '_', '-' and '.', and do not begin with '.'")
+        return name
 
     @property
     def folder(self) -> Path:

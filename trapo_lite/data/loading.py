@@ -81,8 +81,10 @@ def load_with_rows(
     problems, examples = _with_traces(examples, prompts, data, tokenizer, end_id, max_response_tokens, tally)
     if not problems:
         raise _nothing_left(sources, tally)
-    pairs = [(expert_text(s, data.expert_text), example.answer) for example in examples for s in example.solutions]
-    verdicts = verifier.grade(pairs) if verifier is not None and pairs else []
+    traces = [(example, solution) for example in examples for solution in example.solutions]
+    pairs = [(expert_text(solution, data.expert_text), example.answer) for example, solution in traces]
+    verdicts = verifier.grade(pairs) if verifier is not None else []
+    unverified = [e.id for (e, _), verdict in zip(traces, verdicts, strict=False) if not verdict.is_correct]
     report = DataReport(
         files=tuple(sources),
         expert_text=data.expert_text,
@@ -94,7 +96,7 @@ def load_with_rows(
         prompt_lengths=length_quantiles(len(problem.prompt_ids) for problem in problems),
         trace_lengths=length_quantiles(len(trace) for problem in problems for trace in problem.expert_ids),
         num_graded=len(verdicts),
-        num_unverified=sum(not verdict.is_correct for verdict in verdicts),
+        unverified_ids=tuple(unverified),
         fingerprint=fingerprint(problems),
     )
     return Loaded(problems, examples, report)

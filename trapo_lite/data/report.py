@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from trapo_lite.types import Problem
 
+MAX_NAMED = 10  # ids in a line
 QUANTILES = {"min": 0.0, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "max": 1.0}
 
 
@@ -18,7 +19,7 @@ class DataReport:
     rows_dropped, traces_dropped:  reason -> how many.
     problems_by_traces:            number of usable expert traces -> how many problems have that many.
     prompt_lengths, trace_lengths: name of a quantile -> tokens; traces include EOS. Empty where there is nothing.
-    num_graded, num_unverified:    expert traces put to the verifier, and those it did not find correct.
+    num_graded, unverified_ids:    expert traces put to the verifier; the problem of each it did not find correct.
     fingerprint:                   sha256 over ids, answers and tokens of the problems in their order.
     """
 
@@ -32,12 +33,16 @@ class DataReport:
     prompt_lengths: Mapping[str, int]
     trace_lengths: Mapping[str, int]
     num_graded: int
-    num_unverified: int
+    unverified_ids: tuple[str, ...]
     fingerprint: str
 
     @property
     def num_traces(self) -> int:
         return sum(traces * problems for traces, problems in self.problems_by_traces.items())
+
+    @property
+    def num_unverified(self) -> int:
+        return len(self.unverified_ids)
 
     @property
     def unverified_share(self) -> float:
@@ -58,9 +63,15 @@ class DataReport:
             lines.append(f"  rows dropped   {_spelt(self.rows_dropped)}")
         if self.traces_dropped:
             lines.append(f"  traces dropped {_spelt(self.traces_dropped)}")
+        num_dropped = sum(self.traces_dropped.values())
+        if num_dropped > self.num_traces:
+            lines.append("  WARNING        most expert traces were dropped: raise rollout.max_response_tokens?")
         if self.num_graded:
             share = f"{self.num_unverified} of {self.num_graded} ({self.unverified_share:.1%})"
             lines.append(f"  expert traces that do not verify: {share}")
+            if self.unverified_ids:
+                more = ", ..." if self.num_unverified > MAX_NAMED else ""
+                lines.append(f"    of problems {', '.join(self.unverified_ids[:MAX_NAMED])}{more}")
         return [*lines, f"  fingerprint    {self.fingerprint[:16]}"]
 
 

@@ -78,7 +78,9 @@ def _problem(fields: dict[str, Any]) -> tuple[str, str | None]:
         system = next((content for role, content in messages if role == "system"), system)
         value = messages[-1][1]
     if value is None or value == [] or (isinstance(value, str) and not value.strip()):
-        raise BadRow("no problem text", field=field or "problem", found="found none", fix="give a text or messages")
+        raise BadRow(
+            "no problem text", field=field or "problem", found=_found_none(field, fields), fix="give a text or messages"
+        )
     return _text(value, field), None if system is None else _text(system, "system")
 
 
@@ -90,7 +92,9 @@ def _answer(fields: dict[str, Any]) -> tuple[str, str]:
     field, value = _first(fields, ANSWER_FIELDS)
     gold = _gold(value, field)
     if not gold:
-        raise BadRow("no gold answer", field=field or "answer", found="found none", fix="give the row its answer")
+        raise BadRow(
+            "no gold answer", field=field or "answer", found=_found_none(field, fields), fix="give the row its answer"
+        )
     match = GSM8K_ANSWER.fullmatch(gold) if field == "answer" and "solutions" not in fields else None
     if match is None:
         return "", gold
@@ -178,6 +182,10 @@ def _first(fields: dict[str, Any], paths: tuple[str, ...]) -> tuple[str, Any]:
         if path.partition(".")[0] in fields:
             present = path
     return present, None
+
+
+def _found_none(field: str, fields: dict[str, Any]) -> str:
+    return "found none" if field else f"found none among the columns {', '.join(sorted(fields))}"
 
 
 def _message(value: Any, field: str) -> tuple[str, str]:

@@ -104,6 +104,9 @@ def _parse_json(text: bytes, where: str) -> Any:
         return json.loads(text.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DataError(f"data {where}: not UTF-8 ({error}); save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        place = f"character {error.pos + 1}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+        raise DataError(f"data {where}: not JSON ({error.msg} at {place}); mend or remove it") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"data {where}: not JSON ({error}); mend or remove it") from None
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from trapo_lite.base_model import load_base
+from trapo_lite.config import ModelSection
 from trapo_lite.engines.base import Completion, EngineError, SampleRequest, check_request
 from trapo_lite.engines.sampling import draw, processed_logprobs
 from trapo_lite.parity import PEFT_PREFIX, checksum_of_pairs
@@ -65,7 +67,8 @@ class TransformersEngine:
         self.version: int | None = None
         self.publish_seconds = 0.0
         self.publish_bytes = 0
-        self._base: Any = load_base(model_path, self.dtype, quantize, config_overrides or {}, self.device)
+        section = ModelSection(name=model_path, dtype=dtype, quantize=quantize, config_overrides=config_overrides or {})
+        self._base: Any = load_base(section, device=self.device, attention="sdpa").eval()
         self._peft: PeftModel | None = None
         self._waiting: deque[Row] = deque()
         self._rows: list[Row] = []
@@ -258,26 +261,3 @@ def active_pairs(model: "PeftModel") -> dict[str, tuple[Tensor, Tensor]]:
                 a, b = module.lora_A[adapter].get_parameter("weight"), module.lora_B[adapter].get_parameter("weight")
                 pairs[name.removeprefix(PEFT_PREFIX)] = (a.detach(), b.detach() * module.scaling[adapter])
     return pairs
-
-
-def load_base(
-    model_path: str, dtype: torch.dtype, quantize: str, config_overrides: dict[str, Any], device: torch.device
-) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
-
-    config = AutoConfig.from_pretrained(model_path)
-    config.update(config_overrides)
-    quantization = None
-    if quantize == "nf4":
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-        )
-    model = AutoModelForCausalLM.from_pretrained(
-        model_path, config=config, dtype=dtype, quantization_config=quantization, device_map={"": device}
-    )
-    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
-        raise EngineError(
-            f"{model_path}: has layers other than full attention, which rollout.engine: transformers cannot batch; use "
-            "rollout.engine: vllm"
-        )
-    return model.eval()

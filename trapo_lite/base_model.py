@@ -1,0 +1,122 @@
+"""The frozen base: its config, what of it can be trained here, its weights."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from trapo_lite.config import ConfigError, ModelSection
+
+transformers_logging.disable_progress_bar()  # one bar per load, in the middle of the run's own display
+
+
+class ModelError(RuntimeError):
+    """The model cannot be loaded or trained as asked; the message says what to do."""
+
+
+def model_config(section: ModelSection) -> PreTrainedConfig:
+    """The model's config.json with `config_overrides` applied; refuses what the packed forward cannot compute."""
+    try:
+        config = AutoConfig.from_pretrained(section.name)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.name: cannot read {section.name!r}: {error}; give a model folder or hub id") from None
+    for key, value in section.config_overrides.items():
+        if key == "rope_theta":
+            raise ConfigError(
+                "model.config_overrides.rope_theta: transformers ignores it without a word; write "
+                f"rope_parameters: {{rope_type: default, rope_theta: {value}}}"
+            )
+        if not hasattr(config, key):
+            raise ConfigError(f"model.config_overrides.{key}: {section.name} has no such field; check config.json")
+        setattr(config, key, value)
+    _refuse_what_packing_changes(config, section.name)
+    return config
+
+
+def _refuse_what_packing_changes(config: PreTrainedConfig, name: str) -> None:
+    """The packed forward computes full attention, without dropout, and plain hidden @ head^T logits."""
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is None:  # Mistral, Phi-3: the field alone makes every layer slide
+        layer_types = ["full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"]
+    if set(layer_types) != {"full_attention"}:
+        raise ModelError(
+            f"model.name: {name} has layers of type {sorted(set(layer_types))}; take one with full attention"
+        )
+    if getattr(config, "attention_dropout", 0.0) != 0.0:
+        raise ConfigError("model.config_overrides.attention_dropout: a shared token has one mask; set it to 0")
+    for key in ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(config, key, None) not in (None, 1.0):
+            raise ModelError(
+                f"model.name: {name} has {key} {getattr(config, key)}, which is not computed here; take another"
+            )
+
+
+def load_base(section: ModelSection, *, device: torch.device | str, attention: str) -> PreTrainedModel:
+    """The frozen base in `section.dtype`, quantised if asked. ModelError where there are no weights to load."""
+    options: dict[str, Any] = {}
+    if section.quantize == "nf4":
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, section.dtype),
+        )
+        options["device_map"] = {"": torch.device(device)}
+    config = model_config(section)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            section.name, config=config, dtype=getattr(torch, section.dtype), attn_implementation=attention, **options
+        )
+    except (OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"model.name: cannot load {section.name!r}: {reason}; give a folder with weights") from None
+    return model if options else model.to(device)  # type: ignore[arg-type]
+
+
+def check_name(name: str) -> None:
+    """ConfigError where a model's name can only be a local folder, and is none: the hub is not worth asking."""
+    path = Path(name)
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        raise ConfigError(f"model.name: {name!r} is an adapter; give the model it belongs to, or a merged checkpoint")
+    if path.is_dir():
+        return
+    if path.exists():
+        raise ConfigError(f"model.name: {name!r} is a file; give the model's folder")
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or ("/" in name and path.parent.is_dir())
+    if is_path:
+        raise ConfigError(f"model.name: no folder {name!r} (relative to {Path.cwd()}); give a model's folder or hub id")
+
+
+def check_targets(config: PreTrainedConfig, targets: str | list[str]) -> None:
+    """ConfigError for a module name that no linear layer of the model has: PEFT ignores one among others silently."""
+    if isinstance(targets, str):
+        return
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            known = sorted({name.rpartition(".")[2] for name in names} - {"lm_head"})
+            raise ConfigError(f"lora.target_modules: no layer is called {target!r}; there are {', '.join(known)}")
+
+
+def check_rope(base: PreTrainedModel, section: ModelSection) -> None:
+    """Do the rotary embeddings turn at the frequencies that `config_overrides` asks for? Other spellings are ignored
+    silently by transformers. That the engine's are the same shows in the first comparison of log-probs."""
+    rope = section.config_overrides.get("rope_parameters")
+    if not rope or rope.get("rope_type", "default") != "default" or "rope_theta" not in rope:
+        return
+    buffers = dict(base.get_decoder().named_buffers())
+    found = buffers["rotary_emb.inv_freq"].float().cpu()
+    steps = torch.arange(found.numel(), dtype=torch.float32) / found.numel()
+    expected = float(rope["rope_theta"]) ** -steps
+    if not torch.allclose(found, expected, rtol=1e-3):
+        raise ModelError(
+            f"model.config_overrides.rope_parameters: theta {rope['rope_theta']} did not reach {section.name}: its "
+            f"slowest frequency is {found[-1]:.3g} instead of {expected[-1]:.3g}; compare with the model's config.json"
+        )
