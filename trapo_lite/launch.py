@@ -1,4 +1,4 @@
-"""How this process was started: ranks, threads, signals."""
+"""How this process was started and how it is stopped: launcher, threads, signals."""
 
 import ctypes
 import os
