@@ -42,7 +42,8 @@ def run_once(name: str, seed: int, overrides: list[str]) -> dict[str, Any]:
     config = ["--config", BASE_CONFIG, "--config", f"configs/algorithm/{name}.yaml"]
     subprocess.run([sys.executable, "scripts/train.py", *config, *settings], check=True)
     out = folder / "eval/test.json"
-    if not out.exists():
+    weights = folder / "adapter/adapter_model.safetensors"
+    if not out.exists() or out.stat().st_mtime < weights.stat().st_mtime:
         evaluate = [
             sys.executable,
             "scripts/evaluate.py",

@@ -131,7 +131,8 @@ class ScriptedVerifier:
                 ticket, text, gold = self._pending.pop(self.rng.randrange(len(self._pending)))
             if self.pause_s:
                 time.sleep(self.rng.random() * self.pause_s)
-            ticket.set_result(self._verdict(text, gold))
+            if ticket.set_running_or_notify_cancel():
+                ticket.set_result(self._verdict(text, gold))
 
     def __enter__(self) -> "ScriptedVerifier":
         return self

@@ -35,7 +35,7 @@ SFT = {"schedule": [{"num_rollouts": 1, "prefix_ratio": 1.0, "help_below": None}
 
 
 def algorithm(*, tis_cap: float | None = None, **section: object) -> Algorithm:
-    return Algorithm.from_config(AlgorithmSection(**section), tis_cap=tis_cap)
+    return Algorithm.from_config(AlgorithmSection(**section), tis_cap=tis_cap, max_response_tokens=8192)
 
 
 TRAPO = algorithm()

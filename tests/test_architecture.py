@@ -20,7 +20,7 @@ ROWS: list[tuple[str, str]] = [
     ("2 names to functions, edges", "algorithm engines/base data reward"),
     (
         "3 shell: parts",
-        "base_model tree_attention parity loggers display launch ranks run_folder rollout_metrics model_card "
+        "base_model branches tree_attention parity loggers display launch ranks run_folder rollout_metrics model_card "
         "export_report",
     ),
     ("3 shell: owners", "policy sampler engines"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from trapo_lite.algorithm import Algorithm
 from trapo_lite.config import Config, ConfigError, load_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -61,10 +62,17 @@ def test_a_later_algorithm_leaves_nothing_of_an_earlier_one(first, second):
 
 @pytest.mark.parametrize("base", BASES, ids=file_name)
 def test_every_base_trains_trapo_as_its_algorithm_file_does(base):
-    alone, by_file = load_config([base]), load_config([base, algorithm("trapo")])
-    assert alone.algorithm.normalizer_tokens == alone.rollout.max_response_tokens
-    scale = {"normalizer_tokens"}  # AdamW does not see a common factor of all components
-    assert alone.algorithm.model_dump(exclude=scale) == by_file.algorithm.model_dump(exclude=scale)
+    assert load_config([base]).algorithm == load_config([base, algorithm("trapo")]).algorithm
+
+
+@pytest.mark.parametrize("base", BASES, ids=file_name)
+def test_the_constant_normaliser_is_the_response_limit_unless_it_is_given(base):
+    config = load_config([base])
+    limit = config.rollout.max_response_tokens
+    built = Algorithm.from_config(config.algorithm, tis_cap=None, max_response_tokens=limit)
+    assert built.normalizer_tokens == limit
+    given = load_config([base], ["algorithm.normalizer_tokens=7"]).algorithm
+    assert Algorithm.from_config(given, tis_cap=None, max_response_tokens=limit).normalizer_tokens == 7
 
 
 def test_8xA100_is_the_setting_of_the_paper_with_lora():
@@ -82,7 +90,7 @@ def test_8xA100_is_the_setting_of_the_paper_with_lora():
     rollout = config.rollout
     assert (rollout.num_problems, rollout.max_response_tokens) == (32, 8192)
     assert (rollout.temperature, rollout.top_p, rollout.top_k, rollout.tis_cap) == (1.0, 1.0, 0, None)
-    assert (config.algorithm.schedule, config.algorithm.normalizer_tokens) == ("reference_code", 8192)
+    assert (config.algorithm.schedule, config.algorithm.normalizer) == ("reference_code", "constant")
     optim = config.optim
     assert (optim.name, optim.lr, optim.scheduler, optim.warmup_steps) == ("adamw", 2e-5, "constant", 0)
     assert (optim.weight_decay, optim.grad_clip, optim.updates_per_batch) == (0.01, 1.0, 1)

@@ -148,6 +148,23 @@ def test_a_bad_row_is_an_error_that_names_file_line_and_field(load, bad, message
     assert message in str(caught.value)
 
 
+def test_a_line_that_is_no_json_is_a_bad_row_too(load):
+    rows = json.dumps(ROWS[0]).encode() + b'\n{"problem": \n[1]\n'
+    with pytest.raises(DataError, match=r"made.jsonl line 2: not JSON \(Expecting value at .*on_bad_row: skip"):
+        load(rows)
+    assert load(rows, on_bad_row="skip")[1].rows_dropped == {"not a JSON object": 2}
+
+
+def test_two_files_of_one_name_have_ids_of_their_own(load, tmp_path):
+    files = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        files.append(tmp_path / folder / "train.jsonl")
+        files[-1].write_text('{"problem": "p", "answer": "1"}\n')
+    problems, _ = load([], train=[str(file) for file in files])
+    assert [problem.id for problem in problems] == ["train-0-0", "train-1-0"]
+
+
 def test_bad_rows_are_skipped_and_counted_on_request(load):
     problems, report = load(BAD_ROWS, on_bad_row="skip")
     assert [problem.id for problem in problems] == ["a", "c"]

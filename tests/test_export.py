@@ -235,7 +235,7 @@ def test_a_disk_that_is_too_small_is_found_before_writing(
 ):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**20, 2**20 - 1000, 1000))
-    with pytest.raises(ExportError, match="GiB are free"):
+    with pytest.raises(ExportError, match="MiB are free"):
         export()
     assert list(tmp_path.iterdir()) == []
 

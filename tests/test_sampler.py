@@ -12,7 +12,8 @@ from trapo_lite.sampler import Sampler, SamplingSettings, request_seed
 from trapo_lite.schedule import cut_prefix
 from trapo_lite.types import MicroGroup, Problem, Rollout, Verdict
 
-MODES = [(barrier, deterministic) for barrier in (False, True) for deterministic in (False, True)]
+SCHEDULES = ("barrier", "pipelined", "speculative")
+MODES = [(schedule, deterministic) for schedule in SCHEDULES for deterministic in (False, True)]
 SETTINGS = SamplingSettings(seed=5, max_response_tokens=40, stop_ids=(STOP_ID,))
 CODE = PRESETS["reference_code"]
 
@@ -121,9 +122,9 @@ def random_schedule(rng: random.Random) -> tuple[MicroGroup, ...]:
 
 @pytest.mark.parametrize("threaded", [False, True], ids=["verdicts-at-once", "verdicts-from-a-thread"])
 def test_every_mode_gives_the_rollouts_of_the_rule(threaded: bool) -> None:
-    """500 random verdict patterns, schedules and traces; in each the engine and the verifier finish as they like."""
+    """1000 random verdict patterns, schedules and traces; in each the engine and the verifier finish as they like."""
     guided_patterns = set()
-    for case in range(500):
+    for case in range(1000):
         rng = random.Random(case)
         problems = [random_problem(rng, str(number)) for number in range(rng.randint(1, 3))]
         micro_groups, limit, share = random_schedule(rng), rng.choice([6, 20, 60]), rng.choice([0.2, 0.5, 0.8])
@@ -133,20 +134,20 @@ def test_every_mode_gives_the_rollouts_of_the_rule(threaded: bool) -> None:
 
         expected = [one_by_one(item, micro_groups, judge, limit) for item in problems]
         guided_patterns |= {tuple(rollout.is_guided for rollout in group) for group in expected}
-        modes = MODES if not threaded else [MODES[case % 4]]
-        for number, (barrier, deterministic) in enumerate(modes):
-            engine = ScriptedEngine(order_seed=4 * case + number)
+        modes = MODES if not threaded else [MODES[case % len(MODES)]]
+        for number, (schedule, deterministic) in enumerate(modes):
+            engine = ScriptedEngine(order_seed=len(MODES) * case + number)
             with ScriptedVerifier(judge, threaded=threaded, order_seed=case, pause_s=1e-4) as verifier:
                 sampler = Sampler(
                     engine,
                     verifier,
                     micro_groups=micro_groups,
-                    settings=settings(max_response_tokens=limit, barrier=barrier, deterministic=deterministic),
+                    settings=settings(max_response_tokens=limit, schedule=schedule, deterministic=deterministic),
                     decode=decode,
                     is_boundary=is_boundary,
                 )
                 groups, _ = sampler.sample(problems, step=1)
-            assert groups == expected, (case, barrier, deterministic)
+            assert groups == expected, (case, schedule, deterministic)
     assert len(guided_patterns) > 20  # the cases did differ
 
 
@@ -241,7 +242,7 @@ def test_a_random_trace_is_a_function_of_seed_step_problem_and_micro_group() -> 
         return [[rollout.trace for rollout in group] for group in groups]
 
     chosen = traces()
-    assert chosen == traces() == traces(barrier=True) == traces(deterministic=True)
+    assert chosen == traces() == traces(schedule="barrier") == traces(deterministic=True)
     assert chosen != traces(seed=6)
     assert chosen != traces(step=2)
     assert all(group[4] == group[5] for group in chosen)  # one draw a micro-group
@@ -318,18 +319,18 @@ def test_pipelined_a_slow_problem_holds_back_no_other() -> None:
     engine = ScriptedEngine(delay=slow_first_problem)
     sample([problem("a"), problem("b")], engine=engine)
     order = submitted(engine)
-    assert order.index("1/1/6") < order.index("1/0/4")  # b's third micro-group before a's second
-    polls_before = [kind for kind, _ in engine.events[: engine.events.index(("submit", "1/1/6"))]].count("poll")
+    assert order.index("1/1/6g") < order.index("1/0/4g")  # b's third micro-group before a's second
+    polls_before = [kind for kind, _ in engine.events[: engine.events.index(("submit", "1/1/6g"))]].count("poll")
     assert polls_before < 50
 
 
 def test_barrier_waits_for_the_slowest_problem() -> None:
     engine = ScriptedEngine(delay=slow_first_problem)
-    sample([problem("a"), problem("b")], engine=engine, barrier=True)
+    sample([problem("a"), problem("b")], engine=engine, schedule="barrier")
     assert submitted(engine) == [
         *[f"1/{item}/{slot}" for item in (0, 1) for slot in (0, 1, 2, 3)],
-        *[f"1/{item}/{slot}" for item in (0, 1) for slot in (4, 5)],
-        *[f"1/{item}/{slot}" for item in (0, 1) for slot in (6,)],
+        *[f"1/{item}/{slot}g" for item in (0, 1) for slot in (4, 5)],
+        *[f"1/{item}/{slot}g" for item in (0, 1) for slot in (6,)],
     ]
 
 
@@ -388,10 +389,10 @@ def test_progress_counts_verdicts_up_to_all_of_them() -> None:
             decode=decode,
             is_boundary=is_boundary,
         )
-        _, times = sampler.sample([problem("a"), problem("b")], step=1, on_progress=lambda *x: seen.append(x))
+        _, report = sampler.sample([problem("a"), problem("b")], step=1, on_progress=lambda *x: seen.append(x))
     assert seen[-1] == (16, 16)
     assert seen == sorted(seen)
-    assert times.engine > 0 and times.verdicts >= 0
+    assert report.engine_seconds > 0 and report.verdict_seconds >= 0
 
 
 def test_no_problems_is_no_work() -> None:

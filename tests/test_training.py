@@ -12,6 +12,7 @@ from trapo_lite.base_model import ModelError
 from trapo_lite.checkpoint import CheckpointError
 from trapo_lite.config import Config, ConfigError, validate
 from trapo_lite.data import DataError
+from trapo_lite.engines.base import EngineError
 from trapo_lite.run_folder import RunFolder, differences, read_metrics
 from trapo_lite.trainer import train
 
@@ -220,7 +221,7 @@ def no_model(*_args, **_kwargs):
     ("changes", "error", "message"),
     [
         ({"data": {"train": "nowhere.jsonl"}}, DataError, "nowhere.jsonl"),
-        ({"model": {"name": "./no-model"}}, Exception, "no-model"),
+        ({"model": {"name": "./no-model"}}, ConfigError, "no folder './no-model'"),
         ({"lora": {"init_from": "no-adapter"}}, ConfigError, "no adapter_config.json"),
         (
             {"lora": {"target_modules": ["q_proj", "k_prj"]}},
@@ -250,6 +251,39 @@ def test_a_folder_without_weights_or_with_an_adapter_is_no_model(make_config, mo
     adapter = train(make_config(algorithm=SFT, name="sft", train={"max_steps": 1})) / "adapter"
     with pytest.raises(ConfigError, match="is an adapter"):
         train(make_config(model={"name": str(adapter)}))
+
+
+def test_a_run_killed_before_it_left_its_adapter_leaves_it_when_started_again(make_config, capsys) -> None:
+    folder = train(make_config(train={"max_steps": 1}))
+    shutil.copytree(folder / "adapter", folder / "old")
+    train(make_config(train={"max_steps": 2}))
+    newest = (folder / "adapter/adapter_model.safetensors").read_bytes()
+    shutil.rmtree(folder / "adapter")
+    (folder / "old").rename(folder / "adapter")  # as if killed between the last checkpoint and the new adapter
+    train(make_config(train={"max_steps": 2}))
+    assert (folder / "adapter/adapter_model.safetensors").read_bytes() == newest
+    capsys.readouterr()
+    train(make_config(train={"max_steps": 2}))
+    assert "is complete: 2 steps done" in capsys.readouterr().out
+
+
+def test_whatever_ends_a_run_the_steps_it_logged_are_kept(make_config, monkeypatch: pytest.MonkeyPatch) -> None:
+    update = trainer.update_policy
+
+    def dies_in_the_third_step(*args, **kwargs):
+        if (folder / "rollouts/step-000002.jsonl").exists():
+            raise EngineError("it died")
+        return update(*args, **kwargs)
+
+    config = make_config(train={"max_steps": 4, "save_every": 100})
+    folder = config.run.folder
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "update_policy", dies_in_the_third_step)
+        with pytest.raises(EngineError):
+            train(config)
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-000002"]
+    whole = train(make_config(name="whole", train={"max_steps": 4, "save_every": 100}))
+    assert differences(whole, train(config)) == []
 
 
 def test_a_run_that_goes_on_says_that_its_export_is_of_an_earlier_end(make_config, capsys) -> None:

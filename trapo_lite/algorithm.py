@@ -44,8 +44,14 @@ class Algorithm:
     tis_cap: float | None
 
     @classmethod
-    def from_config(cls, section: AlgorithmSection, *, tis_cap: float | None) -> "Algorithm":
+    def from_config(
+        cls, section: AlgorithmSection, *, tis_cap: float | None, max_response_tokens: int | None = None
+    ) -> "Algorithm":
+        """`max_response_tokens` is what `normalizer: constant` divides by where normalizer_tokens does not say it."""
         has_prefix_loss = section.has_prefix_loss
+        constant = section.normalizer_tokens or max_response_tokens
+        if section.normalizer == "constant" and constant is None:
+            raise ValueError("normalizer_tokens: not given, and neither is max_response_tokens; give one of them")
         return cls(
             micro_groups=section.micro_groups,
             prefix_loss=PREFIX_LOSSES[section.prefix_loss](section) if has_prefix_loss else None,
@@ -57,7 +63,7 @@ class Algorithm:
             clip_high=section.clip_high,
             entropy_weight=section.entropy_weight,
             kl_weight=section.kl_weight,
-            normalizer_tokens=section.normalizer_tokens if section.normalizer == "constant" else None,
+            normalizer_tokens=constant if section.normalizer == "constant" else None,
             tis_cap=tis_cap,
         )
 

@@ -1,5 +1,6 @@
 """The frozen base: its config, what of it can be trained here, its weights."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from trapo_lite.config import ConfigError, ModelSection
 
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns about an optional kernel whenever PEFT imports it
 transformers_logging.disable_progress_bar()  # one bar per load, in the middle of the run's own display
 
 
@@ -89,7 +91,7 @@ def check_name(name: str) -> None:
         raise ConfigError(f"model.name: {name!r} is a file; give the model's folder")
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or ("/" in name and path.parent.is_dir())
     if is_path:
-        raise ConfigError(f"model.name: no folder {name!r} (relative to {Path.cwd()}); give a model's folder or hub id")
+        raise ConfigError(f"model.name: no folder {name!r} ({path.absolute()}); give a model's folder or hub id")
 
 
 def check_targets(config: PreTrainedConfig, targets: str | list[str]) -> None:

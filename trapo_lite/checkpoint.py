@@ -25,6 +25,7 @@ from torch import Tensor
 from trapo_lite.policy import Policy
 
 MANIFEST = "manifest.json"
+FILES = {"adapter_model.safetensors", "adapter_config.json", "optimizer.safetensors", "rng.safetensors", "state.json"}
 MAX_SHOWN = 60  # characters of a value in a message
 DESCRIPTIONS = {
     "configuration": "another configuration",
@@ -99,14 +100,16 @@ def find_checkpoint(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
         problem = _damage(folder)
         if problem is None:
             return Checkpoint(folder, json.loads((folder / "state.json").read_text(encoding="utf-8"))), damaged
-        damaged.append(f"{folder}: {problem}; using the checkpoint before it")
+        damaged.append(f"{folder}: {problem}; looking at the checkpoint before it")
+    if damaged:
+        damaged.append(f"{checkpoints}: no checkpoint is whole: starting over")
     return None, damaged
 
 
 def set_aside_after(checkpoints: Path, step: int) -> None:
     """Rename checkpoints newer than the one a run goes on from: they are damaged, and must not count as kept."""
     for folder in _folders(checkpoints):
-        if folder.name > f"step-{step:06d}":
+        if _step_of(folder) > step:
             damaged = folder.with_name(f"damaged-{folder.name}")
             shutil.rmtree(damaged, ignore_errors=True)
             folder.rename(damaged)
@@ -163,17 +166,25 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
 
 
 def _folders(checkpoints: Path) -> list[Path]:
-    return sorted(p for p in checkpoints.glob("step-*") if p.is_dir())
+    return sorted((p for p in checkpoints.glob("step-*") if p.is_dir()), key=_step_of)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _damage(folder: Path) -> str | None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if not manifest.keys() >= FILES:
+            return f"{MANIFEST} does not name every file"
         for name, expected in manifest.items():
             if _fingerprint(folder / name) != expected:
                 return f"{name} is damaged (size or checksum differ)"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        return f"{Path(error.filename).name} cannot be read ({error.strerror})"
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
         return f"{MANIFEST} is damaged (not JSON)"
     return None

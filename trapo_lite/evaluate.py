@@ -18,7 +18,7 @@ from trapo_lite import parity
 from trapo_lite.base_model import check_name, model_config
 from trapo_lite.config import Config, ConfigError, load_config
 from trapo_lite.data import DataError, load_problems, load_tokenizer, text_of
-from trapo_lite.engines.base import FIRST_ADAPTER_ID, RolloutEngine
+from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.start import start_engine
 from trapo_lite.evaluation import EvalResult, evaluate_problems
 from trapo_lite.inputs import sampling_settings
@@ -174,15 +174,14 @@ def _require_positions(config: Config, problems: Sequence[Problem], limit: int) 
     if needed > available:
         raise ConfigError(
             f"eval.max_response_tokens: prompt and answer need {needed} tokens, but {config.model.name} has positions "
-            f"for {available}; lower it or raise max_position_embeddings in model.config_overrides"
+            f"for {available}; lower it, or give --config with the settings that the model was trained with"
         )
     return needed
 
 
 def _publish(engine: RolloutEngine, adapter_dir: Path, *, dtype: torch.dtype) -> None:
-    engine.publish(adapter_dir, FIRST_ADAPTER_ID)
-    expected = parity.checksum(adapter_dir, dtype=dtype)
-    parity.require_checksum(engine.adapter_checksum(), expected=expected, version=FIRST_ADAPTER_ID)
+    engine.publish(adapter_dir, 1)
+    parity.require_checksum(engine.adapter_checksum(), expected=parity.checksum(adapter_dir, dtype=dtype), version=1)
 
 
 def _write(target: EvalTarget, result: EvalResult, decode: Callable[[Sequence[int]], str], *, seconds: float) -> None:

@@ -69,8 +69,9 @@ class EvalResult:
         """Names from `metrics.TABLE`, to be added up over ranks."""
         correct = sum(rollout.verdict.is_correct for rollout in self.rollouts)
         cut = sum(rollout.finish_reason == "length" for rollout in self.rollouts)
-        num = len(self.rollouts)
-        return {"eval/accuracy": Mean(float(correct), num), "eval/truncated": Mean(float(cut), num)}
+        late = sum(rollout.verdict.kind == "timeout" for rollout in self.rollouts)
+        counts = {"eval/accuracy": correct, "eval/truncated": cut, "eval/timeout": late}
+        return {name: Mean(float(count), len(self.rollouts)) for name, count in counts.items()}
 
     def summary(self) -> dict[str, Any]:
         """For JSON: null where there is no data."""
@@ -154,7 +155,7 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     """Wilson's 95 % score interval of a share.
 
     >>> low, high = wilson_interval(10, 10)
-    >>> round(low, 3), high
+    >>> round(low, 3), round(high, 3)
     (0.722, 1.0)
     """
     z = 1.959964

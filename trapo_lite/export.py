@@ -195,7 +195,7 @@ def _save(merged: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerB
     needed = sum(p.numel() * p.element_size() for p in merged.parameters())
     free = shutil.disk_usage(folder.parent).free
     if needed > free:
-        raise OSError(f"{needed / 2**30:.1f} GiB are needed, {free / 2**30:.1f} GiB are free on this disk")
+        raise OSError(f"{needed >> 20:,} MiB are needed, {free >> 20:,} MiB are free on this disk")
     pad_id = tokenizer.pad_token_id
     merged.generation_config = GenerationConfig(do_sample=True, eos_token_id=eos_id, pad_token_id=pad_id)
     merged.config.eos_token_id = eos_id

@@ -7,7 +7,7 @@ from typing import Any
 from trapo_lite.base_model import model_config
 from trapo_lite.config import Config
 
-HEADER_BYTES = 1 << 20  # of each file of weights: its header, and enough of the weights to tell two trainings apart
+SAMPLES, SAMPLE_BYTES = 64, 1 << 16  # of each file of weights: pieces at equal distances, the header among them
 
 # What may differ when a run goes on: how long, how often and where, but not what is computed.
 MAY_CHANGE = {
@@ -16,15 +16,24 @@ MAY_CHANGE = {
     "run": {"dir", "name", "tensorboard", "wandb_project"},
 }
 
+# What moves results by rounding alone: it may differ too, unless bits were promised.
+MAY_CHANGE_INEXACTLY = {
+    "model": {"gradient_checkpointing"},
+    "rollout": {"schedule", "gpu_memory_fraction", "max_num_seqs", "kv_cache_gib", "num_threads"},
+    "reward": {"num_workers", "memory_mb"},
+    "train": {"tokens_per_batch"},
+}
+
 
 def run_identity(config: Config, *, data_fingerprint: str, num_processes: int) -> dict[str, Any]:
     """Configuration (without what may change), base model, data and number of processes, as JSON values."""
     resolved = config.model_dump(mode="json")
     if config.optim.scheduler != "constant":
         resolved["optim"]["max_steps"] = config.train.max_steps
-    for section, keys in MAY_CHANGE.items():
-        for key in keys:
-            del resolved[section][key]
+    for may_change in (MAY_CHANGE,) if config.run.deterministic else (MAY_CHANGE, MAY_CHANGE_INEXACTLY):
+        for section, keys in may_change.items():
+            for key in keys:
+                del resolved[section][key]
     base = model_config(config.model).to_dict()
     base.pop("transformers_version", None)
     return {
@@ -36,9 +45,13 @@ def run_identity(config: Config, *, data_fingerprint: str, num_processes: int) -
 
 
 def _weights(name: str) -> str:
-    """What tells one set of weights in a local folder from another: names, sizes and headers; a hub id is its own."""
+    """What tells one set of weights in a local folder from another: names, sizes and samples; a hub id is its own."""
     digest = hashlib.sha256()
     for file in sorted(Path(name).glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
         with file.open("rb") as content:
-            digest.update(f"{file.name} {file.stat().st_size}".encode() + content.read(HEADER_BYTES))
+            for sample in range(SAMPLES):
+                content.seek(sample * size // SAMPLES)
+                digest.update(content.read(SAMPLE_BYTES))
     return digest.hexdigest()[:16] if Path(name).is_dir() else name

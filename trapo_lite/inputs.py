@@ -83,6 +83,6 @@ def sampling_settings(
         temperature=temperature,
         top_p=config.rollout.top_p,
         top_k=config.rollout.top_k,
-        barrier=config.rollout.schedule == "barrier",
+        schedule=config.rollout.schedule,
         deterministic=config.run.deterministic,
     )

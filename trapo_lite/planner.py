@@ -38,7 +38,9 @@ def plan_lines(config: Config) -> list[str]:
     loss = " + ".join(part for part in (prefix, own, *extras) if part)
     divisor = "each component's number of tokens"
     if algorithm.normalizer == "constant":
-        divisor = f"{algorithm.normalizer_tokens} tokens x {rollout.num_problems} problems"
+        divisor = (
+            f"{algorithm.normalizer_tokens or rollout.max_response_tokens} tokens x {rollout.num_problems} problems"
+        )
     lines += [
         f"loss      {loss}, divided by {divisor}",
         f"update    {optim.name}, lr {optim.lr:g} {optim.scheduler}, clip {optim.grad_clip}, "

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +21,6 @@ from trapo_lite.tree import Group, pack
 from trapo_lite.types import PackedBatch, Rollout, Verdict
 
 ALL_ATTENTION_FUNCTIONS.register("packed_tree", tree_attention.packed_tree_attention)
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns about an optional kernel whenever PEFT imports it
 
 FLEX_SMALLEST = 1024  # T is padded to this times a power of two, so that FlexAttention compiles for few lengths
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import Config, DataSection
-from trapo_lite.data import DataError, DataReport, check_sources, is_boundary_fn, load_tokenizer
+from trapo_lite.data import DataError, DataReport, check_sources, is_boundary_fn, load_tokenizer, text_of
 from trapo_lite.data.loading import Grader, Loaded, load_with_rows
 from trapo_lite.data.rows import Example
 from trapo_lite.reward import MathVerifier
@@ -101,7 +101,7 @@ def show_problem(
     is_boundary = is_boundary_fn(tokenizer)
     _print_lines(console, [f"\nproblem {problem.id}, answer {problem.answer}"])
     _print_title(console, f"prompt, {len(problem.prompt_ids)} tokens")
-    _print_lines(console, [_decode(tokenizer, problem.prompt_ids)])
+    _print_lines(console, [text_of(tokenizer, problem.prompt_ids, with_special=True)])
     cuts: list[dict[int, int]] = [{} for _ in problem.expert_ids]
     for number, micro_group in enumerate(micro_groups):
         help_lines = []
@@ -142,10 +142,10 @@ def _marked_trace(token_ids: Sequence[int], cuts: dict[int, int], tokenizer: Pre
     text = Text()
     start = 0
     for number, keep in sorted(cuts.items(), key=lambda cut: cut[1]):
-        text.append(_decode(tokenizer, token_ids[start:keep]), style=_style(number))
+        text.append(text_of(tokenizer, token_ids[start:keep], with_special=True), style=_style(number))
         text.append(f"<<{number + 1}", style="bold reverse")
         start = keep
-    return text.append(_decode(tokenizer, token_ids[start:]), style="dim")
+    return text.append(text_of(tokenizer, token_ids[start:], with_special=True), style="dim")
 
 
 def _load(config: Config, data: DataSection, tokenizer: PreTrainedTokenizerBase, grader: Grader | None) -> Loaded:
@@ -167,10 +167,6 @@ def _other_reading(
         return f"{where} the same"
     graded = f", {change.num_unverified} of {change.num_graded} do not verify" if change.num_graded else ""
     return f"{where} {change.num_traces} traces, median {change.trace_lengths.get('median', 0)} tokens{graded}"
-
-
-def _decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _style(number: int) -> str:

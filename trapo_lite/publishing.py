@@ -36,7 +36,6 @@ class Publisher:
         self.version: int | None = None
         self._scratch = scratch
         shutil.rmtree(scratch, ignore_errors=True)
-        self.num_bytes = 0
         self._dtype = policy.autocast_dtype or torch.float32
         self._probe = parity.probe_sequences(vocab_size=vocab_size, num_tokens=num_tokens, max_length=max_length)
         self._previous: list[float] | None = None
@@ -51,7 +50,6 @@ class Publisher:
         if version == self.version and self._result is not None:
             return self._result
         self.policy.save_adapter(self._scratch)
-        self.num_bytes = sum(path.stat().st_size for path in self._scratch.glob("*.safetensors"))
         self.engine.publish(self._scratch, version)
         expected = parity.checksum(self._scratch, dtype=self._dtype)
         shutil.rmtree(self._scratch)

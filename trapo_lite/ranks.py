@@ -1,5 +1,6 @@
 """The processes of a run, as equals: what each of them knows of itself, and what they tell each other (DESIGN 6)."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TypeVar
@@ -47,6 +48,18 @@ class Ranks:
         for part in self.gather([dict(metrics)]):
             summed = metric_table.add(summed, part)
         return summed
+
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """The greatest of each value over the ranks: of seconds, what the slowest took."""
+        return [max(column) for column in zip(*self.gather([tuple(values)]), strict=True)]
+
+    def require_equal(self, tensors: Sequence[Tensor], *, what: str) -> None:
+        """RuntimeError unless every rank holds the same bits."""
+        digest = hashlib.sha256()
+        for tensor in tensors:
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        if len(set(self.gather([digest.hexdigest()]))) > 1:
+            raise RuntimeError(f"{what} differs between the processes of this run; start all of them from one version")
 
     def wait(self) -> None:
         self._accelerator.wait_for_everyone()

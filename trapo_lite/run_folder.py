@@ -1,6 +1,7 @@
 """A run's folder (DESIGN 9): one process at a time, lines that can be cut back to a checkpoint."""
 
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -30,7 +31,12 @@ class RunFolder:
     def open(cls, config: Config, *, restart: bool) -> "RunFolder":
         """Lock the folder, making it if need be; with `restart` an old one is renamed first, never deleted."""
         folder = cls(config.run.folder)
-        folder.path.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"run.dir: {folder.path} cannot be made ({error.strerror}); choose a folder you may write to"
+            ) from None
         folder._take_lock()
         if restart and any(folder.path.iterdir()):
             old = folder.path.with_name(f"{folder.path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -53,6 +59,11 @@ class RunFolder:
         shutil.rmtree(self.path / name, ignore_errors=True)
         temporary.rename(self.path / name)
 
+    def holds_adapter_of(self, checkpoint: Path) -> bool:
+        """Is adapter/ what that checkpoint holds? A run may have been killed between the two."""
+        weights = "adapter_model.safetensors"
+        return _bytes(self.path / "adapter" / weights) == _bytes(checkpoint / weights) is not None
+
     def outdated(self) -> list[str]:
         """A line where a run that goes on leaves results of its earlier end behind."""
         found = [name for name in ("adapter", "merged") if (self.path / name).is_dir()]
@@ -74,13 +85,13 @@ class RunFolder:
     def cut_back(self, step: int) -> None:
         """Forget every line about steps after `step`: they will be done again."""
         if self.metrics_file.exists():
-            lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            lines = self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            kept = list(itertools.takewhile(lambda line: (_step_of(line) or step + 1) <= step, lines))
             temporary = self.metrics_file.with_suffix(".tmp")
             temporary.write_text("".join(kept), encoding="utf-8")
             temporary.rename(self.metrics_file)
         for file in self.rollouts.glob("step-*.jsonl"):
-            if file > self._rollouts_file(step):
+            if int(file.stem.removeprefix("step-")) > step:
                 file.unlink()
 
     def close(self) -> None:
@@ -111,10 +122,19 @@ class RunFolder:
 def load_run_config(run: Path, files: Sequence[str] = (), overrides: Sequence[str] = ()) -> Config:
     """The configuration of the run in a folder, with more files and overrides on top."""
     if not (run / "config.yaml").is_file():
-        siblings = ", ".join(sorted(path.parent.name for path in run.parent.glob("*/config.yaml"))[:10])
-        hint = f"; there are {siblings}" if siblings else ""
+        near = [path.parent for path in (*run.glob("*/config.yaml"), *run.parent.glob("*/config.yaml"))]
+        near = [run.parent, *near] if (run.parent / "config.yaml").is_file() else near
+        hint = f"; there are {', '.join(map(str, sorted(near)[:10]))}" if near else ""
         raise ConfigError(f"--run {run}: holds no config.yaml, so it is no run's folder{hint}; give DIR/NAME of a run")
     return load_config([str(run / "config.yaml"), *files], overrides)
+
+
+def _step_of(line: str) -> int | None:
+    """None for a line that was not written whole."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith("\n") else None
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,23 +1,29 @@
 """Rollouts of a step: micro-groups decided per problem, each rollout graded the moment it ends (METHOD 3, DESIGN 7).
 
-    micro-group -> requests -> engine -> completion -> verifier -> verdict -> next micro-group of that problem
+    branch -> request -> engine -> completion -> verifier -> verdict -> which branches of that problem are needed now
 
-`pipelined` moves each problem on as soon as its own verdicts are in; `barrier` waits for every problem's micro-group
-before any starts its next, as the official code does. Seeds belong to rollouts, so both give the same rollouts.
+Three schedules start branches (`branches`) at three moments, and end with the same rollouts, since seeds belong to
+rollouts:
+
+    barrier      a micro-group of all problems, when every verdict on the one before it is in (the official code)
+    pipelined    a branch, as soon as the verdicts so far make it certain that it is needed
+    speculative  a branch at once; it is aborted as soon as the verdicts rule it out
 """
 
 import concurrent.futures
 import hashlib
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, Protocol
 
+from trapo_lite.branches import Branch, GroupInProgress
 from trapo_lite.engines.base import Completion, RolloutEngine, SampleRequest
-from trapo_lite.schedule import cut_prefix, prefix_ratio
-from trapo_lite.types import FinishReason, MicroGroup, Problem, Rollout, Verdict
+from trapo_lite.types import MicroGroup, Problem, Rollout, Verdict
 
+Schedule = Literal["barrier", "pipelined", "speculative"]
 IDLE_WAIT_SECONDS = 0.5
 
 
@@ -35,26 +41,19 @@ class SamplingSettings:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
-    barrier: bool = False
+    schedule: Schedule = "pipelined"
     deterministic: bool = False
 
 
 @dataclass(frozen=True)
-class SamplingTimes:
-    """Seconds of a rollout phase: in the engine, and waiting for verdicts with nothing left to decode."""
+class PhaseReport:
+    """What a rollout phase cost: seconds in the engine, and seconds waiting for verdicts with nothing left to decode;
+    requests to the engine, and those of them that the verdicts ruled out."""
 
-    engine: float = 0.0
-    verdicts: float = 0.0
-
-
-@dataclass
-class _GroupInProgress:
-    """One problem on its way through the micro-groups; `waiting_for` are the slots whose verdicts are not in."""
-
-    problem: Problem
-    next_micro_group: int = 0
-    rollouts: list[Rollout] = field(default_factory=list)
-    waiting_for: set[int] = field(default_factory=set)
+    engine_seconds: float = 0.0
+    verdict_seconds: float = 0.0
+    num_requests: int = 0
+    num_discarded: int = 0
 
 
 def request_seed(run_seed: int, step: int, problem_id: str, slot: int, is_guided: bool) -> int:
@@ -89,47 +88,65 @@ class Sampler:
 
     def sample(
         self, problems: Sequence[Problem], *, step: int, on_progress: Callable[[int, int], None] | None = None
-    ) -> tuple[list[list[Rollout]], SamplingTimes]:
+    ) -> tuple[list[list[Rollout]], PhaseReport]:
         """One group of rollouts per problem, in the order of `problems`; a group is in slot order.
 
         `on_progress(done, expected)` is called as verdicts come in.
         """
-        phase = _RolloutPhase(self, [_GroupInProgress(problem) for problem in problems], step)
+        phase = _RolloutPhase(self, problems, step)
         if self.engine is not None and self.settings.deterministic:
             self.engine.reset_prefix_cache()
-        expected = len(problems) * sum(group.num_rollouts for group in self.micro_groups)
-        phase.advance()
-        while not phase.is_done():
+        phase.start_branches()
+        while not phase.is_done:
             phase.engine_step()
             phase.collect_verdicts()
-            phase.advance()
+            phase.start_branches()
             if on_progress is not None:
-                on_progress(phase.num_graded, expected)
-        return [group.rollouts for group in phase.groups], phase.times
+                on_progress(phase.num_settled, phase.num_rollouts)
+        return [[left[0].rollout for left in group.candidates] for group in phase.groups], phase.report
 
 
 class _RolloutPhase:
     """What is in flight while one step's rollouts are drawn."""
 
-    def __init__(self, sampler: Sampler, groups: list[_GroupInProgress], step: int) -> None:
-        self.sampler, self.groups, self.step = sampler, groups, step
-        self.in_engine: dict[str, tuple[int, int]] = {}  # request id -> group index, slot
-        self.in_verifier: dict[concurrent.futures.Future[Verdict], tuple[int, int]] = {}
-        self.num_graded = 0
-        self.times = SamplingTimes()
+    def __init__(self, sampler: Sampler, problems: Sequence[Problem], step: int) -> None:
+        self.sampler, self.step = sampler, step
+        self.groups = [
+            GroupInProgress(
+                problem,
+                sampler.micro_groups,
+                max_response_tokens=sampler.settings.max_response_tokens,
+                pick_trace=partial(self._random_trace, problem),
+                is_boundary=sampler.is_boundary,
+            )
+            for problem in problems
+        ]
+        self.num_rollouts = sum(len(group.candidates) for group in self.groups)
+        self.settled = [group.num_settled for group in self.groups]
+        self.changed = set(range(len(self.groups)))  # problems whose verdicts have moved since branches were started
+        self.in_engine: dict[str, tuple[int, Branch]] = {}  # request id -> problem's index, branch
+        self.in_verifier: dict[concurrent.futures.Future[Verdict], tuple[int, Branch]] = {}
+        self.report = PhaseReport()
 
+    @property
+    def num_settled(self) -> int:
+        return sum(self.settled)
+
+    @property
     def is_done(self) -> bool:
-        num_micro_groups = len(self.sampler.micro_groups)
-        return all(not g.waiting_for and g.next_micro_group == num_micro_groups for g in self.groups)
+        return self.num_settled == self.num_rollouts
 
-    def advance(self) -> None:
-        """Start the next micro-group of every problem that is ready for it, in problem order."""
-        settings, last = self.sampler.settings, len(self.sampler.micro_groups)
-        if settings.barrier and any(group.waiting_for for group in self.groups):
-            return
-        for index, group in enumerate(self.groups):
-            if not group.waiting_for and group.next_micro_group < last:
-                self._start_micro_group(index)
+    def start_branches(self) -> None:
+        """Drop what the newest verdicts rule out, then start what the schedule wants started."""
+        for index in sorted(self.changed):
+            for branch in self.groups[index].rule_out():
+                self._drop(index, branch)
+            self.settled[index] = self.groups[index].num_settled
+        wanted = [(is_certain, branch.micro_group, index, branch) for is_certain, index, branch in self._startable()]
+        self.changed.clear()
+        # What is needed for certain goes first, then what is needed soon; the sort leaves slots in their order.
+        for _, _, index, branch in sorted(wanted, key=lambda item: (not item[0], item[1], item[2])):
+            self._start(index, branch)
 
     def engine_step(self) -> None:
         if not self.in_engine:
@@ -137,9 +154,17 @@ class _RolloutPhase:
         started = time.perf_counter()
         assert self.sampler.engine is not None
         completions = self.sampler.engine.poll()
-        for completion in sorted(completions, key=lambda completion: self.in_engine[completion.request_id]):
-            self._finish(*self.in_engine.pop(completion.request_id), completion)
-        self.times = replace(self.times, engine=self.times.engine + time.perf_counter() - started)
+        for completion in sorted(completions, key=self._place):
+            index, branch = self.in_engine.pop(completion.request_id)
+            branch.rollout = replace(
+                branch.rollout,
+                completion_ids=completion.token_ids,
+                completion_logprobs=completion.logprobs,
+                finish_reason=completion.finish_reason,
+                adapter_version=completion.adapter_version,
+            )
+            self._grade(index, branch)
+        self._count(engine_seconds=time.perf_counter() - started)
 
     def collect_verdicts(self) -> None:
         """Take the verdicts that are in; wait for all of them in deterministic mode, for one if nothing is decoding."""
@@ -153,97 +178,82 @@ class _RolloutPhase:
                 self.in_verifier, timeout=IDLE_WAIT_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED
             )
         for ticket in [ticket for ticket in self.in_verifier if ticket.done()]:
-            index, slot = self.in_verifier.pop(ticket)
-            group, verdict = self.groups[index], ticket.result()
-            group.rollouts[slot] = replace(group.rollouts[slot], verdict=verdict, reward=float(verdict.is_correct))
-            group.waiting_for.discard(slot)
-            self.num_graded += 1
-        self.times = replace(self.times, verdicts=self.times.verdicts + time.perf_counter() - started)
+            index, branch = self.in_verifier.pop(ticket)
+            verdict = ticket.result()
+            branch.rollout = replace(branch.rollout, verdict=verdict, reward=float(verdict.is_correct))
+            branch.state = "graded"
+            self.changed.add(index)
+        self._count(verdict_seconds=time.perf_counter() - started)
 
-    def _start_micro_group(self, index: int) -> None:
-        group, settings = self.groups[index], self.sampler.settings
-        number, micro_group = group.next_micro_group, self.sampler.micro_groups[group.next_micro_group]
-        trace, prefix_ids = self._prefix(group, number, micro_group)
-        group.next_micro_group += 1
-        first_trained = micro_group.num_rollouts - (
-            micro_group.num_rollouts if micro_group.num_trained is None else micro_group.num_trained
-        )
-        for place in range(micro_group.num_rollouts):
-            slot = len(group.rollouts)
-            is_whole_trace = bool(prefix_ids) and len(prefix_ids) == len(group.problem.expert_ids[trace or 0])
-            room = settings.max_response_tokens - len(prefix_ids)
-            reason: FinishReason = "expert" if is_whole_trace else "length"
-            group.rollouts.append(
-                Rollout(
-                    problem_id=group.problem.id,
-                    slot=slot,
-                    prompt_ids=group.problem.prompt_ids,
-                    prefix_ids=prefix_ids,
-                    completion_ids=(),
-                    completion_logprobs=(),
-                    finish_reason=reason,
-                    trace=trace,
-                    train_prefix=bool(prefix_ids) and place >= first_trained,
-                    adapter_version=None,
-                    verdict=Verdict("no_answer"),
-                    reward=0.0,
-                )
-            )
-            group.waiting_for.add(slot)
-            if is_whole_trace or room <= 0:
-                self._grade(index, slot)
-            else:
-                self._submit(index, slot, room)
+    def _startable(self) -> Iterator[tuple[bool, int, Branch]]:
+        """(is certain, problem's index, branch) for every branch that the schedule would have started by now."""
+        schedule = self.sampler.settings.schedule
+        if schedule == "barrier":
+            if self.in_engine or self.in_verifier:
+                return
+            current = min((group.current_micro_group for group in self.groups), default=0)
+            self.changed = set(range(len(self.groups)))
+        for index in sorted(self.changed):
+            for left in self.groups[index].candidates:
+                for branch in left:
+                    if branch.state != "planned" or (len(left) > 1 and schedule != "speculative"):
+                        continue
+                    if schedule != "barrier" or branch.micro_group == current:
+                        yield len(left) == 1, index, branch
 
-    def _prefix(
-        self, group: _GroupInProgress, number: int, micro_group: MicroGroup
-    ) -> tuple[int | None, tuple[int, ...]]:
-        """The expert trace this micro-group starts from and how much of it; (None, ()) where it gets no help."""
-        ratio = prefix_ratio(micro_group, [rollout.reward for rollout in group.rollouts])
-        traces = group.problem.expert_ids
-        if ratio == 0.0 or not traces:
-            return None, ()
-        trace = micro_group.trace
-        if trace is None:
-            draw = _digest(self.sampler.settings.seed, self.step, group.problem.id, number, "trace")
-            trace = random.Random(draw).randrange(len(traces))
-        elif trace >= len(traces):
-            trace = 0
-        keep = cut_prefix(traces[trace], ratio, self.sampler.is_boundary)
-        return (trace, traces[trace][:keep]) if keep else (None, ())
-
-    def _submit(self, index: int, slot: int, room: int) -> None:
-        rollout, settings = self.groups[index].rollouts[slot], self.sampler.settings
+    def _start(self, index: int, branch: Branch) -> None:
+        if branch.room == 0:
+            self._grade(index, branch)
+            return
+        rollout, settings = branch.rollout, self.sampler.settings
         if self.sampler.engine is None:
             raise RuntimeError(f"sampler: problem {rollout.problem_id} must be sampled but there is no engine")
         request = SampleRequest(
-            request_id=f"{self.step}/{index}/{slot}",
+            request_id=self._request_id(index, branch),
             token_ids=rollout.prompt_ids + rollout.prefix_ids,
-            seed=request_seed(settings.seed, self.step, rollout.problem_id, slot, rollout.is_guided),
-            max_tokens=room,
+            seed=request_seed(settings.seed, self.step, rollout.problem_id, rollout.slot, rollout.is_guided),
+            max_tokens=branch.room,
             temperature=settings.temperature,
             top_p=settings.top_p,
             top_k=settings.top_k,
             stop_ids=settings.stop_ids,
         )
-        self.in_engine[request.request_id] = (index, slot)
+        branch.state = "sampling"
+        self.in_engine[request.request_id] = (index, branch)
         self.sampler.engine.submit(request)
+        self._count(num_requests=1)
 
-    def _finish(self, index: int, slot: int, completion: Completion) -> None:
-        group = self.groups[index]
-        group.rollouts[slot] = replace(
-            group.rollouts[slot],
-            completion_ids=completion.token_ids,
-            completion_logprobs=completion.logprobs,
-            finish_reason=completion.finish_reason,
-            adapter_version=completion.adapter_version,
-        )
-        self._grade(index, slot)
+    def _drop(self, index: int, branch: Branch) -> None:
+        request_id = self._request_id(index, branch)
+        if self.in_engine.pop(request_id, None) is not None:
+            assert self.sampler.engine is not None
+            self.sampler.engine.abort(request_id)
+            self._count(num_discarded=1)
+        elif branch.rollout.completion_ids:
+            self._count(num_discarded=1)
+        for ticket in [ticket for ticket, (_, graded) in self.in_verifier.items() if graded is branch]:
+            ticket.cancel()
+            del self.in_verifier[ticket]
 
-    def _grade(self, index: int, slot: int) -> None:
-        group = self.groups[index]
-        text = self.sampler.decode(group.rollouts[slot].response_ids)
-        self.in_verifier[self.sampler.verifier.submit(text, group.problem.answer)] = (index, slot)
+    def _grade(self, index: int, branch: Branch) -> None:
+        branch.state = "grading"
+        text = self.sampler.decode(branch.rollout.response_ids)
+        ticket = self.sampler.verifier.submit(text, self.groups[index].problem.answer)
+        self.in_verifier[ticket] = (index, branch)
+
+    def _request_id(self, index: int, branch: Branch) -> str:
+        return f"{self.step}/{index}/{branch.rollout.slot}{'g' if branch.rollout.is_guided else ''}"
+
+    def _place(self, completion: Completion) -> tuple[int, int, bool]:
+        index, branch = self.in_engine[completion.request_id]
+        return index, branch.rollout.slot, branch.rollout.is_guided
+
+    def _random_trace(self, problem: Problem, micro_group: int) -> int:
+        draw = _digest(self.sampler.settings.seed, self.step, problem.id, micro_group, "trace")
+        return random.Random(draw).randrange(len(problem.expert_ids))
+
+    def _count(self, **more: float) -> None:
+        self.report = replace(self.report, **{name: getattr(self.report, name) + n for name, n in more.items()})
 
 
 def _digest(*parts: object) -> int:

@@ -13,7 +13,14 @@ import torch
 from trapo_lite import metrics as metric_table
 from trapo_lite import rollout_metrics
 from trapo_lite.algorithm import Algorithm, make_group
-from trapo_lite.checkpoint import find_checkpoint, require_same, restore_checkpoint, save_checkpoint, set_aside_after
+from trapo_lite.checkpoint import (
+    Checkpoint,
+    find_checkpoint,
+    require_same,
+    restore_checkpoint,
+    save_checkpoint,
+    set_aside_after,
+)
 from trapo_lite.config import Config
 from trapo_lite.data import batch_indices, is_boundary_fn, text_of
 from trapo_lite.display import Display
@@ -43,7 +50,7 @@ def train(config: Config, *, restart: bool = False) -> Path:
         run = _Run(config, stack, restart=restart)
         if run.is_complete:
             return run.folder.path
-        with run.saving_when_stopped():
+        with run.keeping_what_is_done():
             for step in range(run.first_step, config.train.max_steps):
                 started = time.perf_counter()
                 metrics = run.publish(step)
@@ -65,25 +72,19 @@ class _Run:
         self.ranks = Ranks()
         check_world_size(self.ranks.count)
         self.inputs = read_inputs(config)
-        self.algorithm = Algorithm.from_config(config.algorithm, tis_cap=config.rollout.tis_cap)
+        self.algorithm = Algorithm.from_config(
+            config.algorithm,
+            tis_cap=config.rollout.tis_cap,
+            max_response_tokens=config.rollout.max_response_tokens,
+        )
         self.folder = RunFolder(config.run.folder)
         if self.ranks.is_main:
             self.folder = stack.enter_context(RunFolder.open(config, restart=restart))
         self.ranks.wait()
-        checkpoint, damaged = find_checkpoint(self.folder.checkpoints)
-        self.identity = run_identity(
-            config, data_fingerprint=self.inputs.report.fingerprint, num_processes=self.ranks.count
-        )
-        if checkpoint is not None:
-            require_same(checkpoint, self.identity)
+        checkpoint, damaged = self._find_checkpoint()
         self.first_step = self.saved_step = checkpoint.step if checkpoint else 0
         self.whole_step: int | None = None  # the step that was logged last, unless the policy has moved since
         self.rng_states: list[torch.Tensor] = []
-        if self.ranks.is_main:
-            self.folder.write_config(config)
-            self.folder.cut_back(self.first_step)
-            set_aside_after(self.folder.checkpoints, self.first_step)
-
         self.display = stack.enter_context(
             Display(
                 title=config.run.name,
@@ -94,23 +95,51 @@ class _Run:
         )
         for line in [*damaged, *self.inputs.report.lines(), self._start_line()]:
             self.display.message(line)
-        self.is_complete = self.first_step >= config.train.max_steps and (self.folder.path / "adapter").is_dir()
+        self.is_complete = (
+            checkpoint is not None
+            and checkpoint.step >= config.train.max_steps
+            and self.folder.holds_adapter_of(checkpoint.folder)
+        )
         if self.is_complete:
             self.display.message(
-                f"{self.folder.path} is complete ({self.first_step} of {config.train.max_steps} steps); raise "
-                "train.max_steps to go on, or start over with --restart"
+                f"{self.folder.path} is complete: {self.first_step} steps done, train.max_steps is "
+                f"{config.train.max_steps}; raise it to go on, or start over with --restart"
             )
-            return
+        else:
+            self._load(checkpoint, stack)
+
+    def _find_checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
+        """Where to go on from, and a line for every damaged checkpoint; lines about later steps are forgotten."""
+        checkpoint, damaged = find_checkpoint(self.folder.checkpoints)
+        self.identity = run_identity(
+            self.config, data_fingerprint=self.inputs.report.fingerprint, num_processes=self.ranks.count
+        )
+        if checkpoint is not None:
+            require_same(checkpoint, self.identity)
+        self.ranks.wait()  # until all have looked, before anything moves
+        if self.ranks.is_main:
+            step = checkpoint.step if checkpoint else 0
+            self.folder.write_config(self.config)
+            self.folder.cut_back(step)
+            set_aside_after(self.folder.checkpoints, step)
+        return checkpoint, damaged
+
+    def _load(self, checkpoint: Checkpoint | None, stack: contextlib.ExitStack) -> None:
+        """Verifier, engine, policy, optimizer, loggers."""
+        config = self.config
         for line in self.folder.outdated():
             self.display.message(line)
-        self.display.message("starting the verifier, the engine and the model; vLLM takes about half a minute")
+        patience = "; vLLM takes about half a minute" if config.rollout.engine == "vllm" else ""
+        self.display.message(f"starting the verifier, the engine and the model{patience}")
         self.verifier = stack.enter_context(MathVerifier.from_config(config.reward))
         self.engine = self._start_engine(stack) if config.algorithm.samples or self.inputs.eval_problems else None
         torch.manual_seed(config.run.seed)
         self.policy = Policy.load(config.model, config.lora, device=self.ranks.device)
         self.optimizer = make_optimizer(config.optim, self.policy.parameters)
+        self.optimizer.register_step_pre_hook(self._is_moving)
         if checkpoint is not None:
             restore_checkpoint(checkpoint, policy=self.policy, optimizer=self.optimizer, rank=self.ranks.index)
+        self.ranks.require_equal(self.policy.parameters, what="the adapter")
         self.publisher = self._make_publisher()
         self.loggers: list[Logger] = []
         if self.ranks.is_main:
@@ -142,20 +171,22 @@ class _Run:
             num_problems=len(self.inputs.problems),
             seed=self.config.run.seed,
         )
-        rollouts, times = self._sampler().sample(
+        rollouts, report = self._sampler().sample(
             [self.inputs.problems[index] for index in self.ranks.share(indices)],
             step=step,
             on_progress=self._on_rollouts,
         )
         self._leave_if_told()
         groups = [make_group(self.algorithm, group) for group in rollouts]
-        metrics = self.ranks.sum_metrics(rollout_metrics.describe(groups))
+        discarded = {"rollout/discarded": Mean(report.num_discarded, report.num_requests)}
+        metrics = self.ranks.sum_metrics(rollout_metrics.describe(groups) | discarded)
         sampled = metrics["rollout/completion_tokens"].total
+        engine_seconds, verdict_seconds = self.ranks.largest([report.engine_seconds, report.verdict_seconds])
         return groups, {
             **metrics,
-            "time/sample": times.engine,
-            "time/verdicts": times.verdicts,
-            "speed/sampled_tokens_per_second": sampled / times.engine if times.engine else float("nan"),
+            "time/sample": engine_seconds,
+            "time/verdicts": verdict_seconds,
+            "speed/sampled_tokens_per_second": sampled / engine_seconds if engine_seconds else float("nan"),
         }
 
     def update(self, step: int, groups: Sequence[Group]) -> Metrics:
@@ -163,7 +194,6 @@ class _Run:
         started = time.perf_counter()
         optim = self.config.optim
         with self._engine_asleep():
-            self.whole_step = None
             metrics = update_policy(
                 self.policy,
                 self.optimizer,
@@ -208,7 +238,7 @@ class _Run:
             for logger in self.loggers:
                 logger.log(row, step)
             self.display.step(row)
-            if self.config.run.deterministic and row["verdict/timeout"]:
+            if self.config.run.deterministic and (row["verdict/timeout"] or row.get("eval/timeout")):
                 self.display.message(f"step {step}: a verdict timed out: this run may not be repeatable bit for bit")
         self.whole_step = step
 
@@ -217,23 +247,22 @@ class _Run:
         self.ranks.wait()
 
     @contextlib.contextmanager
-    def saving_when_stopped(self) -> Iterator[None]:
-        """Inside, SIGTERM and SIGINT end the run after a checkpoint of the last step it logged.
+    def keeping_what_is_done(self) -> Iterator[None]:
+        """Inside, whatever ends the run, the last step it logged is in a checkpoint, unless the policy has moved since.
 
-        None is written where the policy has moved since: that step is done again. The main process alone acts on
-        signals; the others have them too, from their launcher, and end when their next exchange with it fails.
+        The main process alone acts on SIGTERM and SIGINT; the others have them too, from their launcher, and end when
+        their next exchange with it fails.
         """
         try:
             yield
-        except Stopped:
-            if self.whole_step is not None and self.whole_step > self.saved_step:
-                self._write_checkpoint(self.whole_step)
-                self.display.message(f"saved step {self.whole_step} before leaving")
-            raise
         except RuntimeError as error:
-            if self.signals.received is None or self.ranks.is_main:
+            is_from_a_rank = type(error) is RuntimeError or isinstance(error, torch.distributed.DistError)
+            if self.signals.received is None or not is_from_a_rank:
                 raise
             raise Stopped(self.signals.received) from error
+        finally:
+            if self.whole_step is not None and self.whole_step > self.saved_step:
+                self._write_checkpoint(self.whole_step)
 
     def finish(self) -> Path:
         """Leave the trained adapter where export and evaluation look for it."""
@@ -306,6 +335,9 @@ class _Run:
 
     def _decode_all(self, token_ids: Sequence[int]) -> str:
         return text_of(self.inputs.tokenizer, token_ids, with_special=True)
+
+    def _is_moving(self, *_: object) -> None:
+        self.whole_step = None
 
     def _on_rollouts(self, done: int, expected: int) -> None:
         self._leave_if_told()

@@ -51,7 +51,8 @@ class AlgorithmSection(Section):
     kl_weight: NonNegative = 0.0
     normalizer: Literal["tokens", "constant"] = "tokens"
     """tokens: each component is divided by its global token count; constant: by normalizer_tokens x problems."""
-    normalizer_tokens: PositiveInt = 8192
+    normalizer_tokens: PositiveInt | None = None
+    """None: rollout.max_response_tokens, the padded length that the official code divides by."""
 
     @property
     def micro_groups(self) -> tuple[MicroGroup, ...]:
@@ -66,6 +67,12 @@ class AlgorithmSection(Section):
     @property
     def uses_experts(self) -> bool:
         return any(_can_be_guided(number, group) for number, group in enumerate(self.micro_groups))
+
+    @property
+    def trains_prefixes(self) -> bool:
+        """Whether a rollout can come up that carries the prefix loss."""
+        groups = enumerate(self.micro_groups)
+        return any(_can_be_guided(number, group) and group.num_trained != 0 for number, group in groups)
 
     @property
     def samples(self) -> bool:
@@ -87,11 +94,11 @@ class AlgorithmSection(Section):
                 "prefix_advantage, kl_weight: nothing is sampled with this schedule, so there are neither advantages "
                 "nor own tokens; remove them"
             )
-        if self.has_prefix_loss and not self.uses_experts:
+        if self.has_prefix_loss and not self.trains_prefixes:
             raise ValueError(
                 f"prefix_loss: {self.prefix_loss} but no micro-group is ever guided (prefix_ratio > 0 with help_below "
-                "above 0 after the first, or null), so it would see no tokens; guide a micro-group or set "
-                "prefix_loss: none"
+                "above 0 after the first, or null) and trained (num_trained not 0), so it would see no tokens; guide a "
+                "micro-group or set prefix_loss: none"
             )
         for index, group in enumerate(self.micro_groups):
             if group.prefix_ratio > 0 and not _can_be_guided(index, group):

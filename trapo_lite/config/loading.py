@@ -60,7 +60,7 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         hint = f"; did you mean {str(path.parent / near[0])!r}?" if near else "; give the path of a YAML file"
-        raise ConfigError(f"--config {path}: no such file{hint}")
+        raise ConfigError(f"--config {path}: {'is a folder' if path.is_dir() else 'no such file'}{hint}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -88,7 +88,8 @@ class DataSection(Section):
 
 class RolloutSection(Section):
     engine: Literal["vllm", "transformers"] = "vllm"
-    schedule: Literal["pipelined", "barrier"] = "pipelined"
+    schedule: Literal["barrier", "pipelined", "speculative"] = "pipelined"
+    """When micro-groups are started; the rollouts are the same (sampler.py)."""
     num_problems: PositiveInt = 32
     """Problems a step, over all processes."""
     max_response_tokens: PositiveInt = 8192

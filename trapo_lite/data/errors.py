@@ -9,5 +9,6 @@ class BadRow(ValueError):
     """One row cannot be used: an error or, with `data.on_bad_row: skip`, one more of its `reason` in the report."""
 
     def __init__(self, reason: str, *, field: str, found: str, fix: str) -> None:
-        super().__init__(f"{field}: {found}; {fix}, or set data.on_bad_row: skip")
+        where = f"{field}: " if field else ""
+        super().__init__(f"{where}{found}; {fix}, or set data.on_bad_row: skip")
         self.reason = reason

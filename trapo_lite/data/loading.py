@@ -11,7 +11,7 @@ from trapo_lite.config import DataSection
 from trapo_lite.data.errors import BadRow, DataError
 from trapo_lite.data.report import DataReport, fingerprint, length_quantiles
 from trapo_lite.data.rows import Example, read_example
-from trapo_lite.data.sources import check_sources, read_rows
+from trapo_lite.data.sources import check_sources, read_rows, source_name
 from trapo_lite.data.tokens import encode, end_of_text_id, end_trace, expert_text, prompt_text
 from trapo_lite.types import Problem, Verdict
 
@@ -108,8 +108,8 @@ def require_experts(report: DataReport) -> None:
         dropped = ", ".join(f"{count} {reason}" for reason, count in report.traces_dropped.items())
         raise DataError(
             f"data {', '.join(report.files)}: no expert trace in {report.num_problems} problems"
-            f"{f' ({dropped})' if dropped else ''}, but algorithm.schedule guides; give the rows a solution, raise "
-            "rollout.max_response_tokens if they were too long, or choose a schedule without prefixes"
+            f"{f' ({dropped})' if dropped else ''}, but the algorithm learns from expert solutions; give the rows a "
+            "solution, raise rollout.max_response_tokens if they were too long, or choose an algorithm without (grpo)"
         )
 
 
@@ -124,8 +124,10 @@ def _nothing_left(sources: Sequence[str], tally: _Tally) -> DataError:
 
 def _read_examples(sources: Sequence[str], tally: _Tally) -> list[Example]:
     examples = []
-    for source in sources:
-        for row in read_rows(source):
+    names = [source_name(source) for source in sources]
+    for number, source in enumerate(sources):
+        name = names[number] if names.count(names[number]) == 1 else f"{names[number]}-{number}"
+        for row in read_rows(source, name=name):
             tally.num_rows += 1
             try:
                 examples.append(read_example(row))

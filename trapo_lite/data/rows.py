@@ -45,6 +45,8 @@ class Example:
 
 def read_example(row: Row) -> Example:
     """Understand one row; raises BadRow where problem or gold answer is missing or a field has another type."""
+    if row.bad is not None:
+        raise row.bad
     fields = row.fields
     problem, system = _problem(fields)
     rationale, answer = _answer(fields)

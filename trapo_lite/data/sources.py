@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trapo_lite.data.errors import DataError
+from trapo_lite.data.errors import BadRow, DataError
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
 # Never the end of a hub id, so a missing file with one is a missing file.
@@ -22,6 +22,8 @@ class Row:
     where: str
     key: str
     fields: dict[str, Any]
+    bad: BadRow | None = None
+    """Why there are no fields: a line that could not be read."""
 
 
 def check_sources(files: str | Sequence[str]) -> list[str]:
@@ -50,8 +52,14 @@ def _check_source(source: str) -> None:
         )
 
 
-def read_rows(source: str) -> Iterator[Row]:
-    """The rows of one source, in its order.
+def source_name(source: str) -> str:
+    """What the ids of its rows begin with where they have none of their own: stem of the file, name of the data set."""
+    path = Path(source).expanduser()
+    return path.stem if path.is_file() else source.split(":")[0].split("/")[-1]
+
+
+def read_rows(source: str, *, name: str | None = None) -> Iterator[Row]:
+    """The rows of one source, in its order; `name` (default: the file's stem) begins their keys.
 
     source: a .parquet, .jsonl or .json file, or a hub id as owner/name[:config][:split] (split: train).
     Raises DataError where the file is missing, empty or damaged, or the hub does not give the data.
@@ -59,15 +67,16 @@ def read_rows(source: str) -> Iterator[Row]:
     _check_source(source)
     path = Path(source).expanduser()
     if not path.is_file():
-        return _from_hub(source)
+        return _from_hub(source, name or source_name(source))
+    name = name or source_name(source)
     if path.suffix == ".parquet":
-        return _from_parquet(path)
+        return _from_parquet(path, name)
     with path.open("rb") as file:
         starts_array = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-    return _from_array(path) if starts_array else _from_lines(path)
+    return _from_array(path, name) if starts_array else _from_lines(path, name)
 
 
-def _from_parquet(path: Path) -> Iterator[Row]:
+def _from_parquet(path: Path, name: str) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
@@ -75,7 +84,7 @@ def _from_parquet(path: Path) -> Iterator[Row]:
     try:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
             for fields in batch.to_pylist():
-                yield Row(f"{path} row {index} (from 0)", f"{path.stem}-{index}", fields)
+                yield Row(f"{path} row {index} (from 0)", f"{name}-{index}", fields)
                 index += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"data {path}: cannot be read as parquet after row {index}: {error}; write it again") from None
@@ -83,20 +92,25 @@ def _from_parquet(path: Path) -> Iterator[Row]:
         raise DataError(f"data {path}: text after row {index} is not UTF-8 ({error}); write it again") from None
 
 
-def _from_lines(path: Path) -> Iterator[Row]:
+def _from_lines(path: Path, name: str) -> Iterator[Row]:
     index = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 where = f"{path} line {number}"
-                yield Row(where, f"{path.stem}-{index}", _object(_parse_json(line, where), where))
+                try:
+                    yield Row(where, f"{name}-{index}", _object(_parse_json(line, where), where))
+                except DataError as error:
+                    what = str(error).removeprefix(f"data {where}: ")
+                    found, _, fix = what.rpartition("; ")
+                    yield Row(where, f"{name}-{index}", {}, BadRow("not a JSON object", field="", found=found, fix=fix))
                 index += 1
 
 
-def _from_array(path: Path) -> Iterator[Row]:
+def _from_array(path: Path, name: str) -> Iterator[Row]:
     for index, value in enumerate(_parse_json(path.read_bytes(), str(path))):
         where = f"{path} row {index} (from 0)"
-        yield Row(where, f"{path.stem}-{index}", _object(value, where))
+        yield Row(where, f"{name}-{index}", _object(value, where))
 
 
 def _parse_json(text: bytes, where: str) -> Any:
@@ -106,7 +120,9 @@ def _parse_json(text: bytes, where: str) -> Any:
         raise DataError(f"data {where}: not UTF-8 ({error}); save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         place = f"character {error.pos + 1}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
-        raise DataError(f"data {where}: not JSON ({error.msg} at {place}); mend or remove it") from None
+        raise DataError(
+            f"data {where}: not JSON ({error.msg.removesuffix(' at')} at {place}); mend or remove it"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"data {where}: not JSON ({error}); mend or remove it") from None
 
@@ -117,7 +133,7 @@ def _object(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
-def _from_hub(source: str) -> Iterator[Row]:
+def _from_hub(source: str, key: str) -> Iterator[Row]:
     match = HUB_NAME.fullmatch(source)
     assert match is not None  # _check_source
     name, config, split = match["id"], match["config"] or None, match["split"] or "train"
@@ -132,4 +148,4 @@ def _from_hub(source: str) -> Iterator[Row]:
             "and, for a gated set, your login, or give a local file"
         ) from None
     for index, fields in enumerate(rows):
-        yield Row(f"{source} row {index} (from 0)", f"{name.split('/')[-1]}-{index}", dict(fields))
+        yield Row(f"{source} row {index} (from 0)", f"{key}-{index}", dict(fields))

@@ -11,25 +11,22 @@ def start_engine(
     *,
     max_model_len: int,
     log_path: Path,
-    model_path: str | None = None,
     device_index: int | None = None,
 ) -> RolloutEngine:
     """One rank's engine, as `rollout` and `model` say.
 
     max_model_len: the longest prompt + response, in tokens
     log_path:      where the engine's process writes (vllm)
-    model_path:    folder or hub id of the base; None: model.name
     device_index:  the rank's card among the visible ones; None: the CPU, or the first card
 
     On the CPU the vllm engine returns at once and loads in the background; its first call waits for it.
     """
-    model_path = model_path or config.model.name
     if config.rollout.engine == "vllm":
         from trapo_lite.engines.vllm import VLLMEngine
         from trapo_lite.engines.vllm_options import VLLMOptions
 
         options = VLLMOptions(
-            model_path=model_path,
+            model_path=config.model.name,
             max_model_len=max_model_len,
             lora_rank=config.lora.r,
             dtype=config.model.dtype,
@@ -48,7 +45,7 @@ def start_engine(
     from trapo_lite.engines.transformers import TransformersEngine
 
     return TransformersEngine(
-        model_path,
+        config.model.name,
         max_model_len=max_model_len,
         dtype=config.model.dtype,
         quantize=config.model.quantize,
