@@ -114,6 +114,7 @@ def evaluate(target: EvalTarget) -> EvalResult:
             max_model_len=max_model_len,
             log_path=target.out.with_suffix(".engine.log"),
             device_index=0 if torch.cuda.is_available() else None,
+            notify=partial(console.print, markup=False, highlight=False, soft_wrap=True),
         )
         stack.callback(engine.close)
         if target.adapter_dir is not None:

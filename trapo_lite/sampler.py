@@ -20,7 +20,7 @@ from functools import partial
 from typing import Literal, Protocol
 
 from trapo_lite.branches import Branch, GroupInProgress
-from trapo_lite.engines.base import Completion, RolloutEngine, SampleRequest
+from trapo_lite.engines.base import Completion, EngineRestarted, RolloutEngine, SampleRequest
 from trapo_lite.types import MicroGroup, Problem, Rollout, Verdict
 
 Schedule = Literal["barrier", "pipelined", "speculative"]
@@ -98,12 +98,26 @@ class Sampler:
             self.engine.reset_prefix_cache()
         phase.start_branches()
         while not phase.is_done:
-            phase.engine_step()
+            try:
+                phase.engine_step()
+            except EngineRestarted:
+                phase = self._after_restart(phase, problems, step)
             phase.collect_verdicts()
             phase.start_branches()
             if on_progress is not None:
                 on_progress(phase.num_settled, phase.num_rollouts)
         return [[left[0].rollout for left in group.candidates] for group in phase.groups], phase.report
+
+    def _after_restart(self, phase: "_RolloutPhase", problems: Sequence[Problem], step: int) -> "_RolloutPhase":
+        """What was in flight is submitted again, with the same seeds. Where bits count, and so the composition of every
+        batch, the phase is done again from its beginning."""
+        if self.settings.deterministic:
+            phase.forget_verdicts()
+            phase = _RolloutPhase(self, problems, step)
+            phase.start_branches()
+        else:
+            phase.submit_again()
+        return phase
 
 
 class _RolloutPhase:
@@ -205,6 +219,19 @@ class _RolloutPhase:
         if branch.room == 0:
             self._grade(index, branch)
             return
+        branch.state = "sampling"
+        self._submit(index, branch)
+        self._count(num_requests=1)
+
+    def submit_again(self) -> None:
+        for index, branch in list(self.in_engine.values()):
+            self._submit(index, branch)
+
+    def forget_verdicts(self) -> None:
+        for ticket in self.in_verifier:
+            ticket.cancel()
+
+    def _submit(self, index: int, branch: Branch) -> None:
         rollout, settings = branch.rollout, self.sampler.settings
         if self.sampler.engine is None:
             raise RuntimeError(f"sampler: problem {rollout.problem_id} must be sampled but there is no engine")
@@ -218,10 +245,8 @@ class _RolloutPhase:
             top_k=settings.top_k,
             stop_ids=settings.stop_ids,
         )
-        branch.state = "sampling"
         self.in_engine[request.request_id] = (index, branch)
         self.sampler.engine.submit(request)
-        self._count(num_requests=1)
 
     def _drop(self, index: int, branch: Branch) -> None:
         request_id = self._request_id(index, branch)

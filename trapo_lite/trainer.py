@@ -293,6 +293,7 @@ class _Run:
             max_model_len=self.inputs.max_model_len,
             log_path=self.folder.path / f"engine-{self.ranks.index}.log",
             device_index=self.ranks.local_index if self.ranks.device.type == "cuda" else None,
+            notify=self._announce,
         )
         stack.callback(engine.close)
         return engine
@@ -335,6 +336,9 @@ class _Run:
 
     def _decode_all(self, token_ids: Sequence[int]) -> str:
         return text_of(self.inputs.tokenizer, token_ids, with_special=True)
+
+    def _announce(self, line: str) -> None:
+        self.display.message(line if self.ranks.count == 1 else f"rank {self.ranks.index}: {line}")
 
     def _is_moving(self, *_: object) -> None:
         self.whole_step = None

@@ -13,6 +13,14 @@ class EngineError(RuntimeError):
     """The engine died, refused a request or serves something else than it was told to."""
 
 
+class EngineDied(EngineError):
+    """The engine's process has ended, or was ended because it kept silent: a new one can take over."""
+
+
+class EngineRestarted(EngineError):
+    """A new process has taken over with the same adapter; what was in flight is lost and must be submitted again."""
+
+
 @dataclass(frozen=True)
 class SampleRequest:
     """One sequence to continue.

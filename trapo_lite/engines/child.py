@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from trapo_lite.engines.base import EngineError
+from trapo_lite.engines.base import EngineDied
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def environment_without_launcher() -> dict[str, str]:
 class ChildProcess:
     """`python -m module FD PARENT_PID ...`, to be spoken to by `send` and `call`; its output goes to `log_path`.
 
-    A child that fails simply dies with its traceback in the log: whoever waits for it gets an EngineError with the last
+    A child that fails simply dies with its traceback in the log: whoever waits for it gets an EngineDied with the last
     lines. A child that is silent beyond a deadline is killed.
     """
 
@@ -67,14 +67,14 @@ class ChildProcess:
 
     def send(self, method: str, *arguments: Any) -> None:
         if self.is_closed:
-            raise EngineError("rollout engine: it was closed or has died; start a new one")
+            raise EngineDied("rollout engine: it was closed or has died; start a new one")
         try:
             self.connection.send((method, arguments))
         except OSError:
             raise self._has_died() from None
 
     def call(self, method: str, *arguments: Any, limit_s: float) -> Any:
-        """The child's answer to one method; EngineError if it dies, or says nothing for `limit_s` seconds."""
+        """The child's answer to one method; EngineDied if it dies, or says nothing for `limit_s` seconds."""
         self.send(method, *arguments)
         return self.receive(limit_s=limit_s, waiting_for=method)
 
@@ -90,8 +90,8 @@ class ChildProcess:
             if on_wait is not None:
                 on_wait(time.monotonic() - start)
         self.close()
-        raise EngineError(
-            f"rollout engine: no answer to {waiting_for!r} within {limit_s:.0f} s, so its process was killed; the "
+        raise EngineDied(
+            f"rollout engine: no answer to {waiting_for!r} within {limit_s:.0f} s, so its process was killed.\nThe "
             f"whole log is in {self.log_path}, its last lines:\n{self._log_tail()}"
         )
 
@@ -104,12 +104,12 @@ class ChildProcess:
             self.process.kill()
             self.process.wait()
 
-    def _has_died(self) -> EngineError:
+    def _has_died(self) -> EngineDied:
         self.close()
         status = self.process.returncode
         how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
-        return EngineError(
-            f"rollout engine: its process ended {how}; the whole log is in {self.log_path}, its last lines:\n"
+        return EngineDied(
+            f"rollout engine: its process ended {how}.\nThe whole log is in {self.log_path}, its last lines:\n"
             f"{self._log_tail()}"
         )
 

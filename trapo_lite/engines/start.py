@@ -1,9 +1,13 @@
 """Start the engine a configuration asks for."""
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from trapo_lite.config import Config
 from trapo_lite.engines.base import RolloutEngine
+
+logger = logging.getLogger(__name__)
 
 
 def start_engine(
@@ -12,6 +16,7 @@ def start_engine(
     max_model_len: int,
     log_path: Path,
     device_index: int | None = None,
+    notify: Callable[[str], None] = logger.info,
 ) -> RolloutEngine:
     """One rank's engine, as `rollout` and `model` say.
 
@@ -19,9 +24,12 @@ def start_engine(
     log_path:      where the engine's process writes (vllm)
     device_index:  the rank's card among the visible ones; None: the CPU, or the first card
 
+    notify:        told what is waited for, and of an engine that died and was started again
+
     On the CPU the vllm engine returns at once and loads in the background; its first call waits for it.
     """
     if config.rollout.engine == "vllm":
+        from trapo_lite.engines.supervised import SupervisedEngine
         from trapo_lite.engines.vllm import VLLMEngine
         from trapo_lite.engines.vllm_options import VLLMOptions
 
@@ -37,10 +45,14 @@ def start_engine(
             num_threads=config.rollout.num_threads,
             config_overrides=config.model.config_overrides,
         )
-        engine = VLLMEngine(options, log_path=log_path, device_index=device_index)
-        if device_index is not None:
-            engine.wait()  # it measures the card's free memory: nothing else may be loading meanwhile
-        return engine
+
+        def start() -> RolloutEngine:
+            engine = VLLMEngine(options, log_path=log_path, device_index=device_index, notify=notify)
+            if device_index is not None:
+                engine.wait()  # it measures the card's free memory: nothing else may be loading meanwhile
+            return engine
+
+        return SupervisedEngine(start, notify=notify)
 
     from trapo_lite.engines.transformers import TransformersEngine
 

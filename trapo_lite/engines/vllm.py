@@ -20,7 +20,8 @@ class VLLMEngine:
     """A RolloutEngine. The child starts at once and loads in the background; the first call, or `wait`, waits for it.
 
     start_limit_s:  how long the child may take to start
-    silence_limit_s: how long any later call may take, before the child is killed and an EngineError raised
+    silence_limit_s: how long any later call may take, before the child is killed and EngineDied raised
+    notify:         told, in a line now and then, what is waited for while the child starts
 
     Each rank of a run has its own; on CUDA, `device_index` names its card among the visible ones.
     """
@@ -33,6 +34,7 @@ class VLLMEngine:
         device_index: int | None = None,
         start_limit_s: float = 900.0,
         silence_limit_s: float = 600.0,
+        notify: Callable[[str], None] = logger.info,
     ) -> None:
         require_vllm(quantize=options.quantize)
         round_up_lora_rank(options.lora_rank)
@@ -40,6 +42,8 @@ class VLLMEngine:
         self.options = options
         self.start_limit_s = start_limit_s
         self.silence_limit_s = silence_limit_s
+        self._notify = notify
+        self._log_path = log_path
         self.version: int | None = None
         self.publish_seconds = 0.0
         self.publish_bytes = 0
@@ -55,15 +59,15 @@ class VLLMEngine:
         )
         self._child.connection.send(options)
 
-    def wait(self, on_wait: Callable[[float], None] | None = None) -> None:
-        """Until the engine is up; `on_wait(seconds)` is called now and then, by default a line of the log."""
+    def wait(self) -> None:
+        """Until the engine is up; a line now and then says what is waited for."""
         if self.start_seconds is not None:
             return
 
         def log_wait(seconds: float) -> None:
-            logger.info("vLLM is loading %s: %.0f s so far", self.options.model_path, seconds)
+            self._notify(f"vLLM is loading {self.options.model_path}: {seconds:.0f} s so far (log: {self._log_path})")
 
-        facts = self._child.receive(limit_s=self.start_limit_s, waiting_for="start", on_wait=on_wait or log_wait)
+        facts = self._child.receive(limit_s=self.start_limit_s, waiting_for="start", on_wait=log_wait)
         self.start_seconds = time.monotonic() - self._started_at
         logger.info("vLLM %s is up after %.1f s", facts["vllm"], self.start_seconds)
 

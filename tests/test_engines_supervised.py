@@ -1,0 +1,182 @@
+"""An engine that dies is started again with its adapter, and the rollouts come out as if it had not."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import TINY_MAX_LEN, TINY_RANK
+from scripted import STOP_ID, ScriptedEngine, ScriptedVerifier, decode, is_boundary
+
+from trapo_lite.config.presets import PRESETS
+from trapo_lite.engines.base import Completion, EngineDied, EngineError, EngineRestarted, SampleRequest
+from trapo_lite.engines.supervised import SupervisedEngine
+from trapo_lite.sampler import Sampler, SamplingSettings
+from trapo_lite.types import Problem, Rollout
+
+
+class MortalEngine(ScriptedEngine):
+    """Dies at the polls that `deaths` counts down to; a dead one only says so. Holds a checksum per version."""
+
+    def __init__(self, deaths: Iterator[int], **options) -> None:
+        super().__init__(**options)
+        self.version, self.polls_left = None, next(deaths)
+        self.is_closed = False
+
+    def poll(self) -> list[Completion]:
+        self.polls_left -= 1
+        if self.polls_left < 0:
+            raise EngineDied("rollout engine: its process ended by signal SIGKILL.\nlast words")
+        return super().poll()
+
+    def publish(self, adapter_dir: Path, version: int) -> None:
+        assert (adapter_dir / "adapter_config.json").is_file()
+        self.version = version
+
+    def adapter_checksum(self) -> str | None:
+        return None if self.version is None else f"tensors of {self.version}"
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    return tmp_path
+
+
+def groups_from(engine, *, deterministic: bool, schedule: str = "pipelined") -> list[list[Rollout]]:
+    problems = [Problem(name, (1, 2, ord(name)), name, (tuple(range(4, 34)),)) for name in "abcd"]
+    with ScriptedVerifier(lambda text, gold: sum(map(ord, text + gold)) % 3 == 0) as verifier:
+        sampler = Sampler(
+            engine,
+            verifier,
+            micro_groups=PRESETS["reference_code"],
+            settings=SamplingSettings(
+                seed=5,
+                max_response_tokens=40,
+                stop_ids=(STOP_ID,),
+                deterministic=deterministic,
+                schedule=schedule,  # type: ignore[arg-type]
+            ),
+            decode=decode,
+            is_boundary=is_boundary,
+        )
+        return sampler.sample(problems, step=1)[0]
+
+
+@pytest.mark.parametrize("schedule", ["barrier", "pipelined", "speculative"])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_deaths_change_no_rollout(adapter: Path, deterministic: bool, schedule: str) -> None:
+    whole = SupervisedEngine(lambda: MortalEngine(iter([10**9])))
+    whole.publish(adapter, 3)
+    expected = groups_from(whole, deterministic=deterministic, schedule=schedule)
+    for polls in range(1, 4):
+        engines: list[MortalEngine] = []
+
+        def start(polls: int = polls, engines: list[MortalEngine] = engines) -> MortalEngine:
+            lives = polls if len(engines) < 2 else 10**9
+            engines.append(MortalEngine(iter([lives])))
+            return engines[-1]
+
+        engine = SupervisedEngine(start)
+        engine.publish(adapter, 3)
+        assert groups_from(engine, deterministic=deterministic, schedule=schedule) == expected
+        assert engine.num_restarts == len(engines) - 1 > 0
+        assert all(dead.is_closed for dead in engines[:-1]) and engines[-1].version == 3
+
+
+def test_an_engine_that_always_dies_is_an_error_after_a_few_times(adapter: Path) -> None:
+    lines: list[str] = []
+    engine = SupervisedEngine(lambda: MortalEngine(iter([0])), notify=lines.append)
+    engine.publish(adapter, 1)
+    with pytest.raises(EngineError, match=r"failed 3 times in a row; .*SIGKILL"):
+        groups_from(engine, deterministic=False)
+    assert lines == [
+        "rollout engine: its process ended by signal SIGKILL. Starting it again (1 of 3)",
+        "rollout engine: its process ended by signal SIGKILL. Starting it again (2 of 3)",
+    ]
+
+
+def test_an_engine_that_never_answered_is_not_started_again(adapter: Path) -> None:
+    started = []
+
+    class Stillborn(MortalEngine):
+        def publish(self, adapter_dir: Path, version: int) -> None:
+            raise EngineDied("rollout engine: no such model")
+
+    def start() -> Stillborn:
+        started.append(1)
+        return Stillborn(iter([0]))
+
+    with pytest.raises(EngineError, match="no such model"):
+        SupervisedEngine(start).publish(adapter, 1)
+    assert started == [1]
+
+
+def test_a_new_process_that_holds_other_tensors_stops_the_run(adapter: Path) -> None:
+    class Forgetful(MortalEngine):
+        def adapter_checksum(self) -> str | None:
+            return "other tensors"
+
+    engines = iter([MortalEngine(iter([1])), Forgetful(iter([10]))])
+    engine = SupervisedEngine(lambda: next(engines))
+    engine.publish(adapter, 1)
+    assert engine.adapter_checksum() == "tensors of 1"
+    engine.submit(SampleRequest("a", (1,), 0, 5))
+    with pytest.raises(EngineError, match="does not hold adapter version 1"):
+        for _ in range(3):
+            engine.poll()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["killed", "hung"])
+def test_a_real_vllm_that_dies_serves_the_same_tokens_again(
+    how: str, tmp_path: Path, tiny_model_dir: Path, tiny_adapter_dir: Path
+) -> None:
+    from trapo_lite.engines.vllm import VLLMEngine
+    from trapo_lite.engines.vllm_options import VLLMOptions
+
+    options = VLLMOptions(
+        model_path=str(tiny_model_dir),
+        max_model_len=TINY_MAX_LEN,
+        lora_rank=TINY_RANK,
+        dtype="float32",
+        kv_cache_gib=0.05,
+    )
+    started: list[VLLMEngine] = []
+
+    def start() -> VLLMEngine:
+        started.append(VLLMEngine(options, log_path=tmp_path / "vllm.log"))
+        return started[-1]
+
+    engine = SupervisedEngine(start)
+    try:
+        engine.publish(tiny_adapter_dir, 1)
+        checksum = engine.adapter_checksum()
+        requests = [SampleRequest(str(seed), (5, 6, 7, 8), seed, 40) for seed in range(4)]
+
+        def draw(*, is_interrupted: bool) -> dict[str, tuple[int, ...]]:
+            drawn: dict[str, tuple[int, ...]] = {}
+            for request in requests:
+                engine.submit(request)
+            while len(drawn) < len(requests):
+                try:
+                    drawn |= {completion.request_id: completion.token_ids for completion in engine.poll()}
+                except EngineRestarted:
+                    for request in requests:
+                        engine.submit(request)
+                if is_interrupted and len(started) == 1:
+                    started[0].silence_limit_s = 3.0
+                    pid = started[0]._child.process.pid
+                    os.kill(pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+            return drawn
+
+        expected = draw(is_interrupted=False)
+        assert draw(is_interrupted=True) == expected
+        assert len(started) == 2 and engine.adapter_checksum() == checksum
+    finally:
+        engine.close()

@@ -1,0 +1,131 @@
+"""An engine that is started again when its process crashes or hangs, with the adapter it served."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from trapo_lite.engines.adapter_folder import AdapterFolder
+from trapo_lite.engines.base import Completion, EngineDied, EngineError, EngineRestarted, RolloutEngine, SampleRequest
+
+T = TypeVar("T")
+
+MAX_FAILURES = 3
+
+
+class SupervisedEngine:
+    """A RolloutEngine around one that may die (`EngineDied`).
+
+    A call that finds it dead starts it anew, publishes the adapter it served under the same version, checks that the
+    new process holds the same tensors, and is made again. Requests in flight are lost with the process: `poll` then
+    raises EngineRestarted, and whoever submitted them submits them again. An engine that dies `max_failures` times
+    without a completion in between, or before it has ever answered, is an EngineError.
+
+    start:  makes the engine; called again after each death
+    notify: told in one line of every restart
+    """
+
+    def __init__(
+        self,
+        start: Callable[[], RolloutEngine],
+        *,
+        notify: Callable[[str], None] = lambda line: None,
+        max_failures: int = MAX_FAILURES,
+    ) -> None:
+        self._start, self._notify, self._max_failures = start, notify, max_failures
+        self._engine = start()
+        self._folder = AdapterFolder()  # of its own: the engine's goes with the engine
+        self._adapter: Path | None = None
+        self._checksum: str | None = None
+        self._has_answered = False
+        self._failures = 0
+        self.num_restarts = 0
+        self.version: int | None = None
+        self.publish_seconds = 0.0
+        self.publish_bytes = 0
+
+    def publish(self, adapter_dir: Path, version: int) -> None:
+        if self.version is not None and version <= self.version:
+            raise EngineError(f"publish: version {version} does not follow {self.version}; versions only grow")
+        adapter, _ = self._folder.add(Path(adapter_dir), version)
+        try:
+            self._call(lambda engine: engine.publish(adapter, version))
+        except EngineError:
+            self._folder.remove(adapter)
+            raise
+        if self._adapter is not None:
+            self._folder.remove(self._adapter)
+        self._adapter, self.version = adapter, version
+        self._checksum = None
+        self.publish_seconds, self.publish_bytes = self._engine.publish_seconds, self._engine.publish_bytes
+
+    def submit(self, request: SampleRequest) -> None:
+        self._engine.submit(request)
+
+    def abort(self, request_id: str) -> None:
+        self._engine.abort(request_id)
+
+    def poll(self) -> list[Completion]:
+        try:
+            completions = self._engine.poll()
+        except EngineDied as death:
+            self._restart(death)
+            raise EngineRestarted(str(death)) from death
+        self._has_answered = True
+        if completions:
+            self._failures = 0
+        return completions
+
+    def score(self, token_ids: Sequence[int]) -> list[float]:
+        return self._call(lambda engine: engine.score(token_ids))
+
+    def adapter_checksum(self) -> str | None:
+        self._checksum = self._call(lambda engine: engine.adapter_checksum())
+        return self._checksum
+
+    def reset_prefix_cache(self) -> None:
+        self._call(lambda engine: engine.reset_prefix_cache())
+
+    def release(self) -> None:
+        self._call(lambda engine: engine.release())
+
+    def resume(self) -> None:
+        self._call(lambda engine: engine.resume())
+
+    def close(self) -> None:
+        self._engine.close()
+        self._folder.close()
+
+    def _call(self, method: Callable[[RolloutEngine], T]) -> T:
+        while True:
+            try:
+                answer = method(self._engine)
+            except EngineDied as death:
+                self._restart(death)
+            else:
+                self._has_answered = True
+                return answer
+
+    def _restart(self, death: EngineDied) -> None:
+        """A new process that serves what the dead one served; EngineError where that has failed too often."""
+        while True:
+            self._engine.close()
+            self._failures += 1
+            if not self._has_answered:
+                raise EngineError(str(death)) from None
+            if self._failures >= self._max_failures:
+                raise EngineError(f"rollout engine: failed {self._failures} times in a row; the last time: {death}")
+            self.num_restarts += 1
+            self._notify(f"{str(death).splitlines()[0]} Starting it again ({self._failures} of {self._max_failures})")
+            try:
+                self._engine = self._start()
+                if self._adapter is not None and self.version is not None:
+                    self._engine.publish(self._adapter, self.version)
+                    held = self._engine.adapter_checksum()
+                    if self._checksum is not None and held != self._checksum:
+                        raise EngineError(
+                            f"rollout engine: after a restart it does not hold adapter version {self.version} as "
+                            "before; see its log"
+                        )
+                return
+            except EngineDied as next_death:
+                death = next_death
