@@ -34,8 +34,10 @@ GRPO_8 = {"schedule": [{"num_rollouts": 8}], "prefix_loss": "none"}
 SFT = {"schedule": [{"num_rollouts": 1, "prefix_ratio": 1.0, "help_below": None}], "prefix_loss": "nll"}
 
 
-def algorithm(*, tis_cap: float | None = None, **section: object) -> Algorithm:
-    return Algorithm.from_config(AlgorithmSection(**section), tis_cap=tis_cap, max_response_tokens=8192)
+def algorithm(*, tis_cap: float | None = None, sequence_bound: float | None = None, **section: object) -> Algorithm:
+    return Algorithm.from_config(
+        AlgorithmSection(**section), tis_cap=tis_cap, sequence_bound=sequence_bound, max_response_tokens=8192
+    )
 
 
 TRAPO = algorithm()
@@ -123,6 +125,15 @@ def test_importance_weights_act_on_own_tokens_only() -> None:
     own = -0.5 * weight[10] - 0.5 * weight[11] + 0.5 * weight[12] + 0.5 * weight[13]
     assert weight[10] == 1.2 and weight[11] < 1.2
     assert loss.item() == pytest.approx(PREFIX_SUM / 5 + own / 4)
+
+
+def test_a_rollout_the_sampler_saw_otherwise_is_masked_whole_and_its_prefix_stays() -> None:
+    """Mean log ratios: own (0.4 - 0.2) / 2 = 0.1, the duplicate's -0.6, the guided one's -0.4; e^0.5 keeps two."""
+    loss, metrics = four(algorithm(sequence_bound=math.exp(0.5)))
+    assert loss.item() == pytest.approx(PREFIX_SUM / 5 + (-0.5 - 0.5 + 0.5) / 4)
+    assert metrics["grad"][12] == 0.0
+    assert metrics["mismatch/masked"].value == 1 / 4
+    assert four(algorithm(sequence_bound=math.exp(0.7)))[0].item() == pytest.approx(four(TRAPO)[0].item())
 
 
 def test_the_entropy_bonus_counts_a_shared_token_once_for_each_rollout_that_holds_it() -> None:

@@ -42,10 +42,16 @@ class Algorithm:
     kl_weight: float
     normalizer_tokens: int | None
     tis_cap: float | None
+    sequence_bound: float | None
 
     @classmethod
     def from_config(
-        cls, section: AlgorithmSection, *, tis_cap: float | None, max_response_tokens: int | None = None
+        cls,
+        section: AlgorithmSection,
+        *,
+        tis_cap: float | None,
+        sequence_bound: float | None = None,
+        max_response_tokens: int | None = None,
     ) -> "Algorithm":
         """`max_response_tokens` is what `normalizer: constant` divides by where normalizer_tokens does not say it."""
         has_prefix_loss = section.has_prefix_loss
@@ -65,6 +71,7 @@ class Algorithm:
             kl_weight=section.kl_weight,
             normalizer_tokens=constant if section.normalizer == "constant" else None,
             tis_cap=tis_cap,
+            sequence_bound=sequence_bound,
         )
 
     @property
@@ -140,7 +147,7 @@ def policy_loss(
     """One batch's share of the step's loss: components over their own tokens, each over its own global normaliser.
 
         loss = prefix_weight * sum(w * prefix_loss)              / tokens trained by the prefix loss
-             + sum(importance weight * policy gradient)          / completion tokens
+             + sum(importance weight * policy gradient)          / completion tokens, masked ones included
              - entropy_weight * sum(multiplicity * entropy)      / response tokens
              + kl_weight * sum(k3)                               / completion tokens
 
@@ -156,7 +163,11 @@ def policy_loss(
     )
     if algorithm.tis_cap is not None:
         gradient = gradient * losses.truncated_importance_weight(old, sampler, cap=algorithm.tis_cap)
-    loss = _masked_sum(gradient, own) / max(normalizers.completion, 1.0)
+    used = own
+    if algorithm.sequence_bound is not None:
+        sequence = torch.where(own, batch.completion[rows], torch.zeros_like(rows))
+        used = own & losses.sequence_mask(old, sampler, sequence, bound=algorithm.sequence_bound)
+    loss = _masked_sum(gradient, used) / max(normalizers.completion, 1.0)
     mismatch = (logprobs - sampler).detach()
     entropy = forward.entropy.detach()
     prefix_rows = batch.prefix_count[rows]
@@ -164,6 +175,7 @@ def policy_loss(
         "loss/completion": _mean(gradient.detach(), own.float()),
         "policy/entropy": _mean(entropy, own.float()),
         "mismatch/abs": _mean(mismatch.abs(), own.float()),
+        "mismatch/masked": _mean((own & ~used).float(), own.float()),
         "mismatch/k3": _mean(losses.k3(sampler, logprobs.detach()), own.float()),
         "prefix/probability": _mean(logprobs.detach().exp(), prefix_rows),
     }

@@ -77,6 +77,25 @@ def truncated_importance_weight(logprobs: Tensor, sampler_logprobs: Tensor, *, c
     return (logprobs - sampler_logprobs).detach().exp().clamp(max=cap)
 
 
+def sequence_mask(logprobs: Tensor, sampler_logprobs: Tensor, sequence: Tensor, *, bound: float) -> Tensor:
+    """Per token, whether its sequence is one that trainer and sampler find about equally likely.
+
+        keep  <=>  1 / bound <= exp(mean over the sequence of log pi - log pi_sampler) <= bound
+
+    The geometric mean of the ratio, so that long sequences are not judged by their length.
+    Source: sequence-level masked importance sampling, as TRL and verl offer it against sampler / trainer mismatch.
+
+    Args:    logprobs, sampler_logprobs: (K,).   sequence: (K,), 0 to K: which sequence a token is in.   bound: > 1.
+    Returns: bool (K,), detached.
+    """
+    log_ratio = (logprobs - sampler_logprobs).detach()
+    zeros = log_ratio.new_zeros(log_ratio.shape[0] + 1)
+    total = zeros.index_add(0, sequence, log_ratio)
+    count = zeros.index_add(0, sequence, torch.ones_like(log_ratio))
+    mean = (total / count.clamp(min=1.0))[sequence]
+    return mean.abs() <= math.log(bound)
+
+
 def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     """Schulman's low-variance estimate of KL(pi || reference) per sampled token: r - 1 - log r, r = ref / pi."""
     log_ratio = reference_logprobs - logprobs

@@ -33,6 +33,8 @@ TABLE: dict[str, str] = {
     "prefix/probability": "mean probability of trained expert tokens",
     "policy/entropy": "mean entropy at own tokens, nats",
     "mismatch/abs": "mean |log pi(trainer) - log pi(sampler)| at own tokens",
+    "mismatch/p99": "99th percentile of the same over the step",
+    "mismatch/masked": "share of own tokens whose rollout rollout.sequence_bound masks",
     "mismatch/k3": "k3 estimate of KL(sampler || trainer) per own token",
     "optim/lr": "learning rate of the update",
     "optim/grad_norm": "norm of the gradient before clipping",
@@ -42,10 +44,14 @@ TABLE: dict[str, str] = {
     "engine/probe_projection": "parity probe: 1 = the adapter is applied, 0 = it is not; null: too small to tell",
     "engine/probe_undecided": "1 if the adapter's effect was too small for the probe, which then only saw its checksum",
     "engine/publish_bytes": "bytes of the published adapter",
-    "time/publish": "seconds to publish and probe the adapter",
+    "time/publish": "seconds to hand the adapter to the engine",
+    "time/score": "seconds of the parity probe, engine and trainer together",
     "time/sample": "seconds in the engine, of the slowest process",
     "time/verdicts": "most seconds a process spent waiting for verdicts with nothing else to do",
+    "time/first_token": "seconds from handing over the adapter to the first tokens: publish + first engine step",
     "time/update": "seconds for forward, backward and optimizer",
+    "time/eval": "seconds of the evaluation on eval.data, publishing included",
+    "time/idle": "seconds of the step in none of these stages: logging, waiting for other processes",
     "time/step": "seconds for the whole step",
     "speed/sampled_tokens_per_second": "sampled tokens of all processes over time/sample",
     "eval/accuracy": "mean correctness on eval.data",
@@ -53,6 +59,7 @@ TABLE: dict[str, str] = {
     "eval/truncated": "share of evaluation answers cut at the length limit",
 }
 
+STAGE_TIMES = ("time/publish", "time/score", "time/sample", "time/verdicts", "time/update", "time/eval")
 TIMES = tuple(name for name in TABLE if name.startswith(("time/", "speed/")))
 
 

@@ -1,6 +1,7 @@
 """Hand the adapter to the engine, and make sure that it is what the engine samples from (DESIGN 7)."""
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,8 @@ class Publisher:
     ) -> None:
         self.engine, self.policy = engine, policy
         self.version: int | None = None
+        self.publish_seconds = 0.0
+        self.probe_seconds = 0.0
         self._scratch = scratch
         shutil.rmtree(scratch, ignore_errors=True)
         self._dtype = policy.autocast_dtype or torch.float32
@@ -48,11 +51,14 @@ class Publisher:
     def publish(self, version: int) -> parity.ParityResult:
         """From now on the engine samples from the policy as it is; nothing to do if it already has this version."""
         if version == self.version and self._result is not None:
+            self.publish_seconds = self.probe_seconds = 0.0
             return self._result
+        started = time.perf_counter()
         self.policy.save_adapter(self._scratch)
         self.engine.publish(self._scratch, version)
         expected = parity.checksum(self._scratch, dtype=self._dtype)
         shutil.rmtree(self._scratch)
+        handed_over = time.perf_counter()
         parity.require_checksum(self.engine.adapter_checksum(), expected=expected, version=version)
         trainer = self._scores(self.policy.score)
         result = parity.verdict(
@@ -64,6 +70,7 @@ class Publisher:
         )
         parity.require_applied(result, version=version)
         self._previous, self._result, self.version = trainer, result, version
+        self.publish_seconds, self.probe_seconds = handed_over - started, time.perf_counter() - handed_over
         return result
 
     def _scores(self, score: Callable[[list[int]], list[float]]) -> list[float]:

@@ -47,11 +47,12 @@ class SamplingSettings:
 
 @dataclass(frozen=True)
 class PhaseReport:
-    """What a rollout phase cost: seconds in the engine, and seconds waiting for verdicts with nothing left to decode;
-    requests to the engine, and those of them that the verdicts ruled out."""
+    """What a rollout phase cost: seconds in the engine, in its first step (prompts read, one token each), and waiting
+    for verdicts with nothing left to decode; requests to the engine, and those that the verdicts ruled out."""
 
     engine_seconds: float = 0.0
     verdict_seconds: float = 0.0
+    first_poll_seconds: float = 0.0
     num_requests: int = 0
     num_discarded: int = 0
 
@@ -178,7 +179,9 @@ class _RolloutPhase:
                 adapter_version=completion.adapter_version,
             )
             self._grade(index, branch)
-        self._count(engine_seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        is_first = self.report.engine_seconds == 0.0
+        self._count(engine_seconds=seconds, first_poll_seconds=seconds if is_first else 0.0)
 
     def collect_verdicts(self) -> None:
         """Take the verdicts that are in; wait for all of them in deterministic mode, for one if nothing is decoding."""

@@ -75,6 +75,7 @@ class _Run:
         self.algorithm = Algorithm.from_config(
             config.algorithm,
             tis_cap=config.rollout.tis_cap,
+            sequence_bound=config.rollout.sequence_bound,
             max_response_tokens=config.rollout.max_response_tokens,
         )
         self.folder = RunFolder(config.run.folder)
@@ -153,11 +154,11 @@ class _Run:
         """Give the engine the policy as it is after `step` updates."""
         if self.publisher is None or self.engine is None or not self.config.algorithm.samples:
             return {}
-        started = time.perf_counter()
         result = self.publisher.publish(step)
         could_tell = result.kind == "applied"
         return {
-            "time/publish": time.perf_counter() - started,
+            "time/publish": self.publisher.publish_seconds,
+            "time/score": self.publisher.probe_seconds,
             "engine/publish_bytes": self.engine.publish_bytes,
             "engine/probe_projection": result.projection if could_tell else float("nan"),
             "engine/probe_undecided": int(not could_tell),
@@ -181,11 +182,15 @@ class _Run:
         discarded = {"rollout/discarded": Mean(report.num_discarded, report.num_requests)}
         metrics = self.ranks.sum_metrics(rollout_metrics.describe(groups) | discarded)
         sampled = metrics["rollout/completion_tokens"].total
-        engine_seconds, verdict_seconds = self.ranks.largest([report.engine_seconds, report.verdict_seconds])
+        engine_seconds, verdict_seconds, first_poll = self.ranks.largest(
+            [report.engine_seconds, report.verdict_seconds, report.first_poll_seconds]
+        )
+        to_first_token = first_poll + (self.publisher.publish_seconds if self.publisher else 0.0)
         return groups, {
             **metrics,
             "time/sample": engine_seconds,
             "time/verdicts": verdict_seconds,
+            "time/first_token": to_first_token if report.num_requests else float("nan"),
             "speed/sampled_tokens_per_second": sampled / engine_seconds if engine_seconds else float("nan"),
         }
 
@@ -213,6 +218,7 @@ class _Run:
         cfg = self.config.eval
         if cfg.every == 0 or step % cfg.every != 0 or self.publisher is None or self.engine is None:
             return {}
+        started = time.perf_counter()
         self.publisher.publish(step)
         result = evaluate_problems(
             self.engine,
@@ -223,7 +229,7 @@ class _Run:
             decode=self._decode,
             on_progress=self._on_rollouts,
         )
-        return {**self.ranks.sum_metrics(result.metrics())}
+        return {**self.ranks.sum_metrics(result.metrics()), "time/eval": time.perf_counter() - started}
 
     def log(self, step: int, metrics: Mapping[str, Mean | float | int], groups: Sequence[Group], *, seconds: float):
         """metrics.jsonl, rollouts/, TensorBoard, wandb and the terminal."""
@@ -233,6 +239,7 @@ class _Run:
         self.rng_states = self.ranks.gather([torch.get_rng_state()])
         if self.ranks.is_main:
             row = metric_table.to_row({**metrics, "step": step, "time/step": seconds})
+            row["time/idle"] = seconds - sum(row.get(name) or 0.0 for name in metric_table.STAGE_TIMES)
             self.folder.write_rollouts(step, lines)
             self.folder.append_metrics(row)
             for logger in self.loggers:
@@ -240,6 +247,12 @@ class _Run:
             self.display.step(row)
             if self.config.run.deterministic and (row["verdict/timeout"] or row.get("eval/timeout")):
                 self.display.message(f"step {step}: a verdict timed out: this run may not be repeatable bit for bit")
+            alarm = self.config.rollout.mismatch_alarm
+            if (row.get("mismatch/abs") or 0.0) > alarm:
+                self.display.message(
+                    f"step {step}: WARNING: sampler and trainer differ by {row['mismatch/abs']:.3g} nats a token "
+                    f"(alarm at {alarm:g}); compare dtype and quantisation of both, or set rollout.tis_cap"
+                )
         self.whole_step = step
 
     def save(self, step: int) -> None:

@@ -145,6 +145,13 @@ class PackedBatch:
         """(K,) indices of the response tokens: those whose log-prob is computed."""
         return torch.nonzero(self.multiplicity > 0).squeeze(-1)
 
+    @property
+    def completion(self) -> Tensor:
+        """(T,) which completion a completion token belongs to, numbered from 1 on; meaningless elsewhere."""
+        before = torch.arange(-1, self.num_tokens - 1, device=self.parent.device)
+        continues = torch.roll(self.is_completion, 1) & (self.parent == before) & (before >= 0)
+        return torch.cumsum(self.is_completion & ~continues, dim=0)
+
     def to(self, device: torch.device | str) -> "PackedBatch":
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
         return PackedBatch(**{name: column.to(device) for name, column in columns.items() if column is not None})

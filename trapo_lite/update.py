@@ -73,16 +73,19 @@ def update_policy(
         policy, moving, budget=tokens_per_batch, temperature=temperature, with_old_logprobs=num_updates > 1
     )
     losses: dict[str, Mean] = {}
+    gaps: list[Tensor] = []
     norm = 0.0
     for _ in range(num_updates):
-        losses = accumulate_gradient(policy, algorithm, batches, normalizers, temperature=temperature)
+        losses, gaps = accumulate_gradient(policy, algorithm, batches, normalizers, temperature=temperature)
         gradient = ranks.sum_tensor(flat_gradient(policy))
         norm = apply_gradient(policy, optimizer, gradient, lr=lr, grad_clip=grad_clip)
     packed = sum(batch.num_tokens for batch in batches)
     counts = ranks.gather([(packed, rollout_metrics.padded_tokens(moving), len(groups) - len(moving))])
     names = ("train/tokens", "train/padded_tokens", "train/skipped_groups")
     totals = {name: sum(column) for name, column in zip(names, zip(*counts, strict=True), strict=True)}
-    return {**ranks.sum_metrics(losses), **totals, "optim/lr": lr, "optim/grad_norm": norm}
+    every_gap = torch.cat([torch.zeros(0), *ranks.gather(gaps)])
+    p99 = _quantile(every_gap, 0.99) if every_gap.numel() else math.nan
+    return {**ranks.sum_metrics(losses), **totals, "mismatch/p99": p99, "optim/lr": lr, "optim/grad_norm": norm}
 
 
 def make_batches(
@@ -100,18 +103,24 @@ def accumulate_gradient(
     normalizers: Normalizers,
     *,
     temperature: float,
-) -> dict[str, Mean]:
-    """Backward through every batch; the gradient is left in `policy.parameters`. Returns the summed metrics."""
+) -> tuple[dict[str, Mean], list[Tensor]]:
+    """Backward through every batch; the gradient is left in `policy.parameters`.
+
+    Returns the summed metrics and, per batch, |log pi - log pi_sampler| at its own tokens, on the CPU.
+    """
     for parameter in policy.parameters:
         parameter.grad = None
     summed: dict[str, Mean] = {}
+    gaps: list[Tensor] = []
     for batch in batches:
         logprobs, entropy = policy.token_logprobs(batch, temperature=temperature)
         reference = _reference_logprobs(policy, batch, temperature) if algorithm.kl_weight > 0 else None
         loss, metrics = policy_loss(algorithm, TokenLogprobs(logprobs, entropy, reference), batch, normalizers)
         loss.backward()
         summed = metric_table.add(summed, metrics)
-    return summed
+        gap = (logprobs.detach() - batch.sampler_logprobs[batch.trained]).abs()
+        gaps.append(gap[batch.is_completion[batch.trained]].float().cpu())
+    return summed, gaps
 
 
 def flat_gradient(policy: Policy) -> Tensor:
@@ -137,6 +146,12 @@ def apply_gradient(
         group["lr"] = lr
     optimizer.step()
     return norm.item()
+
+
+def _quantile(values: Tensor, share: float) -> float:
+    """Nearest-rank: torch.quantile refuses more than 16 million values."""
+    place = max(1, math.ceil(share * values.numel()))
+    return values.kthvalue(place).values.item()
 
 
 def _with_old_logprobs(policy: Policy, batch: PackedBatch, temperature: float) -> PackedBatch:
