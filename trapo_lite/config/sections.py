@@ -87,7 +87,11 @@ class DataSection(Section):
 
 
 class RolloutSection(Section):
-    engine: Literal["vllm", "transformers"] = "vllm"
+    engine: Literal["vllm", "server", "transformers"] = "vllm"
+    servers: list[str] = Field(default_factory=list)
+    """engine: server: base urls of `vllm serve` endpoints (http://host:8000), all with the same model."""
+    server_adapter_dir: str | None = None
+    """Folder where the servers find the adapter, under the same path as here; None: in this machine's memory."""
     schedule: Literal["barrier", "pipelined", "speculative"] = "pipelined"
     """When micro-groups are started; the rollouts are the same (sampler.py)."""
     num_problems: PositiveInt = 32
@@ -112,6 +116,21 @@ class RolloutSection(Section):
     """Threads of the engine on the CPU."""
     probe_tokens: Annotated[Whole, Field(ge=512)] = 512
     """Tokens of the parity probe after each publish."""
+
+    def idle_keys(self) -> set[str]:
+        return set() if self.engine == "server" else {"servers", "server_adapter_dir"}
+
+    @model_validator(mode="after")
+    def _has_servers(self) -> "RolloutSection":
+        if self.engine == "server" and not self.servers:
+            raise ValueError("servers: rollout.engine is server but no endpoint is named; set it to [http://host:8000]")
+        for url in self.servers:
+            if not re.fullmatch(r"https?://[^/?#@]+(/v1)?/?", url):
+                raise ValueError(
+                    f"servers: {url!r} is not a base url; give http://host:port or https://host:port, without a key "
+                    "(that is TRAPO_LITE_SERVER_API_KEY's)"
+                )
+        return self
 
 
 class RewardSection(Section):
@@ -211,6 +230,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         algorithm, rollout = self.algorithm, self.rollout
+        if rollout.engine == "server" and self.run.deterministic:
+            raise ValueError(
+                "run.deterministic: servers batch requests as they arrive, so bits may differ; set it to false or "
+                "rollout.engine: vllm"
+            )
         for key in ("tis_cap", "sequence_bound"):
             if getattr(rollout, key) is not None and (rollout.top_p < 1.0 or rollout.top_k > 0):
                 raise ValueError(

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from trapo_lite.config import Config
 from trapo_lite.engines.base import RolloutEngine
 
@@ -53,6 +55,18 @@ def start_engine(
             return engine
 
         return SupervisedEngine(start, notify=notify)
+
+    if config.rollout.engine == "server":
+        from trapo_lite.engines.server import ServerEngine
+
+        folder = config.rollout.server_adapter_dir
+        return ServerEngine(
+            config.rollout.servers,
+            max_model_len=max_model_len,
+            dtype=getattr(torch, config.model.dtype),
+            adapter_dir=None if folder is None else Path(folder),
+            notify=notify,
+        )
 
     from trapo_lite.engines.transformers import TransformersEngine
 

@@ -1,0 +1,224 @@
+"""Two real `vllm serve` endpoints on the loopback: the same tokens as from one engine, also when one of them dies."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+
+from trapo_lite import parity
+from trapo_lite.config import ConfigError, load_config
+from trapo_lite.engines.base import Completion, EngineError, RolloutEngine, SampleRequest
+from trapo_lite.engines.child import environment_without_launcher
+from trapo_lite.engines.server import API_KEY, ServerEngine
+from trapo_lite.tiny_world import BASE_DIR
+
+MAX_LEN = 256
+KEY = "a-secret-for-the-test"
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen
+    url: str
+
+
+def free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return bound.getsockname()[1]
+
+
+def start_server(log: Path) -> Server:
+    port = free_port()
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(BASE_DIR)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", str(MAX_LEN)]
+    command += ["--enable-lora", "--max-loras", "2", "--max-lora-rank", "8", "--generation-config", "vllm"]
+    command += ["--logprobs-mode", "processed_logprobs", "--no-enable-chunked-prefill", "--block-size", "32"]
+    command += ["--max-num-batched-tokens", "4096", "--kv-cache-memory-bytes", str(64 << 20), "--enforce-eager"]
+    environment = environment_without_launcher() | {
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "VLLM_API_KEY": KEY,
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
+    }
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+        )
+    return Server(process, f"http://127.0.0.1:{port}")
+
+
+def wait_for(server: Server, log: Path, limit_s: float = 240.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        assert server.process.poll() is None, log.read_text()[-3000:]
+        try:
+            if httpx.get(f"{server.url}/health").status_code == 200:
+                return
+        except httpx.HTTPError:
+            time.sleep(0.5)
+    raise AssertionError(f"no server after {limit_s:.0f} s: {log.read_text()[-3000:]}")
+
+
+def kill(server: Server) -> None:
+    if server.process.poll() is None:
+        os.killpg(server.process.pid, signal.SIGKILL)
+        server.process.wait()
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
+    folder = tmp_path_factory.mktemp("servers")
+    logs = [folder / f"server-{number}.log" for number in range(2)]
+    started = [start_server(log) for log in logs]
+    try:
+        for server, log in zip(started, logs, strict=True):
+            wait_for(server, log)
+        yield started
+    finally:
+        for server in started:
+            kill(server)
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folders = []
+    for seed in (1, 2):
+        base = AutoModelForCausalLM.from_pretrained(BASE_DIR, dtype=torch.float32)
+        torch.manual_seed(seed)
+        model = get_peft_model(base, LoraConfig(r=8, lora_alpha=8, target_modules="all-linear"))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+        folders.append(tmp_path_factory.mktemp(f"adapter-{seed}"))
+        model.save_pretrained(str(folders[-1]))
+    return folders
+
+
+def requests(num: int, *, max_tokens: int = 60) -> list[SampleRequest]:
+    return [
+        SampleRequest(f"r{i}", tuple(range(4, 9 + i % 5)), seed=100 + i, max_tokens=max_tokens, stop_ids=(0,))
+        for i in range(num)
+    ]
+
+
+def collect(engine: RolloutEngine, wanted: list[SampleRequest], *, after: int = 10**9, then=None) -> list[Completion]:
+    """All completions, in the order of the requests; `then` is called once when `after` of them are in."""
+    for request in wanted:
+        engine.submit(request)
+    found: dict[str, Completion] = {}
+    while len(found) < len(wanted):
+        found |= {completion.request_id: completion for completion in engine.poll()}
+        if len(found) >= after and then is not None:
+            then()
+            then = None
+    return [found[request.request_id] for request in wanted]
+
+
+@pytest.mark.slow
+def test_two_servers_serve_as_one_engine_also_when_one_dies(
+    servers: list[Server], adapters: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    urls = [server.url for server in servers]
+    with pytest.raises(EngineError, match="401"):  # without the key nothing is served
+        ServerEngine(urls, max_model_len=MAX_LEN, dtype=torch.float32)
+    monkeypatch.setenv(API_KEY, KEY)
+    with pytest.raises(EngineError, match="start it with --max-model-len 4096"):
+        ServerEngine(urls, max_model_len=4096, dtype=torch.float32)
+
+    lines: list[str] = []
+    engine = ServerEngine(urls, max_model_len=MAX_LEN, dtype=torch.float32, notify=lines.append)
+    alone = ServerEngine(urls[:1], max_model_len=MAX_LEN, dtype=torch.float32)
+    try:
+        probe = tuple(range(3, 120, 3))
+        base_scores = engine.score(probe)
+        assert engine.adapter_checksum() is None
+        engine.publish(adapters[0], 1)
+        alone.publish(adapters[0], 1)
+        assert engine.adapter_checksum() == parity.checksum(adapters[0], dtype=torch.float32)
+        adapted = engine.score(probe)
+        assert max(abs(a - b) for a, b in zip(adapted, base_scores, strict=True)) > 0.01
+        torch.testing.assert_close(adapted, trainer_scores(adapters[0], probe), rtol=0, atol=1e-4)
+
+        wanted = requests(24)
+        spread = collect(engine, wanted)
+        assert [completion.token_ids for completion in collect(alone, wanted)] == [c.token_ids for c in spread]
+        for request, completion in zip(wanted, spread, strict=True):
+            assert completion.adapter_version == 1 and len(completion.logprobs) == len(completion.token_ids)
+            assert completion.finish_reason == ("stop" if completion.token_ids[-1] == 0 else "length")
+            assert len(completion.token_ids) <= request.max_tokens
+        check_logprobs(adapters[0], wanted[0], spread[0])
+
+        engine.submit(SampleRequest("aborted", (5, 6), 1, 200))
+        engine.abort("aborted")
+        engine.publish(adapters[1], 2)
+        assert collect(engine, requests(4))[0].adapter_version == 2
+        second = engine.score(probe)
+        assert max(abs(a - b) for a, b in zip(adapted, second, strict=True)) > 0.01
+
+        engine.publish(adapters[0], 3)
+        again = collect(engine, wanted, after=1, then=lambda: kill(servers[1]))
+        assert [completion.token_ids for completion in again] == [completion.token_ids for completion in spread]
+        if not lines:  # all of its requests had ended
+            engine.score(probe)
+        assert urls[1] in lines[0] and "1 endpoints are left" in lines[0]
+        kill(servers[0])
+        with pytest.raises(EngineError, match="the last endpoint"):
+            collect(engine, wanted)
+    finally:
+        engine.close()
+        alone.close()
+    assert not any(KEY in line for line in lines)
+
+
+def trainer_scores(adapter: Path, token_ids: tuple[int, ...]) -> list[float]:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(BASE_DIR, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, str(adapter)).eval()
+    with torch.no_grad():
+        logprobs = model(input_ids=torch.tensor([token_ids])).logits[0, :-1].log_softmax(-1)
+    return logprobs.gather(1, torch.tensor(token_ids[1:])[:, None]).squeeze(1).tolist()
+
+
+def check_logprobs(adapter: Path, request: SampleRequest, completion: Completion) -> None:
+    scores = trainer_scores(adapter, request.token_ids + completion.token_ids)
+    torch.testing.assert_close(list(completion.logprobs), scores[len(request.token_ids) - 1 :], rtol=0, atol=1e-4)
+
+
+def test_an_endpoint_that_is_not_there_is_named_with_the_command_that_starts_one() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(EngineError, match=rf"{url} does not answer.*--enable-lora"):
+        ServerEngine([url], max_model_len=64, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["rollout.engine=server"], "no endpoint is named"),
+        (["rollout.engine=server", "rollout.servers=[host:8000]"], "not a base url"),
+        (["rollout.engine=server", "rollout.servers=['http://user:key@host:8000']"], "API_KEY"),
+        (["rollout.servers=['http://host:8000']"], "no effect"),
+        (
+            ["rollout.engine=server", "rollout.servers=['http://host']", "run.deterministic=true", "run.num_threads=1"],
+            "rollout.engine: vllm",
+        ),
+    ],
+)
+def test_what_servers_cannot_be_is_said_at_once(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(overrides=overrides)
