@@ -59,7 +59,7 @@ class Publisher:
         expected = parity.checksum(self._scratch, dtype=self._dtype)
         shutil.rmtree(self._scratch)
         handed_over = time.perf_counter()
-        parity.require_checksum(self.engine.adapter_checksum(), expected=expected, version=version)
+        held = self.engine.adapter_checksum()
         trainer = self._scores(self.policy.score)
         result = parity.verdict(
             engine=self._scores(self.engine.score),
@@ -68,7 +68,8 @@ class Publisher:
             previous=self._previous,
             noise=self._noise,
         )
-        parity.require_applied(result, version=version)
+        parity.require_applied(result, version=version)  # first: it knows how the adapter is wrong, where it can tell
+        parity.require_checksum(held, expected=expected, version=version)
         self._previous, self._result, self.version = trainer, result, version
         self.publish_seconds, self.probe_seconds = handed_over - started, time.perf_counter() - handed_over
         return result

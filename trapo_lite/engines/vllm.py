@@ -1,6 +1,7 @@
 """Rollouts by vLLM in a child process: the trainer's side."""
 
 import importlib.util
+import json
 import logging
 import os
 import time
@@ -76,6 +77,7 @@ class VLLMEngine:
             raise EngineError(f"publish: {len(self._in_flight)} requests are in flight; collect or abort them first")
         if self.version is not None and version <= self.version:
             raise EngineError(f"publish: version {version} does not follow {self.version}; versions only grow")
+        require_rank(Path(adapter_dir), self.options.lora_rank)
         self.wait()
         start = time.monotonic()
         path, num_bytes = self._folder.add(Path(adapter_dir), version)
@@ -134,6 +136,13 @@ class VLLMEngine:
             self._child.send(earlier_method, argument)
         self._outbox.clear()
         return self._child.call(method, *arguments, limit_s=self.silence_limit_s)
+
+
+def require_rank(adapter_dir: Path, rank: int) -> None:
+    """EngineError for an adapter of another rank than the engine was started for: vLLM would end, or pad in silence."""
+    file = adapter_dir / "adapter_config.json"
+    if file.is_file() and (found := json.loads(file.read_text(encoding="utf-8"))["r"]) != rank:
+        raise EngineError(f"publish: {adapter_dir} has rank {found}, the engine was started for {rank}; check lora.r")
 
 
 def require_vllm(*, quantize: str) -> None:
