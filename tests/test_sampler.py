@@ -334,6 +334,61 @@ def test_barrier_waits_for_the_slowest_problem() -> None:
     ]
 
 
+def fixed_delay(request: SampleRequest) -> int:
+    """Longer for later slots and for guided rollouts; a function of the request alone."""
+    return 10 + 3 * int(request.request_id.rstrip("g").rsplit("/", 1)[1]) + (5 if request.request_id[-1] == "g" else 0)
+
+
+def num_polls(engine: ScriptedEngine) -> int:
+    return [kind for kind, _ in engine.events].count("poll")
+
+
+def test_speculative_draws_at_most_eleven_and_lasts_as_long_as_its_longest_rollout() -> None:
+    """4 alone, then 2 + 1 with and without help, and 1 without: the whole trace needs no engine. All fail."""
+    engine = ScriptedEngine(delay=fixed_delay)
+    groups, _ = sample([problem()], engine=engine, schedule="speculative")
+    assert sorted(submitted(engine)) == sorted(
+        [*(f"1/0/{slot}" for slot in range(8)), *(f"1/0/{slot}g" for slot in (4, 5, 6))]
+    )
+    needed = [engine_delay for request in engine.requests if (engine_delay := fixed_delay(request)) <= 33]
+    assert num_polls(engine) == max(needed) == fixed_delay(next(r for r in engine.requests if r.request_id == "1/0/6g"))
+    barrier = ScriptedEngine(delay=fixed_delay)
+    assert sample([problem()], engine=barrier, schedule="barrier")[0] == groups
+    assert num_polls(barrier) == 19 + 30 + 33  # the longest of each micro-group, one after the other
+
+
+def test_a_branch_is_aborted_as_soon_as_the_verdicts_rule_it_out() -> None:
+    """Two of the first four succeed: micro-group 2 stays alone whatever the others do, though one is still decoding."""
+
+    def slow_fourth(request: SampleRequest) -> int:
+        return {"1/0/0": 1, "1/0/1": 2, "1/0/2": 3, "1/0/3": 40}.get(request.request_id, 60)
+
+    aborted: list[tuple[str, int]] = []
+
+    class Watched(ScriptedEngine):
+        def abort(self, request_id: str) -> None:
+            aborted.append((request_id, num_polls(self)))
+            super().abort(request_id)
+
+    engine = Watched(delay=slow_fourth, draw=lambda request: (int(request.seed % 40) + 2, STOP_ID))
+    item, texts = problem(), {}
+
+    def first_two(text: str, gold: str) -> bool:
+        return text != decode(item.expert_ids[1]) and texts.setdefault(text, len(texts)) < 2
+
+    sample([item], engine=engine, schedule="speculative", judge=first_two)
+    assert [(request_id, polls) for request_id, polls in aborted if polls <= 2] == [("1/0/4g", 2), ("1/0/5g", 2)]
+
+
+def test_pipelined_starts_what_is_certain_before_the_last_verdict_is_in() -> None:
+    """One failure among the first four makes it certain that the last rollout is the expert's: threshold 1."""
+    engine = ScriptedEngine(delay=lambda request: 50 if request.request_id == "1/0/3" else 1)
+    graded: list[str] = []
+    item = problem()
+    sample([item], engine=engine, judge=lambda text, gold: bool(graded.append(text)))
+    assert graded.index(decode(item.expert_ids[1])) < 4
+
+
 def test_a_rollout_is_graded_while_others_still_decode() -> None:
     """The first completion's text reaches the verifier before the second completion exists."""
     log: list[str] = []
