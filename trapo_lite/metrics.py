@@ -25,6 +25,7 @@ TABLE: dict[str, str] = {
     "rollout/failed_groups": "share of problems whose rollouts all failed",
     "rollout/truncated": "share of completions cut at the length limit",
     "rollout/discarded": "share of the requests to the engine that verdicts ruled out (rollout.schedule: speculative)",
+    "rollout/cached": "share of prompt and prefix tokens that the engine found in its prefix cache",
     "rollout/completion_tokens": "mean tokens of a completion",
     "rollout/prefix_tokens": "mean expert tokens of a guided rollout",
     "loss/completion": "policy-gradient loss per own token",

@@ -48,12 +48,15 @@ class SamplingSettings:
 @dataclass(frozen=True)
 class PhaseReport:
     """What a rollout phase cost: seconds in the engine, in its first step (prompts read, one token each), and waiting
-    for verdicts with nothing left to decode; requests to the engine, and those that the verdicts ruled out."""
+    for verdicts with nothing left to decode; requests to the engine, and those that the verdicts ruled
+    out; tokens that finished requests began with, and how many of them the prefix cache held."""
 
     engine_seconds: float = 0.0
     verdict_seconds: float = 0.0
     first_poll_seconds: float = 0.0
     num_requests: int = 0
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
     num_discarded: int = 0
 
 
@@ -178,6 +181,9 @@ class _RolloutPhase:
                 finish_reason=completion.finish_reason,
                 adapter_version=completion.adapter_version,
             )
+            if completion.num_cached_tokens is not None:
+                num_given = len(branch.rollout.prompt_ids) + len(branch.rollout.prefix_ids)
+                self._count(num_prompt_tokens=num_given, num_cached_tokens=completion.num_cached_tokens)
             self._grade(index, branch)
         seconds = time.perf_counter() - started
         is_first = self.report.engine_seconds == 0.0

@@ -179,8 +179,11 @@ class _Run:
         )
         self._leave_if_told()
         groups = [make_group(self.algorithm, group) for group in rollouts]
-        discarded = {"rollout/discarded": Mean(report.num_discarded, report.num_requests)}
-        metrics = self.ranks.sum_metrics(rollout_metrics.describe(groups) | discarded)
+        shares = {
+            "rollout/discarded": Mean(report.num_discarded, report.num_requests),
+            "rollout/cached": Mean(report.num_cached_tokens, report.num_prompt_tokens),
+        }
+        metrics = self.ranks.sum_metrics(rollout_metrics.describe(groups) | shares)
         sampled = metrics["rollout/completion_tokens"].total
         engine_seconds, verdict_seconds, first_poll = self.ranks.largest(
             [report.engine_seconds, report.verdict_seconds, report.first_poll_seconds]

@@ -41,13 +41,17 @@ class SampleRequest:
 
 @dataclass(frozen=True)
 class Completion:
-    """What came back: one log-prob per token (after temperature), and which adapter drew it (None: the bare base)."""
+    """What came back: one log-prob per token (after temperature), and which adapter drew it (None: the bare base).
+
+    num_cached_tokens: how many of the request's tokens were found in the prefix cache; None: the engine does not say
+    """
 
     request_id: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: Literal["stop", "length"]
     adapter_version: int | None
+    num_cached_tokens: int | None = None
 
 
 def check_request(request: SampleRequest, *, max_model_len: int) -> None:

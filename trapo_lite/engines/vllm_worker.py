@@ -155,7 +155,14 @@ def completion_of(output: Any, version: int | None) -> Completion:
     [sample] = output.outputs
     token_ids = tuple(sample.token_ids)
     logprobs = tuple(position[token].logprob for position, token in zip(sample.logprobs or (), token_ids, strict=True))
-    return Completion(output.request_id, token_ids, logprobs, sample.finish_reason, version)
+    return Completion(
+        output.request_id,
+        token_ids,
+        logprobs,
+        sample.finish_reason,
+        version,
+        num_cached_tokens=output.num_cached_tokens,
+    )
 
 
 def engine_arguments(options: VLLMOptions, *, is_cpu: bool) -> dict[str, Any]:
