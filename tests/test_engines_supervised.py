@@ -71,7 +71,7 @@ def groups_from(engine, *, deterministic: bool, schedule: str = "pipelined") -> 
 @pytest.mark.parametrize("schedule", ["barrier", "pipelined", "speculative"])
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_deaths_change_no_rollout(adapter: Path, deterministic: bool, schedule: str) -> None:
-    whole = SupervisedEngine(lambda: MortalEngine(iter([10**9])))
+    whole = SupervisedEngine(lambda: MortalEngine(iter([10**9])), folder=adapter / "kept-whole")
     whole.publish(adapter, 3)
     expected = groups_from(whole, deterministic=deterministic, schedule=schedule)
     for polls in range(1, 4):
@@ -82,7 +82,7 @@ def test_deaths_change_no_rollout(adapter: Path, deterministic: bool, schedule: 
             engines.append(MortalEngine(iter([lives])))
             return engines[-1]
 
-        engine = SupervisedEngine(start)
+        engine = SupervisedEngine(start, folder=adapter / "kept")
         engine.publish(adapter, 3)
         assert groups_from(engine, deterministic=deterministic, schedule=schedule) == expected
         assert engine.num_restarts == len(engines) - 1 > 0
@@ -91,7 +91,7 @@ def test_deaths_change_no_rollout(adapter: Path, deterministic: bool, schedule: 
 
 def test_an_engine_that_always_dies_is_an_error_after_a_few_times(adapter: Path) -> None:
     lines: list[str] = []
-    engine = SupervisedEngine(lambda: MortalEngine(iter([0])), notify=lines.append)
+    engine = SupervisedEngine(lambda: MortalEngine(iter([0])), folder=adapter / "kept", notify=lines.append)
     engine.publish(adapter, 1)
     with pytest.raises(EngineError, match=r"failed 3 times in a row; .*SIGKILL"):
         groups_from(engine, deterministic=False)
@@ -113,7 +113,7 @@ def test_an_engine_that_never_answered_is_not_started_again(adapter: Path) -> No
         return Stillborn(iter([0]))
 
     with pytest.raises(EngineError, match="no such model"):
-        SupervisedEngine(start).publish(adapter, 1)
+        SupervisedEngine(start, folder=adapter / "kept").publish(adapter, 1)
     assert started == [1]
 
 
@@ -123,7 +123,7 @@ def test_a_new_process_that_holds_other_tensors_stops_the_run(adapter: Path) -> 
             return "other tensors"
 
     engines = iter([MortalEngine(iter([1])), Forgetful(iter([10]))])
-    engine = SupervisedEngine(lambda: next(engines))
+    engine = SupervisedEngine(lambda: next(engines), folder=adapter / "kept")
     engine.publish(adapter, 1)
     assert engine.adapter_checksum() == "tensors of 1"
     engine.submit(SampleRequest("a", (1,), 0, 5))
@@ -153,7 +153,7 @@ def test_a_real_vllm_that_dies_serves_the_same_tokens_again(
         started.append(VLLMEngine(options, log_path=tmp_path / "vllm.log"))
         return started[-1]
 
-    engine = SupervisedEngine(start)
+    engine = SupervisedEngine(start, folder=tmp_path / "kept")
     try:
         engine.publish(tiny_adapter_dir, 1)
         checksum = engine.adapter_checksum()

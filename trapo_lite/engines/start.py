@@ -54,7 +54,7 @@ def start_engine(
                 engine.wait()  # it measures the card's free memory: nothing else may be loading meanwhile
             return engine
 
-        return SupervisedEngine(start, notify=notify)
+        return SupervisedEngine(start, folder=log_path.with_name(f".{log_path.stem}.adapter"), notify=notify)
 
     if config.rollout.engine == "server":
         from trapo_lite.engines.server import ServerEngine

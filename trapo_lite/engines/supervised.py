@@ -1,10 +1,11 @@
 """An engine that is started again when its process crashes or hangs, with the adapter it served."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from trapo_lite.engines.adapter_folder import AdapterFolder
+from trapo_lite.engines.adapter_folder import ADAPTER_FILES
 from trapo_lite.engines.base import Completion, EngineDied, EngineError, EngineRestarted, RolloutEngine, SampleRequest
 
 T = TypeVar("T")
@@ -21,6 +22,7 @@ class SupervisedEngine:
     without a completion in between, or before it has ever answered, is an EngineError.
 
     start:  makes the engine; called again after each death
+    folder: on disk, for a copy of the adapter that is served; the engine's own copy goes with the engine
     notify: told in one line of every restart
     """
 
@@ -28,12 +30,14 @@ class SupervisedEngine:
         self,
         start: Callable[[], RolloutEngine],
         *,
+        folder: Path,
         notify: Callable[[str], None] = lambda line: None,
         max_failures: int = MAX_FAILURES,
     ) -> None:
         self._start, self._notify, self._max_failures = start, notify, max_failures
         self._engine = start()
-        self._folder = AdapterFolder()  # of its own: the engine's goes with the engine
+        self._folder = folder
+        shutil.rmtree(folder, ignore_errors=True)
         self._adapter: Path | None = None
         self._checksum: str | None = None
         self._has_answered = False
@@ -46,14 +50,18 @@ class SupervisedEngine:
     def publish(self, adapter_dir: Path, version: int) -> None:
         if self.version is not None and version <= self.version:
             raise EngineError(f"publish: version {version} does not follow {self.version}; versions only grow")
-        adapter, _ = self._folder.add(Path(adapter_dir), version)
+        adapter = self._folder / f"version-{version}"
+        adapter.mkdir(parents=True)
+        for name in ADAPTER_FILES:
+            if (Path(adapter_dir) / name).is_file():  # what is missing the engine names
+                shutil.copyfile(Path(adapter_dir) / name, adapter / name)
         try:
             self._call(lambda engine: engine.publish(adapter, version))
         except EngineError:
-            self._folder.remove(adapter)
+            shutil.rmtree(adapter)
             raise
         if self._adapter is not None:
-            self._folder.remove(self._adapter)
+            shutil.rmtree(self._adapter)
         self._adapter, self.version = adapter, version
         self._checksum = None
         self.publish_seconds, self.publish_bytes = self._engine.publish_seconds, self._engine.publish_bytes
@@ -93,7 +101,7 @@ class SupervisedEngine:
 
     def close(self) -> None:
         self._engine.close()
-        self._folder.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _call(self, method: Callable[[RolloutEngine], T]) -> T:
         while True:
