@@ -24,7 +24,10 @@ ROWS: list[tuple[str, str]] = [
         "export_report",
     ),
     ("3 shell: owners", "policy sampler engines"),
-    ("3 shell: put together", "update checkpoint evaluation publishing export inputs identity"),
+    (
+        "3 shell: put together",
+        "update checkpoint evaluation publishing export inputs identity schedule_choice log_book",
+    ),
     ("4 jobs", "trainer evaluate planner prepare tiny_world"),
     ("5 doors", "quickstart"),
     ("5 doors", "cli"),

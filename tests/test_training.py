@@ -286,6 +286,22 @@ def test_whatever_ends_a_run_the_steps_it_logged_are_kept(make_config, monkeypat
     assert differences(whole, train(config)) == []
 
 
+def test_a_mismatch_of_sampler_and_trainer_is_an_alarm(make_config, capsys) -> None:
+    train(make_config(name="calm", train={"max_steps": 1}))
+    assert "sampler and trainer differ" not in capsys.readouterr().out
+    folder = train(make_config(name="loud", train={"max_steps": 1}, rollout={"mismatch_alarm": 1e-12}))
+    assert "step 1: WARNING: sampler and trainer differ" in capsys.readouterr().out
+    (row,) = read_metrics(folder / "metrics.jsonl")
+    assert 0 < row["mismatch/abs"] <= row["mismatch/p99"] < 1e-4
+    stages = ("publish", "score", "sample", "verdicts", "update", "idle")
+    assert sum(row[f"time/{stage}"] for stage in stages) == pytest.approx(row["time/step"])
+
+
+def test_auto_chooses_a_schedule_and_says_so(make_config, capsys) -> None:
+    train(make_config(rollout={"schedule": "auto"}, run={"deterministic": False}, train={"max_steps": 1}))
+    assert "rollout.schedule auto: " in capsys.readouterr().out
+
+
 def test_a_run_that_goes_on_says_that_its_export_is_of_an_earlier_end(make_config, capsys) -> None:
     train(make_config(train={"max_steps": 1}))
     assert "what was trained so far" not in capsys.readouterr().out

@@ -20,7 +20,7 @@ MAY_CHANGE = {
 # What moves results by rounding alone: it may differ too, unless bits were promised.
 MAY_CHANGE_INEXACTLY = {
     "model": {"gradient_checkpointing"},
-    "rollout": {"schedule", "gpu_memory_fraction", "max_num_seqs", "kv_cache_gib", "num_threads"},
+    "rollout": {"schedule", "colocate", "gpu_memory_fraction", "max_num_seqs", "kv_cache_gib", "num_threads"},
     "reward": {"num_workers", "memory_mb"},
     "train": {"tokens_per_batch"},
 }

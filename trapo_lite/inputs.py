@@ -10,7 +10,7 @@ from trapo_lite.config import Config, ConfigError
 from trapo_lite.data import DataReport, check_sources, end_of_text_id, load_problems, load_tokenizer, require_experts
 from trapo_lite.loggers import check_loggers
 from trapo_lite.policy import check_adapter
-from trapo_lite.sampler import SamplingSettings
+from trapo_lite.sampler import SamplingSettings, Schedule
 from trapo_lite.types import Problem
 
 
@@ -70,9 +70,9 @@ def read_inputs(config: Config) -> Inputs:
 
 
 def sampling_settings(
-    config: Config, tokenizer: PreTrainedTokenizerBase, *, for_eval: bool = False
+    config: Config, tokenizer: PreTrainedTokenizerBase, *, for_eval: bool = False, schedule: Schedule = "pipelined"
 ) -> SamplingSettings:
-    """How rollouts are drawn, in training or in evaluation."""
+    """How rollouts are drawn, in training or in evaluation. `schedule` stands for auto."""
     limit, temperature = config.rollout.max_response_tokens, config.rollout.temperature
     if for_eval:
         limit, temperature = config.eval.max_response_tokens or limit, config.eval.temperature
@@ -83,6 +83,6 @@ def sampling_settings(
         temperature=temperature,
         top_p=config.rollout.top_p,
         top_k=config.rollout.top_k,
-        schedule=config.rollout.schedule,
+        schedule=schedule if config.rollout.schedule == "auto" else config.rollout.schedule,
         deterministic=config.run.deterministic,
     )

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from trapo_lite import metrics as metric_table
 from trapo_lite import rollout_metrics
 from trapo_lite.algorithm import Algorithm, make_group
 from trapo_lite.checkpoint import (
@@ -30,13 +29,14 @@ from trapo_lite.evaluation import evaluate_problems
 from trapo_lite.identity import run_identity
 from trapo_lite.inputs import read_inputs, sampling_settings
 from trapo_lite.launch import Stopped, StopSignals, check_world_size, set_threads
-from trapo_lite.loggers import Logger, open_loggers
+from trapo_lite.log_book import LogBook
 from trapo_lite.policy import Policy
 from trapo_lite.publishing import Publisher
 from trapo_lite.ranks import Ranks
 from trapo_lite.reward import MathVerifier
 from trapo_lite.run_folder import RunFolder
-from trapo_lite.sampler import Sampler
+from trapo_lite.sampler import Sampler, Schedule
+from trapo_lite.schedule_choice import choose_schedule
 from trapo_lite.tree import Group
 from trapo_lite.types import Mean
 from trapo_lite.update import learning_rate, make_optimizer, update_policy
@@ -86,6 +86,7 @@ class _Run:
         self.first_step = self.saved_step = checkpoint.step if checkpoint else 0
         self.whole_step: int | None = None  # the step that was logged last, unless the policy has moved since
         self.rng_states: list[torch.Tensor] = []
+        self.chosen_schedule: Schedule | None = None
         self.display = stack.enter_context(
             Display(
                 title=config.run.name,
@@ -142,11 +143,10 @@ class _Run:
             restore_checkpoint(checkpoint, policy=self.policy, optimizer=self.optimizer, rank=self.ranks.index)
         self.ranks.require_equal(self.policy.parameters, what="the adapter")
         self.publisher = self._make_publisher()
-        self.loggers: list[Logger] = []
         if self.ranks.is_main:
-            self.loggers = open_loggers(config, first_step=self.first_step + 1)
-            for logger in self.loggers:
-                stack.callback(logger.close)
+            self.log_book = stack.enter_context(
+                LogBook(config, self.folder, self.display, first_step=self.first_step + 1)
+            )
         self.signals = StopSignals()
         stack.callback(self.signals.restore)
 
@@ -241,21 +241,7 @@ class _Run:
         )
         self.rng_states = self.ranks.gather([torch.get_rng_state()])
         if self.ranks.is_main:
-            row = metric_table.to_row({**metrics, "step": step, "time/step": seconds})
-            row["time/idle"] = seconds - sum(row.get(name) or 0.0 for name in metric_table.STAGE_TIMES)
-            self.folder.write_rollouts(step, lines)
-            self.folder.append_metrics(row)
-            for logger in self.loggers:
-                logger.log(row, step)
-            self.display.step(row)
-            if self.config.run.deterministic and (row["verdict/timeout"] or row.get("eval/timeout")):
-                self.display.message(f"step {step}: a verdict timed out: this run may not be repeatable bit for bit")
-            alarm = self.config.rollout.mismatch_alarm
-            if (row.get("mismatch/abs") or 0.0) > alarm:
-                self.display.message(
-                    f"step {step}: WARNING: sampler and trainer differ by {row['mismatch/abs']:.3g} nats a token "
-                    f"(alarm at {alarm:g}); compare dtype and quantisation of both, or set rollout.tis_cap"
-                )
+            self.log_book.write(step, metrics, lines, seconds=seconds)
         self.whole_step = step
 
     def save(self, step: int) -> None:
@@ -290,9 +276,8 @@ class _Run:
         return self.folder.path
 
     def _write_checkpoint(self, step: int) -> None:
-        for logger in self.loggers:
-            logger.flush()
         if self.ranks.is_main:
+            self.log_book.flush()
             save_checkpoint(
                 self.folder.checkpoints,
                 policy=self.policy,
@@ -316,14 +301,15 @@ class _Run:
 
     @contextlib.contextmanager
     def _engine_asleep(self) -> Iterator[None]:
-        """Inside, the memory of the engine's cache is the trainer's."""
-        if self.engine is not None:
-            self.engine.release()
+        """Inside, the memory of the engine's cache is the trainer's. Publishing probes the engine once it is awake."""
+        if self.engine is None or not self.config.rollout.colocate:
+            yield
+            return
+        self.engine.release()
         yield
-        if self.engine is not None:
-            if self.ranks.device.type == "cuda":
-                torch.cuda.empty_cache()  # what the trainer only holds in reserve, the KV cache needs
-            self.engine.resume()
+        if self.ranks.device.type == "cuda":
+            torch.cuda.empty_cache()  # what the trainer only holds in reserve, the KV cache needs
+        self.engine.resume()
 
     def _make_publisher(self) -> Publisher | None:
         if self.engine is None:
@@ -342,10 +328,26 @@ class _Run:
             self.engine,
             self.verifier,
             micro_groups=self.algorithm.micro_groups,
-            settings=sampling_settings(self.config, self.inputs.tokenizer),
+            settings=sampling_settings(self.config, self.inputs.tokenizer, schedule=self._schedule()),
             decode=self._decode,
             is_boundary=is_boundary_fn(self.inputs.tokenizer),
         )
+
+    def _schedule(self) -> Schedule:
+        """What `auto` stands for, measured once: every rank follows the first one's choice."""
+        if self.chosen_schedule is None:
+            choice = None
+            if self.config.rollout.schedule == "auto" and self.engine is not None and self.ranks.is_main:
+                choice = choose_schedule(
+                    self.engine,
+                    self.inputs.problems[: max(1, self.config.rollout.num_problems // self.ranks.count)],
+                    micro_groups=self.algorithm.micro_groups,
+                    settings=sampling_settings(self.config, self.inputs.tokenizer),
+                )
+                self.display.message(choice.reason)
+            choice = self.ranks.gather([choice])[0]
+            self.chosen_schedule = choice.schedule if choice else "pipelined"
+        return self.chosen_schedule
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         return text_of(self.inputs.tokenizer, token_ids)

@@ -92,8 +92,10 @@ class RolloutSection(Section):
     """engine: server: base urls of `vllm serve` endpoints (http://host:8000), all with the same model."""
     server_adapter_dir: str | None = None
     """Folder where the servers find the adapter, under the same path as here; None: in this machine's memory."""
-    schedule: Literal["barrier", "pipelined", "speculative"] = "pipelined"
-    """When micro-groups are started; the rollouts are the same (sampler.py)."""
+    schedule: Literal["barrier", "pipelined", "speculative", "auto"] = "pipelined"
+    """When micro-groups are started; the rollouts are the same (sampler.py). auto: the shorter by measured rates."""
+    colocate: bool = True
+    """Give the memory of the engine's cache to the trainer during an update, where both are on one card."""
     num_problems: PositiveInt = 32
     """Problems a step, over all processes."""
     max_response_tokens: PositiveInt = 8192
@@ -230,6 +232,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         algorithm, rollout = self.algorithm, self.rollout
+        if rollout.schedule == "auto" and self.run.deterministic:
+            raise ValueError(
+                "rollout.schedule: auto measures, so it may choose otherwise when the run is resumed, and "
+                "run.deterministic promises bits; name a schedule"
+            )
         if rollout.engine == "server" and self.run.deterministic:
             raise ValueError(
                 "run.deterministic: servers batch requests as they arrive, so bits may differ; set it to false or "

@@ -1,0 +1,173 @@
+"""`rollout.schedule: auto`: measure how fast the engine decodes and reads prompts, simulate a phase, take the shorter.
+
+Speculative draws up to half as many requests again so as not to wait: worth it where a decode step costs about the same
+for more sequences (memory-bound), or where few long answers decide how long a phase lasts.
+"""
+
+import concurrent.futures
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from trapo_lite.engines.base import Completion, RolloutEngine, SampleRequest
+from trapo_lite.sampler import Sampler, SamplingSettings, Schedule
+from trapo_lite.types import MicroGroup, Problem, Verdict
+
+NUM_STEPS = 16  # decode steps that a rate is measured over
+SIGMA = 1.0  # of log-normal answer lengths: the long tail that reasoning models have
+MEDIAN_SHARE = 1 / 6  # of the response limit
+SUCCESS_SHARES = (0.2, 0.5, 0.8)  # of rollouts; early and late in a run
+
+
+@dataclass(frozen=True)
+class Rates:
+    """steps: (sequences, seconds of a decode step), two sizes; prompt_tokens: read a second."""
+
+    steps: tuple[tuple[int, float], tuple[int, float]]
+    prompt_tokens: float
+
+    def step_seconds(self, num_sequences: int) -> float:
+        """On the line through the two measured sizes, never below the smaller one's.
+
+        >>> Rates(((10, 1.0), (20, 1.5)), 100.0).step_seconds(30), Rates(((10, 1.0), (20, 1.5)), 100.0).step_seconds(4)
+        (2.0, 1.0)
+        """
+        (small, fast), (large, slow) = self.steps
+        slope = max(0.0, (slow - fast) / (large - small))
+        return fast + slope * max(0, num_sequences - small)
+
+
+@dataclass(frozen=True)
+class Choice:
+    schedule: Schedule
+    reason: str
+
+
+def choose_schedule(
+    engine: RolloutEngine,
+    problems: Sequence[Problem],
+    *,
+    micro_groups: Sequence[MicroGroup],
+    settings: SamplingSettings,
+) -> Choice:
+    """Pipelined or speculative for phases of about these problems; `reason` is one line with what was measured."""
+    group_size = sum(group.num_rollouts for group in micro_groups)
+    rates = measure_rates(engine, problems, sizes=(len(problems), 2 * group_size * len(problems)))
+    seconds = {
+        schedule: simulated_seconds(
+            rates, problems, micro_groups=micro_groups, settings=replace(settings, schedule=schedule)
+        )
+        for schedule in ("pipelined", "speculative")
+    }
+    schedule: Schedule = "speculative" if seconds["speculative"] < seconds["pipelined"] else "pipelined"
+    (small, fast), (large, slow) = rates.steps
+    return Choice(
+        schedule,
+        f"rollout.schedule auto: {schedule}; a simulated phase takes {seconds['pipelined']:.2g} s pipelined and "
+        f"{seconds['speculative']:.2g} s speculative (measured: a decode step {1000 * fast:.1f} ms for {small} "
+        f"sequences, {1000 * slow:.1f} ms for {large}; {rates.prompt_tokens:.0f} prompt tokens a second)",
+    )
+
+
+def measure_rates(engine: RolloutEngine, problems: Sequence[Problem], *, sizes: tuple[int, int]) -> Rates:
+    """Draws a few tokens to the problems' prompts, in batches of two sizes."""
+    steps, prompt_tokens = [], 0.0
+    for size in sizes:
+        prompts = [problems[number % len(problems)].prompt_ids for number in range(size)]
+        _timed_draw(engine, prompts, num_tokens=1)  # to warm up
+        reading = _timed_draw(engine, prompts, num_tokens=1)
+        drawing = _timed_draw(engine, prompts, num_tokens=1 + NUM_STEPS)
+        steps.append((size, max(drawing - reading, 1e-6) / NUM_STEPS))
+        prompt_tokens = sum(map(len, set(prompts))) / max(reading, 1e-6)
+    return Rates((steps[0], steps[1]), prompt_tokens)
+
+
+def _timed_draw(engine: RolloutEngine, prompts: Sequence[tuple[int, ...]], *, num_tokens: int) -> float:
+    engine.reset_prefix_cache()
+    started = time.perf_counter()
+    for number, prompt in enumerate(prompts):
+        engine.submit(SampleRequest(f"rate/{number}", prompt, seed=number, max_tokens=num_tokens))
+    left = len(prompts)
+    while left:
+        left -= len(engine.poll())
+    return time.perf_counter() - started
+
+
+def simulated_seconds(
+    rates: Rates, problems: Sequence[Problem], *, micro_groups: Sequence[MicroGroup], settings: SamplingSettings
+) -> float:
+    """Mean length of a phase by `settings.schedule`, over shares of success: the real sampler on a clock of its own."""
+    total = 0.0
+    for share in SUCCESS_SHARES:
+        engine = _SimulatedEngine(rates, median=settings.max_response_tokens * MEDIAN_SHARE)
+        sampler = Sampler(
+            engine,
+            _DrawnVerdicts(share),
+            micro_groups=micro_groups,
+            settings=settings,
+            decode=lambda token_ids: str(hash(tuple(token_ids))),
+            is_boundary=lambda token_id: False,
+        )
+        sampler.sample(problems, step=0)
+        total += engine.seconds
+    return total / len(SUCCESS_SHARES)
+
+
+class _SimulatedEngine:
+    """Follows `rates` on a clock of its own; a request's length is log-normal, a function of its seed."""
+
+    version: int | None = None
+    publish_seconds = 0.0
+    publish_bytes = 0
+
+    def __init__(self, rates: Rates, *, median: float) -> None:
+        self.rates, self.median, self.seconds = rates, median, 0.0
+        self._left: dict[str, int] = {}
+        self._requests: dict[str, SampleRequest] = {}
+
+    def submit(self, request: SampleRequest) -> None:
+        length = int(self.median * random.Random(request.seed).lognormvariate(0.0, SIGMA))
+        self._left[request.request_id] = max(1, min(length, request.max_tokens))
+        self._requests[request.request_id] = request
+        self.seconds += len(request.token_ids) / self.rates.prompt_tokens
+
+    def abort(self, request_id: str) -> None:
+        self._left.pop(request_id, None)
+
+    def poll(self) -> list[Completion]:
+        """On to the next request that ends."""
+        num_steps = min(self._left.values())
+        self.seconds += num_steps * self.rates.step_seconds(len(self._left))
+        self._left = {request_id: left - num_steps for request_id, left in self._left.items()}
+        done = [self._requests[request_id] for request_id, left in self._left.items() if left == 0]
+        for request in done:
+            del self._left[request.request_id]
+        return [Completion(request.request_id, (request.seed,), (0.0,), "stop", None) for request in done]
+
+    def reset_prefix_cache(self) -> None: ...
+
+    def publish(self, adapter_dir: object, version: int) -> None: ...
+
+    def score(self, token_ids: Sequence[int]) -> list[float]:
+        raise NotImplementedError("a simulated engine has no model to score with")
+
+    def adapter_checksum(self) -> str | None: ...
+
+    def release(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _DrawnVerdicts:
+    """At once; `share` of the answers are correct."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def submit(self, answer_text: str, gold: str) -> "concurrent.futures.Future[Verdict]":
+        ticket: concurrent.futures.Future[Verdict] = concurrent.futures.Future()
+        ticket.set_result(Verdict("correct" if random.Random(answer_text).random() < self.share else "wrong"))
+        return ticket
