@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -160,6 +160,7 @@ def test_two_servers_serve_as_one_engine_also_when_one_dies(
         wanted = requests(24)
         spread = collect(engine, wanted)
         assert [completion.token_ids for completion in collect(alone, wanted)] == [c.token_ids for c in spread]
+        assert all(endpoint.num_finished >= 8 for endpoint in engine._endpoints)  # of 24
         for request, completion in zip(wanted, spread, strict=True):
             assert completion.adapter_version == 1 and len(completion.logprobs) == len(completion.token_ids)
             assert completion.finish_reason == ("stop" if completion.token_ids[-1] == 0 else "length")
@@ -174,10 +175,11 @@ def test_two_servers_serve_as_one_engine_also_when_one_dies(
         assert max(abs(a - b) for a, b in zip(adapted, second, strict=True)) > 0.01
 
         engine.publish(adapters[0], 3)
-        again = collect(engine, wanted, after=1, then=lambda: kill(servers[1]))
-        assert [completion.token_ids for completion in again] == [completion.token_ids for completion in spread]
-        if not lines:  # all of its requests had ended
-            engine.score(probe)
+        long = [replace(request, max_tokens=20 + 8 * i, stop_ids=()) for i, request in enumerate(wanted)]
+        alone.publish(adapters[0], 2)
+        expected = [completion.token_ids for completion in collect(alone, long)]
+        again = collect(engine, long, after=1, then=lambda: kill(servers[1]))  # the others are being drawn
+        assert [completion.token_ids for completion in again] == expected
         assert urls[1] in lines[0] and "1 endpoints are left" in lines[0]
         kill(servers[0])
         with pytest.raises(EngineError, match="the last endpoint"):

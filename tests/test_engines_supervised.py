@@ -20,7 +20,7 @@ class MortalEngine(ScriptedEngine):
     """Dies at the polls that `deaths` counts down to; a dead one only says so. Holds a checksum per version."""
 
     def __init__(self, deaths: Iterator[int], **options) -> None:
-        super().__init__(**options)
+        super().__init__(delay=lambda request: 1 + request.seed % 4, **options)
         self.version, self.polls_left = None, next(deaths)
         self.is_closed = False
 
@@ -73,6 +73,7 @@ def groups_from(engine, *, deterministic: bool, schedule: str = "pipelined") -> 
 def test_deaths_change_no_rollout(adapter: Path, deterministic: bool, schedule: str) -> None:
     whole = SupervisedEngine(lambda: MortalEngine(iter([10**9])), folder=adapter / "kept-whole")
     whole.publish(adapter, 3)
+    calm = whole._engine.events  # type: ignore[attr-defined]
     expected = groups_from(whole, deterministic=deterministic, schedule=schedule)
     for polls in range(1, 4):
         engines: list[MortalEngine] = []
@@ -85,6 +86,8 @@ def test_deaths_change_no_rollout(adapter: Path, deterministic: bool, schedule: 
         engine = SupervisedEngine(start, folder=adapter / "kept")
         engine.publish(adapter, 3)
         assert groups_from(engine, deterministic=deterministic, schedule=schedule) == expected
+        if deterministic:  # every call as in an undisturbed run, so that every batch has its old composition
+            assert [e for e in engines[-1].events if e[0] != "reset"] == [e for e in calm if e[0] != "reset"]
         assert engine.num_restarts == len(engines) - 1 > 0
         assert all(dead.is_closed for dead in engines[:-1]) and engines[-1].version == 3
 
@@ -93,12 +96,20 @@ def test_an_engine_that_always_dies_is_an_error_after_a_few_times(adapter: Path)
     lines: list[str] = []
     engine = SupervisedEngine(lambda: MortalEngine(iter([0])), folder=adapter / "kept", notify=lines.append)
     engine.publish(adapter, 1)
-    with pytest.raises(EngineError, match=r"failed 3 times in a row; .*SIGKILL"):
+    with pytest.raises(EngineError, match=r"failed 3 times since .*SIGKILL"):
         groups_from(engine, deterministic=False)
     assert lines == [
         "rollout engine: its process ended by signal SIGKILL. Starting it again (1 of 3)",
         "rollout engine: its process ended by signal SIGKILL. Starting it again (2 of 3)",
     ]
+
+
+def test_a_request_that_always_kills_the_engine_ends_the_run_also_after_completions(adapter: Path) -> None:
+    """Each life brings completions before it ends: they must not count as progress for ever."""
+    engine = SupervisedEngine(lambda: MortalEngine(iter([2])), folder=adapter / "kept")
+    engine.publish(adapter, 1)
+    with pytest.raises(EngineError, match="failed 3 times"):
+        groups_from(engine, deterministic=True)
 
 
 def test_an_engine_that_never_answered_is_not_started_again(adapter: Path) -> None:

@@ -3,6 +3,7 @@
 import pytest
 from scripted import STOP_ID, ScriptedEngine
 
+from trapo_lite import schedule_choice
 from trapo_lite.config import ConfigError, load_config
 from trapo_lite.config.presets import PRESETS
 from trapo_lite.sampler import SamplingSettings, Schedule
@@ -28,11 +29,19 @@ def test_the_choice_is_made_from_the_engine_and_says_why() -> None:
     settings = SamplingSettings(seed=0, max_response_tokens=100, stop_ids=(STOP_ID,))
     engine = ScriptedEngine(draw=lambda request: (5,) * request.max_tokens, delay=lambda request: request.max_tokens)
     choice = choose_schedule(engine, PROBLEMS[:2], micro_groups=PRESETS["reference_code"], settings=settings)
-    assert choice.schedule in ("pipelined", "speculative")
     assert choice.reason.startswith(f"rollout.schedule auto: {choice.schedule}; ")
     assert {request.max_tokens for request in engine.requests} == {1, 17}
-    rates = measure_rates(engine, PROBLEMS[:2], sizes=(2, 8))
+    rates = measure_rates(engine, PROBLEMS[:2], sizes=(2, 8), max_response_tokens=100)
     assert [size for size, _ in rates.steps] == [2, 8] and rates.prompt_tokens > 0
+
+
+@pytest.mark.parametrize(("slow", "expected"), [(1e-3, "speculative"), (0.256, "pipelined")])
+def test_the_shorter_one_is_chosen(monkeypatch: pytest.MonkeyPatch, slow: float, expected: str) -> None:
+    rates = Rates(((1, 1e-3), (256, slow)), prompt_tokens=1e6)
+    monkeypatch.setattr(schedule_choice, "measure_rates", lambda *_args, **_options: rates)
+    settings = SamplingSettings(seed=0, max_response_tokens=480, stop_ids=(STOP_ID,))
+    choice = choose_schedule(ScriptedEngine(), PROBLEMS, micro_groups=PRESETS["reference_code"], settings=settings)
+    assert choice.schedule == expected
 
 
 def test_auto_is_refused_where_bits_are_promised() -> None:

@@ -295,6 +295,7 @@ def test_a_mismatch_of_sampler_and_trainer_is_an_alarm(make_config, capsys) -> N
     assert 0 < row["mismatch/abs"] <= row["mismatch/p99"] < 1e-4
     stages = ("publish", "score", "sample", "verdicts", "update", "idle")
     assert sum(row[f"time/{stage}"] for stage in stages) == pytest.approx(row["time/step"])
+    assert row["time/idle"] >= 0 and row["time/first_token"] > row["time/publish"] > 0
 
 
 def test_auto_chooses_a_schedule_and_says_so(make_config, capsys) -> None:

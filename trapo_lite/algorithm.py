@@ -168,7 +168,7 @@ def policy_loss(
         sequence = torch.where(own, batch.completion[rows], torch.zeros_like(rows))
         used = own & losses.sequence_mask(old, sampler, sequence, bound=algorithm.sequence_bound)
     loss = _masked_sum(gradient, used) / max(normalizers.completion, 1.0)
-    mismatch = (logprobs - sampler).detach()
+    mismatch = (old - sampler).detach()  # before any update on this batch: what moved since is no mismatch
     entropy = forward.entropy.detach()
     prefix_rows = batch.prefix_count[rows]
     metrics = {
@@ -176,7 +176,7 @@ def policy_loss(
         "policy/entropy": _mean(entropy, own.float()),
         "mismatch/abs": _mean(mismatch.abs(), own.float()),
         "mismatch/masked": _mean((own & ~used).float(), own.float()),
-        "mismatch/k3": _mean(losses.k3(sampler, logprobs.detach()), own.float()),
+        "mismatch/k3": _mean(losses.k3(sampler, old.detach()), own.float()),
         "prefix/probability": _mean(logprobs.detach().exp(), prefix_rows),
     }
     if algorithm.prefix_loss is not None:

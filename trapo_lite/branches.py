@@ -58,10 +58,6 @@ class GroupInProgress:
         return sum(len(left) == 1 and all(b.state == "graded" for b in left) for left in self.candidates)
 
     @property
-    def is_done(self) -> bool:
-        return self.num_settled == len(self.candidates)
-
-    @property
     def current_micro_group(self) -> int:
         """The first micro-group with a slot that is not settled."""
         for left in self.candidates:

@@ -48,7 +48,7 @@ class SamplingSettings:
 @dataclass(frozen=True)
 class PhaseReport:
     """What a rollout phase cost: seconds in the engine, in its first step (prompts read, one token each), and waiting
-    for verdicts with nothing left to decode; requests to the engine, and those that the verdicts ruled
+    for verdicts while nothing is decoded; requests to the engine, and those that the verdicts ruled
     out; tokens that finished requests began with, and how many of them the prefix cache held."""
 
     engine_seconds: float = 0.0

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from trapo_lite.engines.base import Completion, RolloutEngine, SampleRequest
+from trapo_lite.engines.base import Completion, EngineRestarted, RolloutEngine, SampleRequest
 from trapo_lite.sampler import Sampler, SamplingSettings, Schedule
 from trapo_lite.types import MicroGroup, Problem, Verdict
 
@@ -53,7 +53,12 @@ def choose_schedule(
 ) -> Choice:
     """Pipelined or speculative for phases of about these problems; `reason` is one line with what was measured."""
     group_size = sum(group.num_rollouts for group in micro_groups)
-    rates = measure_rates(engine, problems, sizes=(len(problems), 2 * group_size * len(problems)))
+    rates = measure_rates(
+        engine,
+        problems,
+        sizes=(len(problems), 2 * group_size * len(problems)),
+        max_response_tokens=settings.max_response_tokens,
+    )
     seconds = {
         schedule: simulated_seconds(
             rates, problems, micro_groups=micro_groups, settings=replace(settings, schedule=schedule)
@@ -70,28 +75,35 @@ def choose_schedule(
     )
 
 
-def measure_rates(engine: RolloutEngine, problems: Sequence[Problem], *, sizes: tuple[int, int]) -> Rates:
+def measure_rates(
+    engine: RolloutEngine, problems: Sequence[Problem], *, sizes: tuple[int, int], max_response_tokens: int
+) -> Rates:
     """Draws a few tokens to the problems' prompts, in batches of two sizes."""
     steps, prompt_tokens = [], 0.0
+    num_steps = max(1, min(NUM_STEPS, max_response_tokens - 1))
     for size in sizes:
         prompts = [problems[number % len(problems)].prompt_ids for number in range(size)]
         _timed_draw(engine, prompts, num_tokens=1)  # to warm up
         reading = _timed_draw(engine, prompts, num_tokens=1)
-        drawing = _timed_draw(engine, prompts, num_tokens=1 + NUM_STEPS)
-        steps.append((size, max(drawing - reading, 1e-6) / NUM_STEPS))
+        drawing = _timed_draw(engine, prompts, num_tokens=1 + num_steps)
+        steps.append((size, max(drawing - reading, 1e-6) / num_steps))
         prompt_tokens = sum(map(len, set(prompts))) / max(reading, 1e-6)
     return Rates((steps[0], steps[1]), prompt_tokens)
 
 
 def _timed_draw(engine: RolloutEngine, prompts: Sequence[tuple[int, ...]], *, num_tokens: int) -> float:
-    engine.reset_prefix_cache()
-    started = time.perf_counter()
-    for number, prompt in enumerate(prompts):
-        engine.submit(SampleRequest(f"rate/{number}", prompt, seed=number, max_tokens=num_tokens))
-    left = len(prompts)
-    while left:
-        left -= len(engine.poll())
-    return time.perf_counter() - started
+    while True:
+        engine.reset_prefix_cache()
+        started = time.perf_counter()
+        for number, prompt in enumerate(prompts):
+            engine.submit(SampleRequest(f"rate/{number}", prompt, seed=number, max_tokens=num_tokens))
+        try:
+            left = len(prompts)
+            while left:
+                left -= len(engine.poll())
+        except EngineRestarted:
+            continue
+        return time.perf_counter() - started
 
 
 def simulated_seconds(

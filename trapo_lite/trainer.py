@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -356,7 +357,10 @@ class _Run:
         return text_of(self.inputs.tokenizer, token_ids, with_special=True)
 
     def _announce(self, line: str) -> None:
-        self.display.message(line if self.ranks.count == 1 else f"rank {self.ranks.index}: {line}")
+        if self.ranks.is_main:
+            self.display.message(line)
+        else:
+            print(f"rank {self.ranks.index}: {line}", file=sys.stderr, flush=True)
 
     def _is_moving(self, *_: object) -> None:
         self.whole_step = None

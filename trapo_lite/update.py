@@ -118,7 +118,8 @@ def accumulate_gradient(
         loss, metrics = policy_loss(algorithm, TokenLogprobs(logprobs, entropy, reference), batch, normalizers)
         loss.backward()
         summed = metric_table.add(summed, metrics)
-        gap = (logprobs.detach() - batch.sampler_logprobs[batch.trained]).abs()
+        before = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs[batch.trained]
+        gap = (before - batch.sampler_logprobs[batch.trained]).abs()
         gaps.append(gap[batch.is_completion[batch.trained]].float().cpu())
     return summed, gaps
 

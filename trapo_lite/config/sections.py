@@ -129,8 +129,8 @@ class RolloutSection(Section):
         for url in self.servers:
             if not re.fullmatch(r"https?://[^/?#@]+(/v1)?/?", url):
                 raise ValueError(
-                    f"servers: {url!r} is not a base url; give http://host:port or https://host:port, without a key "
-                    "(that is TRAPO_LITE_SERVER_API_KEY's)"
+                    "servers: not a base url; give http://host:port or https://host:port, without user, path or key "
+                    "(the key is TRAPO_LITE_SERVER_API_KEY's)"
                 )
         return self
 

@@ -30,7 +30,8 @@ API_KEY = "TRAPO_LITE_SERVER_API_KEY"
 CALL_LIMIT_S = 120.0  # of every call but sampling
 SAMPLE_LIMIT_S = 3600.0  # of one completion, waiting in the server's queue included
 POLL_WAIT_S = 0.2
-AGREEMENT_NATS = 0.05  # endpoints that serve one adapter differ by rounding only
+# Root mean square, in nats: endpoints that serve one adapter differ by rounding only.
+AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Endpoint:
     url: str
     model: str = ""
     in_flight: dict[str, SampleRequest] = field(default_factory=dict)
+    num_finished: int = 0
 
 
 class _EndpointFailed(Exception):
@@ -81,11 +83,13 @@ class ServerEngine:
         self._thread.start()
         self._client = self._run(self._open_client())
         self._endpoints = [Endpoint(url.rstrip("/").removesuffix("/v1")) for url in urls]
+        is_ready = False
         try:
             self._run(self._check_endpoints())
-        except EngineError:
-            self.close()
-            raise
+            is_ready = True
+        finally:
+            if not is_ready:
+                self.close()
 
     def publish(self, adapter_dir: Path, version: int) -> None:
         if self._wanted:
@@ -141,11 +145,11 @@ class ServerEngine:
         scores = self._run(self._score_everywhere(tuple(token_ids)))
         first_url, expected = next(iter(scores.items()))
         for url, found in scores.items():
-            gap = max(abs(a - b) for a, b in zip(expected, found, strict=True))
-            if gap > AGREEMENT_NATS:
+            gap = parity.measured_noise(found, expected)
+            if not gap <= AGREEMENT[self.dtype]:
                 raise EngineError(
-                    f"rollout.servers: {url} serves something else than {first_url}: log-probs differ by up to "
-                    f"{gap:.3g} nats; start both with one model, dtype and options"
+                    f"rollout.servers: {url} serves something else than {first_url}: log-probs differ by {gap:.3g} "
+                    "nats (root mean square); start both with one model, dtype and options"
                 )
         return expected
 
@@ -179,7 +183,8 @@ class ServerEngine:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _open_client(self) -> httpx.AsyncClient:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        # Connections are given up before the servers do so (5 s): one closed while it is used looks like a dead server.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2.0)
         return httpx.AsyncClient(headers=self._headers, timeout=CALL_LIMIT_S, limits=limits)
 
     async def _leave(self) -> None:
@@ -199,7 +204,10 @@ class ServerEngine:
                 raise EngineError(
                     f"rollout.servers: {endpoint.url} {failure}; start it with: {start_command(self.max_model_len)}"
                 ) from None
-            base = next(model for model in models["data"] if not model.get("parent"))
+            bases = [model for model in (models or {}).get("data", []) if not model.get("parent")]
+            if not bases:
+                raise EngineError(f"rollout.servers: {endpoint.url} lists no model at /v1/models; is it vLLM?")
+            base = bases[0]
             endpoint.model = base["id"]
             if base["max_model_len"] < self.max_model_len:
                 raise EngineError(
@@ -262,12 +270,15 @@ class ServerEngine:
         """One completion from the least busy endpoint, or from the next one where that fails."""
         try:
             while True:
+                if not self._endpoints:
+                    raise EngineError("rollout.servers: no endpoint is left")
                 endpoint = min(self._endpoints, key=lambda endpoint: len(endpoint.in_flight))
                 endpoint.in_flight[request.request_id] = request
                 try:
                     body = request_body(request, model=name or endpoint.model)
                     answer = await self._call("POST", endpoint, "/v1/completions", body, limit_s=SAMPLE_LIMIT_S)
                     self._finished.put(completion_from(answer, request, version))
+                    endpoint.num_finished += 1
                     return
                 except _EndpointFailed as failure:
                     self._drop(endpoint, str(failure))
@@ -275,8 +286,11 @@ class ServerEngine:
                     endpoint.in_flight.pop(request.request_id, None)
         except EngineError as error:
             self._finished.put(error)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            self._finished.put(EngineError(f"rollout.servers: an answer that cannot be read: {error!r}; see its log"))
         finally:
-            self._tasks.pop(request.request_id, None)
+            if self._tasks.get(request.request_id) is asyncio.current_task():
+                del self._tasks[request.request_id]
 
     def _drop(self, endpoint: Endpoint, reason: str) -> None:
         """Never again; EngineError when it was the last."""
@@ -292,8 +306,14 @@ class ServerEngine:
     async def _call(
         self, method: str, endpoint: Endpoint, path: str, body: Any = None, *, limit_s: float = CALL_LIMIT_S
     ) -> Any:
+        async def ask() -> httpx.Response:
+            return await self._client.request(method, endpoint.url + path, json=body, timeout=limit_s)
+
         try:
-            answer = await self._client.request(method, endpoint.url + path, json=body, timeout=limit_s)
+            try:
+                answer = await ask()
+            except httpx.RemoteProtocolError:  # an idle connection that the server had just closed
+                answer = await ask()
         except httpx.HTTPError as error:
             raise _EndpointFailed(f"does not answer {path} ({type(error).__name__}: {error})") from None
         if answer.status_code != 200:
@@ -323,8 +343,10 @@ def request_body(request: SampleRequest, *, model: str) -> dict[str, Any]:
 
 
 def completion_from(answer: Any, request: SampleRequest, version: int | None) -> Completion:
-    """EngineError where a server leaves out token ids or log-probs."""
+    """EngineError where a server leaves out token ids or log-probs, _EndpointFailed where it did not finish."""
     choice = answer["choices"][0]
+    if choice["finish_reason"] not in ("stop", "length"):  # "abort": a server that is shutting down
+        raise _EndpointFailed(f"ended a completion by {choice['finish_reason']!r}")
     token_ids, logprobs = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
     if token_ids is None or logprobs is None or len(token_ids) != len(logprobs):
         raise EngineError("rollout.servers: an answer without token ids and one log-prob each; use vLLM 0.25 or newer")
@@ -336,5 +358,5 @@ def start_command(max_model_len: int) -> str:
     return (
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 python -m vllm.entrypoints.openai.api_server --model MODEL --enable-lora "
         f"--max-loras 2 --max-lora-rank RANK --max-model-len {max_model_len} --generation-config vllm "
-        "--logprobs-mode processed_logprobs"
+        "--logprobs-mode processed_logprobs (--max-loras: 2 for each trainer process)"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from trapo_lite.config import Config
-from trapo_lite.engines.base import RolloutEngine
+from trapo_lite.engines.base import EngineError, RolloutEngine
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,11 @@ def start_engine(
         def start() -> RolloutEngine:
             engine = VLLMEngine(options, log_path=log_path, device_index=device_index, notify=notify)
             if device_index is not None:
-                engine.wait()  # it measures the card's free memory: nothing else may be loading meanwhile
+                try:
+                    engine.wait()  # it measures the card's free memory: nothing else may be loading meanwhile
+                except EngineError:
+                    engine.close()
+                    raise
             return engine
 
         return SupervisedEngine(start, folder=log_path.with_name(f".{log_path.stem}.adapter"), notify=notify)

@@ -19,7 +19,7 @@ class SupervisedEngine:
     A call that finds it dead starts it anew, publishes the adapter it served under the same version, checks that the
     new process holds the same tensors, and is made again. Requests in flight are lost with the process: `poll` then
     raises EngineRestarted, and whoever submitted them submits them again. An engine that dies `max_failures` times
-    without a completion in between, or before it has ever answered, is an EngineError.
+    under one adapter version, or before it has ever answered, is an EngineError.
 
     start:  makes the engine; called again after each death
     folder: on disk, for a copy of the adapter that is served; the engine's own copy goes with the engine
@@ -63,6 +63,7 @@ class SupervisedEngine:
         if self._adapter is not None:
             shutil.rmtree(self._adapter)
         self._adapter, self.version = adapter, version
+        self._failures = 0
         self._checksum = None
         self.publish_seconds, self.publish_bytes = self._engine.publish_seconds, self._engine.publish_bytes
 
@@ -79,8 +80,6 @@ class SupervisedEngine:
             self._restart(death)
             raise EngineRestarted(str(death)) from death
         self._has_answered = True
-        if completions:
-            self._failures = 0
         return completions
 
     def score(self, token_ids: Sequence[int]) -> list[float]:
@@ -121,7 +120,10 @@ class SupervisedEngine:
             if not self._has_answered:
                 raise EngineError(str(death)) from None
             if self._failures >= self._max_failures:
-                raise EngineError(f"rollout engine: failed {self._failures} times in a row; the last time: {death}")
+                raise EngineError(
+                    f"rollout engine: failed {self._failures} times since it was given its adapter; the last time: "
+                    f"{death}"
+                )
             self.num_restarts += 1
             self._notify(f"{str(death).splitlines()[0]} Starting it again ({self._failures} of {self._max_failures})")
             try:
