@@ -286,6 +286,23 @@ def test_whatever_ends_a_run_the_steps_it_logged_are_kept(make_config, monkeypat
     assert differences(whole, train(config)) == []
 
 
+def test_a_policy_that_moved_after_the_last_logged_step_is_not_saved_as_that_step(make_config, monkeypatch) -> None:
+    write = trainer.LogBook.write
+
+    def fails_in_the_second_step(self, step: int, *args, **kwargs) -> None:
+        if step == 2:
+            raise OSError(28, "No space left on device")
+        write(self, step, *args, **kwargs)
+
+    config = make_config(train={"max_steps": 3, "save_every": 100})
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.LogBook, "write", fails_in_the_second_step)
+        with pytest.raises(OSError, match="No space"):
+            train(config)
+    whole = train(make_config(name="whole", train={"max_steps": 3, "save_every": 100}))
+    assert differences(whole, train(config)) == []
+
+
 def test_a_mismatch_of_sampler_and_trainer_is_an_alarm(make_config, capsys) -> None:
     train(make_config(name="calm", train={"max_steps": 1}))
     assert "sampler and trainer differ" not in capsys.readouterr().out

@@ -336,3 +336,11 @@ def test_columns_have_the_types_the_losses_expect() -> None:
     assert {column.dtype for column in floats} == {torch.float32}
     assert batch.is_completion.dtype == torch.bool
     assert batch.old_logprobs is None and batch.to("cpu").old_logprobs is None
+
+
+def test_completions_side_by_side_are_numbered_apart() -> None:
+    """Prompt 1; completions 10 11 and 12 below it, one after the other; 13 below the prefix 20."""
+    batch = pack([group(rollout([1], [], [10, 11]), rollout([1], [], [12]), rollout([1], [20], [13]))])
+    number = dict(zip(batch.input_ids.tolist(), batch.completion.tolist(), strict=True))
+    assert number[10] == number[11]
+    assert len({number[10], number[12], number[13]}) == 3
