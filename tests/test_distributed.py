@@ -62,6 +62,18 @@ def test_what_the_launcher_was_asked_for(arguments: list[str], asked: int | None
     assert _asked_processes(arguments) == asked
 
 
+def test_what_accelerates_configuration_file_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "two.yaml"
+    file.write_text("num_processes: 2\nuse_cpu: true\n")
+    start = ["python", "accelerate", "launch"]
+    monkeypatch.setattr("trapo_lite.launch.ACCELERATE_DEFAULT", tmp_path / "absent.yaml")
+    assert _asked_processes([*start, "--config_file", str(file), "scripts/train.py", "-n", "5"]) == 2
+    assert _asked_processes([*start, "--config_file", str(file), "-n", "3", "scripts/train.py"]) == 3
+    assert _asked_processes([*start, "scripts/train.py"]) is None
+    monkeypatch.setattr("trapo_lite.launch.ACCELERATE_DEFAULT", file)
+    assert _asked_processes([*start, "scripts/train.py"]) == 2
+
+
 def test_fewer_processes_than_asked_for_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trapo_lite.launch._asked_processes", lambda: 2)
     with pytest.raises(ConfigError, match="torchrun --nproc_per_node 2"):

@@ -19,6 +19,7 @@ from trapo_lite.config import ConfigError, load_config
 from trapo_lite.engines.base import Completion, EngineError, RolloutEngine, SampleRequest
 from trapo_lite.engines.child import environment_without_launcher
 from trapo_lite.engines.server import API_KEY, ServerEngine
+from trapo_lite.inputs import check_paths
 from trapo_lite.tiny_world import BASE_DIR
 
 MAX_LEN = 256
@@ -210,6 +211,12 @@ def test_an_endpoint_that_is_not_there_is_named_with_the_command_that_starts_one
     url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(EngineError, match=rf"{url} does not answer.*--enable-lora"):
         ServerEngine([url], max_model_len=64, dtype=torch.float32)
+
+
+def test_a_folder_for_the_servers_that_is_not_there_is_named() -> None:
+    server = ["rollout.engine=server", "rollout.servers=['http://host']", "rollout.server_adapter_dir=/nowhere"]
+    with pytest.raises(ConfigError, match="server_adapter_dir: no folder '/nowhere'"):
+        check_paths(load_config(["configs/tiny_cpu.yaml"], [*server, "run.deterministic=false"]))
 
 
 @pytest.mark.parametrize(

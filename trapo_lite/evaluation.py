@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from trapo_lite.engines.base import RolloutEngine
+from trapo_lite.engines.base import SamplingEngine
 from trapo_lite.sampler import Sampler, SamplingSettings, Verifier
 from trapo_lite.types import Mean, MicroGroup, Problem, Rollout
 
@@ -105,7 +105,7 @@ class EvalResult:
 
 
 def evaluate_problems(
-    engine: RolloutEngine,
+    engine: SamplingEngine,
     verifier: Verifier,
     problems: Sequence[Problem],
     *,

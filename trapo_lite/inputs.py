@@ -31,6 +31,9 @@ def check_paths(config: Config) -> None:
     check_sources(config.data.train)
     if config.eval.data is not None:
         check_sources(config.eval.data)
+    folder = config.rollout.server_adapter_dir
+    if folder is not None and not Path(folder).is_dir():
+        raise ConfigError(f"rollout.server_adapter_dir: no folder {folder!r}; make it, where the servers see it too")
     if config.lora.init_from is not None:
         check_adapter(Path(config.lora.init_from), config.lora)
 

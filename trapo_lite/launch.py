@@ -9,9 +9,13 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+import yaml
 
 from trapo_lite.config import Config, ConfigError
 
+ACCELERATE_DEFAULT = (
+    Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "accelerate/default_config.yaml"
+)
 LAUNCHERS = ("launch", "accelerate.commands.launch")
 PR_SET_PDEATHSIG = 1
 
@@ -76,17 +80,36 @@ def set_threads(config: Config) -> None:
 
 
 def _asked_processes(arguments: Sequence[str] | None = None) -> int | None:
-    """--num_processes of the `accelerate launch` above this process, if that is how it was started."""
+    """How many the `accelerate launch` above this process was asked for, by --num_processes or by its configuration
+    file; None if it was not started that way, or not asked."""
     arguments = _arguments(os.getppid()) if arguments is None else arguments
     launcher = _launcher_place(arguments)
     if launcher is None:
         return None
-    for place in range(launcher + 1, len(arguments)):
-        name, equals, value = arguments[place].partition("=")
-        if name in ("--num_processes", "--num-processes", "-n"):
-            value = value if equals else arguments[place + 1]
-            return int(value) if value.isdigit() else None
+    asked = _option(arguments[launcher + 1 :], "--num_processes", "--num-processes", "-n")
+    if asked is None:
+        file = _option(arguments[launcher + 1 :], "--config_file", "--config-file")
+        asked = _configured_processes(Path(file) if file else ACCELERATE_DEFAULT)
+    return int(asked) if asked and asked.isdigit() else None
+
+
+def _option(arguments: Sequence[str], *names: str) -> str | None:
+    """The value of the first of these options, up to the script that is launched."""
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in names:
+            return value if equals else (*arguments[place + 1 : place + 2], None)[0]
+        if argument.endswith(".py"):
+            break
     return None
+
+
+def _configured_processes(file: Path) -> str | None:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return None  # accelerate itself says what is wrong with it
+    return str(content["num_processes"]) if isinstance(content, dict) and "num_processes" in content else None
 
 
 def _launcher_place(arguments: Sequence[str]) -> int | None:

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Literal, Protocol
 
 from trapo_lite.branches import Branch, GroupInProgress
-from trapo_lite.engines.base import Completion, EngineRestarted, RolloutEngine, SampleRequest
+from trapo_lite.engines.base import Completion, EngineRestarted, SampleRequest, SamplingEngine
 from trapo_lite.types import MicroGroup, Problem, Rollout, Verdict
 
 Schedule = Literal["barrier", "pipelined", "speculative"]
@@ -78,7 +78,7 @@ class Sampler:
 
     def __init__(
         self,
-        engine: RolloutEngine | None,
+        engine: SamplingEngine | None,
         verifier: Verifier,
         *,
         micro_groups: Sequence[MicroGroup],

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from trapo_lite.engines.base import Completion, EngineRestarted, RolloutEngine, SampleRequest
+from trapo_lite.engines.base import Completion, EngineRestarted, SampleRequest, SamplingEngine
 from trapo_lite.sampler import Sampler, SamplingSettings, Schedule
 from trapo_lite.types import MicroGroup, Problem, Verdict
 
@@ -45,7 +45,7 @@ class Choice:
 
 
 def choose_schedule(
-    engine: RolloutEngine,
+    engine: SamplingEngine,
     problems: Sequence[Problem],
     *,
     micro_groups: Sequence[MicroGroup],
@@ -76,7 +76,7 @@ def choose_schedule(
 
 
 def measure_rates(
-    engine: RolloutEngine, problems: Sequence[Problem], *, sizes: tuple[int, int], max_response_tokens: int
+    engine: SamplingEngine, problems: Sequence[Problem], *, sizes: tuple[int, int], max_response_tokens: int
 ) -> Rates:
     """Draws a few tokens to the problems' prompts, in batches of two sizes."""
     steps, prompt_tokens = [], 0.0
@@ -91,7 +91,7 @@ def measure_rates(
     return Rates((steps[0], steps[1]), prompt_tokens)
 
 
-def _timed_draw(engine: RolloutEngine, prompts: Sequence[tuple[int, ...]], *, num_tokens: int) -> float:
+def _timed_draw(engine: SamplingEngine, prompts: Sequence[tuple[int, ...]], *, num_tokens: int) -> float:
     while True:
         engine.reset_prefix_cache()
         started = time.perf_counter()
@@ -129,10 +129,6 @@ def simulated_seconds(
 class _SimulatedEngine:
     """Follows `rates` on a clock of its own; a request's length is log-normal, a function of its seed."""
 
-    version: int | None = None
-    publish_seconds = 0.0
-    publish_bytes = 0
-
     def __init__(self, rates: Rates, *, median: float) -> None:
         self.rates, self.median, self.seconds = rates, median, 0.0
         self._left: dict[str, int] = {}
@@ -158,19 +154,6 @@ class _SimulatedEngine:
         return [Completion(request.request_id, (request.seed,), (0.0,), "stop", None) for request in done]
 
     def reset_prefix_cache(self) -> None: ...
-
-    def publish(self, adapter_dir: object, version: int) -> None: ...
-
-    def score(self, token_ids: Sequence[int]) -> list[float]:
-        raise NotImplementedError("a simulated engine has no model to score with")
-
-    def adapter_checksum(self) -> str | None: ...
-
-    def release(self) -> None: ...
-
-    def resume(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class _DrawnVerdicts:

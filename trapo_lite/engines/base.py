@@ -76,17 +76,8 @@ def check_request(request: SampleRequest, *, max_model_len: int) -> None:
         )
 
 
-class RolloutEngine(Protocol):
-    version: int | None
-    """The adapter version it samples from; None: the bare base."""
-    publish_seconds: float
-    publish_bytes: int
-    """Of the latest publish."""
-
-    def publish(self, adapter_dir: Path, version: int) -> None:
-        """Sample from this PEFT adapter from now on; the folder may vanish once the call returns. No request may be
-        in flight. Versions only grow; publishing one again, or an older one, is an EngineError."""
-        ...
+class SamplingEngine(Protocol):
+    """What the sampler needs: something that continues sequences."""
 
     def submit(self, request: SampleRequest) -> None: ...
 
@@ -98,6 +89,23 @@ class RolloutEngine(Protocol):
         """Drive the engine one step and return what has finished, in no promised order; [] when nothing did."""
         ...
 
+    def reset_prefix_cache(self) -> None: ...
+
+
+class RolloutEngine(SamplingEngine, Protocol):
+    """What the trainer needs: one whose adapter can be changed and checked."""
+
+    version: int | None
+    """The adapter version it samples from; None: the bare base."""
+    publish_seconds: float
+    publish_bytes: int
+    """Of the latest publish."""
+
+    def publish(self, adapter_dir: Path, version: int) -> None:
+        """Sample from this PEFT adapter from now on; the folder may vanish once the call returns. No request may be
+        in flight. Versions only grow; publishing one again, or an older one, is an EngineError."""
+        ...
+
     def score(self, token_ids: Sequence[int]) -> list[float]:
         """Log-probs at temperature 1 of token_ids[1:] given what precedes each, under the published adapter."""
         ...
@@ -105,8 +113,6 @@ class RolloutEngine(Protocol):
     def adapter_checksum(self) -> str | None:
         """Checksum of the adapter tensors the engine holds right now (`parity.checksum`), None before any publish."""
         ...
-
-    def reset_prefix_cache(self) -> None: ...
 
     def release(self) -> None:
         """Give the memory of the KV cache back while the trainer updates."""

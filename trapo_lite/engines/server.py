@@ -76,6 +76,7 @@ class ServerEngine:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._wanted: set[str] = set()
         self._folder = AdapterFolder(adapter_dir)
+        self._folder.path.chmod(0o755)  # the servers may run as another user
         key = os.environ.get(API_KEY)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._loop = asyncio.new_event_loop()
