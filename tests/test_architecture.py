@@ -28,6 +28,7 @@ ROWS: list[tuple[str, str]] = [
         "3 shell: put together",
         "update checkpoint evaluation publishing export inputs identity schedule_choice log_book",
     ),
+    ("3 shell: put together", "rollout_stage"),
     ("4 jobs", "trainer evaluate planner prepare tiny_world"),
     ("5 doors", "quickstart"),
     ("5 doors", "cli"),

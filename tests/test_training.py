@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from byte_model import write_byte_model
 
-from trapo_lite import trainer
+from trapo_lite import rollout_stage, trainer
 from trapo_lite.base_model import ModelError
 from trapo_lite.checkpoint import CheckpointError
 from trapo_lite.config import Config, ConfigError, validate
@@ -130,7 +130,7 @@ def test_sft_never_starts_an_engine(make_config, monkeypatch: pytest.MonkeyPatch
     def refuse(*_args, **_kwargs):
         raise AssertionError("an engine was started")
 
-    monkeypatch.setattr(trainer, "start_engine", refuse)
+    monkeypatch.setattr(rollout_stage, "start_engine", refuse)
     losses = [row["loss/prefix"] for row in read_metrics(train(make_config(algorithm=SFT)) / "metrics.jsonl")]
     assert losses[1] < losses[0]
     with pytest.raises(AssertionError, match="engine was started"):
@@ -239,7 +239,7 @@ def no_model(*_args, **_kwargs):
 )
 def test_bad_input_is_refused_before_a_model_is_loaded(make_config, monkeypatch, changes, error, message) -> None:
     monkeypatch.setattr(trainer.Policy, "load", no_model)
-    monkeypatch.setattr(trainer, "start_engine", no_model)
+    monkeypatch.setattr(rollout_stage, "start_engine", no_model)
     with pytest.raises(error, match=message):
         train(make_config(**changes))
 

@@ -1,6 +1,7 @@
 """The loop: publish, sample groups, advantages, pack, update, log, save, evaluate.
 
-`train` reads like the paper's figure; `_Run` holds what the stages share. Which algorithm runs is data (`algorithm`).
+`train` reads like the paper's figure; `_Run` holds what the stages share, `rollout_stage` engine and verifier. Which
+algorithm runs is data (`algorithm`).
 """
 
 import contextlib
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 
 from trapo_lite import rollout_metrics
-from trapo_lite.algorithm import Algorithm, make_group
+from trapo_lite.algorithm import Algorithm
 from trapo_lite.checkpoint import (
     Checkpoint,
     find_checkpoint,
@@ -22,27 +23,19 @@ from trapo_lite.checkpoint import (
     set_aside_after,
 )
 from trapo_lite.config import Config
-from trapo_lite.data import batch_indices, is_boundary_fn, text_of
+from trapo_lite.data import text_of
 from trapo_lite.display import Display
-from trapo_lite.engines.base import RolloutEngine
-from trapo_lite.engines.start import start_engine
-from trapo_lite.evaluation import evaluate_problems
 from trapo_lite.identity import run_identity
-from trapo_lite.inputs import read_inputs, sampling_settings
+from trapo_lite.inputs import read_inputs
 from trapo_lite.launch import Stopped, StopSignals, check_world_size, set_threads
 from trapo_lite.log_book import LogBook
 from trapo_lite.policy import Policy
-from trapo_lite.publishing import Publisher
 from trapo_lite.ranks import Ranks
-from trapo_lite.reward import MathVerifier
+from trapo_lite.rollout_stage import Metrics, RolloutStage
 from trapo_lite.run_folder import RunFolder
-from trapo_lite.sampler import Sampler, Schedule
-from trapo_lite.schedule_choice import choose_schedule
 from trapo_lite.tree import Group
 from trapo_lite.types import Mean
 from trapo_lite.update import learning_rate, make_optimizer, update_policy
-
-Metrics = dict[str, Mean | float | int]
 
 
 def train(config: Config, *, restart: bool = False) -> Path:
@@ -54,10 +47,11 @@ def train(config: Config, *, restart: bool = False) -> Path:
         with run.keeping_what_is_done():
             for step in range(run.first_step, config.train.max_steps):
                 started = time.perf_counter()
-                metrics = run.publish(step)
-                groups, sampled = run.sample(step)
+                metrics = run.rollouts.publish(step)
+                groups, sampled = run.rollouts.sample(step)
+                run.leave_if_told()
                 metrics |= sampled | run.update(step, groups)
-                metrics |= run.evaluate(step + 1)
+                metrics |= run.rollouts.evaluate(step + 1)
                 run.log(step + 1, metrics, groups, seconds=time.perf_counter() - started)
                 if (step + 1) % config.train.save_every == 0 or step + 1 == config.train.max_steps:
                     run.save(step + 1)
@@ -87,7 +81,6 @@ class _Run:
         self.first_step = self.saved_step = checkpoint.step if checkpoint else 0
         self.whole_step: int | None = None  # the step that was logged last, unless the policy has moved since
         self.rng_states: list[torch.Tensor] = []
-        self.chosen_schedule: Schedule | None = None
         self.display = stack.enter_context(
             Display(
                 title=config.run.name,
@@ -134,8 +127,16 @@ class _Run:
             self.display.message(line)
         patience = "; vLLM takes about half a minute" if config.rollout.engine == "vllm" else ""
         self.display.message(f"starting the verifier, the engine and the model{patience}")
-        self.verifier = stack.enter_context(MathVerifier.from_config(config.reward))
-        self.engine = self._start_engine(stack) if config.algorithm.samples or self.inputs.eval_problems else None
+        self.rollouts = RolloutStage(
+            config,
+            self.inputs,
+            self.algorithm,
+            self.ranks,
+            folder=self.folder.path,
+            stack=stack,
+            on_progress=self._on_rollouts,
+            notify=self._announce,
+        )
         torch.manual_seed(config.run.seed)
         self.policy = Policy.load(config.model, config.lora, device=self.ranks.device)
         self.optimizer = make_optimizer(config.optim, self.policy.parameters)
@@ -143,7 +144,7 @@ class _Run:
         if checkpoint is not None:
             restore_checkpoint(checkpoint, policy=self.policy, optimizer=self.optimizer, rank=self.ranks.index)
         self.ranks.require_equal(self.policy.parameters, what="the adapter")
-        self.publisher = self._make_publisher()
+        self.rollouts.attach(self.policy)
         if self.ranks.is_main:
             self.log_book = stack.enter_context(
                 LogBook(config, self.folder, self.display, first_step=self.first_step + 1)
@@ -151,58 +152,11 @@ class _Run:
         self.signals = StopSignals()
         stack.callback(self.signals.restore)
 
-    def publish(self, step: int) -> Metrics:
-        """Give the engine the policy as it is after `step` updates."""
-        if self.publisher is None or self.engine is None or not self.config.algorithm.samples:
-            return {}
-        result = self.publisher.publish(step)
-        could_tell = result.kind == "applied"
-        return {
-            "time/publish": self.publisher.publish_seconds,
-            "time/score": self.publisher.probe_seconds,
-            "engine/publish_bytes": self.engine.publish_bytes,
-            "engine/probe_projection": result.projection if could_tell else float("nan"),
-            "engine/probe_undecided": int(not could_tell),
-        }
-
-    def sample(self, step: int) -> tuple[list[Group], Metrics]:
-        """This rank's share of the step's problems, rolled out, graded and turned into advantages."""
-        indices = batch_indices(
-            step,
-            batch_size=self.config.rollout.num_problems,
-            num_problems=len(self.inputs.problems),
-            seed=self.config.run.seed,
-        )
-        rollouts, report = self._sampler().sample(
-            [self.inputs.problems[index] for index in self.ranks.share(indices)],
-            step=step,
-            on_progress=self._on_rollouts,
-        )
-        self._leave_if_told()
-        groups = [make_group(self.algorithm, group) for group in rollouts]
-        shares = {
-            "rollout/discarded": Mean(report.num_discarded, report.num_requests),
-            "rollout/cached": Mean(report.num_cached_tokens, report.num_prompt_tokens),
-        }
-        metrics = self.ranks.sum_metrics(rollout_metrics.describe(groups) | shares)
-        sampled = metrics["rollout/completion_tokens"].total
-        engine_seconds, verdict_seconds, first_poll = self.ranks.largest(
-            [report.engine_seconds, report.verdict_seconds, report.first_poll_seconds]
-        )
-        to_first_token = first_poll + (self.publisher.publish_seconds if self.publisher else 0.0)
-        return groups, {
-            **metrics,
-            "time/sample": engine_seconds,
-            "time/verdicts": verdict_seconds,
-            "time/first_token": to_first_token if report.num_requests else float("nan"),
-            "speed/sampled_tokens_per_second": sampled / engine_seconds if engine_seconds else float("nan"),
-        }
-
     def update(self, step: int, groups: Sequence[Group]) -> Metrics:
         """Gradient of the step's loss over all ranks, then the optimizer; the engine's cache makes room meanwhile."""
         started = time.perf_counter()
         optim = self.config.optim
-        with self._engine_asleep():
+        with self.rollouts.engine_asleep():
             metrics = update_policy(
                 self.policy,
                 self.optimizer,
@@ -216,24 +170,6 @@ class _Run:
                 tokens_per_batch=self.config.train.tokens_per_batch,
             )
         return {**metrics, "time/update": time.perf_counter() - started}
-
-    def evaluate(self, step: int) -> Metrics:
-        """Accuracy on eval.data after `step` updates, when it is time for it; every rank takes its share."""
-        cfg = self.config.eval
-        if cfg.every == 0 or step % cfg.every != 0 or self.publisher is None or self.engine is None:
-            return {}
-        started = time.perf_counter()
-        self.publisher.publish(step)
-        result = evaluate_problems(
-            self.engine,
-            self.verifier,
-            self.ranks.share(self.inputs.eval_problems),
-            num_samples=cfg.num_samples,
-            settings=sampling_settings(self.config, self.inputs.tokenizer, for_eval=True),
-            decode=self._decode,
-            on_progress=self._on_rollouts,
-        )
-        return {**self.ranks.sum_metrics(result.metrics()), "time/eval": time.perf_counter() - started}
 
     def log(self, step: int, metrics: Mapping[str, Mean | float | int], groups: Sequence[Group], *, seconds: float):
         """metrics.jsonl, rollouts/, TensorBoard, wandb and the terminal."""
@@ -289,70 +225,6 @@ class _Run:
             )
         self.saved_step = step
 
-    def _start_engine(self, stack: contextlib.ExitStack) -> RolloutEngine:
-        engine = start_engine(
-            self.config,
-            max_model_len=self.inputs.max_model_len,
-            log_path=self.folder.path / f"engine-{self.ranks.index}.log",
-            device_index=self.ranks.local_index if self.ranks.device.type == "cuda" else None,
-            notify=self._announce,
-        )
-        stack.callback(engine.close)
-        return engine
-
-    @contextlib.contextmanager
-    def _engine_asleep(self) -> Iterator[None]:
-        """Inside, the memory of the engine's cache is the trainer's. Publishing probes the engine once it is awake."""
-        if self.engine is None or not self.config.rollout.colocate:
-            yield
-            return
-        self.engine.release()
-        yield
-        if self.ranks.device.type == "cuda":
-            torch.cuda.empty_cache()  # what the trainer only holds in reserve, the KV cache needs
-        self.engine.resume()
-
-    def _make_publisher(self) -> Publisher | None:
-        if self.engine is None:
-            return None
-        return Publisher(
-            self.engine,
-            self.policy,
-            scratch=self.folder.path / f".publishing-{self.ranks.index}",
-            vocab_size=self.policy.model.config.vocab_size,
-            num_tokens=self.config.rollout.probe_tokens,
-            max_length=self.inputs.max_model_len,
-        )
-
-    def _sampler(self) -> Sampler:
-        return Sampler(
-            self.engine,
-            self.verifier,
-            micro_groups=self.algorithm.micro_groups,
-            settings=sampling_settings(self.config, self.inputs.tokenizer, schedule=self._schedule()),
-            decode=self._decode,
-            is_boundary=is_boundary_fn(self.inputs.tokenizer),
-        )
-
-    def _schedule(self) -> Schedule:
-        """What `auto` stands for, measured once: every rank follows the first one's choice."""
-        if self.chosen_schedule is None:
-            choice = None
-            if self.config.rollout.schedule == "auto" and self.engine is not None and self.ranks.is_main:
-                choice = choose_schedule(
-                    self.engine,
-                    self.inputs.problems[: max(1, self.config.rollout.num_problems // self.ranks.count)],
-                    micro_groups=self.algorithm.micro_groups,
-                    settings=sampling_settings(self.config, self.inputs.tokenizer),
-                )
-                self.display.message(choice.reason)
-            choice = self.ranks.gather([choice])[0]
-            self.chosen_schedule = choice.schedule if choice else "pipelined"
-        return self.chosen_schedule
-
-    def _decode(self, token_ids: Sequence[int]) -> str:
-        return text_of(self.inputs.tokenizer, token_ids)
-
     def _decode_all(self, token_ids: Sequence[int]) -> str:
         return text_of(self.inputs.tokenizer, token_ids, with_special=True)
 
@@ -366,10 +238,10 @@ class _Run:
         self.whole_step = None
 
     def _on_rollouts(self, done: int, expected: int) -> None:
-        self._leave_if_told()
+        self.leave_if_told()
         self.display.rollouts(done, expected)
 
-    def _leave_if_told(self) -> None:
+    def leave_if_told(self) -> None:
         if self.ranks.is_main:
             self.signals.check()
 

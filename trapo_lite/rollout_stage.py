@@ -1,0 +1,179 @@
+"""A step's rollouts, from the policy to graded groups: publish, sample, evaluate. Engine and verifier live here."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from trapo_lite import rollout_metrics
+from trapo_lite.algorithm import Algorithm, make_group
+from trapo_lite.config import Config
+from trapo_lite.data import batch_indices, is_boundary_fn, text_of
+from trapo_lite.engines.start import start_engine
+from trapo_lite.evaluation import evaluate_problems
+from trapo_lite.inputs import Inputs, sampling_settings
+from trapo_lite.policy import Policy
+from trapo_lite.publishing import Publisher
+from trapo_lite.ranks import Ranks
+from trapo_lite.reward import MathVerifier
+from trapo_lite.sampler import Sampler, Schedule
+from trapo_lite.schedule_choice import choose_schedule
+from trapo_lite.tree import Group
+from trapo_lite.types import Mean
+
+Metrics = dict[str, Mean | float | int]
+
+
+class RolloutStage:
+    """One rank's engine and verifier, and what is asked of them in a step.
+
+    Starts both when made, so that they load while the policy does; `attach` then gives it the policy to serve.
+    on_progress: (done, expected) rollouts, now and then; it may raise to leave a phase
+    notify:      told what is waited for, what was chosen, and of an engine that died and was started again
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        inputs: Inputs,
+        algorithm: Algorithm,
+        ranks: Ranks,
+        *,
+        folder: Path,
+        stack: contextlib.ExitStack,
+        on_progress: Callable[[int, int], None],
+        notify: Callable[[str], None],
+    ) -> None:
+        self.config, self.inputs, self.algorithm, self.ranks = config, inputs, algorithm, ranks
+        self._on_progress, self._notify, self._folder = on_progress, notify, folder
+        self._decode = partial(text_of, inputs.tokenizer)
+        self._chosen_schedule: Schedule | None = None
+        self.publisher: Publisher | None = None
+        self.verifier = stack.enter_context(MathVerifier.from_config(config.reward))
+        self.engine = None
+        if config.algorithm.samples or inputs.eval_problems:
+            self.engine = start_engine(
+                config,
+                max_model_len=inputs.max_model_len,
+                log_path=folder / f"engine-{ranks.index}.log",
+                device_index=ranks.local_index if ranks.device.type == "cuda" else None,
+                notify=notify,
+            )
+            stack.callback(self.engine.close)
+
+    def attach(self, policy: Policy) -> None:
+        """Serve this policy from now on; the engine must still hold the bare base."""
+        if self.engine is not None:
+            self.publisher = Publisher(
+                self.engine,
+                policy,
+                scratch=self._folder / f".publishing-{self.ranks.index}",
+                vocab_size=policy.model.config.vocab_size,
+                num_tokens=self.config.rollout.probe_tokens,
+                max_length=self.inputs.max_model_len,
+            )
+
+    def publish(self, step: int) -> Metrics:
+        """Give the engine the policy as it is after `step` updates."""
+        if self.publisher is None or self.engine is None or not self.config.algorithm.samples:
+            return {}
+        result = self.publisher.publish(step)
+        could_tell = result.kind == "applied"
+        return {
+            "time/publish": self.publisher.publish_seconds,
+            "time/score": self.publisher.probe_seconds,
+            "engine/publish_bytes": self.engine.publish_bytes,
+            "engine/probe_projection": result.projection if could_tell else float("nan"),
+            "engine/probe_undecided": int(not could_tell),
+        }
+
+    def sample(self, step: int) -> tuple[list[Group], Metrics]:
+        """This rank's share of the step's problems, rolled out, graded and turned into advantages."""
+        indices = batch_indices(
+            step,
+            batch_size=self.config.rollout.num_problems,
+            num_problems=len(self.inputs.problems),
+            seed=self.config.run.seed,
+        )
+        rollouts, report = self._sampler().sample(
+            [self.inputs.problems[index] for index in self.ranks.share(indices)],
+            step=step,
+            on_progress=self._on_progress,
+        )
+        groups = [make_group(self.algorithm, group) for group in rollouts]
+        shares = {
+            "rollout/discarded": Mean(report.num_discarded, report.num_requests),
+            "rollout/cached": Mean(report.num_cached_tokens, report.num_prompt_tokens),
+        }
+        metrics = self.ranks.sum_metrics(rollout_metrics.describe(groups) | shares)
+        sampled = metrics["rollout/completion_tokens"].total
+        engine_seconds, verdict_seconds, first_poll = self.ranks.largest(
+            [report.engine_seconds, report.verdict_seconds, report.first_poll_seconds]
+        )
+        to_first_token = first_poll + (self.publisher.publish_seconds if self.publisher else 0.0)
+        return groups, {
+            **metrics,
+            "time/sample": engine_seconds,
+            "time/verdicts": verdict_seconds,
+            "time/first_token": to_first_token if report.num_requests else float("nan"),
+            "speed/sampled_tokens_per_second": sampled / engine_seconds if engine_seconds else float("nan"),
+        }
+
+    def evaluate(self, step: int) -> Metrics:
+        """Accuracy on eval.data after `step` updates, when it is time for it; every rank takes its share."""
+        cfg = self.config.eval
+        if cfg.every == 0 or step % cfg.every != 0 or self.publisher is None or self.engine is None:
+            return {}
+        started = time.perf_counter()
+        self.publisher.publish(step)
+        result = evaluate_problems(
+            self.engine,
+            self.verifier,
+            self.ranks.share(self.inputs.eval_problems),
+            num_samples=cfg.num_samples,
+            settings=sampling_settings(self.config, self.inputs.tokenizer, for_eval=True),
+            decode=self._decode,
+            on_progress=self._on_progress,
+        )
+        return {**self.ranks.sum_metrics(result.metrics()), "time/eval": time.perf_counter() - started}
+
+    @contextlib.contextmanager
+    def engine_asleep(self) -> Iterator[None]:
+        """Inside, the memory of the engine's cache is the trainer's. Publishing probes the engine once it is awake."""
+        if self.engine is None or not self.config.rollout.colocate:
+            yield
+            return
+        self.engine.release()
+        yield
+        if self.ranks.device.type == "cuda":
+            torch.cuda.empty_cache()  # what the trainer only holds in reserve, the KV cache needs
+        self.engine.resume()
+
+    def _sampler(self) -> Sampler:
+        return Sampler(
+            self.engine,
+            self.verifier,
+            micro_groups=self.algorithm.micro_groups,
+            settings=sampling_settings(self.config, self.inputs.tokenizer, schedule=self._schedule()),
+            decode=self._decode,
+            is_boundary=is_boundary_fn(self.inputs.tokenizer),
+        )
+
+    def _schedule(self) -> Schedule:
+        """What `auto` stands for, measured once: every rank follows the first one's choice."""
+        if self._chosen_schedule is None:
+            choice = None
+            if self.config.rollout.schedule == "auto" and self.engine is not None and self.ranks.is_main:
+                choice = choose_schedule(
+                    self.engine,
+                    self.inputs.problems[: max(1, self.config.rollout.num_problems // self.ranks.count)],
+                    micro_groups=self.algorithm.micro_groups,
+                    settings=sampling_settings(self.config, self.inputs.tokenizer),
+                )
+                self._notify(choice.reason)
+            choice = self.ranks.gather([choice])[0]
+            self._chosen_schedule = choice.schedule if choice else "pipelined"
+        return self._chosen_schedule
