@@ -1,0 +1,205 @@
+"""`vllm serve` endpoints over HTTP: which there are, what they are asked, and what happens when one fails."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from trapo_lite.engines.base import Completion, EngineError, SampleRequest
+
+CALL_LIMIT_S = 120.0  # of every call but sampling
+SAMPLE_LIMIT_S = 3600.0  # of one completion, waiting in the server's queue included
+
+
+@dataclass
+class Endpoint:
+    """One server: `model` is the name of its base, `in_flight` the requests it is working on."""
+
+    url: str
+    model: str = ""
+    in_flight: dict[str, SampleRequest] = field(default_factory=dict)
+    num_finished: int = 0
+
+
+class _EndpointFailed(Exception):
+    """It did not answer, or not as it should; the message says what it did instead."""
+
+
+class Endpoints:
+    """Those that have not failed yet; everything runs on the event loop that made it.
+
+    An endpoint that fails is dropped for good, and `notify` told; without any left, EngineError.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        headers: Mapping[str, str],
+        max_model_len: int,
+        notify: Callable[[str], None],
+    ) -> None:
+        # Connections are given up before the servers do so (5 s): one closed while it is used looks like a dead server.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2.0)
+        self._client = httpx.AsyncClient(headers=dict(headers), timeout=CALL_LIMIT_S, limits=limits)
+        self._max_model_len, self._notify = max_model_len, notify
+        self.alive = [Endpoint(url.rstrip("/").removesuffix("/v1")) for url in urls]
+
+    async def check(self) -> None:
+        """Every endpoint must be there at the start, with a model that holds sequences as long as ours."""
+        for endpoint in self.alive:
+            try:
+                models = await self._call("GET", endpoint, "/v1/models")
+            except _EndpointFailed as failure:
+                raise EngineError(
+                    f"rollout.servers: {endpoint.url} {failure}; start it with: {start_command(self._max_model_len)}"
+                ) from None
+            bases = [model for model in (models or {}).get("data", []) if not model.get("parent")]
+            if not bases:
+                raise EngineError(f"rollout.servers: {endpoint.url} lists no model at /v1/models; is it vLLM?")
+            base = bases[0]
+            endpoint.model = base["id"]
+            if base["max_model_len"] < self._max_model_len:
+                raise EngineError(
+                    f"rollout.servers: {endpoint.url} serves sequences of {base['max_model_len']} tokens, needed are "
+                    f"{self._max_model_len}; start it with --max-model-len {self._max_model_len}"
+                )
+
+    async def load(self, name: str, path: Path, previous: str | None) -> None:
+        """An adapter to every endpoint, before any request can name it; then away with the one before it."""
+        body = {"lora_name": name, "lora_path": str(path)}
+        for endpoint in list(self.alive):
+            try:
+                await self._call("POST", endpoint, "/v1/load_lora_adapter", body)
+            except _EndpointFailed as failure:
+                self._drop(endpoint, f"did not load the adapter: {failure}")
+        if previous is not None:
+            await self.unload(previous)
+
+    async def unload(self, name: str) -> None:
+        await asyncio.gather(*(self._unload_one(endpoint, name) for endpoint in self.alive))
+
+    async def require_listed(self, name: str) -> None:
+        for endpoint in self.alive:
+            try:
+                models = await self._call("GET", endpoint, "/v1/models")
+            except _EndpointFailed as failure:
+                self._drop(endpoint, str(failure))
+                continue
+            if name not in {model["id"] for model in models["data"]}:
+                raise EngineError(f"rollout.servers: {endpoint.url} does not list adapter {name}; see its log")
+
+    async def score(self, token_ids: tuple[int, ...], name: str | None) -> dict[str, list[float]]:
+        """Log-probs of token_ids[1:] by url, under the adapter called `name` or the bare base."""
+        body = {"prompt": list(token_ids), "max_tokens": 1, "temperature": 1.0, "seed": 0, "prompt_logprobs": 0}
+        scores = {}
+        for endpoint in list(self.alive):
+            try:
+                answer = await self._call("POST", endpoint, "/v1/completions", {"model": name or endpoint.model} | body)
+            except _EndpointFailed as failure:
+                self._drop(endpoint, str(failure))
+                continue
+            positions = answer["choices"][0]["prompt_logprobs"][1:]
+            scores[endpoint.url] = [
+                position[str(token)]["logprob"] for position, token in zip(positions, token_ids[1:], strict=True)
+            ]
+        return scores
+
+    async def complete(self, request: SampleRequest, name: str | None, version: int | None) -> Completion:
+        """One completion from the least busy endpoint, or from the next one where that fails."""
+        while True:
+            if not self.alive:
+                raise EngineError("rollout.servers: no endpoint is left")
+            endpoint = min(self.alive, key=lambda endpoint: len(endpoint.in_flight))
+            endpoint.in_flight[request.request_id] = request
+            try:
+                body = request_body(request, model=name or endpoint.model)
+                answer = await self._call("POST", endpoint, "/v1/completions", body, limit_s=SAMPLE_LIMIT_S)
+                completion = completion_from(answer, request, version)
+                endpoint.num_finished += 1
+                return completion
+            except _EndpointFailed as failure:
+                self._drop(endpoint, str(failure))
+            finally:
+                endpoint.in_flight.pop(request.request_id, None)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def _unload_one(self, endpoint: Endpoint, name: str) -> None:
+        try:
+            await self._call("POST", endpoint, "/v1/unload_lora_adapter", {"lora_name": name})
+        except _EndpointFailed as failure:
+            self._notify(f"{endpoint.url}: adapter {name} was not unloaded: {failure}")
+
+    def _drop(self, endpoint: Endpoint, reason: str) -> None:
+        """Never again; EngineError when it was the last."""
+        if endpoint in self.alive:
+            self.alive.remove(endpoint)
+            self._notify(f"{endpoint.url} {reason}; dropped, {len(self.alive)} endpoints are left")
+        if not self.alive:
+            raise EngineError(
+                f"rollout.servers: the last endpoint, {endpoint.url}, {reason}; start the servers again, then the same "
+                "command: the run goes on from its last checkpoint"
+            )
+
+    async def _call(
+        self, method: str, endpoint: Endpoint, path: str, body: Any = None, *, limit_s: float = CALL_LIMIT_S
+    ) -> Any:
+        async def ask() -> httpx.Response:
+            return await self._client.request(method, endpoint.url + path, json=body, timeout=limit_s)
+
+        try:
+            try:
+                answer = await ask()
+            except httpx.RemoteProtocolError:  # an idle connection that the server had just closed
+                answer = await ask()
+        except httpx.HTTPError as error:
+            raise _EndpointFailed(f"does not answer {path} ({type(error).__name__}: {error})") from None
+        if answer.status_code != 200:
+            raise _EndpointFailed(f"answers {path} with {answer.status_code}: {answer.text[:300]}")
+        return answer.json() if "json" in answer.headers.get("content-type", "") else None
+
+
+def request_body(request: SampleRequest, *, model: str) -> dict[str, Any]:
+    """Every field that decides the draw is sent: nothing is left to the server's defaults."""
+    return {
+        "model": model,
+        "prompt": list(request.token_ids),
+        "max_tokens": request.max_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "top_k": request.top_k,
+        "min_p": 0.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "seed": request.seed,
+        "stop_token_ids": list(request.stop_ids),
+        "ignore_eos": True,  # stop_ids says what ends a completion, not the model's files
+        "logprobs": 0,
+        "return_token_ids": True,
+    }
+
+
+def completion_from(answer: Any, request: SampleRequest, version: int | None) -> Completion:
+    """EngineError where a server leaves out token ids or log-probs, _EndpointFailed where it did not finish."""
+    choice = answer["choices"][0]
+    if choice["finish_reason"] not in ("stop", "length"):  # "abort": a server that is shutting down
+        raise _EndpointFailed(f"ended a completion by {choice['finish_reason']!r}")
+    token_ids, logprobs = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
+    if token_ids is None or logprobs is None or len(token_ids) != len(logprobs):
+        raise EngineError("rollout.servers: an answer without token ids and one log-prob each; use vLLM 0.25 or newer")
+    return Completion(request.request_id, tuple(token_ids), tuple(logprobs), choice["finish_reason"], version)
+
+
+def start_command(max_model_len: int) -> str:
+    """How an endpoint is started so that it can be trained with."""
+    return (
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 python -m vllm.entrypoints.openai.api_server --model MODEL --enable-lora "
+        f"--max-loras 2 --max-lora-rank RANK --max-model-len {max_model_len} --generation-config vllm "
+        "--logprobs-mode processed_logprobs (--max-loras: 2 for each trainer process)"
+    )
