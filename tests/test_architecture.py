@@ -26,7 +26,7 @@ ROWS: list[tuple[str, str]] = [
     ("3 shell: owners", "policy sampler engines"),
     (
         "3 shell: put together",
-        "update checkpoint evaluation publishing export inputs identity schedule_choice log_book",
+        "update checkpoint evaluation publishing export inputs identity rollout_choices log_book",
     ),
     ("3 shell: put together", "rollout_stage"),
     ("4 jobs", "trainer evaluate planner prepare tiny_world"),

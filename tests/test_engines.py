@@ -47,6 +47,7 @@ def served(request, tiny_model_dir: Path, tmp_path_factory) -> Iterator[Served]:
             dtype="float32",
             kv_cache_gib=KV_CACHE_TOKENS * 512 / 2**30,
             config_overrides=OVERRIDES,
+            can_merge=True,
         )
         engine = VLLMEngine(options, log_path=tmp_path_factory.mktemp("logs") / "vllm.log", start_limit_s=300.0)
     else:
@@ -339,6 +340,58 @@ def test_release_and_resume_keep_the_adapter(served, tiny_adapter_dir):
     served.engine.release()
     served.engine.resume()
     assert run_one(served.engine, sample("before")).token_ids == before.token_ids
+
+
+# --- the adapter in the base's own weights
+
+
+@pytest.fixture
+def merging(served) -> Served:
+    if type(served.engine).__name__ != "VLLMEngine":
+        with pytest.raises(EngineError, match=r"set rollout.merge: never"):
+            served.engine.merge()
+        pytest.skip("refused, as it should be: only vllm merges")
+    return served
+
+
+def test_merged_it_serves_the_same_policy_and_unmerged_the_same_bits(merging, tiny_adapter_dir, reference):
+    engine = merging.engine
+    version = merging.publish(tiny_adapter_dir)
+    separate, requests = probe_scores(engine), [sample(f"merged-{i}", seed=i, max_tokens=40) for i in range(6)]
+    tokens = {name: completion.token_ids for name, completion in run(engine, requests).items()}
+    expected = torch.cat([reference(tiny_adapter_dir, token_ids) for token_ids in PROBE])
+    for _ in range(2):
+        assert engine.merge() == pytest.approx(1.0, abs=1e-4)
+        assert engine.merge() == pytest.approx(1.0, abs=1e-4), "merged already: nothing happens"
+        merged = probe_scores(engine)
+        torch.testing.assert_close(torch.tensor(merged), expected, rtol=0, atol=1e-4)
+        assert merged != separate, "the same bits: was it merged at all?"
+        completions = run(engine, requests)
+        assert {name: completion.token_ids for name, completion in completions.items()} == tokens
+        assert {completion.adapter_version for completion in completions.values()} == {version}
+        assert engine.adapter_checksum() == parity.checksum(tiny_adapter_dir, dtype=torch.float32)
+        engine.unmerge()
+        assert probe_scores(engine) == separate
+
+
+def test_the_next_publish_takes_the_merged_adapter_out_again(merging, make_adapter, tiny_adapter_dir):
+    nothing = make_adapter(1, scale=0.0)
+    merging.publish(nothing)
+    base = probe_scores(merging.engine)
+    merging.publish(tiny_adapter_dir)
+    merging.engine.merge()
+    assert (torch.tensor(probe_scores(merging.engine)) - torch.tensor(base)).abs().max() > 0.1
+    merging.publish(nothing)
+    assert probe_scores(merging.engine) == base
+
+
+def test_merging_waits_for_no_request(merging, tiny_adapter_dir):
+    merging.publish(tiny_adapter_dir)
+    merging.engine.submit(sample("in flight"))
+    for move in (merging.engine.merge, merging.engine.unmerge):
+        with pytest.raises(EngineError, match="in flight"):
+            move()
+    merging.engine.abort("in flight")
 
 
 # --- parity

@@ -22,6 +22,7 @@ class MortalEngine(ScriptedEngine):
     def __init__(self, deaths: Iterator[int], **options) -> None:
         super().__init__(delay=lambda request: 1 + request.seed % 4, **options)
         self.version, self.polls_left = None, next(deaths)
+        self.is_merged = False
         self.is_closed = False
 
     def poll(self) -> list[Completion]:
@@ -33,6 +34,13 @@ class MortalEngine(ScriptedEngine):
     def publish(self, adapter_dir: Path, version: int) -> None:
         assert (adapter_dir / "adapter_config.json").is_file()
         self.version = version
+
+    def merge(self) -> float:
+        self.is_merged = True
+        return 0.75
+
+    def unmerge(self) -> None:
+        self.is_merged = False
 
     def adapter_checksum(self) -> str | None:
         return None if self.version is None else f"tensors of {self.version}"
@@ -90,6 +98,25 @@ def test_deaths_change_no_rollout(adapter: Path, deterministic: bool, schedule: 
             assert [e for e in engines[-1].events if e[0] != "reset"] == [e for e in calm if e[0] != "reset"]
         assert engine.num_restarts == len(engines) - 1 > 0
         assert all(dead.is_closed for dead in engines[:-1]) and engines[-1].version == 3
+
+
+@pytest.mark.parametrize("is_merged", [True, False])
+def test_a_new_process_serves_merged_what_was_merged(adapter: Path, is_merged: bool) -> None:
+    engines = iter([MortalEngine(iter([polls])) for polls in (0, 10, 10)])
+    engine = SupervisedEngine(lambda: next(engines), folder=adapter / "kept")
+    engine.publish(adapter, 1)
+    engine.adapter_checksum()
+    assert engine.merge() == 0.75
+    if not is_merged:
+        engine.unmerge()
+    engine.submit(SampleRequest("a", (1,), 0, 5))
+    with pytest.raises(EngineRestarted):
+        engine.poll()
+    assert engine._engine.is_merged == is_merged  # type: ignore[attr-defined]
+    engine._engine.is_merged = False  # type: ignore[attr-defined]
+    engine.publish(adapter, 2)  # which goes back to un-merged, also in a new process
+    engine._restart(EngineDied("once more"))
+    assert not engine._engine.is_merged  # type: ignore[attr-defined]
 
 
 def test_an_engine_that_always_dies_is_an_error_after_a_few_times(adapter: Path) -> None:
@@ -157,6 +184,7 @@ def test_a_real_vllm_that_dies_serves_the_same_tokens_again(
         lora_rank=TINY_RANK,
         dtype="float32",
         kv_cache_gib=0.05,
+        can_merge=True,
     )
     started: list[VLLMEngine] = []
 
@@ -168,6 +196,9 @@ def test_a_real_vllm_that_dies_serves_the_same_tokens_again(
     try:
         engine.publish(tiny_adapter_dir, 1)
         checksum = engine.adapter_checksum()
+        unmerged = engine.score(range(5, 60))
+        engine.merge()
+        merged = engine.score(range(5, 60))
         requests = [SampleRequest(str(seed), (5, 6, 7, 8), seed, 40) for seed in range(4)]
 
         def draw(*, is_interrupted: bool) -> dict[str, tuple[int, ...]]:
@@ -189,5 +220,6 @@ def test_a_real_vllm_that_dies_serves_the_same_tokens_again(
         expected = draw(is_interrupted=False)
         assert draw(is_interrupted=True) == expected
         assert len(started) == 2 and engine.adapter_checksum() == checksum
+        assert engine.score(range(5, 60)) == merged != unmerged
     finally:
         engine.close()

@@ -32,6 +32,7 @@ class ParityResult:
                 versions are too near each other for the noise, or there is no previous one
     effect:     root mean square of what the adapter does to a token's log-prob, in nats
     noise:      the same of what engine and trainer differ by without any adapter
+    mismatch:   the same of what they differ by with it
     """
 
     kind: ParityKind
@@ -39,6 +40,7 @@ class ParityResult:
     freshness: float | None
     effect: float
     noise: float
+    mismatch: float
     num_tokens: int
 
 
@@ -155,7 +157,7 @@ def verdict(
     projection, effect_rms = _projection(engine - base, effect), _rms(effect)
 
     def result(kind: ParityKind, freshness: float | None = None) -> ParityResult:
-        return ParityResult(kind, projection, freshness, effect_rms, noise, engine.numel())
+        return ParityResult(kind, projection, freshness, effect_rms, noise, _rms(engine - trainer), engine.numel())
 
     if not bool(torch.isfinite(engine).all()):
         return result("wrong")
@@ -184,10 +186,16 @@ def require_applied(result: ParityResult, *, version: int) -> None:
     if result.kind in ("applied", "cannot_tell"):
         return
     what, cure = {
-        "no_op": ("the engine samples from the bare base", "compare the adapter's module names with the engine's"),
+        "no_op": (
+            "the engine samples from the bare base",
+            "compare the adapter's module names with the engine's; with rollout.merge, set it to never",
+        ),
         "stale": ("the engine still samples from the previous adapter", "give each version its own id and path"),
         "doubled": ("the engine applies the adapter twice over", "compare lora.alpha / lora.r; look for a merged base"),
-        "wrong": ("the engine samples from something else", "compare base, config_overrides, dtype and lora.alpha"),
+        "wrong": (
+            "the engine samples from something else",
+            "compare base, config_overrides, dtype and lora.alpha; with rollout.merge, set it to never",
+        ),
     }[result.kind]
     raise EngineError(
         f"parity: after publishing adapter version {version}, {what} (projection {result.projection:.3f}, expected 1; "

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -32,7 +33,7 @@ class Policy:
     """
 
     def __init__(self, base: PreTrainedModel, lora: LoraSection, *, attention: str, gradient_checkpointing: bool):
-        from peft import LoraConfig, PeftModel, get_peft_model
+        from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 
         self.device = next(base.parameters()).device
         self.autocast_dtype = base.dtype if base.dtype != torch.float32 else None
@@ -50,12 +51,21 @@ class Policy:
         else:
             alpha: Any = lora.alpha  # PEFT says int and takes fractions
             self.model = get_peft_model(
-                base, LoraConfig(r=lora.r, lora_alpha=alpha, target_modules=lora.target_modules, lora_dropout=0.0)
+                base,
+                LoraConfig(
+                    task_type="CAUSAL_LM",
+                    r=lora.r,
+                    lora_alpha=alpha,
+                    target_modules=lora.target_modules,
+                    lora_dropout=0.0,
+                ),
             )
         self.model.train()
         self.parameters = [p for _, p in sorted(self.model.named_parameters(), key=_name) if p.requires_grad]
         if any(p.dtype != torch.float32 for p in self.parameters):
             raise ModelError("the adapter's weights are not float32; PEFT's autocast_adapter_dtype must be on")
+        # Views of the parameters under PEFT's names, once: PEFT walks through the whole model to find them.
+        self._state: dict[str, Tensor] = get_peft_model_state_dict(self.model, save_embedding_layers=False)
 
     @classmethod
     def load(cls, model: ModelSection, lora: LoraSection, *, device: torch.device | str) -> "Policy":
@@ -112,10 +122,8 @@ class Policy:
         return batch.to(self.device)
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """The adapter's float32 master weights under PEFT's names."""
-        from peft import get_peft_model_state_dict
-
-        return get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        """The adapter's float32 master weights under PEFT's names; they move with the policy."""
+        return dict(self._state)
 
     def load_adapter_state(self, state: dict[str, Tensor]) -> None:
         """Take over what `adapter_state` gave; ModelError unless it is for exactly this adapter."""
@@ -134,9 +142,15 @@ class Policy:
         set_peft_model_state_dict(self.model, state)
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the adapter in PEFT's format. Raises OSError where that is not possible."""
+        """Write the adapter in PEFT's format. Raises OSError where that is not possible.
+
+        By the parts of PEFT's save_pretrained that are needed: the rest of it, a model card, takes longer than they do,
+        and every publish saves.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.peft_config["default"].save_pretrained(str(folder))
         try:
-            self.model.save_pretrained(str(folder), save_embedding_layers=False)
+            save_file(self._state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         except SafetensorError as error:  # how safetensors reports a full disk
             code = errno.ENOSPC if "No space left" in str(error) else errno.EIO
             raise OSError(code, str(error), str(folder)) from error

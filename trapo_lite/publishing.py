@@ -1,9 +1,12 @@
 """Hand the adapter to the engine, and make sure that it is what the engine samples from (DESIGN 7)."""
 
+import math
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -13,11 +16,15 @@ from trapo_lite.policy import Policy
 
 # Root mean square difference of engine and trainer on the bare base, in nats: rounding, with room to spare.
 BASE_NOISE_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+# Of the adapter's update, after rounding: with less than this the merged base is another policy (merge: auto).
+MIN_KEPT = 0.95
 
 
 class Publisher:
     """Publishes versions of one policy to one engine and probes after each.
 
+    merge: as `rollout.merge`; auto merges where `is_merging_faster` says so (asked when an adapter is there) and the
+           rounding leaves nearly all of the update
     `scratch` is emptied first and after each publish, so that a killed run leaves at most one adapter there.
     The engine must still serve the bare base when this is made: that is when the noise between the two is measured.
     Raises EngineError when the engine does not serve what it was given.
@@ -32,11 +39,17 @@ class Publisher:
         vocab_size: int,
         num_tokens: int,
         max_length: int,
+        merge: Literal["never", "in_place", "auto"] = "never",
+        is_merging_faster: Callable[[], bool] = lambda: True,
     ) -> None:
         self.engine, self.policy = engine, policy
         self.version: int | None = None
+        self.is_merged = False
+        self.merge_kept = math.nan
+        """Share of the update that merging left, of the latest publish; NaN where nothing was merged."""
         self.publish_seconds = 0.0
         self.probe_seconds = 0.0
+        self._merge_mode, self._is_merging_faster = merge, is_merging_faster
         self._scratch = scratch
         shutil.rmtree(scratch, ignore_errors=True)
         self._dtype = policy.autocast_dtype or torch.float32
@@ -56,23 +69,42 @@ class Publisher:
         started = time.perf_counter()
         self.policy.save_adapter(self._scratch)
         self.engine.publish(self._scratch, version)
+        handed_over = time.perf_counter()
         expected = parity.checksum(self._scratch, dtype=self._dtype)
         shutil.rmtree(self._scratch)
-        handed_over = time.perf_counter()
         held = self.engine.adapter_checksum()
-        trainer = self._scores(self.policy.score)
+        probe_seconds = time.perf_counter() - handed_over
+        merge_seconds = self._merge()
+        merged = time.perf_counter()
+        engine, trainer = self._both_scores()
         result = parity.verdict(
-            engine=self._scores(self.engine.score),
-            base=self._base,
-            trainer=trainer,
-            previous=self._previous,
-            noise=self._noise,
+            engine=engine, base=self._base, trainer=trainer, previous=self._previous, noise=self._noise
         )
         parity.require_applied(result, version=version)  # first: it knows how the adapter is wrong, where it can tell
         parity.require_checksum(held, expected=expected, version=version)
         self._previous, self._result, self.version = trainer, result, version
-        self.publish_seconds, self.probe_seconds = handed_over - started, time.perf_counter() - handed_over
+        self.publish_seconds = handed_over - started + merge_seconds
+        self.probe_seconds = probe_seconds + time.perf_counter() - merged
         return result
+
+    def _merge(self) -> float:
+        """Merge if that is wanted, worth it, and leaves the adapter what it is; returns the seconds it took."""
+        self.is_merged, self.merge_kept = False, math.nan
+        if self._merge_mode == "never" or (self._merge_mode == "auto" and not self._is_merging_faster()):
+            return 0.0
+        started = time.perf_counter()
+        self.merge_kept = self.engine.merge()
+        self.is_merged = self._merge_mode == "in_place" or self.merge_kept >= MIN_KEPT
+        if not self.is_merged:
+            self.engine.unmerge()
+        return time.perf_counter() - started
+
+    def _both_scores(self) -> tuple[list[float], list[float]]:
+        """Of engine and trainer, which compute at the same time where they are two processes."""
+        with ThreadPoolExecutor(max_workers=1) as other:
+            engine = other.submit(self._scores, self.engine.score)
+            trainer = self._scores(self.policy.score)
+            return engine.result(), trainer
 
     def _scores(self, score: Callable[[list[int]], list[float]]) -> list[float]:
         return [logprob for token_ids in self._probe for logprob in score(token_ids)]

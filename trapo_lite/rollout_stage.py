@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -12,6 +13,7 @@ from trapo_lite import rollout_metrics
 from trapo_lite.algorithm import Algorithm, make_group
 from trapo_lite.config import Config
 from trapo_lite.data import batch_indices, is_boundary_fn, text_of
+from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.start import start_engine
 from trapo_lite.evaluation import evaluate_problems
 from trapo_lite.inputs import Inputs, sampling_settings
@@ -19,12 +21,13 @@ from trapo_lite.policy import Policy
 from trapo_lite.publishing import Publisher
 from trapo_lite.ranks import Ranks
 from trapo_lite.reward import MathVerifier
+from trapo_lite.rollout_choices import MergeChoice, ScheduleChoice, choose_merge, choose_schedule
 from trapo_lite.sampler import Sampler, Schedule
-from trapo_lite.schedule_choice import choose_schedule
 from trapo_lite.tree import Group
 from trapo_lite.types import Mean
 
 Metrics = dict[str, Mean | float | int]
+C = TypeVar("C", MergeChoice, ScheduleChoice)
 
 
 class RolloutStage:
@@ -51,6 +54,7 @@ class RolloutStage:
         self._on_progress, self._notify, self._folder = on_progress, notify, folder
         self._decode = partial(text_of, inputs.tokenizer)
         self._chosen_schedule: Schedule | None = None
+        self._is_merging_chosen: bool | None = None
         self.publisher: Publisher | None = None
         self.verifier = stack.enter_context(MathVerifier.from_config(config.reward))
         self.engine = None
@@ -74,6 +78,8 @@ class RolloutStage:
                 vocab_size=policy.model.config.vocab_size,
                 num_tokens=self.config.rollout.probe_tokens,
                 max_length=self.inputs.max_model_len,
+                merge=self.config.rollout.merge,
+                is_merging_faster=self._is_merging_faster,
             )
 
     def publish(self, step: int) -> Metrics:
@@ -88,6 +94,9 @@ class RolloutStage:
             "engine/publish_bytes": self.engine.publish_bytes,
             "engine/probe_projection": result.projection if could_tell else float("nan"),
             "engine/probe_undecided": int(not could_tell),
+            "engine/probe_mismatch": result.mismatch,
+            "engine/merged": int(self.publisher.is_merged),
+            "engine/merge_kept": self.publisher.merge_kept,
         }
 
     def sample(self, step: int) -> tuple[list[Group], Metrics]:
@@ -167,13 +176,26 @@ class RolloutStage:
         if self._chosen_schedule is None:
             choice = None
             if self.config.rollout.schedule == "auto" and self.engine is not None and self.ranks.is_main:
-                choice = choose_schedule(
-                    self.engine,
-                    self.inputs.problems[: max(1, self.config.rollout.num_problems // self.ranks.count)],
-                    micro_groups=self.algorithm.micro_groups,
-                    settings=sampling_settings(self.config, self.inputs.tokenizer),
-                )
-                self._notify(choice.reason)
+                choice = self._measure(choose_schedule, self.engine)
             choice = self.ranks.gather([choice])[0]
             self._chosen_schedule = choice.schedule if choice else "pipelined"
         return self._chosen_schedule
+
+    def _is_merging_faster(self) -> bool:
+        """The same for `rollout.merge: auto`."""
+        if self._is_merging_chosen is None:
+            assert self.engine is not None
+            chosen = [self._measure(choose_merge, self.engine).is_merged] if self.ranks.is_main else []
+            self._is_merging_chosen = self.ranks.gather(chosen)[0]
+        return self._is_merging_chosen
+
+    def _measure(self, choose: Callable[..., C], engine: RolloutEngine) -> C:
+        """A choice for phases of this rank's share of a step; says what it was made from."""
+        choice = choose(
+            engine,
+            self.inputs.problems[: max(1, self.config.rollout.num_problems // self.ranks.count)],
+            micro_groups=self.algorithm.micro_groups,
+            settings=sampling_settings(self.config, self.inputs.tokenizer),
+        )
+        self._notify(choice.reason)
+        return choice

@@ -94,6 +94,9 @@ class RolloutSection(Section):
     """Folder where the servers find the adapter, under the same path as here; None: in this machine's memory."""
     schedule: Literal["barrier", "pipelined", "speculative", "auto"] = "pipelined"
     """When micro-groups are started; the rollouts are the same (sampler.py). auto: the shorter by measured rates."""
+    merge: Literal["never", "in_place", "auto"] = "never"
+    """in_place: vllm serves the adapter folded into its base's weights: added in float32, rounded once, restored bit
+    for bit. auto: where that is measured to be faster and the rounding leaves nearly all of the adapter's update."""
     colocate: bool = True
     """Give the memory of the engine's cache to the trainer during an update, where both are on one card."""
     num_problems: PositiveInt = 32
@@ -120,7 +123,8 @@ class RolloutSection(Section):
     """Tokens of the parity probe after each publish."""
 
     def idle_keys(self) -> set[str]:
-        return set() if self.engine == "server" else {"servers", "server_adapter_dir"}
+        idle = set() if self.engine == "server" else {"servers", "server_adapter_dir"}
+        return idle if self.engine == "vllm" else idle | {"merge"}
 
     @model_validator(mode="after")
     def _has_servers(self) -> "RolloutSection":
@@ -232,11 +236,12 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         algorithm, rollout = self.algorithm, self.rollout
-        if rollout.schedule == "auto" and self.run.deterministic:
-            raise ValueError(
-                "rollout.schedule: auto measures, so it may choose otherwise when the run is resumed, and "
-                "run.deterministic promises bits; name a schedule"
-            )
+        for key, cure in (("schedule", "name a schedule"), ("merge", "set it to never or in_place")):
+            if getattr(rollout, key) == "auto" and self.run.deterministic:
+                raise ValueError(
+                    f"rollout.{key}: auto measures, so it may choose otherwise when the run is resumed, and "
+                    f"run.deterministic promises bits; {cure}"
+                )
         if rollout.engine == "server" and self.run.deterministic:
             raise ValueError(
                 "run.deterministic: servers batch requests as they arrive, so bits may differ; set it to false or "
@@ -264,6 +269,11 @@ class Config(Section):
             raise ValueError(
                 f"optim.warmup_steps: {self.optim.warmup_steps} is not below train.max_steps ({self.train.max_steps}); "
                 "lower it"
+            )
+        if self.model.quantize == "nf4" and rollout.merge != "never":
+            raise ValueError(
+                "rollout.merge: NF4 weights have 16 values to round to, so an adapter would be lost in them; set it to "
+                "never"
             )
         if self.model.quantize == "nf4" and self.model.dtype == "float32" and rollout.engine == "vllm":
             raise ValueError("model.dtype: vLLM serves NF4 in bfloat16 only; set model.dtype: bfloat16")

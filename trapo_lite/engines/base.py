@@ -102,8 +102,22 @@ class RolloutEngine(SamplingEngine, Protocol):
     """Of the latest publish."""
 
     def publish(self, adapter_dir: Path, version: int) -> None:
-        """Sample from this PEFT adapter from now on; the folder may vanish once the call returns. No request may be
-        in flight. Versions only grow; publishing one again, or an older one, is an EngineError."""
+        """Sample from this PEFT adapter, un-merged, from now on; the folder may vanish once the call returns, but its
+        files must not be written over. No request may be in flight. Versions only grow; publishing one again, or an
+        older one, is an EngineError."""
+        ...
+
+    def merge(self) -> float:
+        """Serve the published adapter folded into the base's own weights, until `unmerge` or the next publish: the same
+        policy but for one rounding of each weight, without the cost of LoRA's kernels. No request may be in flight.
+
+        Returns the share of the adapter's update that the rounding leaves (1: all of it). EngineError where there is no
+        adapter, or by an engine that cannot (`rollout.merge` is for vllm).
+        """
+        ...
+
+    def unmerge(self) -> None:
+        """The adapter beside the base again, which is restored bit for bit."""
         ...
 
     def score(self, token_ids: Sequence[int]) -> list[float]:

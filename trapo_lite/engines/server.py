@@ -88,6 +88,12 @@ class ServerEngine:
         self._name, self._path, self.version = name, path, version
         self.publish_seconds, self.publish_bytes = time.monotonic() - started, num_bytes
 
+    def merge(self) -> float:
+        raise EngineError("merge: this engine serves adapters beside their base only; set rollout.merge: never")
+
+    def unmerge(self) -> None:
+        """Nothing to do: it never merges."""
+
     def submit(self, request: SampleRequest) -> None:
         check_request(request, max_model_len=self.max_model_len)
         if request.request_id in self._wanted:

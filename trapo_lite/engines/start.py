@@ -46,6 +46,7 @@ def start_engine(
             gpu_memory_fraction=config.rollout.gpu_memory_fraction,
             num_threads=config.rollout.num_threads,
             config_overrides=config.model.config_overrides,
+            can_merge=config.rollout.merge != "never",
         )
 
         def start() -> RolloutEngine:

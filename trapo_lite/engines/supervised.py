@@ -1,5 +1,6 @@
 """An engine that is started again when its process crashes or hangs, with the adapter it served."""
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ class SupervisedEngine:
         shutil.rmtree(folder, ignore_errors=True)
         self._adapter: Path | None = None
         self._checksum: str | None = None
+        self._is_merged = False
         self._has_answered = False
         self._failures = 0
         self.num_restarts = 0
@@ -54,7 +56,7 @@ class SupervisedEngine:
         adapter.mkdir(parents=True)
         for name in ADAPTER_FILES:
             if (Path(adapter_dir) / name).is_file():  # what is missing the engine names
-                shutil.copyfile(Path(adapter_dir) / name, adapter / name)
+                _keep(Path(adapter_dir) / name, adapter / name)
         try:
             self._call(lambda engine: engine.publish(adapter, version))
         except EngineError:
@@ -62,10 +64,19 @@ class SupervisedEngine:
             raise
         if self._adapter is not None:
             shutil.rmtree(self._adapter)
-        self._adapter, self.version = adapter, version
+        self._adapter, self.version, self._is_merged = adapter, version, False
         self._failures = 0
         self._checksum = None
         self.publish_seconds, self.publish_bytes = self._engine.publish_seconds, self._engine.publish_bytes
+
+    def merge(self) -> float:
+        share = self._call(lambda engine: engine.merge())
+        self._is_merged = True
+        return share
+
+    def unmerge(self) -> None:
+        self._call(lambda engine: engine.unmerge())
+        self._is_merged = False
 
     def submit(self, request: SampleRequest) -> None:
         self._engine.submit(request)
@@ -136,6 +147,16 @@ class SupervisedEngine:
                             f"rollout engine: after a restart it does not hold adapter version {self.version} as "
                             "before; see its log"
                         )
+                    if self._is_merged:
+                        self._engine.merge()
                 return
             except EngineDied as next_death:
                 death = next_death
+
+
+def _keep(source: Path, target: Path) -> None:
+    """The file under a second name, which costs nothing, or a copy where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

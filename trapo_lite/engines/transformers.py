@@ -91,6 +91,12 @@ class TransformersEngine:
         self.publish_seconds = time.monotonic() - start
         self.publish_bytes = sum(file.stat().st_size for file in Path(adapter_dir).iterdir() if file.is_file())
 
+    def merge(self) -> float:
+        raise EngineError("merge: this engine serves adapters beside their base only; set rollout.merge: never")
+
+    def unmerge(self) -> None:
+        """Nothing to do: it never merges."""
+
     def submit(self, request: SampleRequest) -> None:
         check_request(request, max_model_len=self.max_model_len)
         if any(row.request.request_id == request.request_id for row in (*self._rows, *self._waiting)):

@@ -87,6 +87,20 @@ class VLLMEngine:
         self._adapter_path, self.version = path, version
         self.publish_seconds, self.publish_bytes = time.monotonic() - start, num_bytes
 
+    def merge(self) -> float:
+        if self._in_flight:
+            raise EngineError(f"merge: {len(self._in_flight)} requests are in flight; collect or abort them first")
+        if self.version is None:
+            raise EngineError("merge: there is no adapter yet; publish one first")
+        if not self.options.can_merge:
+            raise EngineError("merge: the engine was not started for it; set rollout.merge")
+        return self._call("merge")
+
+    def unmerge(self) -> None:
+        if self._in_flight:
+            raise EngineError(f"unmerge: {len(self._in_flight)} requests are in flight; collect or abort them first")
+        self._call("unmerge")
+
     def submit(self, request: SampleRequest) -> None:
         check_request(request, max_model_len=self.options.max_model_len)
         if request.request_id in self._in_flight:

@@ -17,6 +17,7 @@ class VLLMOptions:
     gpu_memory_fraction:  on CUDA: share of the card for base, adapters and KV cache
     num_threads:          of the engine on the CPU
     config_overrides:     fields of the model's config.json to replace
+    can_merge:            keep on the CPU, beside the packed weights, what `merge` needs
     """
 
     model_path: str
@@ -29,6 +30,7 @@ class VLLMOptions:
     gpu_memory_fraction: float = 0.45
     num_threads: int = 1
     config_overrides: dict[str, Any] = field(default_factory=dict)
+    can_merge: bool = False
 
 
 def round_up_lora_rank(rank: int) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trapo_lite.engines.base import FIRST_ADAPTER_ID, Completion, SampleRequest
 from trapo_lite.engines.vllm_cpu_lora import use_one_adapter_lora
+from trapo_lite.engines.vllm_merging import MergedAdapter, keep_plain_weights
 from trapo_lite.engines.vllm_options import VLLMOptions, round_up_lora_rank
 from trapo_lite.parity import checksum_of_pairs
 
@@ -33,8 +34,11 @@ class VLLMWorker:
         self.is_cpu = current_platform.is_cpu()
         if self.is_cpu:
             use_one_adapter_lora()
+            if options.can_merge:
+                keep_plain_weights()
         self.engine = LLMEngine.from_engine_args(EngineArgs(**engine_arguments(options, is_cpu=self.is_cpu)))
         self.lora_request: Any = None
+        self.merged: MergedAdapter | None = None
         self.version: int | None = None
         self.version_by_request: dict[str, int | None] = {}
         self.finished: list[Completion] = []
@@ -102,6 +106,7 @@ class VLLMWorker:
     def publish(self, path: Path, version: int) -> None:
         from vllm.lora.request import LoRARequest
 
+        self.unmerge()
         # A new id, name and path for every version: vLLM keeps the old adapter when an id comes again, and takes the
         # old adapter's prefix cache for the new one's when a name does.
         previous = self.lora_request
@@ -112,6 +117,19 @@ class VLLMWorker:
         if previous is not None:
             self.engine.remove_lora(previous.lora_int_id)
         self.reset_prefix_cache()
+
+    def merge(self) -> float:
+        adapter_id = self.lora_request.lora_int_id
+        if self.merged is None:
+            [self.merged] = self.engine.collective_rpc(lambda worker: MergedAdapter(lora_manager(worker), adapter_id))
+            self.reset_prefix_cache()
+        return self.merged.kept.share
+
+    def unmerge(self) -> None:
+        if self.merged is not None:
+            self.merged.restore()
+            self.merged = None
+            self.reset_prefix_cache()
 
     def adapter_checksum(self) -> str | None:
         if self.lora_request is None:
@@ -127,19 +145,28 @@ class VLLMWorker:
         if self.is_cpu:
             return
         # Level 2 would drop the base, and adapters do not survive it.
-        if hasattr(self.engine, "release_kv_cache_memory"):
+        if self.can_release_cache_alone:
             self.engine.sleep(level=0)
             self.engine.release_kv_cache_memory()
         else:
             self.engine.sleep(level=1)
 
     def resume(self) -> None:
-        if not self.is_cpu:
-            self.engine.wake_up()
+        if self.is_cpu:
+            return
+        self.engine.wake_up(tags=["kv_cache"] if self.can_release_cache_alone else None)
+        if self.engine.is_sleeping():
+            raise RuntimeError("vLLM did not wake up: its KV cache could not be taken again")
+
+    @property
+    def can_release_cache_alone(self) -> bool:
+        """From vLLM 0.31 on; the frozen base then stays where it is."""
+        return hasattr(self.engine, "release_kv_cache_memory")
 
     def _add(self, request_id: str, token_ids: tuple[int, ...], params: Any) -> None:
         prompt: Any = {"prompt_token_ids": list(token_ids)}
-        self.engine.add_request(request_id, prompt, params, lora_request=self.lora_request)
+        lora_request = None if self.merged else self.lora_request
+        self.engine.add_request(request_id, prompt, params, lora_request=lora_request)
 
     def _step(self) -> list[Any]:
         """One engine step; finished samples go to `finished`, all finished outputs are returned."""
@@ -201,12 +228,16 @@ def engine_arguments(options: VLLMOptions, *, is_cpu: bool) -> dict[str, Any]:
     return arguments
 
 
+def lora_manager(worker: "WorkerBase") -> Any:
+    return worker.model_runner.lora_manager._adapter_manager  # type: ignore[union-attr]
+
+
 def active_pairs(worker: "WorkerBase", adapter_id: int) -> dict[str, tuple[Tensor, Tensor]]:
     """(A, scaled B) by module name, read back from the slot that the kernels use; {} if the adapter is in none.
 
     vLLM stacks the adapters of q, k, v and of gate, up; here they get their own names again.
     """
-    manager: Any = worker.model_runner.lora_manager._adapter_manager  # type: ignore[union-attr]
+    manager = lora_manager(worker)
     if adapter_id not in manager.lora_index_to_id:
         return {}
     slot = manager.lora_index_to_id.index(adapter_id)

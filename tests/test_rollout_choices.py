@@ -1,13 +1,15 @@
-"""`rollout.schedule: auto` chooses by what the engine's steps cost."""
+"""`rollout.schedule: auto` and `rollout.merge: auto` choose by what the engine's steps cost."""
+
+import time
 
 import pytest
 from scripted import STOP_ID, ScriptedEngine
 
-from trapo_lite import schedule_choice
+from trapo_lite import rollout_choices
 from trapo_lite.config import ConfigError, load_config
 from trapo_lite.config.presets import PRESETS
+from trapo_lite.rollout_choices import Rates, choose_merge, choose_schedule, measure_rates, simulated_seconds
 from trapo_lite.sampler import SamplingSettings, Schedule
-from trapo_lite.schedule_choice import Rates, choose_schedule, measure_rates, simulated_seconds
 from trapo_lite.types import Problem
 
 PROBLEMS = [Problem(f"p{n}", (1, 2, n), "x", (tuple(range(4, 64)),)) for n in range(16)]
@@ -38,12 +40,49 @@ def test_the_choice_is_made_from_the_engine_and_says_why() -> None:
 @pytest.mark.parametrize(("slow", "expected"), [(1e-3, "speculative"), (0.256, "pipelined")])
 def test_the_shorter_one_is_chosen(monkeypatch: pytest.MonkeyPatch, slow: float, expected: str) -> None:
     rates = Rates(((1, 1e-3), (256, slow)), prompt_tokens=1e6)
-    monkeypatch.setattr(schedule_choice, "measure_rates", lambda *_args, **_options: rates)
+    monkeypatch.setattr(rollout_choices, "measure_rates", lambda *_args, **_options: rates)
     settings = SamplingSettings(seed=0, max_response_tokens=480, stop_ids=(STOP_ID,))
     choice = choose_schedule(ScriptedEngine(), PROBLEMS, micro_groups=PRESETS["reference_code"], settings=settings)
     assert choice.schedule == expected
 
 
-def test_auto_is_refused_where_bits_are_promised() -> None:
-    with pytest.raises(ConfigError, match=r"rollout.schedule: auto measures.*name a schedule"):
-        load_config(overrides=["rollout.schedule=auto", "run.deterministic=true", "run.num_threads=1"])
+class MergingEngine(ScriptedEngine):
+    """Reads prompts and draws tokens as the wall clock goes; `separate_s` and `merged_s` are the seconds of a poll."""
+
+    def __init__(self, *, separate_s: float, merged_s: float, merging_s: float = 0.0) -> None:
+        super().__init__(draw=lambda request: (5,) * request.max_tokens, delay=lambda request: request.max_tokens)
+        self.seconds, self.merging_s, self.is_merged = (separate_s, merged_s), merging_s, False
+
+    def poll(self):
+        time.sleep(self.seconds[self.is_merged])
+        return super().poll()
+
+    def merge(self) -> float:
+        time.sleep(self.merging_s)
+        self.is_merged = True
+        return 1.0
+
+    def unmerge(self) -> None:
+        self.is_merged = False
+
+
+@pytest.mark.parametrize(
+    ("engine", "is_merged"),
+    [
+        (MergingEngine(separate_s=0.02, merged_s=0.002), True),
+        (MergingEngine(separate_s=0.002, merged_s=0.02), False),
+        (MergingEngine(separate_s=0.004, merged_s=0.002, merging_s=3.0), False),  # it costs more than it saves
+    ],
+)
+def test_merging_is_chosen_where_it_is_faster_with_what_it_costs(engine: MergingEngine, is_merged: bool) -> None:
+    settings = SamplingSettings(seed=0, max_response_tokens=100, stop_ids=(STOP_ID,))
+    choice = choose_merge(engine, PROBLEMS[:2], micro_groups=PRESETS["reference_code"], settings=settings)
+    assert choice.is_merged == is_merged
+    assert choice.reason.startswith(f"rollout.merge auto: {'in_place' if is_merged else 'never'}; ")
+    assert not engine.is_merged, "left as it was found"
+
+
+@pytest.mark.parametrize(("key", "cure"), [("schedule", "name a schedule"), ("merge", "set it to never or in_place")])
+def test_auto_is_refused_where_bits_are_promised(key: str, cure: str) -> None:
+    with pytest.raises(ConfigError, match=rf"rollout.{key}: auto measures.*{cure}"):
+        load_config(overrides=[f"rollout.{key}=auto", "run.deterministic=true", "run.num_threads=1"])

@@ -1,7 +1,9 @@
-"""`rollout.schedule: auto`: measure how fast the engine decodes and reads prompts, simulate a phase, take the shorter.
+"""What `auto` stands for: measure how fast the engine decodes and reads prompts, simulate a phase, take the shorter.
 
-Speculative draws up to half as many requests again so as not to wait: worth it where a decode step costs about the same
-for more sequences (memory-bound), or where few long answers decide how long a phase lasts.
+rollout.schedule: speculative draws up to half as many requests again so as not to wait: worth it where a decode step
+costs about the same for more sequences (memory-bound), or where few long answers decide how long a phase lasts.
+rollout.merge: an adapter in the base's own weights spares every decode step LoRA's kernels, and costs two passes over
+all weights in every publish.
 """
 
 import concurrent.futures
@@ -10,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from trapo_lite.engines.base import Completion, EngineRestarted, SampleRequest, SamplingEngine
+from trapo_lite.engines.base import Completion, EngineRestarted, RolloutEngine, SampleRequest, SamplingEngine
 from trapo_lite.sampler import Sampler, SamplingSettings, Schedule
 from trapo_lite.types import MicroGroup, Problem, Verdict
 
@@ -39,9 +41,45 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ScheduleChoice:
     schedule: Schedule
     reason: str
+
+
+@dataclass(frozen=True)
+class MergeChoice:
+    is_merged: bool
+    reason: str
+
+
+def choose_merge(
+    engine: RolloutEngine,
+    problems: Sequence[Problem],
+    *,
+    micro_groups: Sequence[MicroGroup],
+    settings: SamplingSettings,
+) -> MergeChoice:
+    """Whether phases of about these problems are shorter with the adapter merged, merging included.
+
+    The engine must hold an adapter, and is left serving it un-merged.
+    """
+    separate = _rates_of_a_phase(engine, problems, micro_groups, settings)
+    engine.merge()  # to warm up
+    started = time.perf_counter()
+    engine.unmerge()
+    engine.merge()
+    folding = time.perf_counter() - started
+    merged = _rates_of_a_phase(engine, problems, micro_groups, settings)
+    engine.unmerge()
+    without = simulated_seconds(separate, problems, micro_groups=micro_groups, settings=settings)
+    within = folding + simulated_seconds(merged, problems, micro_groups=micro_groups, settings=settings)
+    (size, slow), (_, fast) = separate.steps[1], merged.steps[1]
+    return MergeChoice(
+        within < without,
+        f"rollout.merge auto: {'in_place' if within < without else 'never'}; publishing and a simulated phase take "
+        f"{within:.2g} s merged and {without:.2g} s un-merged (measured: a decode step of {size} sequences "
+        f"{1000 * fast:.1f} and {1000 * slow:.1f} ms, merging and restoring {1000 * folding:.1f} ms)",
+    )
 
 
 def choose_schedule(
@@ -50,15 +88,9 @@ def choose_schedule(
     *,
     micro_groups: Sequence[MicroGroup],
     settings: SamplingSettings,
-) -> Choice:
+) -> ScheduleChoice:
     """Pipelined or speculative for phases of about these problems; `reason` is one line with what was measured."""
-    group_size = sum(group.num_rollouts for group in micro_groups)
-    rates = measure_rates(
-        engine,
-        problems,
-        sizes=(len(problems), 2 * group_size * len(problems)),
-        max_response_tokens=settings.max_response_tokens,
-    )
+    rates = _rates_of_a_phase(engine, problems, micro_groups, settings)
     seconds = {
         schedule: simulated_seconds(
             rates, problems, micro_groups=micro_groups, settings=replace(settings, schedule=schedule)
@@ -67,12 +99,24 @@ def choose_schedule(
     }
     schedule: Schedule = "speculative" if seconds["speculative"] < seconds["pipelined"] else "pipelined"
     (small, fast), (large, slow) = rates.steps
-    return Choice(
+    return ScheduleChoice(
         schedule,
         f"rollout.schedule auto: {schedule}; a simulated phase takes {seconds['pipelined']:.2g} s pipelined and "
         f"{seconds['speculative']:.2g} s speculative (measured: a decode step {1000 * fast:.1f} ms for {small} "
         f"sequences, {1000 * slow:.1f} ms for {large}; {rates.prompt_tokens:.0f} prompt tokens a second)",
     )
+
+
+def _rates_of_a_phase(
+    engine: SamplingEngine,
+    problems: Sequence[Problem],
+    micro_groups: Sequence[MicroGroup],
+    settings: SamplingSettings,
+) -> Rates:
+    """Between the fewest and the most sequences that a phase of these problems decodes together."""
+    group_size = sum(group.num_rollouts for group in micro_groups)
+    sizes = (len(problems), 2 * group_size * len(problems))
+    return measure_rates(engine, problems, sizes=sizes, max_response_tokens=settings.max_response_tokens)
 
 
 def measure_rates(
