@@ -1,10 +1,13 @@
 """Two real `vllm serve` endpoints on the loopback: the same tokens as from one engine, also when one of them dies."""
 
+import http.server
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,6 +19,7 @@ import torch
 
 from trapo_lite import parity
 from trapo_lite.config import ConfigError, load_config
+from trapo_lite.engines import endpoints
 from trapo_lite.engines.base import Completion, EngineError, RolloutEngine, SampleRequest
 from trapo_lite.engines.child import environment_without_launcher
 from trapo_lite.engines.server import API_KEY, ServerEngine
@@ -38,12 +42,12 @@ def free_port() -> int:
         return bound.getsockname()[1]
 
 
-def start_server(log: Path) -> Server:
+def start_server(log: Path, *, logprobs_mode: str = "processed_logprobs") -> Server:
     port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(BASE_DIR)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", str(MAX_LEN)]
     command += ["--enable-lora", "--max-loras", "2", "--max-lora-rank", "8", "--generation-config", "vllm"]
-    command += ["--logprobs-mode", "processed_logprobs", "--no-enable-chunked-prefill", "--block-size", "32"]
+    command += ["--logprobs-mode", logprobs_mode, "--no-enable-chunked-prefill", "--block-size", "32"]
     command += ["--max-num-batched-tokens", "4096", "--kv-cache-memory-bytes", str(64 << 20), "--enforce-eager"]
     environment = environment_without_launcher() | {
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
@@ -83,10 +87,12 @@ def kill(server: Server) -> None:
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
+    """Two as they should be, and a third that reports raw log-probs."""
     folder = tmp_path_factory.mktemp("servers")
     shared_before = set(Path("/dev/shm").iterdir())
-    logs = [folder / f"server-{number}.log" for number in range(2)]
-    started = [start_server(log) for log in logs]
+    logs = [folder / f"server-{number}.log" for number in range(3)]
+    modes = ["processed_logprobs", "processed_logprobs", "raw_logprobs"]
+    started = [start_server(log, logprobs_mode=mode) for log, mode in zip(logs, modes, strict=True)]
     try:
         for server, log in zip(started, logs, strict=True):
             wait_for(server, log)
@@ -138,10 +144,78 @@ def collect(engine: RolloutEngine, wanted: list[SampleRequest], *, after: int = 
 
 
 @pytest.mark.slow
+def test_a_server_with_log_probs_of_another_distribution_is_refused(
+    servers: list[Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(API_KEY, KEY)
+    with pytest.raises(EngineError, match=rf"{servers[2].url} gives log-probs of the model.*--logprobs-mode processed"):
+        ServerEngine([servers[0].url, servers[2].url], max_model_len=MAX_LEN, dtype=torch.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stopped", "reason"), [("server", "no longer answers"), ("engine", "its engine has not moved for 3 s")]
+)
+def test_a_server_that_hangs_loses_its_requests_to_the_others(
+    servers: list[Server], monkeypatch: pytest.MonkeyPatch, stopped: str, reason: str
+) -> None:
+    """Its connections stay open: only asking shows that it does nothing."""
+    monkeypatch.setenv(API_KEY, KEY)
+    for name, seconds in (("WATCH_EVERY_S", 0.3), ("WATCH_LIMIT_S", 2.0), ("STALL_LIMIT_S", 3.0)):
+        monkeypatch.setattr(endpoints, name, seconds)
+    lines: list[str] = []
+    urls = [server.url for server in servers[:2]]
+    engine = ServerEngine(urls, max_model_len=MAX_LEN, dtype=torch.float32, notify=lines.append)
+    processes = [servers[1].process.pid] if stopped == "server" else engine_processes(servers[1])
+    try:
+        expected = [completion.token_ids for completion in collect(engine, requests(8))]
+        for pid in processes:
+            os.kill(pid, signal.SIGSTOP)
+        assert [completion.token_ids for completion in collect(engine, requests(8))] == expected
+        assert [line for line in lines if urls[1] in line and reason in line and "1 endpoints are left" in line]
+    finally:
+        for pid in processes:
+            os.kill(pid, signal.SIGCONT)
+        engine.close()
+
+
+def engine_processes(server: Server) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(server.process.pid), "-f", "EngineCore"], capture_output=True, text=True)
+    assert found.stdout, "no process of the server is called EngineCore"
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def test_a_server_that_takes_no_adapters_while_it_runs_is_refused() -> None:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        """Lists a model, as vLLM does, and knows nothing else."""
+
+        def do_GET(self) -> None:
+            self.answer(200, {"data": [{"id": "m", "max_model_len": MAX_LEN, "parent": None}]})
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.answer(404, {"detail": "Not Found"})
+
+        def answer(self, status: int, body: dict) -> None:
+            self.send_response(status)
+            self.send_header("content-type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(EngineError, match=r"has no /v1/load_lora_adapter.*VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"):
+            ServerEngine([f"http://127.0.0.1:{server.server_port}"], max_model_len=MAX_LEN, dtype=torch.float32)
+        server.shutdown()
+
+
+@pytest.mark.slow
 def test_two_servers_serve_as_one_engine_also_when_one_dies(
     servers: list[Server], adapters: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    urls = [server.url for server in servers]
+    urls = [server.url for server in servers[:2]]
     with pytest.raises(EngineError, match="401"):  # without the key nothing is served
         ServerEngine(urls, max_model_len=MAX_LEN, dtype=torch.float32)
     monkeypatch.setenv(API_KEY, KEY)

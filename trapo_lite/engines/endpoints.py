@@ -1,6 +1,8 @@
 """`vllm serve` endpoints over HTTP: which there are, what they are asked, and what happens when one fails."""
 
 import asyncio
+import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,26 +14,39 @@ from trapo_lite.engines.base import Completion, EngineError, SampleRequest
 
 CALL_LIMIT_S = 120.0  # of every call but sampling
 SAMPLE_LIMIT_S = 3600.0  # of one completion, waiting in the server's queue included
+WATCH_EVERY_S = 15.0
+WATCH_LIMIT_S = 60.0  # of an answer to the question whether it is there; asked twice
+STALL_LIMIT_S = 300.0  # without a token, read or drawn, while requests are in flight
+TOKEN_COUNTERS = re.compile(r"^vllm:(?:prompt|generation)_tokens_total\S* (\S+)$", re.MULTILINE)
 
 
 @dataclass
 class Endpoint:
-    """One server: `model` is the name of its base, `in_flight` the requests it is working on."""
+    """One server: `model` is the name of its base, `in_flight` the requests it is working on.
+
+    lost: done once the server was found to hang; what was found
+    """
 
     url: str
+    lost: "asyncio.Future[str]"
     model: str = ""
     in_flight: dict[str, SampleRequest] = field(default_factory=dict)
     num_finished: int = 0
 
 
 class _EndpointFailed(Exception):
-    """It did not answer, or not as it should; the message says what it did instead."""
+    """It did not answer, or not as it should; the message says what it did instead. status: of HTTP, if it answered."""
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Endpoints:
     """Those that have not failed yet; everything runs on the event loop that made it.
 
-    An endpoint that fails is dropped for good, and `notify` told; without any left, EngineError.
+    An endpoint that fails is dropped for good, and `notify` told; without any left, EngineError. One that takes
+    requests and then neither answers nor gets on counts as failed (`_watch`).
     """
 
     def __init__(
@@ -46,13 +61,17 @@ class Endpoints:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2.0)
         self._client = httpx.AsyncClient(headers=dict(headers), timeout=CALL_LIMIT_S, limits=limits)
         self._max_model_len, self._notify = max_model_len, notify
-        self.alive = [Endpoint(url.rstrip("/").removesuffix("/v1")) for url in urls]
+        loop = asyncio.get_running_loop()
+        self.alive = [Endpoint(url.rstrip("/").removesuffix("/v1"), loop.create_future()) for url in urls]
+        self._watchers = [loop.create_task(self._watch(endpoint)) for endpoint in self.alive]
 
     async def check(self) -> None:
-        """Every endpoint must be there at the start, with a model that holds sequences as long as ours."""
+        """Every endpoint must be there at the start, with a model that holds sequences as long as ours, started so that
+        adapters can be loaded and log-probs are those of the distribution that is sampled from."""
         for endpoint in self.alive:
             try:
                 models = await self._call("GET", endpoint, "/v1/models")
+                await self._check_adapters(endpoint)
             except _EndpointFailed as failure:
                 raise EngineError(
                     f"rollout.servers: {endpoint.url} {failure}; start it with: {start_command(self._max_model_len)}"
@@ -67,6 +86,7 @@ class Endpoints:
                     f"rollout.servers: {endpoint.url} serves sequences of {base['max_model_len']} tokens, needed are "
                     f"{self._max_model_len}; start it with --max-model-len {self._max_model_len}"
                 )
+            await self._check_logprobs(endpoint)
 
     async def load(self, name: str, path: Path, previous: str | None) -> None:
         """An adapter to every endpoint, before any request can name it; then away with the one before it."""
@@ -117,8 +137,7 @@ class Endpoints:
             endpoint.in_flight[request.request_id] = request
             try:
                 body = request_body(request, model=name or endpoint.model)
-                answer = await self._call("POST", endpoint, "/v1/completions", body, limit_s=SAMPLE_LIMIT_S)
-                completion = completion_from(answer, request, version)
+                completion = completion_from(await self._sample(endpoint, body), request, version)
                 endpoint.num_finished += 1
                 return completion
             except _EndpointFailed as failure:
@@ -127,7 +146,70 @@ class Endpoints:
                 endpoint.in_flight.pop(request.request_id, None)
 
     async def close(self) -> None:
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
         await self._client.aclose()
+
+    async def _check_adapters(self, endpoint: Endpoint) -> None:
+        """A server without run-time updating does not know the path; one with it misses the names in our question."""
+        try:
+            await self._call("POST", endpoint, "/v1/load_lora_adapter", {"lora_name": "", "lora_path": ""})
+        except _EndpointFailed as failure:
+            if failure.status is None:
+                raise
+            if failure.status == 404:
+                reason = "has no /v1/load_lora_adapter: adapters cannot be given to it while it runs"
+                raise _EndpointFailed(reason) from None
+
+    async def _check_logprobs(self, endpoint: Endpoint) -> None:
+        """Of the only token that top_k = 1 leaves the log-prob is 0; a server that says otherwise leaves out top_k, and
+        temperature with it."""
+        request = SampleRequest("check", (1, 2, 3), seed=0, max_tokens=4, top_k=1)
+        try:
+            answer = await self._call("POST", endpoint, "/v1/completions", request_body(request, model=endpoint.model))
+            logprobs = completion_from(answer, request, None).logprobs
+        except _EndpointFailed as failure:
+            raise EngineError(f"rollout.servers: {endpoint.url} {failure}; see its log") from None
+        if min(logprobs) < -1e-3:
+            raise EngineError(
+                f"rollout.servers: {endpoint.url} gives log-probs of the model, not of what it samples from "
+                f"({min(logprobs):.3g} nats for the only possible token); start it with --logprobs-mode "
+                "processed_logprobs"
+            )
+
+    async def _sample(self, endpoint: Endpoint, body: Any) -> Any:
+        """The answer to a request for one completion; _EndpointFailed as soon as the endpoint is found to hang."""
+        call = asyncio.ensure_future(self._call("POST", endpoint, "/v1/completions", body, limit_s=SAMPLE_LIMIT_S))
+        try:
+            await asyncio.wait({call, endpoint.lost}, return_when=asyncio.FIRST_COMPLETED)
+            if not call.done():
+                raise _EndpointFailed(endpoint.lost.result())
+            return call.result()
+        finally:
+            call.cancel()
+
+    async def _watch(self, endpoint: Endpoint) -> None:
+        """While requests are in flight: does the server answer, and does it read or draw tokens?"""
+        tokens, moved, num_silent = None, time.monotonic(), 0
+        while not endpoint.lost.done():
+            await asyncio.sleep(WATCH_EVERY_S)
+            if not endpoint.in_flight:
+                tokens, moved, num_silent = None, time.monotonic(), 0
+                continue
+            try:
+                answer = await self._ask("GET", endpoint, "/metrics", limit_s=WATCH_LIMIT_S)
+            except httpx.HTTPError as error:
+                num_silent += 1
+                if num_silent == 2 and endpoint.in_flight:
+                    endpoint.lost.set_result(f"no longer answers ({type(error).__name__})")
+                continue
+            num_silent = 0
+            found = TOKEN_COUNTERS.findall(answer.text)
+            if found != tokens or not found:  # without counters (a proxy hides them) nothing can be said
+                tokens, moved = found, time.monotonic()
+            elif time.monotonic() - moved > STALL_LIMIT_S and endpoint.in_flight:
+                endpoint.lost.set_result(f"answers, but its engine has not moved for {STALL_LIMIT_S:.0f} s")
 
     async def _unload_one(self, endpoint: Endpoint, name: str) -> None:
         try:
@@ -149,19 +231,26 @@ class Endpoints:
     async def _call(
         self, method: str, endpoint: Endpoint, path: str, body: Any = None, *, limit_s: float = CALL_LIMIT_S
     ) -> Any:
+        """The JSON of an answer; _EndpointFailed where there is none, or another status than 200."""
+        try:
+            answer = await self._ask(method, endpoint, path, body, limit_s=limit_s)
+        except httpx.HTTPError as error:
+            raise _EndpointFailed(f"does not answer {path} ({type(error).__name__}: {error})") from None
+        if answer.status_code != 200:
+            reason = f"answers {path} with {answer.status_code}: {answer.text[:300]}"
+            raise _EndpointFailed(reason, status=answer.status_code)
+        return answer.json() if "json" in answer.headers.get("content-type", "") else None
+
+    async def _ask(
+        self, method: str, endpoint: Endpoint, path: str, body: Any = None, *, limit_s: float = CALL_LIMIT_S
+    ) -> httpx.Response:
         async def ask() -> httpx.Response:
             return await self._client.request(method, endpoint.url + path, json=body, timeout=limit_s)
 
         try:
-            try:
-                answer = await ask()
-            except httpx.RemoteProtocolError:  # an idle connection that the server had just closed
-                answer = await ask()
-        except httpx.HTTPError as error:
-            raise _EndpointFailed(f"does not answer {path} ({type(error).__name__}: {error})") from None
-        if answer.status_code != 200:
-            raise _EndpointFailed(f"answers {path} with {answer.status_code}: {answer.text[:300]}")
-        return answer.json() if "json" in answer.headers.get("content-type", "") else None
+            return await ask()
+        except httpx.RemoteProtocolError:  # an idle connection that the server had just closed
+            return await ask()
 
 
 def request_body(request: SampleRequest, *, model: str) -> dict[str, Any]:
