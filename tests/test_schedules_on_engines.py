@@ -1,0 +1,115 @@
+"""The three schedules draw the same rollouts from a real engine, in float32, with the real verifier."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from trapo_lite.config import Config, load_config
+from trapo_lite.data import is_boundary_fn, text_of
+from trapo_lite.engines.base import RolloutEngine
+from trapo_lite.engines.start import start_engine
+from trapo_lite.inputs import read_inputs, sampling_settings
+from trapo_lite.policy import Policy
+from trapo_lite.reward import MathVerifier
+from trapo_lite.sampler import Sampler
+from trapo_lite.types import Rollout, Verdict
+
+NUM_PROBLEMS = 6
+ROUNDING = 1e-5  # of a log-prob, between two batch compositions
+
+
+@pytest.fixture(scope="module", params=["transformers", pytest.param("vllm", marks=pytest.mark.slow)])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RolloutEngine]:
+    config = config_for(request.param)
+    engine = start_engine(config, max_model_len=192, log_path=tmp_path_factory.mktemp("logs") / "engine.log")
+    policy = Policy.load(config.model, config.lora, device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in policy.parameters:
+            parameter.add_(0.003 * torch.randn(parameter.shape, generator=generator))
+    folder = tmp_path_factory.mktemp("adapter")
+    policy.save_adapter(folder)
+    engine.publish(folder, 1)
+    yield engine
+    engine.close()
+
+
+def config_for(name: str, schedule: str = "barrier") -> Config:
+    overrides = [f"rollout.engine={name}", f"rollout.schedule={schedule}", "run.deterministic=false"]
+    return load_config([Path("configs/tiny_cpu.yaml")], overrides)
+
+
+def draw(engine: RolloutEngine, schedule: str) -> tuple[list[list[Rollout]], int]:
+    """The groups, and the number of requests that it took."""
+    config = config_for("transformers", schedule)
+    inputs = read_inputs(config)
+    engine.reset_prefix_cache()
+    with MathVerifier(num_workers=2, deadline_seconds=5.0) as verifier:
+        sampler = Sampler(
+            engine,
+            verifier,
+            micro_groups=config.algorithm.micro_groups,
+            settings=sampling_settings(config, inputs.tokenizer),
+            decode=lambda token_ids: text_of(inputs.tokenizer, token_ids),
+            is_boundary=is_boundary_fn(inputs.tokenizer),
+        )
+        groups, report = sampler.sample(inputs.problems[:NUM_PROBLEMS], step=3)
+    return groups, report.num_requests
+
+
+def compare(left: list[Rollout], right: list[Rollout]) -> int:
+    """How many rollouts of a group have flipped: 0, or 1 and the rest of the group is not comparable any more.
+
+    AssertionError unless all that stands before a flip is equal: tokens exactly, log-probs but for rounding.
+    """
+    for a, b in zip(left, right, strict=True):
+        assert (a.slot, a.prefix_ids, a.trace, a.train_prefix) == (b.slot, b.prefix_ids, b.trace, b.train_prefix)
+        same = 0
+        for token, other in zip(a.completion_ids, b.completion_ids, strict=False):
+            if token != other:
+                break
+            same += 1
+        assert a.completion_logprobs[:same] == pytest.approx(b.completion_logprobs[:same], abs=ROUNDING)
+        if a.completion_ids != b.completion_ids:
+            return 1
+        assert (a.reward, a.verdict.kind, a.finish_reason) == (b.reward, b.verdict.kind, b.finish_reason)
+    return 0
+
+
+def test_schedules_draw_the_same_rollouts(engine: RolloutEngine) -> None:
+    barrier, num_needed = draw(engine, "barrier")
+    rewards = [rollout.reward for group in barrier for rollout in group]
+    assert 0 < sum(rewards) < len(rewards), "all alike: the rule is not put to the test"
+    assert {rollout.is_guided for group in barrier for rollout in group} == {True, False}
+    for schedule in ("pipelined", "speculative"):
+        groups, num_requests = draw(engine, schedule)
+        assert (num_requests > num_needed) == (schedule == "speculative")
+        flips = sum(compare(a, b) for a, b in zip(barrier, groups, strict=True))
+        assert flips <= 1, f"{flips} of {len(rewards)} rollouts flipped: more than rounding does"
+
+
+def test_the_comparison_can_fail() -> None:
+    rollout = Rollout(
+        problem_id="a",
+        slot=0,
+        prompt_ids=(1,),
+        prefix_ids=(),
+        completion_ids=(5, 6, 7),
+        completion_logprobs=(-0.1, -0.2, -0.3),
+        finish_reason="length",
+        trace=None,
+        train_prefix=False,
+        adapter_version=1,
+        verdict=Verdict("correct"),
+        reward=1.0,
+    )
+    assert compare([rollout], [rollout]) == 0
+    assert compare([rollout], [replace(rollout, completion_ids=(5, 8, 7))]) == 1
+    for change in ({"completion_logprobs": (-0.1, -0.2, -0.31)}, {"reward": 0.0}, {"prefix_ids": (4,)}):
+        with pytest.raises(AssertionError):
+            compare([rollout], [replace(rollout, **change)])
+    with pytest.raises(AssertionError):  # a flip after log-probs that had parted already: not rounding
+        compare([rollout], [replace(rollout, completion_ids=(5, 8, 7), completion_logprobs=(-0.2, -0.2, -0.3))])
