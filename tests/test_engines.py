@@ -428,6 +428,7 @@ def test_the_probe_names_what_the_engine_really_serves(
         base=base,
         trainer=torch.cat([reference(now, token_ids) for token_ids in PROBE]),
         previous=torch.cat([reference(previous, token_ids) for token_ids in PROBE]),
+        doubled=torch.cat([reference(dir_by_name["doubled"], token_ids) for token_ids in PROBE]),
         noise=parity.measured_noise(served.base_scores, base),
     )
     assert result.kind == kind, result

@@ -21,10 +21,11 @@ BASE = randn(0) - 3.0
 EFFECT = 0.1 * randn(1)
 LATEST_STEP = 0.01 * randn(2)
 TRAINER, PREVIOUS = BASE + EFFECT, BASE + EFFECT - LATEST_STEP
+DOUBLED = BASE + 2 * EFFECT + 0.1 * randn(7)  # twice the adapter is not twice its effect
 
 
 def judge(engine: torch.Tensor, **changes) -> parity.ParityResult:
-    known = {"base": BASE, "trainer": TRAINER, "previous": PREVIOUS, "noise": NOISE} | changes
+    known = {"base": BASE, "trainer": TRAINER, "previous": PREVIOUS, "doubled": DOUBLED, "noise": NOISE} | changes
     return parity.verdict(engine=engine + NOISE * randn(3), **known)
 
 
@@ -37,8 +38,9 @@ def judge(engine: torch.Tensor, **changes) -> parity.ParityResult:
         (TRAINER, "applied", 1.0),
         (BASE, "no_op", 0.0),
         (PREVIOUS, "stale", 1.0),
-        (BASE + 2 * EFFECT, "doubled", 2.0),
-        (BASE + 1.8 * EFFECT + 0.03 * randn(4), "doubled", 1.8),
+        (DOUBLED, "doubled", 2.0),
+        (DOUBLED + 0.01 * randn(4), "doubled", 2.0),
+        (BASE + 2 * EFFECT, "wrong", 2.0),
         (BASE - EFFECT, "wrong", -1.0),
         (BASE + 0.1 * randn(5), "wrong", 0.0),
         (BASE + EFFECT + 0.1 * randn(6), "wrong", 1.0),
@@ -94,7 +96,7 @@ def test_a_verdict_needs_512_tokens():
 
 @pytest.mark.parametrize(
     ("engine", "message"),
-    [(BASE, "bare base"), (PREVIOUS, "previous adapter"), (BASE + 2 * EFFECT, "twice over"), (-BASE, "something else")],
+    [(BASE, "bare base"), (PREVIOUS, "previous adapter"), (DOUBLED, "twice over"), (-BASE, "something else")],
 )
 def test_a_fault_stops_the_run_and_says_which(engine, message):
     with pytest.raises(EngineError, match=rf"adapter version 7, the engine .*{message}"):

@@ -137,12 +137,14 @@ def verdict(
     base: Sequence[float] | Tensor,
     trainer: Sequence[float] | Tensor,
     previous: Sequence[float] | Tensor | None,
+    doubled: Sequence[float] | Tensor | None = None,
     noise: float,
 ) -> ParityResult:
     """What the engine serves, judged from log-probs of the same probe tokens.
 
     engine:   as the engine scores them      base:     as the trainer does with the adapter disabled
     trainer:  ... with the adapter of now    previous: ... with the one published before, None: there was none
+    doubled:  ... with its update counted twice; None: not asked, then a doubled adapter is "wrong" only
     noise:    from `measured_noise`
 
     The hypothesis nearest to `engine` wins, if it explains it to a quarter of the adapter's effect. With n tokens of
@@ -173,12 +175,11 @@ def verdict(
             freshness = _projection(engine - previous, trainer - previous)
             if _rms(previous - base) > NOISE_FACTOR * noise:  # else the previous one is the base: that is a no-op
                 expected["stale"] = previous
+    if doubled is not None:
+        expected["doubled"] = _float64(doubled)
     kind = min(expected, key=lambda name: _rms(engine - expected[name]))
-    if _rms(engine - expected[kind]) <= max(NOISE_FACTOR * noise, 0.25 * effect_rms):
-        return result(kind, freshness)
-    # Twice the adapter is not quite twice its effect, so this one is judged by direction.
-    is_along = projection * effect_rms >= 0.8 * _rms(engine - base)
-    return result("doubled" if is_along and 1.5 <= projection <= 3.0 else "wrong", freshness)
+    is_near = _rms(engine - expected[kind]) <= max(NOISE_FACTOR * noise, 0.25 * effect_rms)
+    return result(kind if is_near else "wrong", freshness)
 
 
 def require_applied(result: ParityResult, *, version: int) -> None:

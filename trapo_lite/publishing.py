@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -77,9 +78,18 @@ class Publisher:
         merge_seconds = self._merge()
         merged = time.perf_counter()
         engine, trainer = self._both_scores()
-        result = parity.verdict(
-            engine=engine, base=self._base, trainer=trainer, previous=self._previous, noise=self._noise
+        judge = partial(
+            parity.verdict,
+            engine=engine,
+            base=self._base,
+            trainer=trainer,
+            previous=self._previous,
+            noise=self._noise,
         )
+        result = judge()
+        if result.kind == "wrong":
+            with self.policy.doubled():
+                result = judge(doubled=self._scores(self.policy.score))
         parity.require_applied(result, version=version)  # first: it knows how the adapter is wrong, where it can tell
         parity.require_checksum(held, expected=expected, version=version)
         self._previous, self._result, self.version = trainer, result, version

@@ -1,0 +1,92 @@
+"""A stale, a no-op, a doubled and a wrong-rank adapter, given to a real engine: is each stopped, by its own message?
+
+Part of benchmarks/rollout.py.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from worlds import TINY, start
+
+from trapo_lite.engines.base import EngineError
+from trapo_lite.policy import Policy
+from trapo_lite.publishing import Publisher
+
+
+class Injecting:
+    """The engine inside, given `folder` instead of what is published from now on."""
+
+    def __init__(self, engine: object) -> None:
+        self.engine = engine
+        self.folder: Path | None = None
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.engine, name)
+
+    def publish(self, adapter_dir: Path, version: int) -> None:
+        self.engine.publish(self.folder or adapter_dir, version)  # type: ignore[attr-defined]
+
+
+PHRASES = {
+    "stale": "still samples from the previous adapter",
+    "no_op": "samples from the bare base",
+    "doubled": "applies the adapter twice over",
+    "wrong_rank": "has rank 16, the engine was started for 32",
+}
+
+
+def wrong_adapters(folder: Path) -> dict[str, object]:
+    """A stale, a no-op, a doubled and a wrong-rank adapter: what stops each, in the step that published it."""
+    config = TINY.config()
+    torch.manual_seed(0)
+    policy = Policy.load(config.model, config.lora, device="cpu")
+    other_rank = Policy.load(config.model, config.lora.model_copy(update={"r": 16}), device="cpu")
+    messages = {}
+    with start(TINY, folder) as engine:
+        injecting = Injecting(engine)
+        publisher = Publisher(
+            injecting,  # type: ignore[arg-type]
+            policy,
+            scratch=folder / "scratch",
+            vocab_size=policy.model.config.vocab_size,
+            num_tokens=512,
+            max_length=512,
+        )
+        folders = {kind: folder / kind for kind in ("stale", "no_op", "doubled", "wrong_rank")}
+        policy.save_adapter(folders["no_op"])  # B is still 0
+        other_rank.save_adapter(folders["wrong_rank"])
+        version = 0
+        for kind, adapter in folders.items():
+            version += 1
+            injecting.folder = None
+            move(policy, seed=version)
+            publisher.publish(version)
+            if kind == "stale":
+                policy.save_adapter(adapter)
+            move(policy, seed=version + 100)
+            if kind == "doubled":
+                save_doubled(policy, adapter)
+            injecting.folder = adapter
+            version += 1
+            try:
+                publisher.publish(version)
+            except EngineError as error:
+                messages[kind] = str(error)[:160]
+    print("\n".join(f"{kind}: {message}" for kind, message in messages.items()))
+    named = [kind for kind, phrase in PHRASES.items() if phrase in messages.get(kind, "")]
+    return {"wrong_adapters_stopped": f"{len(messages)} of 4", "wrong_adapters_named": f"{len(named)} of 4"}
+
+
+def move(policy: Policy, *, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in policy.parameters:
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+
+
+def save_doubled(policy: Policy, folder: Path) -> None:
+    policy.save_adapter(folder)
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"lora_alpha": 2 * config["lora_alpha"]}))
