@@ -342,6 +342,29 @@ def test_release_and_resume_keep_the_adapter(served, tiny_adapter_dir):
     assert run_one(served.engine, sample("before")).token_ids == before.token_ids
 
 
+def test_a_shared_prompt_and_prefix_are_read_once_and_only_under_one_adapter(
+    served, tiny_adapter_dir, other_adapter_dir
+):
+    """vLLM on the CPU caches blocks of 32 tokens; the last token is always computed."""
+    served.publish(tiny_adapter_dir)
+    prompt, more = prompt_of(9, 70), prompt_of(10, 40)
+
+    def cached(prompt: tuple[int, ...]) -> int | None:
+        return run_one(served.engine, sample("read", prompt=prompt, max_tokens=2)).num_cached_tokens
+
+    counts = [cached(prompt), cached(prompt), cached(prompt + more), cached(prompt + more)]
+    if type(served.engine).__name__ != "VLLMEngine":
+        assert counts == [None] * 4
+        return
+    assert counts == [0, 64, 64, 96]
+    served.publish(other_adapter_dir)
+    assert (cached(prompt), cached(prompt)) == (0, 64)
+    served.engine.merge()
+    assert (cached(prompt), cached(prompt)) == (0, 64)
+    served.engine.unmerge()
+    assert (cached(prompt), cached(prompt)) == (0, 64)
+
+
 # --- the adapter in the base's own weights
 
 

@@ -3,8 +3,10 @@
 import http.server
 import json
 import os
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -185,10 +187,10 @@ def engine_processes(server: Server) -> list[int]:
     return [int(pid) for pid in found.stdout.split()]
 
 
-def test_a_server_that_takes_no_adapters_while_it_runs_is_refused() -> None:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        """Lists a model, as vLLM does, and knows nothing else."""
+class ListingServer(http.server.ThreadingHTTPServer):
+    """Lists a model, as vLLM does, and knows nothing else; over TLS with a certificate and its key in one file."""
 
+    class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.answer(200, {"data": [{"id": "m", "max_model_len": MAX_LEN, "parent": None}]})
 
@@ -204,11 +206,43 @@ def test_a_server_that_takes_no_adapters_while_it_runs_is_refused() -> None:
 
         def log_message(self, *_: object) -> None: ...
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        with pytest.raises(EngineError, match=r"has no /v1/load_lora_adapter.*VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"):
-            ServerEngine([f"http://127.0.0.1:{server.server_port}"], max_model_len=MAX_LEN, dtype=torch.float32)
-        server.shutdown()
+    def __init__(self, certificate: Path | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), self.Handler)
+        self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{self.server_port}"
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self.socket = context.wrap_socket(self.socket, server_side=True)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def __exit__(self, *error: object) -> None:
+        self.shutdown()
+        super().__exit__(*error)
+
+
+def test_a_server_that_takes_no_adapters_while_it_runs_is_refused() -> None:
+    with (
+        ListingServer() as server,
+        pytest.raises(EngineError, match=r"has no /v1/load_lora_adapter.*VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"),
+    ):
+        ServerEngine([server.url], max_model_len=MAX_LEN, dtype=torch.float32)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_a_certificate_is_checked_against_the_environments_authority(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pem = tmp_path / "certificate.pem"
+    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=local -keyout {pem} -out {tmp_path}/c.pem"
+    command += " -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    pem.write_text(pem.read_text() + (tmp_path / "c.pem").read_text())
+    with ListingServer(pem) as server:
+        with pytest.raises(EngineError, match="CERTIFICATE_VERIFY_FAILED"):
+            ServerEngine([server.url], max_model_len=MAX_LEN, dtype=torch.float32)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "c.pem"))
+        with pytest.raises(EngineError, match="has no /v1/load_lora_adapter"):  # so it has been spoken to
+            ServerEngine([server.url], max_model_len=MAX_LEN, dtype=torch.float32)
 
 
 @pytest.mark.slow

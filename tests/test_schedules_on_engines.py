@@ -14,7 +14,7 @@ from trapo_lite.engines.start import start_engine
 from trapo_lite.inputs import read_inputs, sampling_settings
 from trapo_lite.policy import Policy
 from trapo_lite.reward import MathVerifier
-from trapo_lite.sampler import Sampler
+from trapo_lite.sampler import PhaseReport, Sampler
 from trapo_lite.types import Rollout, Verdict
 
 NUM_PROBLEMS = 6
@@ -42,8 +42,8 @@ def config_for(name: str, schedule: str = "barrier") -> Config:
     return load_config([Path("configs/tiny_cpu.yaml")], overrides)
 
 
-def draw(engine: RolloutEngine, schedule: str) -> tuple[list[list[Rollout]], int]:
-    """The groups, and the number of requests that it took."""
+def draw(engine: RolloutEngine, schedule: str) -> tuple[list[list[Rollout]], PhaseReport]:
+    """The groups, and what they cost."""
     config = config_for("transformers", schedule)
     inputs = read_inputs(config)
     engine.reset_prefix_cache()
@@ -56,8 +56,7 @@ def draw(engine: RolloutEngine, schedule: str) -> tuple[list[list[Rollout]], int
             decode=lambda token_ids: text_of(inputs.tokenizer, token_ids),
             is_boundary=is_boundary_fn(inputs.tokenizer),
         )
-        groups, report = sampler.sample(inputs.problems[:NUM_PROBLEMS], step=3)
-    return groups, report.num_requests
+        return sampler.sample(inputs.problems[:NUM_PROBLEMS], step=3)
 
 
 def compare(left: list[Rollout], right: list[Rollout]) -> int:
@@ -80,13 +79,15 @@ def compare(left: list[Rollout], right: list[Rollout]) -> int:
 
 
 def test_schedules_draw_the_same_rollouts(engine: RolloutEngine) -> None:
-    barrier, num_needed = draw(engine, "barrier")
+    barrier, needed = draw(engine, "barrier")
     rewards = [rollout.reward for group in barrier for rollout in group]
     assert 0 < sum(rewards) < len(rewards), "all alike: the rule is not put to the test"
     assert {rollout.is_guided for group in barrier for rollout in group} == {True, False}
     for schedule in ("pipelined", "speculative"):
-        groups, num_requests = draw(engine, schedule)
-        assert (num_requests > num_needed) == (schedule == "speculative")
+        groups, report = draw(engine, schedule)
+        assert (report.num_requests > needed.num_requests) == (schedule == "speculative")
+        is_cached = report.num_cached_tokens > 0  # prompt and prefix of a micro-group's second rollout
+        assert is_cached == (type(engine).__name__ == "SupervisedEngine")
         flips = sum(compare(a, b) for a, b in zip(barrier, groups, strict=True))
         assert flips <= 1, f"{flips} of {len(rewards)} rollouts flipped: more than rounding does"
 
