@@ -33,6 +33,7 @@ TRAPO = PRESETS["reference_code"]
 PROMPT, TRACE, LIMIT = 24, 120, 480
 MEDIAN_LENGTH = 80
 CORRECT_SHARE = 0.35
+RIGHT = {"wrong_adapters_stopped": "4 of 4", "wrong_adapters_named": "4 of 4", "engine_kills_differences": []}
 MODES = ("barrier", "pipelined", "speculative", "grpo")
 
 
@@ -88,6 +89,9 @@ def main() -> None:
     print(json.dumps(figures, indent=1))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
+    broken = [name for name, right in RIGHT.items() if figures.get(name, right) != right]
+    if broken:
+        raise SystemExit(f"not as it must be: {', '.join(broken)}")
 
 
 def measure_schedules(engine: object, *, num_problems: int, sigma: float, repeats: int) -> dict[str, object]:
@@ -107,7 +111,10 @@ def measure_schedules(engine: object, *, num_problems: int, sigma: float, repeat
         if flips:
             raise SystemExit(f"{flips} rollouts of the schedules differ in step {step}: they must be the same")
     name = "" if (num_problems, sigma) == (8, 1.0) else f" problems {num_problems} sigma {sigma:g}"
-    print(f"problems {num_problems}, sigma {sigma:g}: " + ", ".join(f"{m} {s:.1f} s" for m, s in seconds.items()))
+    print(
+        f"problems {num_problems}, sigma {sigma:g}: " + ", ".join(f"{m} {s:.1f} s" for m, s in seconds.items()),
+        flush=True,
+    )
     return {
         f"barrier_over_speculative{name}": round(seconds["barrier"] / seconds["speculative"], 3),
         f"barrier_over_pipelined{name}": round(seconds["barrier"] / seconds["pipelined"], 3),

@@ -73,6 +73,32 @@ def test_a_signalled_run_leaves_nothing_behind_and_resumes_exactly(
     assert differences(uninterrupted, folder) == []
 
 
+def test_schedule_and_merging_change_when_tokens_are_drawn_and_not_which(uninterrupted: Path, tmp_path: Path) -> None:
+    """The step that samples from the base, and the next, whose adapter is merged into the engine's weights."""
+    options = ["rollout.schedule=speculative", "rollout.merge=in_place", "rollout.colocate=false"]
+    done = run(command(tmp_path, "merged", *options, "train.max_steps=2"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = read_metrics(tmp_path / "merged/metrics.jsonl")
+    assert [row["engine/merged"] for row in rows] == [1, 1]
+    assert rows[1]["engine/merge_kept"] == pytest.approx(1.0, abs=1e-3) and rows[1]["mismatch/abs"] < 1e-4
+    for step in ("step-000001.jsonl", "step-000002.jsonl"):
+        one, other = (
+            [json.loads(line) for line in (folder / "rollouts" / step).read_text().splitlines()]
+            for folder in (uninterrupted, tmp_path / "merged")
+        )
+        for name in ("problem_id", "slot", "prefix_ids", "completion_ids", "verdict", "finish_reason"):
+            assert [line[name] for line in one] == [line[name] for line in other], (step, name)
+
+
+def test_two_processes_choose_schedule_and_merging_as_one(tmp_path: Path) -> None:
+    two = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    options = ["rollout.schedule=auto", "rollout.merge=auto", "run.deterministic=false", "train.max_steps=2"]
+    done = run(command(tmp_path, "auto", *options, launcher=two))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("rollout.schedule auto:") == 1 and done.stdout.count("rollout.merge auto:") == 1
+    assert len(read_metrics(tmp_path / "auto/metrics.jsonl")) == 2
+
+
 def test_a_killed_launcher_takes_its_run_with_it(tmp_path: Path) -> None:
     shared_before = kill_resume.shared_memory()
     launcher = ("-m", "accelerate.commands.launch", "--cpu")

@@ -12,13 +12,13 @@ import pytest
 from conftest import TINY_MAX_LEN, TINY_RANK
 
 from trapo_lite.engines.adapter_folder import PREFIX, AdapterFolder, remove_stale_folders
-from trapo_lite.engines.base import EngineError, SampleRequest
+from trapo_lite.engines.base import EngineDied, EngineError, SampleRequest
 from trapo_lite.engines.child import ChildProcess, environment_without_launcher
 from trapo_lite.engines.vllm import VLLMEngine, child_environment
 from trapo_lite.engines.vllm_options import VLLMOptions, refuse_expandable_segments, round_up_lora_rank
 
 CHILD = """
-import sys, time
+import subprocess, sys, time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from trapo_lite.engines.child import die_with_parent
@@ -31,6 +31,8 @@ while True:
         print("last words"); raise ValueError("what went wrong")
     if method == "sleep":
         time.sleep(*arguments)
+    if method == "start":
+        subprocess.Popen(["sleep", "600"])
     connection.send((method, arguments))
 """
 
@@ -60,6 +62,32 @@ def wait_until(condition, limit_s: float = 10.0) -> bool:
             return True
         time.sleep(0.05)
     return condition()
+
+
+def test_a_child_that_does_not_read_is_killed(child, monkeypatch) -> None:
+    """Calls too long for the socket's buffer; the deadline of an answer has not begun."""
+    child.connection.send(("sleep", (600,)))
+    child.limit_sending(1)
+    started = time.monotonic()
+    with pytest.raises(EngineDied, match="did not read 'submit' within 1 s"):
+        for _ in range(100):
+            child.send("submit", b"x" * 100_000)
+    assert time.monotonic() - started < 30 and child.process.poll() == -signal.SIGKILL
+
+
+def test_what_a_killed_child_had_started_ends_with_it(child) -> None:
+    child.call("start", limit_s=10)
+    group = child.process.pid
+    assert wait_until(lambda: len(members(group)) == 2)
+    child.process.kill()
+    with pytest.raises(EngineDied):
+        child.call("anything", limit_s=10)
+    assert wait_until(lambda: not members(group))
+
+
+def members(group: int) -> list[str]:
+    found = subprocess.run(["pgrep", "-g", str(group), "-r", "R,S,D"], capture_output=True, text=True)
+    return found.stdout.split()
 
 
 def is_running(pid: int) -> bool:

@@ -1,5 +1,6 @@
 """Two real `vllm serve` endpoints on the loopback: the same tokens as from one engine, also when one of them dies."""
 
+import asyncio
 import http.server
 import json
 import os
@@ -26,7 +27,9 @@ from trapo_lite.engines.base import Completion, EngineError, RolloutEngine, Samp
 from trapo_lite.engines.child import environment_without_launcher
 from trapo_lite.engines.server import API_KEY, ServerEngine
 from trapo_lite.inputs import check_paths
+from trapo_lite.run_folder import read_metrics
 from trapo_lite.tiny_world import BASE_DIR
+from trapo_lite.trainer import train
 
 MAX_LEN = 256
 KEY = "a-secret-for-the-test"
@@ -246,6 +249,24 @@ def test_a_certificate_is_checked_against_the_environments_authority(
 
 
 @pytest.mark.slow
+def test_a_run_over_two_servers_leaves_the_key_nowhere(
+    servers: list[Server], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(API_KEY, KEY)
+    urls = ", ".join(repr(server.url) for server in servers[:2])
+    overrides = ["rollout.engine=server", f"rollout.servers=[{urls}]", "run.deterministic=false", "eval.every=0"]
+    overrides += ["lora.r=8", "rollout.schedule=speculative", "train.max_steps=2", f"run.dir={tmp_path}"]
+    folder = train(load_config([Path("configs/tiny_cpu.yaml")], overrides))
+    rows = read_metrics(folder / "metrics.jsonl")
+    assert len(rows) == 2 and all(row["mismatch/abs"] < 1e-4 for row in rows)
+    assert rows[1]["engine/probe_projection"] == pytest.approx(1.0, abs=0.05) and rows[0]["time/first_token"] is None
+    said = capfd.readouterr()
+    assert KEY not in said.out + said.err
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 5 and not any(KEY.encode() in path.read_bytes() for path in files)
+
+
+@pytest.mark.slow
 def test_two_servers_serve_as_one_engine_also_when_one_dies(
     servers: list[Server], adapters: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -318,6 +339,95 @@ def trainer_scores(adapter: Path, token_ids: tuple[int, ...]) -> list[float]:
 def check_logprobs(adapter: Path, request: SampleRequest, completion: Completion) -> None:
     scores = trainer_scores(adapter, request.token_ids + completion.token_ids)
     torch.testing.assert_close(list(completion.logprobs), scores[len(request.token_ids) - 1 :], rtol=0, atol=1e-4)
+
+
+def test_certificates_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/ca.pem")
+    with pytest.raises(EngineError, match=r"certificates cannot be read .*/nowhere/ca.pem"):
+        ServerEngine(["https://127.0.0.1:1"], max_model_len=64, dtype=torch.float32)
+
+
+def make_endpoints(answers, urls: list[str]) -> endpoints.Endpoints:
+    """Endpoints whose servers are `answers(endpoint, path)`; call it on an event loop."""
+    found = endpoints.Endpoints(urls, headers={}, max_model_len=64, notify=lambda line: None)
+
+    async def call(method, endpoint, path, body=None, **_):
+        return answers(endpoint, path)
+
+    found._call = call  # type: ignore[method-assign]
+    return found
+
+
+def test_every_replica_is_asked_for_the_adapter_also_after_one_has_failed() -> None:
+    def answers(endpoint: endpoints.Endpoint, path: str):
+        if endpoint.url == "http://a":
+            raise endpoints._EndpointFailed("is down")
+        return {"data": [{"id": "adapter"}] if endpoint.url == "http://c" else []}
+
+    async def scene() -> None:
+        with pytest.raises(EngineError, match="http://b does not list adapter"):
+            await make_endpoints(answers, ["http://a", "http://b", "http://c"]).require_listed("adapter")
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(("status", "is_dropped"), [(400, False), (404, True), (500, True)])
+def test_a_request_no_server_would_take_drops_no_server(status: int, is_dropped: bool) -> None:
+    def answers(endpoint: endpoints.Endpoint, path: str):
+        raise endpoints._EndpointFailed(f"answers {status}", status=status)
+
+    async def scene() -> None:
+        servers = make_endpoints(answers, ["http://a", "http://b"])
+        with pytest.raises(
+            EngineError, match="the last endpoint" if is_dropped else "request r0: http://a answers 400"
+        ):
+            await servers.complete(requests(1)[0], None, None)
+        assert len(servers.alive) == (0 if is_dropped else 2)
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("failure", [ssl.SSLError("bad record"), RuntimeError("anything")])
+def test_whatever_ends_a_request_reaches_poll(failure: Exception) -> None:
+    engine = stub_engine()
+
+    async def complete(*_: object) -> Completion:
+        raise failure
+
+    engine._endpoints.complete = complete  # type: ignore[union-attr, method-assign]
+    engine.submit(requests(1)[0])
+    with pytest.raises(EngineError, match=r"bad record|anything"):
+        for _ in range(50):
+            engine.poll()
+    engine.close()
+
+
+def test_an_aborted_requests_completion_is_not_that_of_its_successor() -> None:
+    engine = stub_engine()
+
+    async def complete(request: SampleRequest, *_: object) -> Completion:
+        return Completion(request.request_id, (request.seed,), (0.0,), "length", None)
+
+    engine._endpoints.complete = complete  # type: ignore[union-attr, method-assign]
+    engine.submit(SampleRequest("x", (1, 2), seed=1, max_tokens=1))
+    time.sleep(0.3)  # it has finished, nobody has asked
+    engine.abort("x")
+    engine.submit(SampleRequest("x", (1, 2), seed=2, max_tokens=1))
+    found: list[Completion] = []
+    while not found:
+        found = engine.poll()
+    assert [completion.token_ids for completion in found] == [(2,)]
+    engine.close()
+
+
+def stub_engine() -> ServerEngine:
+    """A ServerEngine that has found its one server in order."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        async def check(self: endpoints.Endpoints) -> None: ...
+
+        patch.setattr(endpoints.Endpoints, "check", check)
+        return ServerEngine(["http://127.0.0.1:1"], max_model_len=MAX_LEN, dtype=torch.float32)
 
 
 def test_an_endpoint_that_is_not_there_is_named_with_the_command_that_starts_one() -> None:

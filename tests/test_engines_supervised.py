@@ -119,6 +119,33 @@ def test_a_new_process_serves_merged_what_was_merged(adapter: Path, is_merged: b
     assert not engine._engine.is_merged  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("call", ["score", "adapter_checksum", "reset_prefix_cache", "publish"])
+def test_requests_lost_in_any_call_are_reported_by_the_next_poll(adapter: Path, call: str) -> None:
+    class DiesOnce(MortalEngine):
+        def score(self, token_ids) -> list[float]:
+            return [0.0]
+
+    engines = [DiesOnce(iter([10])), DiesOnce(iter([10]))]
+    engine = SupervisedEngine(iter(engines).__next__, folder=adapter / "kept")
+    engine.publish(adapter, 1)
+    engine.submit(SampleRequest("a", (1,), 0, 5))
+
+    def die(*_: object) -> None:
+        raise EngineDied("rollout engine: its process ended by signal SIGKILL.")
+
+    setattr(engines[0], call, die)
+    arguments = {"score": [(1, 2)], "publish": [adapter, 2]}
+    getattr(engine, call)(*arguments.get(call, []))
+    assert engines[1].version == (2 if call == "publish" else 1)
+    with pytest.raises(EngineRestarted):
+        engine.poll()
+    assert engine.poll() == []
+    engine.submit(SampleRequest("a", (1,), 0, 5))
+    while not (found := engine.poll()):
+        pass
+    assert found[0].request_id == "a"
+
+
 def test_an_engine_that_always_dies_is_an_error_after_a_few_times(adapter: Path) -> None:
     lines: list[str] = []
     engine = SupervisedEngine(lambda: MortalEngine(iter([0])), folder=adapter / "kept", notify=lines.append)

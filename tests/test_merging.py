@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from trapo_lite.engines import merging
-from trapo_lite.engines.merging import Kept, MergeError, Update, bit_sum, merge, restore
+from trapo_lite.engines.merging import Kept, MergeError, Update, fingerprint, merge, restore
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -88,8 +88,12 @@ def test_nothing_to_keep_is_all_kept() -> None:
     assert (kept + Kept(1.0, 2.0)).share == 0.5 and kept.share == 1.0
 
 
-def test_the_sum_of_bits_sees_one_bit() -> None:
+def test_the_fingerprint_sees_one_bit_and_errors_that_cancel_out() -> None:
     weight = torch.randn(50, 50)
-    changed = weight.clone()
-    changed.view(torch.int32)[7, 7] ^= 1
-    assert bit_sum(weight) != bit_sum(changed)
+    one_bit, opposite, swapped = (weight.clone() for _ in range(3))
+    one_bit.view(torch.int32)[7, 7] ^= 1
+    opposite.view(torch.int32)[3, 3] += 1
+    opposite.view(torch.int32)[4, 9] -= 1
+    swapped[[5, 6]] = swapped[[6, 5]]
+    prints = [fingerprint(other) for other in (weight, one_bit, opposite, swapped)]
+    assert len(set(prints)) == 4 and fingerprint(weight.clone()) == prints[0]

@@ -52,7 +52,7 @@ TABLE: dict[str, str] = {
     "time/score": "seconds of the parity probe, engine and trainer together",
     "time/sample": "seconds in the engine, of the slowest process",
     "time/verdicts": "most seconds a process spent waiting for verdicts with nothing else to do",
-    "time/first_token": "seconds from handing over the adapter to the first tokens: time/publish + first engine step",
+    "time/first_token": "seconds of time/publish and the first engine step, which draws first tokens; null: servers",
     "time/update": "seconds for forward, backward and optimizer",
     "time/eval": "seconds of the evaluation on eval.data, publishing included",
     "time/idle": "seconds of the step in none of these stages: logging, waiting for other processes",

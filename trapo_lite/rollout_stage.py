@@ -123,11 +123,12 @@ class RolloutStage:
             [report.engine_seconds, report.verdict_seconds, report.first_poll_seconds]
         )
         to_first_token = first_poll + (self.publisher.publish_seconds if self.publisher else 0.0)
+        can_tell = report.num_requests and self.config.rollout.engine != "server"  # whose polls wait, and draw nothing
         return groups, {
             **metrics,
             "time/sample": engine_seconds,
             "time/verdicts": verdict_seconds,
-            "time/first_token": to_first_token if report.num_requests else float("nan"),
+            "time/first_token": to_first_token if can_tell else float("nan"),
             "speed/sampled_tokens_per_second": sampled / engine_seconds if engine_seconds else float("nan"),
         }
 

@@ -1,12 +1,14 @@
 """A Python child process that answers calls over a socket, and never outlives its parent."""
 
 import collections
+import contextlib
 import logging
 import os
 import select
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -21,6 +23,7 @@ from trapo_lite.engines.base import EngineDied
 logger = logging.getLogger(__name__)
 
 WAIT_INTERVAL_S = 5.0
+SEND_LIMIT_S = 60  # a child that reads its calls takes one at once
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE")
 LAUNCHER_PREFIXES = ("MASTER_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_", "OMPI_", "PMI_")
 
@@ -41,7 +44,7 @@ class ChildProcess:
     """`python -m module FD PARENT_PID ...`, to be spoken to by `send` and `call`; its output goes to `log_path`.
 
     A child that fails simply dies with its traceback in the log: whoever waits for it gets an EngineDied with the last
-    lines. A child that is silent beyond a deadline is killed.
+    lines. A child that is silent beyond a deadline, or does not read what it is sent, is killed.
     """
 
     def __init__(self, module: str, *arguments: str, environment: dict[str, str], log_path: Path) -> None:
@@ -60,16 +63,25 @@ class ChildProcess:
                 start_new_session=True,
             )
         self.connection = Connection(ours.detach())
+        self.limit_sending(SEND_LIMIT_S)
 
     @property
     def is_closed(self) -> bool:
         return self.connection.closed
+
+    def limit_sending(self, seconds: int) -> None:
+        """How long a call may wait for the child to read it."""
+        self._send_limit_s = seconds
+        with socket.socket(fileno=os.dup(self.connection.fileno())) as same:
+            same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", seconds, 0))
 
     def send(self, method: str, *arguments: Any) -> None:
         if self.is_closed:
             raise EngineDied("rollout engine: it was closed or has died; start a new one")
         try:
             self.connection.send((method, arguments))
+        except BlockingIOError:
+            raise self._has_hung(f"it did not read {method!r} within {self._send_limit_s} s") from None
         except OSError:
             raise self._has_died() from None
 
@@ -89,11 +101,7 @@ class ChildProcess:
                 raise self._has_died() from None
             if on_wait is not None:
                 on_wait(time.monotonic() - start)
-        self.close()
-        raise EngineDied(
-            f"rollout engine: no answer to {waiting_for!r} within {limit_s:.0f} s, so its process was killed.\nThe "
-            f"whole log is in {self.log_path}, its last lines:\n{self._log_tail()}"
-        )
+        raise self._has_hung(f"no answer to {waiting_for!r} within {limit_s:.0f} s")
 
     def close(self) -> None:
         """End the child: it leaves when the socket closes, and is killed if it does not within 5 seconds."""
@@ -103,6 +111,15 @@ class ChildProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # what it started and, killed itself, could not end
+
+    def _has_hung(self, how: str) -> EngineDied:
+        self.close()
+        return EngineDied(
+            f"rollout engine: {how}, so its process was killed.\nThe whole log is in {self.log_path}, its last lines:\n"
+            f"{self._log_tail()}"
+        )
 
     def _has_died(self) -> EngineDied:
         self.close()

@@ -4,7 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ SAMPLE_LIMIT_S = 3600.0  # of one completion, waiting in the server's queue incl
 WATCH_EVERY_S = 15.0
 WATCH_LIMIT_S = 60.0  # of an answer to the question whether it is there; asked twice
 STALL_LIMIT_S = 300.0  # without a token, read or drawn, while requests are in flight
+NOT_THE_SERVERS_FAULT = (400, 413, 422)  # another server would say the same
 TOKEN_COUNTERS = re.compile(r"^vllm:(?:prompt|generation)_tokens_total\S* (\S+)$", re.MULTILINE)
 
 
 @dataclass
 class Endpoint:
-    """One server: `model` is the name of its base, `in_flight` the requests it is working on.
+    """One server: `model` is the name of its base, `num_in_flight` of requests it is working on.
 
     lost: done once the server was found to hang; what was found
     """
@@ -30,7 +31,7 @@ class Endpoint:
     url: str
     lost: "asyncio.Future[str]"
     model: str = ""
-    in_flight: dict[str, SampleRequest] = field(default_factory=dict)
+    num_in_flight: int = 0
     num_finished: int = 0
 
 
@@ -103,7 +104,7 @@ class Endpoints:
         await asyncio.gather(*(self._unload_one(endpoint, name) for endpoint in self.alive))
 
     async def require_listed(self, name: str) -> None:
-        for endpoint in self.alive:
+        for endpoint in list(self.alive):
             try:
                 models = await self._call("GET", endpoint, "/v1/models")
             except _EndpointFailed as failure:
@@ -133,17 +134,21 @@ class Endpoints:
         while True:
             if not self.alive:
                 raise EngineError("rollout.servers: no endpoint is left")
-            endpoint = min(self.alive, key=lambda endpoint: len(endpoint.in_flight))
-            endpoint.in_flight[request.request_id] = request
+            endpoint = min(self.alive, key=lambda endpoint: endpoint.num_in_flight)
+            endpoint.num_in_flight += 1
             try:
                 body = request_body(request, model=name or endpoint.model)
                 completion = completion_from(await self._sample(endpoint, body), request, version)
                 endpoint.num_finished += 1
                 return completion
             except _EndpointFailed as failure:
+                if failure.status in NOT_THE_SERVERS_FAULT:
+                    raise EngineError(
+                        f"rollout.servers: request {request.request_id}: {endpoint.url} {failure}"
+                    ) from None
                 self._drop(endpoint, str(failure))
             finally:
-                endpoint.in_flight.pop(request.request_id, None)
+                endpoint.num_in_flight -= 1
 
     async def close(self) -> None:
         for watcher in self._watchers:
@@ -194,21 +199,21 @@ class Endpoints:
         tokens, moved, num_silent = None, time.monotonic(), 0
         while not endpoint.lost.done():
             await asyncio.sleep(WATCH_EVERY_S)
-            if not endpoint.in_flight:
+            if not endpoint.num_in_flight:
                 tokens, moved, num_silent = None, time.monotonic(), 0
                 continue
             try:
                 answer = await self._ask("GET", endpoint, "/metrics", limit_s=WATCH_LIMIT_S)
             except httpx.HTTPError as error:
                 num_silent += 1
-                if num_silent == 2 and endpoint.in_flight:
+                if num_silent >= 2 and endpoint.num_in_flight:
                     endpoint.lost.set_result(f"no longer answers ({type(error).__name__})")
                 continue
             num_silent = 0
             found = TOKEN_COUNTERS.findall(answer.text)
             if found != tokens or not found:  # without counters (a proxy hides them) nothing can be said
                 tokens, moved = found, time.monotonic()
-            elif time.monotonic() - moved > STALL_LIMIT_S and endpoint.in_flight:
+            elif time.monotonic() - moved > STALL_LIMIT_S and endpoint.num_in_flight:
                 endpoint.lost.set_result(f"answers, but its engine has not moved for {STALL_LIMIT_S:.0f} s")
 
     async def _unload_one(self, endpoint: Endpoint, name: str) -> None:
@@ -245,7 +250,10 @@ class Endpoints:
         self, method: str, endpoint: Endpoint, path: str, body: Any = None, *, limit_s: float = CALL_LIMIT_S
     ) -> httpx.Response:
         async def ask() -> httpx.Response:
-            return await self._client.request(method, endpoint.url + path, json=body, timeout=limit_s)
+            try:
+                return await self._client.request(method, endpoint.url + path, json=body, timeout=limit_s)
+            except OSError as error:  # one of TLS in the middle of an answer, which httpx lets through
+                raise httpx.TransportError(str(error)) from error
 
         try:
             return await ask()

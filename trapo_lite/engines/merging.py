@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 CHUNK_ELEMENTS = 2**22  # of a weight at a time, so that float32 copies stay small
+MIXER = 0x9E3779B97F4A7C15 - 2**64  # odd, its bits look random: consecutive multiples of it do too
 
 
 class MergeError(RuntimeError):
@@ -33,8 +34,8 @@ class Update:
 
 @dataclass(frozen=True)
 class Undo:
-    """What `restore` needs besides the update: the elements that subtraction does not bring back, and a sum over the
-    bits of the whole weight to know whether it has."""
+    """What `restore` needs besides the update: the elements that subtraction does not bring back, and a fingerprint of
+    the whole weight's bits to know whether it has."""
 
     positions: Tensor
     values: Tensor
@@ -60,7 +61,7 @@ class Kept:
 @torch.no_grad()
 def merge(weight: Tensor, update: Update) -> tuple[Undo, Kept]:
     """Add the update to `weight` (out, in; float32, bfloat16 or float16), in place."""
-    bits = bit_sum(weight)
+    bits = fingerprint(weight)
     positions, values, sums = [], [], []
     for start, rows in _chunks(weight):
         change = update.rows(start, start + len(rows))
@@ -81,17 +82,25 @@ def restore(weight: Tensor, update: Update, undo: Undo) -> None:
     for start, rows in _chunks(weight):
         rows.copy_((rows.float() - update.rows(start, start + len(rows))).to(weight.dtype))
     weight.view(-1)[undo.positions] = undo.values
-    if bit_sum(weight) != undo.bits:
+    if fingerprint(weight) != undo.bits:
         raise MergeError("merging: the base's weights did not come back bit for bit")
 
 
-def bit_sum(weight: Tensor) -> int:
-    """Of the bit patterns as integers: differs where one element does.
+def fingerprint(weight: Tensor) -> int:
+    """A weighted sum, modulo 2^64, of the bit patterns of (rows, columns); every place has a weight of its own.
 
-    >>> bit_sum(torch.tensor([1.0, 2.0])) == bit_sum(torch.tensor([1.0, 2.0000002]))
-    False
+    So neither an element that differs goes unseen, nor two that differ by as much or have changed places.
+
+    >>> one = fingerprint(torch.tensor([[1.0, 2.0]]))
+    >>> [fingerprint(torch.tensor([other])) == one for other in ([1.0, 2.0], [1.0, 2.0000002], [2.0, 1.0])]
+    [True, False, False]
     """
-    return int(torch.sum(_bits(weight), dtype=torch.int64).item())
+    total = torch.zeros((), dtype=torch.int64, device=weight.device)
+    for start, rows in _chunks(weight):
+        first = start * weight.shape[1]
+        place = torch.arange(first, first + rows.numel(), device=weight.device)
+        total += (_bits(rows).flatten().long() * (place * MIXER | 1)).sum()
+    return int(total.item())
 
 
 def _bits(weight: Tensor) -> Tensor:

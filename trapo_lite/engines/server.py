@@ -55,9 +55,10 @@ class ServerEngine:
         self._name: str | None = None
         self._path: Path | None = None
         self._prefix = f"trapo-{uuid.uuid4().hex[:8]}"
-        self._finished: queue.SimpleQueue[Completion | EngineError] = queue.SimpleQueue()
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._wanted: set[str] = set()
+        self._finished: queue.SimpleQueue[tuple[int, Completion | EngineError]] = queue.SimpleQueue()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._wanted: dict[str, int] = {}  # id of a request in flight -> its ticket: an id comes again, a ticket never
+        self._num_tickets = 0
         self._folder = AdapterFolder(adapter_dir)
         self._folder.path.chmod(0o755)  # the servers may run as another user
         key = os.environ.get(API_KEY)
@@ -65,10 +66,11 @@ class ServerEngine:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="server-engine", daemon=True)
         self._thread.start()
-        self._endpoints: Endpoints = self._run(self._make_endpoints(urls, headers))
+        self._endpoints: Endpoints | None = None
         is_ready = False
         try:
-            self._run(self._endpoints.check())
+            self._endpoints = self._run(self._make_endpoints(urls, headers))
+            self._run(self._ready().check())
             is_ready = True
         finally:
             if not is_ready:
@@ -82,7 +84,7 @@ class ServerEngine:
         started = time.monotonic()
         path, num_bytes = self._folder.add(Path(adapter_dir), version)
         name, previous = f"{self._prefix}-version-{version}", self._name
-        self._run(self._endpoints.load(name, path, previous))
+        self._run(self._ready().load(name, path, previous))
         if self._path is not None:
             self._folder.remove(self._path)
         self._name, self._path, self.version = name, path, version
@@ -98,14 +100,14 @@ class ServerEngine:
         check_request(request, max_model_len=self.max_model_len)
         if request.request_id in self._wanted:
             raise EngineError(f"submit: request {request.request_id!r} is in flight already; give each its own id")
-        self._wanted.add(request.request_id)
-        self._loop.call_soon_threadsafe(self._start_task, request, self._name, self.version)
+        self._num_tickets += 1
+        self._wanted[request.request_id] = self._num_tickets
+        self._loop.call_soon_threadsafe(self._start_task, self._num_tickets, request, self._name, self.version)
 
     def abort(self, request_id: str) -> None:
         """The connection is closed; the server then stops working on it."""
         if request_id in self._wanted:
-            self._wanted.remove(request_id)
-            self._loop.call_soon_threadsafe(self._cancel_task, request_id)
+            self._loop.call_soon_threadsafe(self._cancel_task, self._wanted.pop(request_id))
 
     def poll(self) -> list[Completion]:
         if not self._wanted:
@@ -119,11 +121,11 @@ class ServerEngine:
                 break
             while not self._finished.empty():
                 results.append(self._finished.get())
-            for result in results:
+            for ticket, result in results:
                 if isinstance(result, EngineError):
                     raise result
-                if result.request_id in self._wanted:  # else it was aborted in the meantime
-                    self._wanted.remove(result.request_id)
+                if self._wanted.get(result.request_id) == ticket:  # else it was aborted in the meantime
+                    del self._wanted[result.request_id]
                     completions.append(result)
         return completions
 
@@ -131,7 +133,7 @@ class ServerEngine:
         """Asked of every endpoint: EngineError, naming it, where one serves something else than the first."""
         if not 2 <= len(token_ids) < self.max_model_len:
             raise EngineError(f"score: found {len(token_ids)} tokens; give 2 to {self.max_model_len - 1}")
-        scores = self._run(self._endpoints.score(tuple(token_ids), self._name))
+        scores = self._run(self._ready().score(tuple(token_ids), self._name))
         first_url, expected = next(iter(scores.items()))
         for url, found in scores.items():
             gap = parity.measured_noise(found, expected)
@@ -146,7 +148,7 @@ class ServerEngine:
         """Of the files at the path that every endpoint says it has loaded: servers do not show their tensors."""
         if self._name is None or self._path is None:
             return None
-        self._run(self._endpoints.require_listed(self._name))
+        self._run(self._ready().require_listed(self._name))
         return parity.checksum(self._path, dtype=self.dtype)
 
     def reset_prefix_cache(self) -> None:
@@ -166,37 +168,50 @@ class ServerEngine:
             self._loop.close()
         self._folder.close()
 
+    def _ready(self) -> Endpoints:
+        assert self._endpoints is not None
+        return self._endpoints
+
     # ----- on the loop's thread
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _make_endpoints(self, urls: Sequence[str], headers: dict[str, str]) -> Endpoints:
-        return Endpoints(urls, headers=headers, max_model_len=self.max_model_len, notify=self._notify)
+        try:
+            return Endpoints(urls, headers=headers, max_model_len=self.max_model_len, notify=self._notify)
+        except OSError as error:  # ssl's errors are OSErrors
+            authority = {name: os.environ[name] for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if name in os.environ}
+            raise EngineError(
+                f"rollout.servers: certificates cannot be read ({error}); found {authority}, point it to a PEM file"
+            ) from None
 
     async def _leave(self) -> None:
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-        if self._name is not None:
-            await self._endpoints.unload(self._name)
-        await self._endpoints.close()
+        if self._endpoints is not None:
+            if self._name is not None:
+                await self._endpoints.unload(self._name)
+            await self._endpoints.close()
 
-    def _start_task(self, request: SampleRequest, name: str | None, version: int | None) -> None:
-        self._tasks[request.request_id] = self._loop.create_task(self._sample(request, name, version))
+    def _start_task(self, ticket: int, request: SampleRequest, name: str | None, version: int | None) -> None:
+        task = self._loop.create_task(self._sample(ticket, request, name, version))
+        self._tasks[ticket] = task
+        task.add_done_callback(lambda done: self._report_failure(ticket, done))
 
-    def _cancel_task(self, request_id: str) -> None:
-        if task := self._tasks.pop(request_id, None):
+    def _cancel_task(self, ticket: int) -> None:
+        if task := self._tasks.get(ticket):
             task.cancel()
 
-    async def _sample(self, request: SampleRequest, name: str | None, version: int | None) -> None:
-        """What comes of a request, a mistake included, goes to `poll`."""
-        try:
-            self._finished.put(await self._endpoints.complete(request, name, version))
-        except EngineError as error:
-            self._finished.put(error)
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            self._finished.put(EngineError(f"rollout.servers: an answer that cannot be read: {error!r}; see its log"))
-        finally:
-            if self._tasks.get(request.request_id) is asyncio.current_task():
-                del self._tasks[request.request_id]
+    async def _sample(self, ticket: int, request: SampleRequest, name: str | None, version: int | None) -> None:
+        self._finished.put((ticket, await self._ready().complete(request, name, version)))
+
+    def _report_failure(self, ticket: int, task: "asyncio.Task[None]") -> None:
+        """Whatever ended a request but its completion goes to `poll`, which would wait for it for ever."""
+        del self._tasks[ticket]
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, EngineError):
+            error = EngineError(f"rollout.servers: an answer that cannot be read: {error!r}; see its log")
+        if error is not None:
+            self._finished.put((ticket, error))

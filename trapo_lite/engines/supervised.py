@@ -18,7 +18,7 @@ class SupervisedEngine:
     """A RolloutEngine around one that may die (`EngineDied`).
 
     A call that finds it dead starts it anew, publishes the adapter it served under the same version, checks that the
-    new process holds the same tensors, and is made again. Requests in flight are lost with the process: `poll` then
+    new process holds the same tensors, and is made again. Requests in flight are lost with the process: the next `poll`
     raises EngineRestarted, and whoever submitted them submits them again. An engine that dies `max_failures` times
     under one adapter version, or before it has ever answered, is an EngineError.
 
@@ -44,6 +44,8 @@ class SupervisedEngine:
         self._is_merged = False
         self._has_answered = False
         self._failures = 0
+        self._in_flight: set[str] = set()
+        self._lost: EngineDied | None = None  # the death that took requests with it, until `poll` has said so
         self.num_restarts = 0
         self.version: int | None = None
         self.publish_seconds = 0.0
@@ -80,17 +82,24 @@ class SupervisedEngine:
 
     def submit(self, request: SampleRequest) -> None:
         self._engine.submit(request)
+        self._in_flight.add(request.request_id)
 
     def abort(self, request_id: str) -> None:
         self._engine.abort(request_id)
+        self._in_flight.discard(request_id)
 
     def poll(self) -> list[Completion]:
-        try:
-            completions = self._engine.poll()
-        except EngineDied as death:
-            self._restart(death)
+        completions: list[Completion] = []
+        if self._lost is None:
+            try:
+                completions = self._engine.poll()
+                self._has_answered = True
+            except EngineDied as death:
+                self._restart(death)
+        if self._lost is not None:
+            death, self._lost = self._lost, None
             raise EngineRestarted(str(death)) from death
-        self._has_answered = True
+        self._in_flight -= {completion.request_id for completion in completions}
         return completions
 
     def score(self, token_ids: Sequence[int]) -> list[float]:
@@ -125,6 +134,8 @@ class SupervisedEngine:
 
     def _restart(self, death: EngineDied) -> None:
         """A new process that serves what the dead one served; EngineError where that has failed too often."""
+        if self._in_flight:
+            self._in_flight, self._lost = set(), death
         while True:
             self._engine.close()
             self._failures += 1

@@ -139,7 +139,9 @@ class VLLMWorker:
         return checksum_of_pairs(pairs)
 
     def reset_prefix_cache(self) -> None:
-        self.engine.reset_prefix_cache()
+        """A merged request's cache key is the base's, so what stays after one merge would be read under the next."""
+        if not self.engine.reset_prefix_cache():
+            raise RuntimeError("vLLM kept its prefix cache: requests still hold blocks of it")
 
     def release(self) -> None:
         if self.is_cpu:
