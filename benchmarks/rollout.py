@@ -66,22 +66,23 @@ class DrawnVerdicts:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one size, fewer repetitions, no engine kills")
-    parser.add_argument("--repeats", type=int, help="phases a mode (default: 6, quick: 4)")
+    parser.add_argument("--repeats", type=int, help="phases a mode (default: 4, quick: 2)")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="random weights of this shape; phases and merging only")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     figures: dict[str, object] = {}
-    repeats = args.repeats or (4 if args.quick else 6)
+    repeats = args.repeats or (2 if args.quick else 4)
     settings = [(8, 1.0)] if args.quick else [(8, 1.0), (4, 1.0), (16, 1.0), (8, 0.5)]
     with scratch() as folder:
         world = TINY if args.shape is None else World.random(args.shape, folder / "model")
         with start(world, folder, can_merge=True) as engine:
+            if world is TINY:
+                figures |= wrong_adapters(engine, folder)
             for num_problems, sigma in settings:
                 figures |= measure_schedules(engine, num_problems=num_problems, sigma=sigma, repeats=repeats)
             figures |= measure_merging(engine, world, folder)
     if args.shape is None:
         with scratch() as folder:
-            figures |= wrong_adapters(folder)
             figures |= publish_share(folder)
     if args.shape is None and not args.quick:
         with scratch() as folder:
@@ -98,14 +99,14 @@ def measure_schedules(engine: object, *, num_problems: int, sigma: float, repeat
     """Seconds of the same phases by each schedule, summed over `repeats`, as ratios; the modes take turns."""
     seconds = dict.fromkeys(MODES, 0.0)
     requests = dict.fromkeys(MODES, 0)
-    for step in range(-1, repeats):  # -1: to warm up
+    phase(engine, "speculative", num_problems=num_problems, sigma=sigma, step=-1)  # to warm up
+    for step in range(repeats):
         groups = {}
         for mode in MODES:
             started = time.perf_counter()
             groups[mode], report = phase(engine, mode, num_problems=num_problems, sigma=sigma, step=step)
-            if step >= 0:
-                seconds[mode] += time.perf_counter() - started
-                requests[mode] += report.num_requests
+            seconds[mode] += time.perf_counter() - started
+            requests[mode] += report.num_requests
         same = [tokens(groups[mode]) for mode in ("barrier", "pipelined", "speculative")]
         flips = sum(a != b for other in same[1:] for a, b in zip(same[0], other, strict=True))
         if flips:

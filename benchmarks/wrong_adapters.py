@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 import torch
-from worlds import TINY, start
+from worlds import TINY
 
-from trapo_lite.engines.base import EngineError
+from trapo_lite.engines.base import EngineError, RolloutEngine
 from trapo_lite.policy import Policy
 from trapo_lite.publishing import Publisher
 
@@ -36,43 +36,45 @@ PHRASES = {
 }
 
 
-def wrong_adapters(folder: Path) -> dict[str, object]:
-    """A stale, a no-op, a doubled and a wrong-rank adapter: what stops each, in the step that published it."""
+def wrong_adapters(engine: RolloutEngine, folder: Path) -> dict[str, object]:
+    """A stale, a no-op, a doubled and a wrong-rank adapter: what stops each, in the step that published it.
+
+    The engine must serve the tiny world's bare base; the doubled adapter stays in it.
+    """
     config = TINY.config()
     torch.manual_seed(0)
     policy = Policy.load(config.model, config.lora, device="cpu")
     other_rank = Policy.load(config.model, config.lora.model_copy(update={"r": 16}), device="cpu")
     messages = {}
-    with start(TINY, folder) as engine:
-        injecting = Injecting(engine)
-        publisher = Publisher(
-            injecting,  # type: ignore[arg-type]
-            policy,
-            scratch=folder / "scratch",
-            vocab_size=policy.model.config.vocab_size,
-            num_tokens=512,
-            max_length=512,
-        )
-        folders = {kind: folder / kind for kind in ("stale", "no_op", "doubled", "wrong_rank")}
-        policy.save_adapter(folders["no_op"])  # B is still 0
-        other_rank.save_adapter(folders["wrong_rank"])
-        version = 0
-        for kind, adapter in folders.items():
-            version += 1
-            injecting.folder = None
-            move(policy, seed=version)
+    injecting = Injecting(engine)
+    publisher = Publisher(
+        injecting,  # type: ignore[arg-type]
+        policy,
+        scratch=folder / "scratch",
+        vocab_size=policy.model.config.vocab_size,
+        num_tokens=512,
+        max_length=512,
+    )
+    folders = {kind: folder / kind for kind in ("stale", "no_op", "doubled", "wrong_rank")}
+    policy.save_adapter(folders["no_op"])  # B is still 0
+    other_rank.save_adapter(folders["wrong_rank"])
+    version = 0
+    for kind, adapter in folders.items():
+        version += 1
+        injecting.folder = None
+        move(policy, seed=version)
+        publisher.publish(version)
+        if kind == "stale":
+            policy.save_adapter(adapter)
+        move(policy, seed=version + 100)
+        if kind == "doubled":
+            save_doubled(policy, adapter)
+        injecting.folder = adapter
+        version += 1
+        try:
             publisher.publish(version)
-            if kind == "stale":
-                policy.save_adapter(adapter)
-            move(policy, seed=version + 100)
-            if kind == "doubled":
-                save_doubled(policy, adapter)
-            injecting.folder = adapter
-            version += 1
-            try:
-                publisher.publish(version)
-            except EngineError as error:
-                messages[kind] = str(error)[:160]
+        except EngineError as error:
+            messages[kind] = str(error)[:160]
     print("\n".join(f"{kind}: {message}" for kind, message in messages.items()))
     named = [kind for kind, phrase in PHRASES.items() if phrase in messages.get(kind, "")]
     return {"wrong_adapters_stopped": f"{len(messages)} of 4", "wrong_adapters_named": f"{len(named)} of 4"}
