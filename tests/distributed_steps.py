@@ -13,7 +13,7 @@ from trapo_lite.algorithm import Algorithm, make_group
 from trapo_lite.config import AlgorithmSection, LoraSection, OptimSection
 from trapo_lite.policy import Policy
 from trapo_lite.ranks import Ranks
-from trapo_lite.update import flat_gradient, make_optimizer, update_policy
+from trapo_lite.update import make_optimizer, update_policy
 
 NUM_STEPS = 5
 LR = 1e-2
@@ -47,7 +47,7 @@ def main(out: str, optimizer_name: str, budget: int) -> None:
             temperature=1.0,
             tokens_per_batch=budget,
         )
-        gradients.append(flat_gradient(policy))  # summed over the ranks, as the optimizer saw it
+        gradients.append(policy.flat_gradient())  # summed over the ranks, as the optimizer saw it
     weights = torch.cat([parameter.detach().flatten() for parameter in policy.parameters])
     by_rank = ranks.gather([weights])
     if ranks.is_main:

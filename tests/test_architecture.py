@@ -20,13 +20,15 @@ ROWS: list[tuple[str, str]] = [
     ("2 names to functions, edges", "algorithm engines/base data reward"),
     (
         "3 shell: parts",
-        "base_model branches tree_attention parity loggers display launch ranks run_folder rollout_metrics model_card "
+        "branches tree_attention parity loggers display launch ranks device run_folder rollout_metrics model_card "
+        "model_shape "
         "export_report",
     ),
+    ("3 shell: parts", "base_model"),
     ("3 shell: owners", "policy sampler engines"),
     (
         "3 shell: put together",
-        "update checkpoint evaluation publishing export inputs identity rollout_choices log_book",
+        "update packing_check checkpoint evaluation publishing export inputs identity rollout_choices log_book",
     ),
     ("3 shell: put together", "rollout_stage"),
     ("4 jobs", "trainer evaluate planner prepare tiny_world"),
@@ -40,10 +42,10 @@ PURE_CORE = ("schedule", "advantage", "losses", "tree", "head")
 DOORS = {
     "vllm": ("engines/vllm",),
     "peft": ("policy", "export", "engines/transformers"),
-    "bitsandbytes": ("policy", "export"),
+    "bitsandbytes": ("policy", "export", "update"),
     "datasets": ("data",),
     "math_verify": ("reward",),
-    "accelerate": ("ranks",),
+    "accelerate": ("ranks", "device"),
     "wandb": ("loggers",),
     "tensorboard": ("loggers",),
 }

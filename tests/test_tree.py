@@ -8,7 +8,7 @@ import pytest
 import torch
 from builders import random_rollouts, rollout
 
-from trapo_lite.tree import Group, dense_mask, num_tokens, pack, segments, split
+from trapo_lite.tree import Group, balance, bucket, dense_mask, num_tokens, pack, segments, split
 from trapo_lite.types import PackedBatch, Rollout
 
 
@@ -280,13 +280,39 @@ def test_sizes_are_known_without_packing_and_batches_keep_to_the_budget(seed: in
         assert sorted(map(id, kept)) == sorted(id(member) for part in groups for member in part.rollouts)
 
 
-def test_groups_that_fit_together_stay_whole_and_in_order() -> None:
+def test_groups_that_fit_together_stay_whole() -> None:
     a, b, c = (group(rollout([1], [], [token] * 9)) for token in (2, 3, 4))  # ten tokens each
     assert split([a, b, c], budget=30) == [[a, b, c]]
     assert split([a, b, c], budget=29) == [[a, b], [c]]
     assert split([a, b, c], budget=10) == [[a], [b], [c]]
     assert split([a, b, c], budget=9) == [[a], [b], [c]]  # alone, over the budget
     assert split([], budget=9) == []
+
+
+def test_batches_are_filled_the_largest_first() -> None:
+    sizes = {size: group(rollout([1], [], [2] * (size - 1))) for size in (7, 6, 5, 4, 3, 2)}
+    in_any_order = [sizes[size] for size in (2, 7, 3, 5, 4, 6)]
+    assert split(in_any_order, budget=9) == [[sizes[7], sizes[2]], [sizes[6], sizes[3]], [sizes[5], sizes[4]]]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 8])
+def test_every_rank_gets_about_as_many_tokens(num_ranks: int) -> None:
+    rng = random.Random(num_ranks)
+    groups = [group(rollout([1], [], [2] * rng.randint(1, 200))) for _ in range(40)]
+    ranks = balance(groups, num_ranks=num_ranks)
+    assert len(ranks) == num_ranks
+    assert sorted(id(part) for rank in ranks for part in rank) == sorted(map(id, groups))
+    loads = [sum(map(num_tokens, rank)) for rank in ranks]
+    assert max(loads) - min(loads) <= min(map(num_tokens, groups)) + 10
+    assert balance([], num_ranks=num_ranks) == [[]] * num_ranks
+
+
+def test_a_bucket_holds_its_tokens_and_wastes_at_most_a_fifth_of_itself() -> None:
+    sizes = {n: bucket(n) for n in range(1, 40_000)}
+    assert all(size >= n for n, size in sizes.items())
+    assert all(size <= max(1024, n * 1.25) for n, size in sizes.items())
+    assert len(set(sizes.values())) <= 24
+    assert all(size % 128 == 0 for size in sizes.values())  # FlexAttention's blocks
 
 
 def test_a_split_group_repeats_its_trunk_but_not_its_weights() -> None:
@@ -316,8 +342,9 @@ def test_padding_rows_are_trees_of_their_own_that_weigh_nothing() -> None:
     batch, padded = pack([GROUP]), pack([GROUP], pad_to=20)
     assert padded.num_tokens == 20
     for name in vars(batch):
-        if name != "old_logprobs":
+        if name not in ("old_logprobs", "num_padding"):
             assert torch.equal(getattr(padded, name)[:15], getattr(batch, name)), name
+    assert (padded.num_padding, batch.num_padding) == (5, 0)
     assert padded.parent[15:].tolist() == [-1] * 5
     assert padded.position[15:].tolist() == [0] * 5
     assert padded.subtree_end[15:].tolist() == [16, 17, 18, 19, 20]

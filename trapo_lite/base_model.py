@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from trapo_lite.config import ConfigError, ModelSection
+from trapo_lite.model_shape import is_target, meta_model
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns about an optional kernel whenever PEFT imports it
 transformers_logging.disable_progress_bar()  # one bar per load, in the middle of the run's own display
@@ -98,11 +99,9 @@ def check_targets(config: PreTrainedConfig, targets: str | list[str]) -> None:
     """ConfigError for a module name that no linear layer of the model has: PEFT ignores one among others silently."""
     if isinstance(targets, str):
         return
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    names = [name for name, module in meta_model(config).named_modules() if isinstance(module, torch.nn.Linear)]
     for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
+        if not any(is_target(name, [target]) for name in names):
             known = sorted({name.rpartition(".")[2] for name in names} - {"lm_head"})
             raise ConfigError(f"lora.target_modules: no layer is called {target!r}; there are {', '.join(known)}")
 

@@ -148,20 +148,27 @@ def _then_now(then: Any, now: Any) -> str:
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{name}": torch.as_tensor(value).detach().cpu().contiguous()
-        for index, values in state.items()
-        for name, value in values.items()
-        if value is not None
-    }
+    """bitsandbytes keeps its state a level deeper, shares tensors in it, and counts steps in a plain number."""
+    tensors: dict[str, Tensor] = {}
+    for index, values in optimizer.state_dict()["state"].items():
+        for name, value in values.items():
+            if isinstance(value, dict):
+                parts = {f"{index}.{name}.{key}": torch.as_tensor(part).clone() for key, part in value.items()}
+            else:
+                parts = {f"{index}.{name}": value}
+            tensors |= {key: torch.as_tensor(part) for key, part in parts.items() if part is not None}
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {}
     for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
+        index, *outer, name = key.split(".")
+        place = state.setdefault(int(index), {})
+        for level in outer:
+            place = place.setdefault(level, {})
+        is_number = tensor.ndim == 0 and tensor.dtype == torch.int64
+        place[name] = int(tensor) if is_number else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -103,6 +103,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
         "trapo_lite.checkpoint": "CheckpointError",
         "trapo_lite.export": "ExportError",
         "trapo_lite.update": "UpdateError",
+        "trapo_lite.packing_check": "PackingError",
         "trapo_lite.reward.pool": "VerifierError",
     }
     loaded = [getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules]

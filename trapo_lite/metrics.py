@@ -40,7 +40,13 @@ TABLE: dict[str, str] = {
     "optim/lr": "learning rate of the update",
     "optim/grad_norm": "norm of the gradient before clipping",
     "train/tokens": "packed tokens of the step's forward passes, prompts and shared tokens once",
-    "train/padded_tokens": "tokens the same rollouts would have as padded rows",
+    "train/padded_tokens": "tokens the same rollouts would have as rows padded to the longest of their group",
+    "train/shared": "share of the same rollouts' tokens, as rows without padding, that sharing saved",
+    "train/padding": "share of the forward passes' tokens that only fill up",
+    "train/batches": "forward passes of the step, of all processes",
+    "train/tflop": "10^12 operations of forward and backward in the step, what is computed twice counted once",
+    "train/tokens_per_batch": "token budget of a forward pass, lowered when memory ran out",
+    "train/out_of_memory": "times the step was done again in smaller batches because memory had run out",
     "train/skipped_groups": "problems that could not move the weights and cost no forward pass",
     "engine/probe_projection": "parity probe: 1 = the adapter is applied, 0 = it is not; null: too small to tell",
     "engine/probe_undecided": "1 if the adapter's effect was too small for the probe, which then only saw its checksum",
@@ -58,13 +64,17 @@ TABLE: dict[str, str] = {
     "time/idle": "seconds of the step in none of these stages: logging, waiting for other processes",
     "time/step": "seconds for the whole step",
     "speed/sampled_tokens_per_second": "sampled tokens of all processes over time/sample",
+    "speed/trained_tokens_per_second": "train/tokens, times optim.updates_per_batch, over time/update",
+    "speed/flop_utilisation": "train/tflop over time/update, as a share of the GPUs' bfloat16 peak; null: not known",
+    "memory/peak_gib": "most memory of a process: tensors on its GPU during the update, or resident on the CPU so far",
     "eval/accuracy": "mean correctness on eval.data",
     "eval/timeout": "share of evaluation answers whose verdict timed out",
     "eval/truncated": "share of evaluation answers cut at the length limit",
 }
 
 STAGE_TIMES = ("time/publish", "time/score", "time/sample", "time/verdicts", "time/update", "time/eval")
-TIMES = tuple(name for name in TABLE if name.startswith(("time/", "speed/")))
+MEASURED = tuple(name for name in TABLE if name.startswith(("time/", "speed/", "memory/")))
+"""What differs from one run to its repetition."""
 
 
 def to_row(metrics: Mapping[str, Mean | float | int]) -> dict[str, float | int | None]:

@@ -18,12 +18,11 @@ from trapo_lite import tree_attention
 from trapo_lite.base_model import ModelError, check_rope, load_base
 from trapo_lite.config import ConfigError, LoraSection, ModelSection
 from trapo_lite.head import token_logprobs
-from trapo_lite.tree import Group, pack
+from trapo_lite.model_shape import ModelShape
+from trapo_lite.tree import Group, bucket, pack
 from trapo_lite.types import PackedBatch, Rollout, Verdict
 
 ALL_ATTENTION_FUNCTIONS.register("packed_tree", tree_attention.packed_tree_attention)
-
-FLEX_SMALLEST = 1024  # T is padded to this times a power of two, so that FlexAttention compiles for few lengths
 
 
 class Policy:
@@ -32,12 +31,22 @@ class Policy:
     `parameters` are the adapter's tensors in a fixed order: what is optimised, all-reduced, saved and published.
     """
 
-    def __init__(self, base: PreTrainedModel, lora: LoraSection, *, attention: str, gradient_checkpointing: bool):
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        lora: LoraSection,
+        *,
+        attention: str,
+        gradient_checkpointing: bool,
+        offload_activations: bool = False,
+    ) -> None:
         from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 
         self.device = next(base.parameters()).device
         self.autocast_dtype = base.dtype if base.dtype != torch.float32 else None
         self._uses_flex = attention == "flex"
+        self._offloads = offload_activations
+        self.shape = ModelShape.of(base.config, rank=lora.r, targets=lora.target_modules)
         if getattr(base.get_output_embeddings(), "bias", None) is not None:
             raise ModelError("model.name: its output layer has a bias, which is not computed here; take another model")
         for parameter in base.parameters():
@@ -75,15 +84,39 @@ class Policy:
             attention = "flex" if torch.device(device).type == "cuda" else "sdpa"
         if attention == "flex" and torch.device(device).type != "cuda":
             raise ConfigError("model.attention: FlexAttention has no backward pass on the CPU; set it to auto or sdpa")
+        if model.offload_activations and torch.device(device).type != "cuda":
+            raise ConfigError("model.offload_activations: there is no GPU to take memory off; set it to false")
         base = load_base(model, device=device, attention="packed_tree")
         check_rope(base, model)
-        return cls(base, lora, attention=attention, gradient_checkpointing=model.gradient_checkpointing)
+        return cls(
+            base,
+            lora,
+            attention=attention,
+            gradient_checkpointing=model.gradient_checkpointing,
+            offload_activations=model.offload_activations,
+        )
 
     def token_logprobs(self, batch: PackedBatch, *, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probs and entropy at the batch's trained tokens, each (K,), from one forward pass over T tokens."""
         rows = batch.trained
         hidden = self._hidden_rows(batch, batch.parent[rows])
         return token_logprobs(hidden, self._head(), batch.input_ids[rows], temperature=temperature)
+
+    def row_logprobs(self, batch: PackedBatch, *, temperature: float) -> tuple[Tensor, Tensor]:
+        """`token_logprobs` of a batch that is one row, without branches, as transformers computes it.
+
+        Its own attention, all logits at once, nothing chunked: what the packed path is compared with (packing_check).
+        """
+        base, rows = self._base, batch.trained
+        base.set_attn_implementation("sdpa")
+        try:
+            with self._autocast():
+                logits = base(input_ids=batch.input_ids[None], use_cache=False).logits[0]
+        finally:
+            base.set_attn_implementation("packed_tree")
+        logp = torch.log_softmax(logits[batch.parent[rows]].float() / temperature, dim=-1)
+        chosen = logp.gather(1, batch.input_ids[rows, None]).squeeze(1)
+        return chosen, -(logp.exp() * logp).sum(dim=-1)
 
     @torch.no_grad()
     def score(self, token_ids: Sequence[int]) -> list[float]:
@@ -104,6 +137,21 @@ class Policy:
         )
         batch = self.prepare([Group((rollout,), (0.0,), (1.0,))])
         return self.token_logprobs(batch, temperature=1.0)[0].tolist()
+
+    @torch.no_grad()
+    def reference_logprobs(self, batch: PackedBatch, *, temperature: float) -> Tensor:
+        """Log-probs under the base at the batch's trained tokens, (K,)."""
+        with self.reference():
+            return self.token_logprobs(batch, temperature=temperature)[0]
+
+    def flat_gradient(self) -> Tensor:
+        """The adapter's gradient as one vector, zeros where nothing reached: what is summed over ranks."""
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        return torch.cat([grad.flatten() for grad in grads])
+
+    def clear_gradient(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
@@ -128,11 +176,8 @@ class Policy:
     def prepare(self, groups: Sequence[Group]) -> PackedBatch:
         """Pack groups into one batch on this policy's device."""
         batch = pack(groups)
-        if self._uses_flex:
-            bucket = FLEX_SMALLEST
-            while bucket < batch.num_tokens:
-                bucket *= 2
-            batch = pack(groups, pad_to=bucket)
+        if self._uses_flex:  # compiled anew for every length
+            batch = pack(groups, pad_to=bucket(batch.num_tokens))
         return batch.to(self.device)
 
     def adapter_state(self) -> dict[str, Tensor]:
@@ -171,7 +216,7 @@ class Policy:
 
     def _hidden_rows(self, batch: PackedBatch, rows: Tensor) -> Tensor:
         make_layout = tree_attention.flex_layout if self._uses_flex else tree_attention.segment_layout
-        with self._autocast():
+        with self._autocast(), self._offloading():
             output = self._base.get_decoder()(
                 input_ids=batch.input_ids[None],
                 position_ids=batch.position[None],
@@ -191,6 +236,11 @@ class Policy:
         if self.autocast_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast_dtype)
+
+    def _offloading(self) -> contextlib.AbstractContextManager[object]:
+        if not self._offloads:
+            return contextlib.nullcontext()
+        return torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda")
 
 
 def check_adapter(folder: Path, lora: LoraSection) -> None:

@@ -31,6 +31,16 @@ def describe(groups: Sequence[Group]) -> dict[str, Mean]:
     return metrics
 
 
+def token_counts(groups: Sequence[Group], *, num_packed: int) -> dict[str, Mean | int]:
+    """What the groups' rollouts cost as `num_packed` tokens of packed trees, and as rows."""
+    rows = sum(len(r.prompt_ids) + len(r.response_ids) for g in groups for r in g.rollouts)
+    return {
+        "train/tokens": num_packed,
+        "train/padded_tokens": padded_tokens(groups),
+        "train/shared": Mean(float(rows - num_packed), rows),
+    }
+
+
 def padded_tokens(groups: Sequence[Group]) -> int:
     """Tokens of the same rollouts as rows padded to the longest of their group."""
     return sum(len(g.rollouts) * max(len(r.prompt_ids) + len(r.response_ids) for r in g.rollouts) for g in groups)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trapo_lite.config import Config, ConfigError, load_config
-from trapo_lite.metrics import TIMES
+from trapo_lite.metrics import MEASURED
 
 
 class RunFolder:
@@ -161,7 +161,7 @@ def differences(left: Path, right: Path) -> list[str]:
     if len(rows[0]) != len(rows[1]):
         found.append(f"metrics.jsonl: {len(rows[0])} and {len(rows[1])} lines")
     for one, other in zip(*rows, strict=False):
-        names = [name for name in {**one, **other} if name not in TIMES and one.get(name) != other.get(name)]
+        names = [name for name in {**one, **other} if name not in MEASURED and one.get(name) != other.get(name)]
         found += [f"metrics.jsonl step {one['step']}: {name}" for name in names]
     return found
 

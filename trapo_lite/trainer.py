@@ -5,6 +5,7 @@ algorithm runs is data (`algorithm`).
 """
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from trapo_lite import rollout_metrics
+from trapo_lite import device, rollout_metrics
 from trapo_lite.algorithm import Algorithm
 from trapo_lite.checkpoint import (
     Checkpoint,
@@ -29,6 +30,7 @@ from trapo_lite.identity import run_identity
 from trapo_lite.inputs import read_inputs
 from trapo_lite.launch import Stopped, StopSignals, check_world_size, set_threads
 from trapo_lite.log_book import LogBook
+from trapo_lite.packing_check import check_packing
 from trapo_lite.policy import Policy
 from trapo_lite.ranks import Ranks
 from trapo_lite.rollout_stage import Metrics, RolloutStage
@@ -81,6 +83,7 @@ class _Run:
         self.first_step = self.saved_step = checkpoint.step if checkpoint else 0
         self.whole_step: int | None = None  # the step that was logged last, unless the policy has moved since
         self.rng_states: list[torch.Tensor] = []
+        self.tokens_per_batch = config.train.tokens_per_batch
         self.display = stack.enter_context(
             Display(
                 title=config.run.name,
@@ -156,8 +159,11 @@ class _Run:
         """Gradient of the step's loss over all ranks, then the optimizer; the engine's cache makes room meanwhile."""
         started = time.perf_counter()
         optim = self.config.optim
+        device.start_peak(self.ranks.device)
         with self.rollouts.engine_asleep():
-            metrics = update_policy(
+            if step == self.first_step and self.config.train.check_packing:
+                self._check_packing(groups)
+            report = update_policy(
                 self.policy,
                 self.optimizer,
                 self.algorithm,
@@ -167,9 +173,19 @@ class _Run:
                 grad_clip=optim.grad_clip,
                 num_updates=optim.updates_per_batch,
                 temperature=self.config.rollout.temperature,
-                tokens_per_batch=self.config.train.tokens_per_batch,
+                tokens_per_batch=self.tokens_per_batch,
             )
-        return {**metrics, "time/update": time.perf_counter() - started}
+        self._keep_budget(report.tokens_per_batch)
+        [peak] = self.ranks.largest([device.peak_gib(self.ranks.device)])
+        seconds = time.perf_counter() - started
+        tflops = (device.peak_tflops(self.ranks.device) or math.nan) * self.ranks.count
+        return {
+            **report.metrics,
+            "time/update": seconds,
+            "speed/trained_tokens_per_second": report.num_tokens * optim.updates_per_batch / seconds,
+            "speed/flop_utilisation": report.tflop / seconds / tflops,
+            "memory/peak_gib": peak,
+        }
 
     def log(self, step: int, metrics: Mapping[str, Mean | float | int], groups: Sequence[Group], *, seconds: float):
         """metrics.jsonl, rollouts/, TensorBoard, wandb and the terminal."""
@@ -224,6 +240,21 @@ class _Run:
                 keep=self.config.train.keep_checkpoints,
             )
         self.saved_step = step
+
+    def _check_packing(self, groups: Sequence[Group]) -> None:
+        temperature = self.config.rollout.temperature
+        report = check_packing(self.policy, self.algorithm, groups, temperature=temperature)
+        if report is not None and self.ranks.is_main:
+            self.display.message(report.line())
+
+    def _keep_budget(self, tokens: int) -> None:
+        """What did not fit once is not tried again in this process's life."""
+        if tokens < self.tokens_per_batch:
+            self._announce(
+                f"WARNING: memory ran out; forward passes hold {tokens} tokens from now on, which changes sums by "
+                f"rounding; set train.tokens_per_batch={tokens}"
+            )
+        self.tokens_per_batch = tokens
 
     def _decode_all(self, token_ids: Sequence[int]) -> str:
         return text_of(self.inputs.tokenizer, token_ids, with_special=True)

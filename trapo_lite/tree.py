@@ -83,36 +83,68 @@ def pack(groups: Sequence[Group], *, pad_to: int | None = None) -> PackedBatch:
     columns = _Columns()
     for group in groups:
         _append_tree(columns, group)
-    if pad_to is not None:
-        for _ in range(pad_to - len(columns.input_ids)):
-            start = len(columns.input_ids)
-            columns.append_chain([0], parent=-1)
-            columns.close(start)
+    num_padding = max(0, (pad_to or 0) - len(columns.input_ids))
+    for _ in range(num_padding):
+        start = len(columns.input_ids)
+        columns.append_chain([0], parent=-1)
+        columns.close(start)
     float_columns = ("prefix_weight", "prefix_count", "multiplicity", "advantage", "sampler_logprobs")
     tensors = {
         name: torch.tensor(values, dtype=torch.float32 if name in float_columns else None)
         for name, values in vars(columns).items()
     }
-    return PackedBatch(**tensors)
+    return PackedBatch(**tensors, num_padding=num_padding)
+
+
+def cut(groups: Sequence[Group], *, budget: int) -> list[Group]:
+    """Groups whose trees hold at most `budget` tokens each: larger ones are cut along their branches, trunk repeated.
+
+    A single rollout larger than the budget stays whole, over the budget.
+    """
+    return [part for group in groups for part in _parts(group, budget)]
+
+
+def balance(groups: Sequence[Group], *, num_ranks: int) -> list[list[Group]]:
+    """Deal groups out so that every rank has about as many tokens: the largest first, to the rank that has the least.
+
+    The fullest rank then has at most 4/3 - 1/(3 num_ranks) of what the best way of dealing would give it (Graham 1969).
+    """
+    ranks: list[list[Group]] = [[] for _ in range(num_ranks)]
+    loads = [0] * num_ranks
+    for group in sorted(groups, key=num_tokens, reverse=True):
+        least = loads.index(min(loads))
+        ranks[least].append(group)
+        loads[least] += num_tokens(group)
+    return ranks
 
 
 def split(groups: Sequence[Group], *, budget: int) -> list[list[Group]]:
-    """Cut groups into lists whose packed trees hold at most `budget` tokens each, in order.
+    """Cut groups into batches whose packed trees hold at most `budget` tokens each (`cut`), few of them.
 
-    A group larger than the budget is split along its branches, the trunk repeated; a single rollout larger than the
-    budget stands alone, over the budget.
+    First fit, the largest first: every part goes to the first batch that has room for it.
     """
-    batches: list[list[Group]] = [[]]
-    used = 0
-    for group in groups:
-        for part in _parts(group, budget):
-            size = num_tokens(part)
-            if batches[-1] and used + size > budget:
-                batches.append([])
-                used = 0
-            batches[-1].append(part)
-            used += size
-    return [batch for batch in batches if batch]
+    batches: list[list[Group]] = []
+    room: list[int] = []
+    for part in sorted(cut(groups, budget=budget), key=num_tokens, reverse=True):
+        size = num_tokens(part)
+        place = next((number for number, free in enumerate(room) if size <= free), len(batches))
+        if place == len(batches):
+            batches.append([])
+            room.append(budget)
+        batches[place].append(part)
+        room[place] -= size
+    return batches
+
+
+def bucket(num_tokens: int) -> int:
+    """A length to pad to: at most a quarter more, and only four lengths between a number and its double.
+
+    >>> [bucket(n) for n in (1, 1024, 1025, 5000, 8193)]
+    [1024, 1024, 1280, 5120, 10240]
+    """
+    smallest = 1024
+    step = max(smallest, 1 << (num_tokens - 1).bit_length()) // 8
+    return max(smallest, -(-num_tokens // step) * step)
 
 
 def num_tokens(group: Group) -> int:

@@ -3,7 +3,7 @@
 Letters for shapes, everywhere: P problems, G rollouts of a problem, T packed tokens, K trained tokens, V vocabulary.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -122,6 +122,7 @@ class PackedBatch:
     advantage:        of the completion's rollout; 0 elsewhere
     sampler_logprobs: what the engine reported for a completion token; 0 elsewhere
     old_logprobs:     log-probs before the first update on this batch, or None: the current ones, detached
+    num_padding:      how many of the last tokens only fill up
     """
 
     input_ids: Tensor
@@ -135,6 +136,7 @@ class PackedBatch:
     advantage: Tensor
     sampler_logprobs: Tensor
     old_logprobs: Tensor | None = None
+    num_padding: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -154,4 +156,5 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        return PackedBatch(**{name: column.to(device) for name, column in columns.items() if column is not None})
+        moved = {name: column.to(device) for name, column in columns.items() if isinstance(column, Tensor)}
+        return replace(self, **moved)

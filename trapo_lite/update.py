@@ -1,8 +1,9 @@
 """Forward, backward, gradient: what a step's rollouts do to the adapter."""
 
+import copy
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,9 +19,10 @@ from trapo_lite.algorithm import (
     policy_loss,
 )
 from trapo_lite.config import OptimSection
+from trapo_lite.device import unless_out_of_memory
 from trapo_lite.policy import Policy
 from trapo_lite.ranks import Ranks
-from trapo_lite.tree import Group, split
+from trapo_lite.tree import Group, balance, cut, num_tokens, split
 from trapo_lite.types import Mean, PackedBatch
 
 
@@ -28,11 +30,31 @@ class UpdateError(RuntimeError):
     """The update would destroy the adapter; the message says what to look at."""
 
 
+@dataclass(frozen=True)
+class UpdateReport:
+    """What a step's update did, over all ranks: metrics of `metrics.TABLE`, some of them also by themselves.
+
+    num_tokens: packed tokens of one pass over the step;  tflop: 10^12 operations of all passes
+    tokens_per_batch: the budget that it was done with, lower than asked for where memory ran out
+    """
+
+    metrics: dict[str, Mean | float | int]
+    num_tokens: int
+    tflop: float
+    tokens_per_batch: int
+
+
 def make_optimizer(section: OptimSection, parameters: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer of the adapter; its learning rate is set before every update (`learning_rate`)."""
     if section.name == "sgd":
         return torch.optim.SGD(parameters, lr=section.lr, weight_decay=section.weight_decay)
-    return torch.optim.AdamW(parameters, lr=section.lr, betas=section.betas, weight_decay=section.weight_decay)
+    make: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
+    if section.name != "adamw":
+        import bitsandbytes
+
+        classes = {"adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit"}
+        make = getattr(bitsandbytes.optim, classes[section.name])
+    return make(parameters, lr=section.lr, betas=section.betas, weight_decay=section.weight_decay)
 
 
 def learning_rate(section: OptimSection, *, step: int, max_steps: int) -> float:
@@ -61,39 +83,64 @@ def update_policy(
     num_updates: int,
     temperature: float,
     tokens_per_batch: int,
-) -> dict[str, Mean | float | int]:
-    """One step: the gradient of the loss over all ranks' `groups`, then the optimizer. Returns metrics of all ranks.
+) -> UpdateReport:
+    """One step: the gradient of the loss over all ranks' `groups`, then the optimizer.
 
     What the weights become does not depend on how the groups lie on the ranks or are packed into batches, but for
     rounding. `num_updates` above 1 goes over the same batches again (losses in the metrics are of the last time).
+    Where a rank runs out of memory, the step is done again from its beginning in batches half as large, down to one
+    rollout in each. UpdateError where that does not help either.
     """
     normalizers = sum(ranks.gather([count_normalizers(algorithm, groups)]), start=Normalizers(0.0, 0.0, 0.0))
-    moving = [group for group in groups if needs_forward(algorithm, group)]
-    batches = make_batches(
-        policy, moving, budget=tokens_per_batch, temperature=temperature, with_old_logprobs=num_updates > 1
-    )
-    losses: dict[str, Mean] = {}
-    gaps: list[Tensor] = []
-    norm = 0.0
-    for _ in range(num_updates):
-        losses, gaps = accumulate_gradient(policy, algorithm, batches, normalizers, temperature=temperature)
-        gradient = ranks.sum_tensor(flat_gradient(policy))
-        norm = apply_gradient(policy, optimizer, gradient, lr=lr, grad_clip=grad_clip)
-    packed = sum(batch.num_tokens for batch in batches)
-    counts = ranks.gather([(packed, rollout_metrics.padded_tokens(moving), len(groups) - len(moving))])
-    names = ("train/tokens", "train/padded_tokens", "train/skipped_groups")
-    totals = {name: sum(column) for name, column in zip(names, zip(*counts, strict=True), strict=True)}
+    num_groups = sum(ranks.gather([len(groups)]))
+    moving = ranks.gather([group for group in groups if needs_forward(algorithm, group)])
+    undo = _undo_of(policy, optimizer) if num_updates > 1 else None
+
+    def attempt(budget: int) -> tuple[list[PackedBatch], dict[str, Mean], list[Tensor], float] | None:
+        """All updates, in batches of `budget`; None, on every rank, where one of them ran out of memory."""
+        mine = balance(cut(moving, budget=budget), num_ranks=ranks.count)[ranks.index]
+        batches: list[PackedBatch] = []
+
+        def backward() -> tuple[dict[str, Mean], list[Tensor]]:
+            if not batches:
+                batches.extend(policy.prepare(part) for part in split(mine, budget=budget))
+                if num_updates > 1:
+                    batches[:] = [_with_old_logprobs(policy, batch, temperature) for batch in batches]
+            return accumulate_gradient(policy, algorithm, batches, normalizers, temperature=temperature)
+
+        losses, gaps, norm = {}, [], 0.0
+        for _ in range(num_updates):
+            found = unless_out_of_memory(backward)
+            if not all(ranks.gather([found is not None])) or found is None:
+                return None
+            losses, gaps = found
+            gradient = ranks.sum_tensor(policy.flat_gradient())
+            norm = apply_gradient(policy, optimizer, gradient, lr=lr, grad_clip=grad_clip)
+        return batches, losses, gaps, norm
+
+    budget, num_failures = tokens_per_batch, 0
+    while (done := attempt(budget)) is None:
+        num_failures += 1
+        budget = _half(budget, moving)
+        if undo is not None:
+            undo()
+    batches, losses, gaps, norm = done
     every_gap = torch.cat([torch.zeros(0), *ranks.gather(gaps)])
-    p99 = _quantile(every_gap, 0.99) if every_gap.numel() else math.nan
-    return {**ranks.sum_metrics(losses), **totals, "mismatch/p99": p99, "optim/lr": lr, "optim/grad_norm": norm}
-
-
-def make_batches(
-    policy: Policy, groups: Sequence[Group], *, budget: int, temperature: float, with_old_logprobs: bool
-) -> list[PackedBatch]:
-    """Pack groups into batches of at most `budget` tokens; old log-probs are needed for several updates a batch."""
-    batches = [policy.prepare(part) for part in split(groups, budget=budget)]
-    return [_with_old_logprobs(policy, batch, temperature) for batch in batches] if with_old_logprobs else batches
+    num_packed = sum(map(num_tokens, cut(moving, budget=budget)))
+    tflop = sum(ranks.gather([sum(map(policy.shape.batch_flop, batches))])) * num_updates / 1e12
+    metrics = {
+        **ranks.sum_metrics(losses | {"train/padding": _padding(batches)}),
+        **rollout_metrics.token_counts(moving, num_packed=num_packed),
+        "train/skipped_groups": num_groups - len(moving),
+        "train/batches": sum(ranks.gather([len(batches)])),
+        "train/tflop": tflop,
+        "train/tokens_per_batch": budget,
+        "train/out_of_memory": num_failures,
+        "mismatch/p99": _quantile(every_gap, 0.99) if every_gap.numel() else math.nan,
+        "optim/lr": lr,
+        "optim/grad_norm": norm,
+    }
+    return UpdateReport(metrics, num_tokens=num_packed, tflop=tflop, tokens_per_batch=budget)
 
 
 def accumulate_gradient(
@@ -108,13 +155,12 @@ def accumulate_gradient(
 
     Returns the summed metrics and, per batch, |log pi - log pi_sampler| at its own tokens, on the CPU.
     """
-    for parameter in policy.parameters:
-        parameter.grad = None
+    policy.clear_gradient()
     summed: dict[str, Mean] = {}
     gaps: list[Tensor] = []
     for batch in batches:
         logprobs, entropy = policy.token_logprobs(batch, temperature=temperature)
-        reference = _reference_logprobs(policy, batch, temperature) if algorithm.kl_weight > 0 else None
+        reference = policy.reference_logprobs(batch, temperature=temperature) if algorithm.kl_weight > 0 else None
         loss, metrics = policy_loss(algorithm, TokenLogprobs(logprobs, entropy, reference), batch, normalizers)
         loss.backward()
         summed = metric_table.add(summed, metrics)
@@ -122,11 +168,6 @@ def accumulate_gradient(
         gap = (before - batch.sampler_logprobs[batch.trained]).abs()
         gaps.append(gap[batch.is_completion[batch.trained]].float().cpu())
     return summed, gaps
-
-
-def flat_gradient(policy: Policy) -> Tensor:
-    """The adapter's gradient as one vector, zeros where nothing reached: what is summed over ranks."""
-    return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in policy.parameters])
 
 
 def apply_gradient(
@@ -149,6 +190,37 @@ def apply_gradient(
     return norm.item()
 
 
+def _half(budget: int, groups: Sequence[Group]) -> int:
+    """A token budget that changes the batches; UpdateError where each holds one rollout already."""
+    rollouts = [num_tokens(part) for part in cut(groups, budget=1)]
+    if budget < min(rollouts):
+        raise UpdateError(
+            f"update: out of memory with a single rollout a forward pass, of up to {max(rollouts)} tokens; turn on "
+            "model.gradient_checkpointing or model.offload_activations, take model.quantize: nf4, lower "
+            "rollout.max_response_tokens, or lower rollout.gpu_memory_fraction if the engine shares the card"
+        )
+    return min(budget, sum(map(num_tokens, groups))) // 2
+
+
+def _undo_of(policy: Policy, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """Puts the adapter and the optimizer's state back to what they are now."""
+    weights = [parameter.detach().clone() for parameter in policy.parameters]
+    state = copy.deepcopy(optimizer.state_dict())
+
+    def undo() -> None:
+        with torch.no_grad():
+            for parameter, weight in zip(policy.parameters, weights, strict=True):
+                parameter.copy_(weight)
+        optimizer.load_state_dict(copy.deepcopy(state))
+
+    return undo
+
+
+def _padding(batches: Sequence[PackedBatch]) -> Mean:
+    total = sum(batch.num_tokens for batch in batches)
+    return Mean(float(sum(batch.num_padding for batch in batches)), total)
+
+
 def _quantile(values: Tensor, share: float) -> float:
     """Nearest-rank: torch.quantile refuses more than 16 million values."""
     place = max(1, math.ceil(share * values.numel()))
@@ -161,8 +233,3 @@ def _with_old_logprobs(policy: Policy, batch: PackedBatch, temperature: float) -
     old = torch.zeros_like(batch.sampler_logprobs)
     old[batch.trained] = logprobs
     return replace(batch, old_logprobs=old)
-
-
-def _reference_logprobs(policy: Policy, batch: PackedBatch, temperature: float) -> Tensor:
-    with torch.no_grad(), policy.reference():
-        return policy.token_logprobs(batch, temperature=temperature)[0]

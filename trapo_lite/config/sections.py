@@ -36,6 +36,9 @@ class ModelSection(Section):
     attention: Literal["auto", "sdpa", "flex"] = "auto"
     """auto: FlexAttention on CUDA, SDPA per segment elsewhere."""
     gradient_checkpointing: bool = False
+    """Keep the inputs of the decoder's layers only, and compute the rest of a layer again on the way back."""
+    offload_activations: bool = False
+    """Keep what the way back needs in the host's memory. CUDA only."""
     config_overrides: dict[str, Any] = Field(default_factory=dict)
     """Fields of the model's config.json to replace, for trainer, engine and export alike."""
 
@@ -148,7 +151,8 @@ class RewardSection(Section):
 
 
 class OptimSection(Section):
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "sgd"] = "adamw"
+    """8bit: bitsandbytes, a quarter of the state; paged: it may also be moved to the host's memory (CUDA)."""
     lr: Positive = 2e-5
     weight_decay: NonNegative = 0.01
     betas: tuple[Beta, Beta] = (0.9, 0.999)
@@ -158,13 +162,15 @@ class OptimSection(Section):
     updates_per_batch: PositiveInt = 1
 
     def idle_keys(self) -> set[str]:
-        return set() if self.name == "adamw" else {"betas"}
+        return {"betas"} if self.name == "sgd" else set()
 
 
 class TrainSection(Section):
     max_steps: PositiveInt = 500
     tokens_per_batch: PositiveInt = 32768
     """Token budget of one forward pass; larger trees are split along their branches."""
+    check_packing: bool = True
+    """On the first step, compare a small tree with the same rollouts as rows, and stop where they differ."""
     save_every: PositiveInt = 50
     keep_checkpoints: PositiveInt = 3
 

@@ -1,0 +1,227 @@
+"""One step's update: optimizers that can be saved, memory that runs out, work dealt out evenly."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from builders import random_rollouts, rollout, tiny_qwen2
+
+from trapo_lite import tree_attention
+from trapo_lite.algorithm import Algorithm, make_group
+from trapo_lite.checkpoint import find_checkpoint, restore_checkpoint, save_checkpoint
+from trapo_lite.config import AlgorithmSection, LoraSection, OptimSection
+from trapo_lite.policy import Policy
+from trapo_lite.ranks import Ranks
+from trapo_lite.tree import Group, dense_mask, num_tokens, pack
+from trapo_lite.types import PackedBatch
+from trapo_lite.update import UpdateError, UpdateReport, make_optimizer, update_policy
+
+TRAPO = Algorithm.from_config(AlgorithmSection(), tis_cap=2.0)
+CLIPPED = Algorithm.from_config(AlgorithmSection(clip_low=0.2, clip_high=0.2), tis_cap=None)
+
+
+def make_policy(*, r: int = 4, offload_activations: bool = False) -> Policy:
+    torch.manual_seed(0)
+    return Policy(
+        tiny_qwen2(),
+        LoraSection(r=r, alpha=8),
+        attention="sdpa",
+        gradient_checkpointing=False,
+        offload_activations=offload_activations,
+    )
+
+
+def some_groups(algorithm: Algorithm = TRAPO, *, seed: int = 0, num: int = 4) -> list[Group]:
+    rng = random.Random(seed)
+    return [make_group(algorithm, random_rollouts(rng, problem_id=str(i))) for i in range(num)]
+
+
+def update(policy: Policy, optimizer, groups, *, algorithm: Algorithm = TRAPO, **options) -> UpdateReport:
+    defaults = {"lr": 1e-2, "grad_clip": None, "num_updates": 1, "temperature": 1.0, "tokens_per_batch": 10_000}
+    return update_policy(policy, optimizer, algorithm, groups, Ranks(), **(defaults | options))
+
+
+def weights(policy: Policy) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in policy.parameters]).clone()
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "paged_adamw_8bit", "sgd"])
+@pytest.mark.filterwarnings("ignore:Paged optimizers")
+def test_every_optimizer_learns_and_goes_on_from_a_checkpoint_bit_for_bit(name: str, tmp_path: Path) -> None:
+    def start() -> tuple[Policy, torch.optim.Optimizer]:
+        policy = make_policy(r=64)  # bitsandbytes keeps states of less than 4096 elements in float32
+        return policy, make_optimizer(OptimSection(name=name, lr=1e-2), policy.parameters)
+
+    policy, optimizer = start()
+    before = weights(policy)
+    for seed in (0, 1):
+        update(policy, optimizer, some_groups(seed=seed))
+    assert not torch.equal(weights(policy), before)
+    kept = {value.dtype for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)}
+    assert (torch.uint8 in kept) == name.endswith("8bit")
+    save_checkpoint(
+        tmp_path, policy=policy, optimizer=optimizer, rng_states=[torch.get_rng_state()], state={"step": 2}, keep=1
+    )
+    update(policy, optimizer, some_groups(seed=2))
+    other, other_optimizer = start()
+    checkpoint, _ = find_checkpoint(tmp_path)
+    assert checkpoint is not None
+    restore_checkpoint(checkpoint, policy=other, optimizer=other_optimizer, rank=0)
+    update(other, other_optimizer, some_groups(seed=2))
+    assert torch.equal(weights(other), weights(policy))
+
+
+def test_offloaded_activations_give_the_same_gradient() -> None:
+    results = []
+    for offload in (False, True):
+        policy = make_policy(offload_activations=offload)
+        update(policy, make_optimizer(OptimSection(name="sgd"), policy.parameters), some_groups())
+        results.append(weights(policy))
+    assert torch.equal(*results)
+
+
+# ----- memory that runs out
+
+
+class Forgetful:
+    """Stands for a device with memory for so many tokens a forward pass, at most, from the n-th pass on."""
+
+    def __init__(self, policy: Policy, *, limit: int, start: int = 0) -> None:
+        self.sizes: list[int] = []
+        compute = policy.token_logprobs
+
+        def token_logprobs(batch: PackedBatch, *, temperature: float):
+            self.sizes.append(batch.num_tokens)
+            if batch.num_tokens > limit and len(self.sizes) > start:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return compute(batch, temperature=temperature)
+
+        policy.token_logprobs = token_logprobs  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(("num_updates", "start"), [(1, 0), (2, 0), (2, 5)])
+def test_a_step_without_memory_is_done_again_in_smaller_batches(num_updates: int, start: int) -> None:
+    """start 5: the first update has been made by then, and is taken back."""
+    algorithm = TRAPO if num_updates == 1 else CLIPPED
+    groups = some_groups(algorithm)
+    total = sum(map(num_tokens, groups))
+    results = []
+    for limit in (10**9, total // 2 + 1):
+        policy = make_policy()
+        optimizer = make_optimizer(OptimSection(lr=1e-2), policy.parameters)
+        device = Forgetful(policy, limit=limit, start=start)
+        budget = 10_000 if limit > total else (total if start == 0 else total // 3)
+        if start and limit < total:  # the last of the passes of the first update still fit
+            device = Forgetful(policy, limit=max(map(num_tokens, groups)) // 2, start=start)
+        report = update(
+            policy, optimizer, groups, algorithm=algorithm, num_updates=num_updates, tokens_per_batch=budget
+        )
+        results.append((weights(policy), report, device))
+    (whole, fits, _), (again, lowered, device) = results
+    torch.testing.assert_close(again, whole, rtol=0, atol=0.2 * 1e-2)  # AdamW amplifies rounding
+    assert fits.metrics["train/out_of_memory"] == 0 and lowered.metrics["train/out_of_memory"] >= 1
+    assert lowered.tokens_per_batch < total and device.sizes[-1] <= lowered.tokens_per_batch
+    for name in ("loss/completion", "loss/prefix", "train/padded_tokens"):
+        one, other = fits.metrics[name], lowered.metrics[name]
+        assert getattr(one, "value", one) == pytest.approx(getattr(other, "value", other), abs=1e-4)
+
+
+def test_no_memory_for_a_single_rollout_says_what_to_do() -> None:
+    policy = make_policy()
+    Forgetful(policy, limit=3)
+    before = weights(policy)
+    with pytest.raises(UpdateError, match=r"single rollout a forward pass.*gradient_checkpointing"):
+        update(policy, make_optimizer(OptimSection(), policy.parameters), some_groups())
+    assert torch.equal(weights(policy), before)
+
+
+def test_other_errors_are_not_taken_for_missing_memory() -> None:
+    policy = make_policy()
+
+    def token_logprobs(*_: object, **__: object):
+        raise RuntimeError("shapes do not match")
+
+    policy.token_logprobs = token_logprobs  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        update(policy, make_optimizer(OptimSection(), policy.parameters), some_groups())
+
+
+REAL = """
+import resource, sys
+sys.path.insert(0, {tests!r})
+import torch
+from test_update import *
+torch.set_num_threads(1)
+policy = make_policy()
+members = [rollout([1], [], [2 + slot] * 400, reward=float(slot % 2), slot=slot) for slot in range(24)]
+groups = [make_group(TRAPO, members)]
+optimizer = make_optimizer(OptimSection(lr=1e-2), policy.parameters)
+update(policy, optimizer, some_groups())
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + {room} * 2**20, resource.RLIM_INFINITY))
+report = update(policy, optimizer, groups, tokens_per_batch=100_000)
+print(report.metrics["train/out_of_memory"], report.tokens_per_batch)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_really_has_no_more_memory_goes_on_with_less() -> None:
+    """A limit of the address space: torch's allocator fails as it does when a machine is full."""
+    found = {}
+    for room in (100_000, 60):
+        program = REAL.format(tests=str(Path(__file__).parent), room=room)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[room] = [int(word) for word in done.stdout.split()]
+    assert found[100_000] == [0, 100_000]
+    assert found[60][0] >= 1 and found[60][1] < 9601
+
+
+# ----- what is counted
+
+
+def test_the_counts_of_a_step() -> None:
+    shared = rollout([1, 2], [3, 4, 5], [6], reward=1.0)
+    group = make_group(TRAPO, [shared, rollout([1, 2], [3, 4, 5], [7, 7, 7], slot=1)])
+    solved = make_group(TRAPO, [rollout([1], [], [2], reward=1.0, slot=slot) for slot in range(2)])
+    policy = make_policy()
+    report = update(policy, make_optimizer(OptimSection(), policy.parameters), [group, solved])
+    assert report.num_tokens == 2 + 3 + 1 + 3
+    metrics = report.metrics
+    assert (metrics["train/tokens"], metrics["train/padded_tokens"], metrics["train/skipped_groups"]) == (9, 16, 1)
+    assert metrics["train/shared"].value == pytest.approx((6 + 8 - 9) / 14)  # type: ignore[union-attr]
+    assert metrics["train/batches"] == 1 and metrics["train/padding"].value == 0.0  # type: ignore[union-attr]
+
+
+def test_operations_are_what_torch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With attention by plain products over all pairs, which torch can count."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def plain_products(batch: PackedBatch) -> tree_attention.TreeLayout:
+        mask = dense_mask(batch)
+
+        def attend(query, key, value, scaling):
+            scores = (query @ key.transpose(2, 3) * scaling).masked_fill(~mask, -torch.inf)
+            return scores.softmax(-1) @ value
+
+        return tree_attention.TreeLayout(attend)
+
+    monkeypatch.setattr(tree_attention, "segment_layout", plain_products)
+    policy = make_policy()
+    members = [rollout([1], range(2, 34), [7] * 7, reward=1.0), rollout([1], [], [5], slot=1)]
+    batch = policy.prepare([make_group(TRAPO, members)])
+    with FlopCounterMode(display=False) as counter:
+        logprobs, entropy = policy.token_logprobs(batch, temperature=1.0)
+        (logprobs.sum() + entropy.sum()).backward()
+    shape, num_tokens, num_trained = policy.shape, batch.num_tokens, len(batch.trained)
+    logits_again = 2 * shape.hidden_size * shape.vocab_size * num_trained
+    every_pair = shape.training_flop(num_tokens=num_tokens, num_visible=num_tokens**2, num_trained=num_trained)
+    # The first layer's input has no gradient, which is 6 % of this small model.
+    assert counter.get_total_flops() - logits_again == pytest.approx(every_pair, rel=0.08)
+    visible = sum(int(position) + 1 for position in batch.position)
+    assert shape.batch_flop(batch) == every_pair - 12 * shape.attention_width * 2 * (num_tokens**2 - visible)
+    padded = pack([make_group(TRAPO, members)], pad_to=100)
+    assert shape.batch_flop(padded) == shape.batch_flop(batch)

@@ -1,0 +1,63 @@
+"""What a process has: memory, the peak of a stage and what happens when there is none left; operations a second."""
+
+import resource
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+T = TypeVar("T")
+
+# Dense bfloat16, by a part of the device's name, the more special first. Source: NVIDIA's data sheets.
+PEAK_TFLOPS = {
+    "H100 PCIe": 756,
+    "H100 NVL": 835,
+    "H100": 989,
+    "H200": 989,
+    "B200": 2250,
+    "A100": 312,
+    "A800": 312,
+    "A40": 149.7,
+    "A10G": 70,
+    "A10": 125,
+    "L40S": 362,
+    "L40": 181,
+    "L4": 121,
+    "RTX 5090": 209.5,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71,
+    "RTX A6000": 154.8,
+}
+
+
+def unless_out_of_memory(compute: Callable[[], T]) -> T | None:
+    """What `compute` returns; None where it ran out of memory, with what it had taken given back."""
+    try:
+        return compute()
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+            raise
+    clear_device_cache(garbage_collection=True)  # here, where the error no longer holds on to compute's frames
+    return None
+
+
+def start_peak(device: torch.device) -> None:
+    """The peak of `device` is that from now on; a process on the CPU only knows the peak of its life."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_gib(device: torch.device) -> float:
+    """GiB: on CUDA the most that tensors took since `start_peak`, on the CPU the largest resident size so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30
+
+
+def peak_tflops(device: torch.device) -> float | None:
+    """10^12 operations a second that the device can do at most in bfloat16; None where that is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)

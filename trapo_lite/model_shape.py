@@ -1,0 +1,81 @@
+"""Sizes of a model and its adapter, from the model's configuration alone: what is counted in bytes and operations."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from trapo_lite.types import PackedBatch
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """linear_parameters: of the decoder's linear layers;  adapter_parameters: of LoRA on those that are targets.
+    other_parameters: embeddings, an output layer that is not tied to them, norms, biases.
+    attention_width, kv_width: heads, and key-value heads, times the size of a head.
+    """
+
+    num_layers: int
+    hidden_size: int
+    mlp_width: int
+    vocab_size: int
+    attention_width: int
+    kv_width: int
+    linear_parameters: int
+    other_parameters: int
+    adapter_parameters: int
+
+    @property
+    def parameters(self) -> int:
+        return self.linear_parameters + self.other_parameters
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig, *, rank: int, targets: str | Sequence[str]) -> "ModelShape":
+        """No weights are made: the model is built on the meta device. targets: as in lora.target_modules."""
+        model = meta_model(config)
+        linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        decoder = {name: module for name, module in linears.items() if not name.endswith("lm_head")}
+        adapted = [module for name, module in decoder.items() if is_target(name, targets)]
+        num_linear = sum(module.weight.numel() for module in decoder.values())
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cls(
+            num_layers=config.num_hidden_layers,
+            hidden_size=config.hidden_size,
+            mlp_width=config.intermediate_size,
+            vocab_size=config.vocab_size,
+            attention_width=config.num_attention_heads * head_size,
+            kv_width=config.num_key_value_heads * head_size,
+            linear_parameters=num_linear,
+            other_parameters=sum(parameter.numel() for parameter in model.parameters()) - num_linear,
+            adapter_parameters=rank * sum(module.in_features + module.out_features for module in adapted),
+        )
+
+    def training_flop(self, *, num_tokens: int, num_visible: int, num_trained: int) -> float:
+        """Operations of forward and backward through a frozen base under an adapter, recomputation left out.
+
+        A frozen weight costs 2 a token forward and 2 for the gradient of its input; an adapter's 2 more for its own.
+        num_visible: pairs of a token and one that it sees (itself included): 4 forward and 8 backward for each unit of
+        attention_width and layer.   num_trained: rows of the head.
+        """
+        dense = 4.0 * self.linear_parameters * num_tokens + 6.0 * self.adapter_parameters * num_tokens
+        attention = 12.0 * self.attention_width * self.num_layers * num_visible
+        return dense + attention + 4.0 * self.hidden_size * self.vocab_size * num_trained
+
+    def batch_flop(self, batch: PackedBatch) -> float:
+        """`training_flop` of one packed batch; a token sees as many as stand on its path."""
+        num_tokens = batch.num_tokens - batch.num_padding
+        num_visible = int((batch.position + 1).sum()) - batch.num_padding
+        return self.training_flop(num_tokens=num_tokens, num_visible=num_visible, num_trained=len(batch.trained))
+
+
+def is_target(name: str, targets: str | Sequence[str]) -> bool:
+    """Whether lora.target_modules names this linear layer of the decoder; a text means all of them."""
+    return isinstance(targets, str) or any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model without memory behind its weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
