@@ -10,7 +10,7 @@ if __name__ == "__main__":
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--run", type=Path, metavar="DIR", help="a run's folder: its base with RUN/adapter, unmerged")
     which.add_argument("--model", metavar="PATH", help="a model's folder (a merged checkpoint, say) or hub id")
-    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="with --run: another adapter of it")
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="with --run: another adapter of it")
     parser.add_argument("--base", action="store_true", help="with --run: the base without an adapter")
     parser.add_argument("--data", metavar="FILE", help="problems; default: eval.data")
     parser.add_argument("--num-samples", type=int, metavar="K", help="answers a problem; default: eval.num_samples")

@@ -26,6 +26,7 @@ from trapo_lite.engines import endpoints
 from trapo_lite.engines.base import Completion, EngineError, RolloutEngine, SampleRequest
 from trapo_lite.engines.child import environment_without_launcher
 from trapo_lite.engines.server import API_KEY, ServerEngine
+from trapo_lite.engines.start import start_engine
 from trapo_lite.inputs import check_paths
 from trapo_lite.run_folder import read_metrics
 from trapo_lite.tiny_world import BASE_DIR
@@ -271,7 +272,7 @@ def test_two_servers_serve_as_one_engine_also_when_one_dies(
     servers: list[Server], adapters: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     urls = [server.url for server in servers[:2]]
-    with pytest.raises(EngineError, match="401"):  # without the key nothing is served
+    with pytest.raises(EngineError, match=r"401.*set TRAPO_LITE_SERVER_API_KEY"):  # without the key nothing is served
         ServerEngine(urls, max_model_len=MAX_LEN, dtype=torch.float32)
     monkeypatch.setenv(API_KEY, KEY)
     with pytest.raises(EngineError, match="start it with --max-model-len 4096"):
@@ -341,6 +342,14 @@ def check_logprobs(adapter: Path, request: SampleRequest, completion: Completion
     torch.testing.assert_close(list(completion.logprobs), scores[len(request.token_ids) - 1 :], rtol=0, atol=1e-4)
 
 
+def test_the_command_in_a_message_is_the_configurations_own(tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    overrides = ["rollout.engine=server", f"rollout.servers={url}", "run.deterministic=false", "lora.r=24"]
+    config = load_config([Path("configs/tiny_cpu.yaml")], overrides)
+    with pytest.raises(EngineError, match=r"--model trapo_lite/tiny_world/base --dtype float32 .*--max-lora-rank 32 "):
+        start_engine(config, max_model_len=64, log_path=tmp_path / "engine.log")
+
+
 def test_certificates_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/ca.pem")
     with pytest.raises(EngineError, match=r"certificates cannot be read .*/nowhere/ca.pem"):
@@ -349,7 +358,7 @@ def test_certificates_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPat
 
 def make_endpoints(answers, urls: list[str]) -> endpoints.Endpoints:
     """Endpoints whose servers are `answers(endpoint, path)`; call it on an event loop."""
-    found = endpoints.Endpoints(urls, headers={}, max_model_len=64, notify=lambda line: None)
+    found = endpoints.Endpoints(urls, headers={}, max_model_len=64, command="", notify=lambda line: None)
 
     async def call(method, endpoint, path, body=None, **_):
         return answers(endpoint, path)
@@ -447,6 +456,9 @@ def test_a_folder_for_the_servers_that_is_not_there_is_named() -> None:
     [
         (["rollout.engine=server"], "no endpoint is named"),
         (["rollout.engine=server", "rollout.servers=[host:8000]"], "not a base url"),
+        (["rollout.engine=server", "rollout.servers=['http://a:1', 'http://b:80a0']"], "number 2 is not a base url"),
+        (["rollout.engine=server", "rollout.servers='http://a:99999'"], "number 1 is not a base url"),
+        (["rollout.engine=server", "rollout.servers=['http://a:1', 'http://a:1']"], "named twice"),
         (["rollout.engine=server", "rollout.servers=['http://user:key@host:8000']"], "API_KEY"),
         (["rollout.servers=['http://host:8000']"], "no effect"),
         (

@@ -13,7 +13,8 @@ from trapo_lite.checkpoint import CheckpointError
 from trapo_lite.config import Config, ConfigError, validate
 from trapo_lite.data import DataError
 from trapo_lite.engines.base import EngineError
-from trapo_lite.run_folder import RunFolder, differences, read_metrics
+from trapo_lite.export import export_run
+from trapo_lite.run_folder import RunFolder, differences, final_adapter, read_metrics
 from trapo_lite.trainer import train
 
 GRPO = {"name": "grpo", "schedule": [{"num_rollouts": 4}], "prefix_loss": "none"}
@@ -267,6 +268,20 @@ def test_a_run_killed_before_it_left_its_adapter_leaves_it_when_started_again(ma
     assert "is complete: 2 steps done" in capsys.readouterr().out
 
 
+def test_an_adapter_of_an_earlier_end_is_not_taken_for_the_runs(make_config) -> None:
+    folder = train(make_config(train={"max_steps": 1}))
+    assert final_adapter(folder) == folder / "adapter"
+    shutil.copytree(folder / "adapter", folder / "old")
+    train(make_config(train={"max_steps": 2}))
+    assert final_adapter(folder) == folder / "adapter"
+    shutil.rmtree(folder / "adapter")
+    (folder / "old").rename(folder / "adapter")  # as if killed in its second life, after a checkpoint
+    with pytest.raises(ConfigError, match=r"gone on to step-000002; .*--adapter .*step-000002 or --adapter .*/adapter"):
+        final_adapter(folder)
+    with pytest.raises(ConfigError, match="gone on to step-000002"):
+        export_run(folder)
+
+
 def test_whatever_ends_a_run_the_steps_it_logged_are_kept(make_config, monkeypatch: pytest.MonkeyPatch) -> None:
     update = trainer.update_policy
 
@@ -322,9 +337,9 @@ def test_auto_chooses_a_schedule_and_says_so(make_config, capsys) -> None:
 
 def test_a_run_that_goes_on_says_that_its_export_is_of_an_earlier_end(make_config, capsys) -> None:
     train(make_config(train={"max_steps": 1}))
-    assert "what was trained so far" not in capsys.readouterr().out
+    assert "until this run ends" not in capsys.readouterr().out
     train(make_config(train={"max_steps": 2}))
-    assert "adapter/ hold what was trained so far" in capsys.readouterr().out
+    assert "adapter/ stay as they are until this run ends" in capsys.readouterr().out
 
 
 def test_no_expert_traces_where_the_schedule_needs_them(make_config, tmp_path: Path, monkeypatch) -> None:

@@ -87,6 +87,10 @@ def check_name(name: str) -> None:
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
         raise ConfigError(f"model.name: {name!r} is an adapter; give the model it belongs to, or a merged checkpoint")
     if path.is_dir():
+        if not (path / "config.json").is_file():
+            near = sorted(str(file.parent) for file in path.glob("*/config.json"))
+            hint = f"did you mean {near[0]}?" if near else "give the folder that holds it"
+            raise ConfigError(f"model.name: {name!r} holds no config.json; {hint}")
         return
     if path.exists():
         raise ConfigError(f"model.name: {name!r} is a file; give the model's folder")

@@ -24,7 +24,7 @@ from trapo_lite.evaluation import EvalResult, evaluate_problems
 from trapo_lite.inputs import sampling_settings
 from trapo_lite.launch import set_threads
 from trapo_lite.reward import MathVerifier
-from trapo_lite.run_folder import load_run_config
+from trapo_lite.run_folder import final_adapter, load_run_config
 from trapo_lite.types import Problem
 
 
@@ -48,7 +48,7 @@ def target_from_arguments(
     *,
     run: Path | None,
     model: str | None,
-    checkpoint: Path | None,
+    adapter: Path | None,
     base: bool,
     data: str | None,
     num_samples: int | None,
@@ -58,7 +58,7 @@ def target_from_arguments(
 ) -> EvalTarget:
     """What scripts/evaluate.py was asked for; ConfigError where options contradict each other or name nothing.
 
-    run:   its adapter (`checkpoint`, by default run/adapter) unmerged on its base, or with `base` the base alone;
+    run:   its adapter (`adapter`, by default run/adapter) unmerged on its base, or with `base` the base alone;
            results in run/eval
     model: by itself; results in ./eval
     """
@@ -67,26 +67,26 @@ def target_from_arguments(
     every_override = [*overrides, *set_by_options]
     resolved = load_config(config, every_override) if run is None else load_run_config(run, config, every_override)
     if run is None:
-        if base or checkpoint is not None:
-            raise ConfigError("--base, --checkpoint: say which adapter of a run; give --run instead of --model")
+        if base or adapter is not None:
+            raise ConfigError("--base, --adapter: say which adapter of a run; give --run instead of --model")
         name, adapter_dir = Path(resolved.model.name).name, None
     else:
-        adapter_dir = _adapter_of(run, checkpoint, base=base)
+        adapter_dir = _adapter_of(run, adapter, base=base)
         name = "base" if adapter_dir is None else adapter_dir.name
     folder = Path("eval") if run is None else run / "eval"
     data_name = Path(resolved.eval.data or "").stem.replace(":", "-")
     return EvalTarget(resolved, adapter_dir, out or folder / f"{name}-{data_name}.json")
 
 
-def _adapter_of(run: Path, checkpoint: Path | None, *, base: bool) -> Path | None:
-    if base and checkpoint is not None:
-        raise ConfigError(f"--base: is the model without an adapter, but --checkpoint {checkpoint} is one; choose one")
+def _adapter_of(run: Path, adapter: Path | None, *, base: bool) -> Path | None:
+    if base and adapter is not None:
+        raise ConfigError(f"--base: is the model without an adapter, but --adapter {adapter} is one; choose one")
     if base:
         return None
-    folder = checkpoint or run / "adapter"
+    folder = adapter or final_adapter(run)
     if not (folder / "adapter_config.json").is_file():
         raise ConfigError(
-            f"--checkpoint {folder}: holds no adapter_config.json; give the folder of a PEFT adapter (RUN/adapter "
+            f"--adapter {folder}: holds no adapter_config.json; give the folder of a PEFT adapter (RUN/adapter "
             "after a finished run, RUN/checkpoints/step-... before) or --base"
         )
     return folder

@@ -23,7 +23,7 @@ from trapo_lite.data import end_of_text_id, load_tokenizer
 from trapo_lite.export_report import ExportDtype, ExportReport, compare
 from trapo_lite.model_card import model_card
 from trapo_lite.parity import probe_sequences
-from trapo_lite.run_folder import load_run_config
+from trapo_lite.run_folder import final_adapter, load_run_config
 
 MIN_PROBE_TOKENS = 1024
 MAX_PROBE_LENGTH = 257
@@ -52,7 +52,7 @@ def export_run(
         )
     return export_merged(
         model=config.model,
-        adapter_dir=adapter_dir or run / "adapter",
+        adapter_dir=adapter_dir or final_adapter(run),
         out=out or run / "merged",
         dtype=dtype or config.model.dtype,
         eos_token=config.data.eos_token,

@@ -28,6 +28,8 @@ class Inputs:
 def check_paths(config: Config) -> None:
     """Do the local files and folders that the configuration names exist? Nothing is opened, no hub is asked."""
     check_name(config.model.name)
+    if Path(config.model.name).is_dir():
+        check_targets(model_config(config.model), config.lora.target_modules)
     check_sources(config.data.train)
     if config.eval.data is not None:
         check_sources(config.eval.data)

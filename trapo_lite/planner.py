@@ -16,8 +16,8 @@ def plan_lines(config: Config) -> list[str]:
         f"run       {config.run.folder}, seed {config.run.seed}{', deterministic' if config.run.deterministic else ''}",
         f"model     {model.name}, {precision}, LoRA r {lora.r}, alpha {lora.alpha:g} on {targets}",
         f"data      {config.data.train}",
-        f"rollouts  {rollout.num_problems} problems x {algorithm.group_size} a step by {rollout.engine}, "
-        f"{rollout.schedule}, temperature {rollout.temperature:g}, at most {rollout.max_response_tokens} tokens each",
+        f"rollouts  {rollout.num_problems} problems x {algorithm.group_size} a step{_by(config)}, "
+        f"temperature {rollout.temperature:g}, at most {rollout.max_response_tokens} tokens each",
     ]
     for number, group in enumerate(groups, start=1):
         lines.append(f"  micro-group {number}: {group.num_rollouts} rollout{'s' if group.num_rollouts > 1 else ''}, ")
@@ -50,3 +50,12 @@ def plan_lines(config: Config) -> list[str]:
         f"at most   {most:,} sampled tokens a step",
     ]
     return lines
+
+
+def _by(config: Config) -> str:
+    rollout = config.rollout
+    if not config.algorithm.samples:
+        return ", all from the expert"
+    servers = f" ({', '.join(rollout.servers)})" if rollout.engine == "server" else ""
+    merge = "" if rollout.merge == "never" else f", merge {rollout.merge}"
+    return f" by {rollout.engine}{servers}, {rollout.schedule}{merge}"

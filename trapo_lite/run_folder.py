@@ -70,7 +70,7 @@ class RunFolder:
         if not found:
             return []
         these = " and ".join(f"{name}/" for name in found)
-        return [f"{self.path}: {these} hold what was trained so far, until this run ends and is exported again"]
+        return [f"{self.path}: {these} stay as they are until this run ends and is exported again"]
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         with self.metrics_file.open("a", encoding="utf-8") as file:
@@ -117,6 +117,18 @@ class RunFolder:
             raise ConfigError(
                 f"run.name: another process is writing to {self.path}; wait for it, stop it, or choose another run.name"
             ) from None
+
+
+def final_adapter(run: Path) -> Path:
+    """run/adapter; ConfigError where the run has gone on since: it is of an earlier end then."""
+    folder = RunFolder(run)
+    newest = max(folder.checkpoints.glob("step-*"), default=None)
+    if newest is not None and (run / "adapter").is_dir() and not folder.holds_adapter_of(newest):
+        raise ConfigError(
+            f"--run {run}: its adapter/ is of an earlier end, the run has gone on to {newest.name}; finish it, or say "
+            f"which is meant: --adapter {newest} or --adapter {run / 'adapter'}"
+        )
+    return run / "adapter"
 
 
 def load_run_config(run: Path, files: Sequence[str] = (), overrides: Sequence[str] = ()) -> Config:

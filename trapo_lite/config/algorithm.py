@@ -113,17 +113,18 @@ class AlgorithmSection(Section):
     def has_prefix_loss(self) -> bool:
         return self.prefix_loss != "none" and self.prefix_weight > 0
 
-    def idle_keys(self) -> set[str]:
-        has_effect = {
-            "alpha": self.has_prefix_loss and self.prefix_loss == "trust_region",
-            "gamma": self.has_prefix_loss and self.prefix_loss == "luffy",
-            "prefix_weight": self.prefix_loss != "none",
-            "prefix_advantage": self.has_prefix_loss,
-            "count_expert_in_baseline": self.samples and any(g.prefix_ratio == 1.0 for g in self.micro_groups),
-            "divide_by_std": self.samples,
-            "normalizer_tokens": self.normalizer == "constant",
+    def idle_keys(self) -> dict[str, str]:
+        has_whole_trace = any(group.prefix_ratio == 1.0 for group in self.micro_groups)
+        conditions = {
+            "alpha": (self.has_prefix_loss and self.prefix_loss == "trust_region", "prefix_loss: trust_region"),
+            "gamma": (self.has_prefix_loss and self.prefix_loss == "luffy", "prefix_loss: luffy"),
+            "prefix_weight": (self.prefix_loss != "none", "a prefix_loss"),
+            "prefix_advantage": (self.has_prefix_loss, "a prefix_loss and guided rollouts that train it"),
+            "count_expert_in_baseline": (self.samples and has_whole_trace, "own rollouts beside whole expert traces"),
+            "divide_by_std": (self.samples, "a schedule that samples"),
+            "normalizer_tokens": (self.normalizer == "constant", "normalizer: constant"),
         }
-        return {key for key, acts in has_effect.items() if not acts}
+        return {key: condition for key, (acts, condition) in conditions.items() if not acts}
 
 
 def _can_be_guided(index: int, group: MicroGroup) -> bool:

@@ -32,12 +32,16 @@ class Section(BaseModel):
         extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), coerce_numbers_to_str=True
     )
 
-    def idle_keys(self) -> set[str]:
-        """Keys without effect beside the others: refused when the user sets them, left out of the resolved file."""
-        return set()
+    def idle_keys(self) -> dict[str, str]:
+        """Keys without effect beside the others, with what they act with.
+
+        They are refused when the user sets them, and left out of the resolved file.
+        """
+        return {}
 
     @model_validator(mode="after")
     def _no_idle_keys(self) -> "Section":
-        for key in sorted(self.idle_keys() & self.model_fields_set):
-            raise ValueError(f"{key}: has no effect with the other settings of this section; remove it")
+        for key, condition in self.idle_keys().items():
+            if key in self.model_fields_set:
+                raise ValueError(f"{key}: has no effect here: it acts with {condition}; set that, or remove this")
         return self

@@ -87,6 +87,8 @@ def _parse_override(text: str) -> tuple[str, str, Any]:
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
     if not equals or len(parts) != 2 or not all(parts):
+        if text.endswith((".yaml", ".yml")):
+            raise ConfigError(f"{text!r}: is a file; write --config before each")
         raise ConfigError(f"{text!r}: not an override; write section.key=value, such as optim.lr=2e-5")
     try:
         return parts[0], parts[1], yaml.safe_load(value)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from trapo_lite.config.algorithm import AlgorithmSection
 from trapo_lite.config.fields import (
@@ -89,9 +89,13 @@ class DataSection(Section):
         return self
 
 
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
 class RolloutSection(Section):
     engine: Literal["vllm", "server", "transformers"] = "vllm"
-    servers: list[str] = Field(default_factory=list)
+    servers: Annotated[list[str], BeforeValidator(_listed)] = Field(default_factory=list)
     """engine: server: base urls of `vllm serve` endpoints (http://host:8000), all with the same model."""
     server_adapter_dir: str | None = None
     """Folder where the servers find the adapter, under the same path as here; None: in this machine's memory."""
@@ -125,20 +129,23 @@ class RolloutSection(Section):
     probe_tokens: Annotated[Whole, Field(ge=512)] = 512
     """Tokens of the parity probe after each publish."""
 
-    def idle_keys(self) -> set[str]:
-        idle = set() if self.engine == "server" else {"servers", "server_adapter_dir"}
-        return idle if self.engine == "vllm" else idle | {"merge"}
+    def idle_keys(self) -> dict[str, str]:
+        needs = {"servers": "server", "server_adapter_dir": "server", "merge": "vllm"}
+        return {key: f"rollout.engine: {engine}" for key, engine in needs.items() if self.engine != engine}
 
     @model_validator(mode="after")
     def _has_servers(self) -> "RolloutSection":
         if self.engine == "server" and not self.servers:
             raise ValueError("servers: rollout.engine is server but no endpoint is named; set it to [http://host:8000]")
-        for url in self.servers:
-            if not re.fullmatch(r"https?://[^/?#@]+(/v1)?/?", url):
+        for number, url in enumerate(self.servers):
+            found = re.fullmatch(r"https?://(?:[^/?#@\s:\[]+|\[[0-9a-fA-F:]+\])(?::(\d+))?(/v1)?/?", url)
+            if found is None or int(found[1] or 80) > 65535:
                 raise ValueError(
-                    "servers: not a base url; give http://host:port or https://host:port, without user, path or key "
-                    "(the key is TRAPO_LITE_SERVER_API_KEY's)"
+                    f"servers: number {number + 1} is not a base url; give http://host:port or https://host:port, "
+                    "without user, path or key (the key is TRAPO_LITE_SERVER_API_KEY's)"
                 )
+        if len(set(self.servers)) < len(self.servers):
+            raise ValueError("servers: one of them is named twice; name each once")
         return self
 
 
@@ -161,8 +168,8 @@ class OptimSection(Section):
     warmup_steps: Annotated[Whole, Field(ge=0)] = 0
     updates_per_batch: PositiveInt = 1
 
-    def idle_keys(self) -> set[str]:
-        return {"betas"} if self.name == "sgd" else set()
+    def idle_keys(self) -> dict[str, str]:
+        return {"betas": "an optimizer of the Adam family"} if self.name == "sgd" else {}
 
 
 class TrainSection(Section):
@@ -242,11 +249,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         algorithm, rollout = self.algorithm, self.rollout
-        for key, cure in (("schedule", "name a schedule"), ("merge", "set it to never or in_place")):
+        for key, cure in (("schedule", "name a schedule"), ("merge", "take never or in_place")):
             if getattr(rollout, key) == "auto" and self.run.deterministic:
                 raise ValueError(
                     f"rollout.{key}: auto measures, so it may choose otherwise when the run is resumed, and "
-                    f"run.deterministic promises bits; {cure}"
+                    f"run.deterministic promises bits; {cure}, or set run.deterministic=false"
                 )
         if rollout.engine == "server" and self.run.deterministic:
             raise ValueError(

@@ -56,12 +56,13 @@ class Endpoints:
         *,
         headers: Mapping[str, str],
         max_model_len: int,
+        command: str,
         notify: Callable[[str], None],
     ) -> None:
         # Connections are given up before the servers do so (5 s): one closed while it is used looks like a dead server.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2.0)
         self._client = httpx.AsyncClient(headers=dict(headers), timeout=CALL_LIMIT_S, limits=limits)
-        self._max_model_len, self._notify = max_model_len, notify
+        self._max_model_len, self._command, self._notify = max_model_len, command, notify
         loop = asyncio.get_running_loop()
         self.alive = [Endpoint(url.rstrip("/").removesuffix("/v1"), loop.create_future()) for url in urls]
         self._watchers = [loop.create_task(self._watch(endpoint)) for endpoint in self.alive]
@@ -74,9 +75,10 @@ class Endpoints:
                 models = await self._call("GET", endpoint, "/v1/models")
                 await self._check_adapters(endpoint)
             except _EndpointFailed as failure:
-                raise EngineError(
-                    f"rollout.servers: {endpoint.url} {failure}; start it with: {start_command(self._max_model_len)}"
-                ) from None
+                cure = f"start it with: {self._command}"
+                if failure.status in (401, 403):
+                    cure = "set TRAPO_LITE_SERVER_API_KEY to the key it was started with (VLLM_API_KEY or --api-key)"
+                raise EngineError(f"rollout.servers: {endpoint.url} {failure}; {cure}") from None
             bases = [model for model in (models or {}).get("data", []) if not model.get("parent")]
             if not bases:
                 raise EngineError(f"rollout.servers: {endpoint.url} lists no model at /v1/models; is it vLLM?")
@@ -293,10 +295,15 @@ def completion_from(answer: Any, request: SampleRequest, version: int | None) ->
     return Completion(request.request_id, tuple(token_ids), tuple(logprobs), choice["finish_reason"], version)
 
 
-def start_command(max_model_len: int) -> str:
+def start_command(
+    max_model_len: int, *, model: str = "MODEL", rank: int | str = "RANK", dtype: str = "DTYPE", overrides: str = ""
+) -> str:
     """How an endpoint is started so that it can be trained with."""
+    hf_overrides = f" --hf-overrides '{overrides}'" if overrides else ""
     return (
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 python -m vllm.entrypoints.openai.api_server --model MODEL --enable-lora "
-        f"--max-loras 2 --max-lora-rank RANK --max-model-len {max_model_len} --generation-config vllm "
-        "--logprobs-mode processed_logprobs (--max-loras: 2 for each trainer process)"
+        f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 python -m vllm.entrypoints.openai.api_server --model {model} "
+        f"--dtype {dtype} --enable-lora --max-loras 2 --max-lora-rank {rank} --max-model-len {max_model_len} "
+        f"--generation-config vllm --logprobs-mode processed_logprobs{hf_overrides} --port PORT "
+        "(--max-loras: 2 for each trainer process; on a CPU also --no-enable-chunked-prefill "
+        "--max-num-batched-tokens 8192 --kv-cache-memory-bytes 1073741824)"
     )

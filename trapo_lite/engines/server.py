@@ -23,7 +23,7 @@ import torch
 from trapo_lite import parity
 from trapo_lite.engines.adapter_folder import AdapterFolder
 from trapo_lite.engines.base import Completion, EngineError, SampleRequest, check_request
-from trapo_lite.engines.endpoints import Endpoints
+from trapo_lite.engines.endpoints import Endpoints, start_command
 
 API_KEY = "TRAPO_LITE_SERVER_API_KEY"
 POLL_WAIT_S = 0.2
@@ -37,6 +37,7 @@ class ServerEngine:
     adapter_dir: where versions of the adapter are put for the servers to read; None: a RAM-backed folder here, for
                  servers on this machine
     dtype:       what the servers hold adapters in, for `adapter_checksum`
+    command:     how such a server is started, for messages
     """
 
     def __init__(
@@ -46,9 +47,11 @@ class ServerEngine:
         max_model_len: int,
         dtype: torch.dtype,
         adapter_dir: Path | None = None,
+        command: str | None = None,
         notify: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.max_model_len, self.dtype, self._notify = max_model_len, dtype, notify
+        self._command = command or start_command(max_model_len)
         self.version: int | None = None
         self.publish_seconds = 0.0
         self.publish_bytes = 0
@@ -179,7 +182,9 @@ class ServerEngine:
 
     async def _make_endpoints(self, urls: Sequence[str], headers: dict[str, str]) -> Endpoints:
         try:
-            return Endpoints(urls, headers=headers, max_model_len=self.max_model_len, notify=self._notify)
+            return Endpoints(
+                urls, headers=headers, max_model_len=self.max_model_len, command=self._command, notify=self._notify
+            )
         except OSError as error:  # ssl's errors are OSErrors
             authority = {name: os.environ[name] for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if name in os.environ}
             raise EngineError(

@@ -1,5 +1,6 @@
 """Start the engine a configuration asks for."""
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -62,14 +63,24 @@ def start_engine(
         return SupervisedEngine(start, folder=log_path.with_name(f".{log_path.stem}.adapter"), notify=notify)
 
     if config.rollout.engine == "server":
+        from trapo_lite.engines.endpoints import start_command
         from trapo_lite.engines.server import ServerEngine
+        from trapo_lite.engines.vllm_options import round_up_lora_rank
 
         folder = config.rollout.server_adapter_dir
+        command = start_command(
+            max_model_len,
+            model=config.model.name,
+            rank=round_up_lora_rank(config.lora.r),
+            dtype=config.model.dtype,
+            overrides=json.dumps(config.model.config_overrides) if config.model.config_overrides else "",
+        )
         return ServerEngine(
             config.rollout.servers,
             max_model_len=max_model_len,
             dtype=getattr(torch, config.model.dtype),
             adapter_dir=None if folder is None else Path(folder),
+            command=command,
             notify=notify,
         )
 
