@@ -27,27 +27,38 @@ def _scaled_logits(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
 
 
 class _TokenLogprobs(torch.autograd.Function):
+    """Two float32 tables of (rows, V) at a time, forward and backward: everything else is done in place."""
+
     @staticmethod
     def forward(ctx, hidden: Tensor, head: Tensor, token_ids: Tensor, temperature: float, rows: int):
         hidden = hidden.to(head.dtype)
-        logprobs, entropies = [], []
+        logprobs, entropies, normalisers = [], [], []
         for chunk, ids in zip(hidden.split(rows), token_ids.split(rows), strict=True):
-            logp = torch.log_softmax(_scaled_logits(chunk, head, temperature), dim=-1)
-            logprobs.append(logp.gather(1, ids[:, None]).squeeze(1))
-            entropies.append(-(logp.exp() * logp).sum(dim=-1))
-        ctx.save_for_backward(hidden, head, token_ids, torch.cat(entropies))
+            logits = _scaled_logits(chunk, head, temperature)
+            top = logits.amax(dim=-1, keepdim=True)
+            logits.sub_(top)
+            weights = logits.exp()
+            total = weights.sum(dim=-1)
+            chosen = logits.gather(1, ids[:, None]).squeeze(1)
+            logprobs.append(chosen - total.log())
+            entropies.append(total.log() - weights.mul_(logits).sum(dim=-1) / total)
+            normalisers.append(top.squeeze(1) + total.log())
+        ctx.save_for_backward(hidden, head, token_ids, torch.cat(entropies), torch.cat(normalisers))
         ctx.temperature, ctx.rows = temperature, rows
         return torch.cat(logprobs), torch.cat(entropies)
 
     @staticmethod
     def backward(ctx, grad_logprobs: Tensor, grad_entropies: Tensor):
         """d log p_t / d z_j = [j = t] - p_j   and   d H / d z_j = -p_j (log p_j + H), with z the scaled logits."""
-        hidden, head, token_ids, entropies = ctx.saved_tensors
-        grads = []
-        columns = (hidden, token_ids, entropies, grad_logprobs, grad_entropies)
-        for chunk, ids, entropy, grad_logp, grad_entropy in zip(*(c.split(ctx.rows) for c in columns), strict=True):
-            logp = torch.log_softmax(_scaled_logits(chunk, head, ctx.temperature), dim=-1)
-            grad = logp.exp().mul_(-(grad_logp[:, None] + grad_entropy[:, None] * (logp + entropy[:, None])))
+        hidden, head, token_ids, entropies, normalisers = ctx.saved_tensors
+        result = torch.empty_like(hidden)
+        columns = (hidden, token_ids, entropies, normalisers, grad_logprobs, grad_entropies, result)
+        for chunk, ids, entropy, normaliser, grad_logp, grad_entropy, out in zip(
+            *(column.split(ctx.rows) for column in columns), strict=True
+        ):
+            logp = _scaled_logits(chunk, head, ctx.temperature).sub_(normaliser[:, None])
+            grad = logp.exp()
+            grad.mul_(logp.add_(entropy[:, None]).mul_(grad_entropy[:, None]).add_(grad_logp[:, None]).neg_())
             grad.scatter_add_(1, ids[:, None], grad_logp[:, None])
-            grads.append((grad.div_(ctx.temperature).to(head.dtype) @ head).to(chunk.dtype))
-        return torch.cat(grads), None, None, None, None
+            out.copy_(grad.div_(ctx.temperature).to(head.dtype) @ head)
+        return result, None, None, None, None

@@ -1,0 +1,271 @@
+"""What an update costs: the packed tree against rows, the head's memory, cost against length and group size.
+
+    python benchmarks/train_step.py --quick                  # under 3 minutes on two cores
+    python benchmarks/train_step.py --json train_step.json   # longer lengths, the head at 16k tokens
+    python benchmarks/train_step.py --shape 1.5B             # on a GPU: random weights of that shape
+
+TRAPO groups of 4 + 2 + 1 + 1 rollouts at 0, 25, 50 and 100 % of one trace, random tokens. Three ways to the same
+gradient take turns, and only their ratios mean something: packed (the trainer's own), rows (our path, every rollout a
+chain of its own, nothing padded or shared) and padded (rows padded to the longest, transformers' attention with a
+mask). All of them use the chunked head.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from worlds import SHAPES, TINY, World, scratch
+
+from trapo_lite.algorithm import Algorithm, TokenLogprobs, count_normalizers, make_group, policy_loss
+from trapo_lite.config import AlgorithmSection
+from trapo_lite.head import token_logprobs
+from trapo_lite.policy import Policy
+from trapo_lite.rollout_metrics import padded_tokens
+from trapo_lite.tree import Group, num_tokens, pack
+from trapo_lite.types import Rollout, Verdict
+
+ALGORITHM = Algorithm.from_config(AlgorithmSection(), tis_cap=2.0)
+TIMED = (128, 1024, 384)
+LENGTHS = ((64, 256, 192), TIMED, (256, 4096, 2048))
+HEAD_VOCABULARY = 151_936
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer repetitions, shorter series, 2k tokens for the head"
+    )
+    parser.add_argument(
+        "--shape", choices=sorted(SHAPES), help="random weights of this shape instead of the tiny world's"
+    )
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    figures: dict[str, object] = {
+        "padded_over_packed_tokens": {str(lengths): round(saved(*lengths), 3) for lengths in LENGTHS}
+    }
+    with scratch() as folder:
+        world = TINY if args.shape is None else World.random(args.shape, folder / "model")
+        policy = load(world)
+        figures |= measure_layouts(policy, repeats=2 if args.quick else 5)
+        figures |= measure_series(policy, is_short=args.quick, repeats=3)
+    figures |= measure_head(num_tokens=2048 if args.quick else 16_384)
+    print(json.dumps(figures, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def load(world: World) -> Policy:
+    """A policy whose adapter is not zero, so that every part of the gradient is there."""
+    config = world.config("model.config_overrides={max_position_embeddings: 8192}")
+    torch.manual_seed(0)
+    policy = Policy.load(config.model, config.lora, device="cuda" if torch.cuda.is_available() else "cpu")
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.parameters:
+            parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator).to(parameter.device))
+    return policy
+
+
+def trapo_group(prompt: int, trace: int, completion: int, *, num_free: int = 4, vocab_size: int = 40) -> Group:
+    """A problem whose policy fails now and then: free rollouts, then prefixes of 25, 25, 50 and 100 % of one trace."""
+    rng = random.Random(0)
+
+    def ids(num: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(5, vocab_size) for _ in range(num))
+
+    prompt_ids, trace_ids = ids(prompt), ids(trace)
+    cuts = [0] * num_free + [trace // 4, trace // 4, trace // 2, trace]
+    rollouts = [
+        Rollout(
+            problem_id="p",
+            slot=slot,
+            prompt_ids=prompt_ids,
+            prefix_ids=trace_ids[:cut],
+            completion_ids=() if cut == trace else ids(completion),
+            completion_logprobs=() if cut == trace else (-1.0,) * completion,
+            finish_reason="expert" if cut == trace else "length",
+            trace=0 if cut else None,
+            train_prefix=cut > 0,
+            adapter_version=1,
+            verdict=Verdict("correct" if slot % 2 else "wrong"),
+            reward=float(slot % 2),
+        )
+        for slot, cut in enumerate(cuts)
+    ]
+    return make_group(ALGORITHM, rollouts)
+
+
+def saved(prompt: int, trace: int, completion: int) -> float:
+    group = trapo_group(prompt, trace, completion)
+    return padded_tokens([group]) / num_tokens(group)
+
+
+def rows_of(group: Group) -> list[Group]:
+    columns = zip(group.rollouts, group.advantages, group.prefix_weights, strict=True)
+    return [Group((rollout,), (advantage,), (weight,)) for rollout, advantage, weight in columns]
+
+
+# ----- three ways to one gradient
+
+
+def packed(policy: Policy, group: Group) -> None:
+    batch = policy.prepare([group])
+    forward = TokenLogprobs(*policy.token_logprobs(batch, temperature=1.0))
+    policy_loss(ALGORITHM, forward, batch, count_normalizers(ALGORITHM, [group]))[0].backward()
+
+
+def unpadded_rows(policy: Policy, group: Group) -> None:
+    normalizers = count_normalizers(ALGORITHM, [group])
+    for row in rows_of(group):
+        batch = policy.prepare([row])
+        forward = TokenLogprobs(*policy.token_logprobs(batch, temperature=1.0))
+        policy_loss(ALGORITHM, forward, batch, normalizers)[0].backward()
+
+
+def padded_rows(policy: Policy, group: Group) -> None:
+    """All rollouts in one (rows, longest) batch through transformers' own attention."""
+    rows = rows_of(group)
+    sequences = [row.rollouts[0].prompt_ids + row.rollouts[0].response_ids for row in rows]
+    width = max(map(len, sequences))
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for number, sequence in enumerate(sequences):
+        ids[number, : len(sequence)], mask[number, : len(sequence)] = torch.tensor(sequence), 1
+    base = policy.model.get_base_model()
+    base.set_attn_implementation("sdpa")
+    with policy._autocast():
+        hidden = base.get_decoder()(
+            input_ids=ids.to(policy.device), attention_mask=mask.to(policy.device), use_cache=False
+        ).last_hidden_state
+    base.set_attn_implementation("packed_tree")
+    batch = pack(rows).to(policy.device)  # the same rows as chains: their tokens come in the same order
+    of_token = torch.cat([torch.arange(len(s)) + number * width for number, s in enumerate(sequences)])
+    trained = batch.trained
+    at = of_token.to(policy.device)[batch.parent[trained]]
+    logprobs, entropy = token_logprobs(hidden.flatten(0, 1)[at], policy._head(), batch.input_ids[trained])
+    normalizers = count_normalizers(ALGORITHM, [group])
+    policy_loss(ALGORITHM, TokenLogprobs(logprobs, entropy), batch, normalizers)[0].backward()
+
+
+WAYS: dict[str, Callable[[Policy, Group], None]] = {"packed": packed, "rows": unpadded_rows, "padded": padded_rows}
+
+
+def timed(policy: Policy, way: Callable[[Policy, Group], None], group: Group) -> tuple[float, Tensor]:
+    """Seconds of forward and backward, and the gradient."""
+    policy.clear_gradient()
+    started = time.perf_counter()
+    way(policy, group)
+    if policy.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started, policy.flat_gradient()
+
+
+def measure_layouts(policy: Policy, *, repeats: int) -> dict[str, object]:
+    """Seconds by layout at (prompt, trace, completion) = TIMED, the ways taking turns, and how far gradients part."""
+    group = trapo_group(*TIMED)
+    seconds = dict.fromkeys(WAYS, 0.0)
+    gradients: dict[str, Tensor] = {}
+    for repeat in range(-1, repeats):  # -1: to warm up
+        for name, way in WAYS.items():
+            elapsed, gradients[name] = timed(policy, way, group)
+            seconds[name] += elapsed * (repeat >= 0)
+    print(f"{TIMED}: " + ", ".join(f"{name} {s / repeats:.3f} s" for name, s in seconds.items()), flush=True)
+    errors = [
+        (gradients[name] - gradients["padded"]).norm() / gradients["padded"].norm() for name in ("packed", "rows")
+    ]
+    return {
+        "padded_over_packed_time": round(seconds["padded"] / seconds["packed"], 3),
+        "rows_over_packed_time": round(seconds["rows"] / seconds["packed"], 3),
+        "gradient_relative_error": float(f"{max(errors):.2g}"),
+    }
+
+
+def measure_series(policy: Policy, *, is_short: bool, repeats: int) -> dict[str, object]:
+    """Microseconds a packed token, by length of the completions and by group size; 1: cost is linear in tokens."""
+
+    def per_token(groups: dict[int, Group]) -> dict[int, float]:
+        seconds = {key: [timed(policy, packed, group)[0] for _ in range(repeats)] for key, group in groups.items()}
+        return {key: statistics.median(seconds[key]) / num_tokens(group) * 1e6 for key, group in groups.items()}
+
+    lengths = (64, 128, 256, 512) if is_short else (64, 128, 256, 512, 1024, 2048)
+    by_length = per_token({length: trapo_group(64, 128, length) for length in lengths})
+    by_size = per_token({8 + extra: trapo_group(64, 128, 192, num_free=4 + extra) for extra in (0, 8, 24)})
+    return {
+        "us_per_token_by_completion_length": {length: round(value) for length, value in by_length.items()},
+        "us_per_token_by_group_size": {size: round(value) for size, value in by_size.items()},
+    }
+
+
+# ----- the head
+
+
+def measure_head(*, num_tokens: int) -> dict[str, object]:
+    """Peak memory of forward and backward through the head beyond hidden rows and their gradient, by vocabulary."""
+    sizes = (HEAD_VOCABULARY // 4, HEAD_VOCABULARY)
+    peaks = {vocabulary: head_peak(num_tokens, vocabulary) for vocabulary in sizes}
+    return {
+        "head_tokens": num_tokens,
+        "head_peak_mb": round(peaks[HEAD_VOCABULARY], 1),
+        "head_peak_mb_by_vocabulary": {vocabulary: round(peak, 1) for vocabulary, peak in peaks.items()},
+        "full_logits_mb": round(num_tokens * HEAD_VOCABULARY * 4 / 1e6),
+    }
+
+
+def head_peak(num_tokens: int, vocabulary: int) -> float:
+    """MB, in a process of its own: on the CPU the peak is that of the whole process."""
+    command = [sys.executable, __file__, "--head", str(num_tokens), str(vocabulary)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def print_head_peak(num_tokens: int, vocabulary: int) -> None:
+    is_cuda = torch.cuda.is_available()
+    device, width = ("cuda", 3584) if is_cuda else ("cpu", 64)
+    dtype = torch.bfloat16 if is_cuda else torch.float32
+    torch.set_num_threads(1)
+    hidden = torch.randn(num_tokens, width, device=device, dtype=dtype, requires_grad=True)
+    head = torch.randn(vocabulary, width, device=device, dtype=dtype)
+    ids = torch.randint(vocabulary, (num_tokens,), device=device)
+    hidden.grad = torch.zeros_like(hidden)
+
+    def once(rows: slice) -> None:
+        logprobs, entropy = token_logprobs(hidden[rows], head, ids[rows])
+        (logprobs.sum() + entropy.sum()).backward()
+
+    once(slice(0, 1))  # what libraries take once
+    before = resident_mb(is_cuda)
+    once(slice(None))
+    gradient_mb = hidden.numel() * hidden.element_size() / 1e6
+    print(resident_mb(is_cuda, peak=True) - before - gradient_mb)
+
+
+def resident_mb(is_cuda: bool, *, peak: bool = False) -> float:
+    """Now, or the most since it was last asked for now."""
+    if is_cuda:
+        if not peak:
+            torch.cuda.reset_peak_memory_stats()
+        return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 1e6
+    if not peak:
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+    name = "VmHWM" if peak else "VmRSS"
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+def is_head_process(arguments: Sequence[str]) -> bool:
+    return arguments[1:2] == ["--head"]
+
+
+if __name__ == "__main__":
+    if is_head_process(sys.argv):
+        print_head_peak(int(sys.argv[2]), int(sys.argv[3]))
+    else:
+        main()
