@@ -140,7 +140,7 @@ def padded_rows(policy: Policy, group: Group) -> None:
     mask = torch.zeros(len(rows), width, dtype=torch.long)
     for number, sequence in enumerate(sequences):
         ids[number, : len(sequence)], mask[number, : len(sequence)] = torch.tensor(sequence), 1
-    base = policy.model.get_base_model()
+    base = policy._base
     base.set_attn_implementation("sdpa")
     with policy._autocast():
         hidden = base.get_decoder()(
