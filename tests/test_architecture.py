@@ -28,7 +28,8 @@ ROWS: list[tuple[str, str]] = [
     ("3 shell: owners", "policy sampler engines"),
     (
         "3 shell: put together",
-        "update packing_check checkpoint evaluation publishing export inputs identity rollout_choices log_book",
+        "memory_plan update packing_check checkpoint evaluation publishing export inputs identity rollout_choices "
+        "log_book",
     ),
     ("3 shell: put together", "rollout_stage"),
     ("4 jobs", "trainer evaluate planner prepare tiny_world"),

@@ -44,6 +44,23 @@ def train(arguments: Sequence[str] | None = None) -> None:
         run_training(config, restart=args.restart)
 
 
+def plan(arguments: Sequence[str] | None = None) -> None:
+    """scripts/plan.py"""
+    parser = argparse.ArgumentParser(prog="plan.py", description="What a step takes of each GPU; nothing is loaded.")
+    add_config_arguments(parser)
+    parser.add_argument("--gpu-memory", metavar="24GB", help="default: the GPU's")
+    parser.add_argument("--gpu", metavar="NAME", help="for the times, such as A100 or 'RTX 4090'")
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="trainer processes, one a GPU")
+    args = parser.parse_intermixed_args(arguments)
+    with exit_on_user_error():
+        config = load_config(args.config, args.overrides)
+        from trapo_lite.planner import memory_lines, parse_memory
+
+        memory = None if args.gpu_memory is None else parse_memory(args.gpu_memory)
+        lines = memory_lines(config, gpu_name=args.gpu, gpu_memory=memory, num_gpus=max(1, args.num_gpus))
+        print("\n".join(lines))
+
+
 def run_training(config: Config, *, restart: bool) -> None:
     with exit_when_stopped():
         from trapo_lite.launch import end_with_launcher

@@ -42,6 +42,11 @@ def unless_out_of_memory(compute: Callable[[], T]) -> T | None:
     return None
 
 
+def total_memory(device: torch.device) -> float | None:
+    """Bytes of the GPU; None on the CPU."""
+    return float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
+
+
 def start_peak(device: torch.device) -> None:
     """The peak of `device` is that from now on; a process on the CPU only knows the peak of its life."""
     if device.type == "cuda":

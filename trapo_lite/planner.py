@@ -1,6 +1,11 @@
 """The plan of a step, from the configuration alone: no weights, no GPU, no network."""
 
-from trapo_lite.config import Config
+import re
+from dataclasses import replace
+
+from trapo_lite.config import Config, ConfigError
+from trapo_lite.inputs import model_shape
+from trapo_lite.memory_plan import GIB, GPUS, Gpu, plan_memory, plan_time, remedies, shortcoming
 
 
 def plan_lines(config: Config) -> list[str]:
@@ -59,3 +64,65 @@ def _by(config: Config) -> str:
     servers = f" ({', '.join(rollout.servers)})" if rollout.engine == "server" else ""
     merge = "" if rollout.merge == "never" else f", merge {rollout.merge}"
     return f" by {rollout.engine}{servers}, {rollout.schedule}{merge}"
+
+
+def memory_lines(config: Config, *, gpu_name: str | None, gpu_memory: float | None, num_gpus: int) -> list[str]:
+    """What a step takes of each GPU and how long it takes at most, part by part; what to change where it does not fit.
+
+    gpu_memory: bytes; None: the named GPU's, or 24 GiB.  ConfigError for a GPU whose speed is not known.
+    """
+    gpu = _gpu(gpu_name, gpu_memory)
+    shape = model_shape(config)
+    plan = plan_memory(config, shape, gpu_memory=gpu.memory)
+    parts = [
+        ("base", plan.base, f"{shape.parameters / 1e9:.2f} billion parameters"),
+        ("adapter", plan.adapter, f"{shape.adapter_parameters / 1e6:.1f} million, weights and gradients in float32"),
+        ("optimizer", plan.optimizer, config.optim.name),
+        ("activations", plan.activations, f"of {config.train.tokens_per_batch} tokens a forward pass"),
+        ("hidden rows", plan.hidden, "and their gradient"),
+        ("head", plan.head, "chunks of logits"),
+        ("engine", plan.engine_weights, "its copy of the base, and what it needs besides"),
+        ("KV cache", plan.kv_cache, f"{plan.kv_cache / plan.kv_token:,.0f} tokens"),
+        ("reserve", plan.reserve, "CUDA contexts"),
+    ]
+    lines = [f"each of {num_gpus} x {gpu.name}, {gpu.memory / GIB:.0f} GiB; estimates, GiB:"]
+    lines += [f"  {name:<12}{size / GIB:8.2f}  {note}" for name, size, note in parts]
+    lines += [
+        f"  in updates  {plan.during_update / GIB:8.2f}{'' if plan.keeps_cache else '  without the KV cache'}",
+        f"  in rollouts {plan.during_rollouts / GIB:8.2f}",
+    ]
+    times = plan_time(config, shape, gpu, num_gpus=num_gpus)
+    lines.append(
+        f"a step takes at most {times.rollouts:.0f} s of rollouts and {times.update:.0f} s of updating, if every one "
+        f"of its {config.rollout.num_problems * config.algorithm.group_size} rollouts is as long as it may be "
+        f"({times.num_tokens:,} tokens)"
+    )
+    problem = shortcoming(config, shape, gpu_memory=gpu.memory)
+    if problem is None:
+        return [*lines, "fits"]
+    cures = remedies(config, shape, gpu_memory=gpu.memory)
+    cure = " ".join(cures) if cures else "nothing here helps: take a smaller model or a larger GPU"
+    return [*lines, f"does not fit: {problem}", f"change: {cure}"]
+
+
+def parse_memory(text: str) -> float:
+    """Bytes of "24GB" or "80": what is printed on a card, which counts in GiB.
+
+    >>> parse_memory("24GB") == parse_memory("24") == 24 * 2**30
+    True
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB|GiB|G)?", text.strip(), re.IGNORECASE)
+    if found is None or float(found[1]) <= 0:
+        raise ConfigError(f"--gpu-memory: found {text!r}; write 24GB, say")
+    return float(found[1]) * GIB
+
+
+def _gpu(name: str | None, memory: float | None) -> Gpu:
+    if name is not None and name not in GPUS:
+        raise ConfigError(f"--gpu: found {name!r}; known are {', '.join(GPUS)}")
+    if name is None:  # the slowest known card that has so much, for the times
+        enough = [gpu for gpu in GPUS.values() if memory is not None and gpu.memory >= memory]
+        gpu = min(enough, key=lambda gpu: gpu.memory) if enough else GPUS["RTX 4090"]
+    else:
+        gpu = GPUS[name]
+    return gpu if memory is None else replace(gpu, memory=memory)

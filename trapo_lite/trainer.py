@@ -27,9 +27,10 @@ from trapo_lite.config import Config
 from trapo_lite.data import text_of
 from trapo_lite.display import Display
 from trapo_lite.identity import run_identity
-from trapo_lite.inputs import read_inputs
+from trapo_lite.inputs import model_shape, read_inputs
 from trapo_lite.launch import Stopped, StopSignals, check_world_size, set_threads
 from trapo_lite.log_book import LogBook
+from trapo_lite.memory_plan import require_fits
 from trapo_lite.packing_check import check_packing
 from trapo_lite.policy import Policy
 from trapo_lite.ranks import Ranks
@@ -128,6 +129,8 @@ class _Run:
         config = self.config
         for line in self.folder.outdated():
             self.display.message(line)
+        if config.train.check_memory and (memory := device.total_memory(self.ranks.device)) is not None:
+            require_fits(config, model_shape(config), gpu_memory=memory)
         patience = "; vLLM takes about half a minute" if config.rollout.engine == "vllm" else ""
         self.display.message(f"starting the verifier, the engine and the model{patience}")
         self.rollouts = RolloutStage(

@@ -176,6 +176,8 @@ class TrainSection(Section):
     max_steps: PositiveInt = 500
     tokens_per_batch: PositiveInt = 32768
     """Token budget of one forward pass; larger trees are split along their branches."""
+    check_memory: bool = True
+    """Refuse what, by the plan (scripts/plan.py), does not fit the GPU."""
     check_packing: bool = True
     """On the first step, compare a small tree with the same rollouts as rows, and stop where they differ."""
     save_every: PositiveInt = 50

@@ -1,0 +1,233 @@
+"""The plan's arithmetic against what is really allocated, and what it advises."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from builders import rollout
+from torch import Tensor
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from trapo_lite import cli
+from trapo_lite.algorithm import Algorithm, make_group
+from trapo_lite.base_model import load_base
+from trapo_lite.config import AlgorithmSection, Config, ConfigError, LoraSection, ModelSection, load_config
+from trapo_lite.inputs import model_shape
+from trapo_lite.memory_plan import (
+    GIB,
+    GPUS,
+    layer_bytes,
+    plan_memory,
+    plan_time,
+    remedies,
+    require_fits,
+    shortcoming,
+)
+from trapo_lite.planner import memory_lines, parse_memory
+from trapo_lite.policy import Policy
+
+QWEN_7B = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
+
+
+@pytest.fixture(scope="module")
+def model_7b(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shape alone: there are no weights."""
+    folder = tmp_path_factory.mktemp("qwen-7b")
+    (folder / "config.json").write_text(json.dumps(QWEN_7B))
+    return folder
+
+
+def config_for(model: Path, name: str, *overrides: str) -> Config:
+    return load_config([Path("configs") / name], [f"model.name={model}", *overrides])
+
+
+# ----- against what is really allocated
+
+
+def kept_bytes(num_layers: int, num_tokens: int, *, dtype: torch.dtype, rank: int, **sizes: int) -> int:
+    """What autograd keeps of one row's forward pass, the model's own weights left out."""
+    shape = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 2} | sizes
+    config = Qwen2Config(**shape, num_hidden_layers=num_layers, vocab_size=128, attn_implementation="packed_tree")
+    base = Qwen2ForCausalLM(config).to(dtype)
+    policy = Policy(base, LoraSection(r=rank, alpha=8), attention="sdpa", gradient_checkpointing=False)
+    algorithm = Algorithm.from_config(AlgorithmSection(), tis_cap=None)
+    batch = policy.prepare([make_group(algorithm, [rollout([1], [], [2] * (num_tokens - 1), reward=1.0)])])
+    own = {parameter.untyped_storage().data_ptr() for parameter in policy.model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = policy._hidden_rows(batch, torch.arange(num_tokens))
+    total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    del hidden
+    return total
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"hidden_size": 512},
+        {"intermediate_size": 2048},
+        {"num_key_value_heads": 4},
+        {"rank": 64},
+        {"head_dim": 128},
+    ],
+    ids=str,
+)
+def test_what_a_layer_keeps_is_what_autograd_keeps(dtype: torch.dtype, sizes: dict[str, int]) -> None:
+    options = {"rank": 8} | sizes
+    one, three = (
+        kept_bytes(layers, 200, dtype=dtype, **options) - kept_bytes(layers, 100, dtype=dtype, **options)
+        for layers in (1, 3)
+    )
+    found = (three - one) / 2 / 100
+    hidden, heads = options.get("hidden_size", 256), 4
+    shape = model_shape_of(
+        hidden_size=hidden,
+        mlp_width=options.get("intermediate_size", 1024),
+        attention_width=heads * options.get("head_dim", hidden // heads),
+    )
+    expected = layer_bytes(shape, rank=options["rank"], width=torch.finfo(dtype).bits // 8)
+    assert found == pytest.approx(expected, rel=0.02)
+
+
+def model_shape_of(**sizes: int):
+    from trapo_lite.model_shape import ModelShape
+
+    names = ("num_layers", "vocab_size", "kv_width", "linear_parameters", "other_parameters", "adapter_parameters")
+    return ModelShape(**dict.fromkeys(names, 1), **sizes)
+
+
+def test_a_base_in_nf4_takes_what_is_planned(tmp_path: Path) -> None:
+    config = Qwen2Config(
+        hidden_size=512,
+        intermediate_size=2048,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        vocab_size=1000,
+    )
+    Qwen2ForCausalLM(config).bfloat16().save_pretrained(tmp_path)
+    for quantize in ("none", "nf4"):
+        section = ModelSection(name=str(tmp_path), quantize=quantize, dtype="bfloat16")
+        base = load_base(section, device="cpu", attention="sdpa")
+        found = sum(tensor.untyped_storage().nbytes() for tensor in all_tensors(base))
+        overrides = [f"model.quantize={quantize}", "model.dtype=bfloat16", f"model.name={tmp_path}"]
+        resolved = load_config([Path("configs/tiny_cpu.yaml")], overrides)
+        planned = plan_memory(resolved, model_shape(resolved), gpu_memory=24 * GIB).base
+        assert found == pytest.approx(planned, rel=0.02), quantize
+
+
+def all_tensors(base: torch.nn.Module) -> list[Tensor]:
+    """Parameters, and of quantised ones the scales too; tied weights once."""
+    tensors = {parameter.data_ptr(): parameter.data for parameter in base.parameters()}
+    for parameter in base.parameters():
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:
+            for tensor in (state.absmax, state.state2.absmax):
+                tensors[tensor.data_ptr()] = tensor
+    return list(tensors.values())
+
+
+def test_adapter_and_optimizer_are_counted_exactly() -> None:
+    config = load_config([Path("configs/tiny_cpu.yaml")])
+    shape = model_shape(config)
+    policy = Policy.load(config.model, config.lora, device="cpu")
+    assert shape.adapter_parameters == sum(parameter.numel() for parameter in policy.parameters)
+    base = policy.model.get_base_model()
+    others = sum(p.numel() for name, p in base.named_parameters() if "lora" not in name)
+    assert shape.parameters == others
+
+
+# ----- what it says
+
+
+def test_the_shipped_configurations_fit_the_cards_they_are_named_after(model_7b: Path) -> None:
+    for name, gpu in (("1x24GB_qlora.yaml", "RTX 4090"), ("8xA100_lora.yaml", "A100")):
+        config = config_for(model_7b, name)
+        assert shortcoming(config, model_shape(config), gpu_memory=GPUS[gpu].memory) is None, name
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "overrides"),
+    [
+        ("8xA100_lora.yaml", 48, []),
+        ("8xA100_lora.yaml", 24, []),
+        ("1x24GB_qlora.yaml", 24, ["model.gradient_checkpointing=false"]),
+        ("1x24GB_qlora.yaml", 24, ["rollout.colocate=false", "rollout.gpu_memory_fraction=0.6"]),
+    ],
+)
+def test_the_advice_makes_it_fit_and_nothing_of_it_is_idle(
+    model_7b: Path, name: str, memory: int, overrides: list[str]
+) -> None:
+    config = config_for(model_7b, name, *overrides)
+    shape, size = model_shape(config), memory * GIB
+    assert shortcoming(config, shape, gpu_memory=size) is not None
+    advice = remedies(config, shape, gpu_memory=size)
+    assert advice
+    assert shortcoming(config_for(model_7b, name, *overrides, *advice), shape, gpu_memory=size) is None
+    for left_out in advice:
+        others = [option for option in advice if option != left_out]
+        assert shortcoming(config_for(model_7b, name, *overrides, *others), shape, gpu_memory=size) is not None
+    with pytest.raises(ConfigError, match=r"does not fit the GPU.*change .*train\.check_memory=false"):
+        require_fits(config, shape, gpu_memory=size)
+
+
+def test_what_nothing_helps_says_so(model_7b: Path) -> None:
+    config = config_for(model_7b, "8xA100_lora.yaml")
+    assert remedies(config, model_shape(config), gpu_memory=4 * GIB) == []
+    lines = memory_lines(config, gpu_name=None, gpu_memory=4 * GIB, num_gpus=1)
+    assert lines[-2].startswith("does not fit") and "smaller model or a larger GPU" in lines[-1]
+
+
+def test_more_of_everything_takes_more(model_7b: Path) -> None:
+    def peak(*overrides: str) -> float:
+        config = config_for(model_7b, "8xA100_lora.yaml", *overrides)
+        return plan_memory(config, model_shape(config), gpu_memory=80 * GIB).during_update
+
+    plain = peak()
+    assert peak("model.gradient_checkpointing=false") > plain > peak("train.tokens_per_batch=16384")
+    assert plain > peak("optim.name=adamw_8bit") and plain > peak("model.quantize=nf4")
+    assert plain > peak("model.offload_activations=true") and plain < peak("rollout.colocate=false")
+
+
+def test_times_follow_the_roofline(model_7b: Path) -> None:
+    config = config_for(model_7b, "8xA100_lora.yaml")
+    shape = model_shape(config)
+    slow, fast = (plan_time(config, shape, GPUS[name], num_gpus=8) for name in ("A100", "H100"))
+    assert slow.update / fast.update == pytest.approx(989 / 312) and slow.rollouts > fast.rollouts
+    sft = load_config(
+        [Path("configs/8xA100_lora.yaml"), Path("configs/algorithm/sft.yaml")], [f"model.name={model_7b}"]
+    )
+    assert plan_time(sft, shape, GPUS["A100"], num_gpus=8).rollouts == 0.0
+
+
+def test_the_door(model_7b: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--config", "configs/1x24GB_qlora.yaml", f"model.name={model_7b}"]
+    cli.plan([*arguments, "--gpu-memory", "24GB"])
+    said = capsys.readouterr().out
+    assert "KV cache" in said and said.rstrip().endswith("fits")
+    for wrong, message in ((["--gpu-memory", "much"], "write 24GB"), (["--gpu", "A10O"], "known are RTX 3090")):
+        with pytest.raises(SystemExit):
+            cli.plan([*arguments, *wrong])
+        assert message in capsys.readouterr().err
+    assert parse_memory("80") == 80 * GIB

@@ -1,0 +1,229 @@
+"""How much memory of each GPU a step takes, part by part, and how long it takes: arithmetic, nothing is loaded.
+
+Weights, adapter and optimizer are exact. What autograd keeps of a decoder layer was counted with saved-tensor hooks
+(tests/test_memory_plan.py counts again); allocator and CUDA contexts are allowed for by `RESERVE` and `FRAGMENTATION`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from trapo_lite.config import Config, ConfigError
+from trapo_lite.head import CHUNK_ELEMENTS
+from trapo_lite.model_shape import ModelShape
+from trapo_lite.tree import bucket
+
+Change = Callable[[Config], Config]
+
+GIB = 2**30
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, a byte for 64 of them, and 4 bytes for 256 of those
+RESERVE = 1.5 * GIB  # CUDA contexts and kernels of trainer and engine
+FRAGMENTATION = 1.1  # of what is allocated and freed in every batch
+ENGINE_RESERVE = 1.5 * GIB  # of the engine: activations and CUDA graphs
+OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "sgd": 0}
+UTILISATION = 0.35  # of the peak, in the update
+DECODE_EFFICIENCY = 0.6  # of the memory's bandwidth, in decoding
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """memory: bytes;  tflops: dense bfloat16;  bandwidth: bytes a second. Source: NVIDIA's data sheets."""
+
+    name: str
+    memory: float
+    tflops: float
+    bandwidth: float
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("RTX 3090", 24 * GIB, 71, 0.94e12),
+        Gpu("RTX 4090", 24 * GIB, 165.2, 1.01e12),
+        Gpu("RTX 5090", 32 * GIB, 209.5, 1.79e12),
+        Gpu("L40S", 48 * GIB, 362, 0.86e12),
+        Gpu("A100", 80 * GIB, 312, 2.04e12),
+        Gpu("H100", 80 * GIB, 989, 3.35e12),
+        Gpu("H200", 141 * GIB, 989, 4.8e12),
+        Gpu("B200", 180 * GIB, 2250, 8.0e12),
+    )
+}
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of one GPU, part by part. The engine's are 0 where it is elsewhere."""
+
+    base: float
+    adapter: float
+    optimizer: float
+    activations: float
+    hidden: float
+    head: float
+    engine_weights: float
+    kv_cache: float
+    kv_token: float
+    reserve: float
+    keeps_cache: bool
+
+    @property
+    def trainer(self) -> float:
+        """What stays between updates."""
+        return self.base + self.adapter + self.optimizer
+
+    @property
+    def during_update(self) -> float:
+        cache = self.kv_cache if self.keeps_cache else 0.0
+        return self.trainer + self.activations + self.hidden + self.head + self.engine_weights + cache + self.reserve
+
+    @property
+    def during_rollouts(self) -> float:
+        return self.trainer + self.engine_weights + self.kv_cache + self.reserve
+
+    @property
+    def peak(self) -> float:
+        return max(self.during_update, self.during_rollouts)
+
+
+def plan_memory(config: Config, shape: ModelShape, *, gpu_memory: float) -> MemoryPlan:
+    """Of one GPU, shared by a trainer process and, with rollout.engine vllm, its engine."""
+    model, train, rollout = config.model, config.train, config.rollout
+    width = 4 if model.dtype == "float32" else 2
+    base = shape.other_parameters * width + shape.linear_parameters * (NF4_BYTES if model.quantize == "nf4" else width)
+    tokens = bucket(train.tokens_per_batch)
+    layer = layer_bytes(shape, rank=config.lora.r, width=width)
+    stored = layer * shape.num_layers
+    if model.gradient_checkpointing:
+        stored = shape.hidden_size * width * shape.num_layers + layer
+    if model.offload_activations:
+        stored = layer  # one layer's on the way to the host or back
+    in_backward = 2 * width * shape.mlp_width  # gradients of the widest part of a layer
+    has_engine = rollout.engine == "vllm" and config.algorithm.samples
+    engine_weights = base + ENGINE_RESERVE if has_engine else 0.0
+    kv_cache = max(0.0, rollout.gpu_memory_fraction * gpu_memory - engine_weights) if has_engine else 0.0
+    return MemoryPlan(
+        base=base,
+        # master weights, gradient, the flattened gradient and its clipped copy; under autocast a copy in bfloat16
+        adapter=shape.adapter_parameters * (16 + (2 if width == 2 else 0)),
+        optimizer=shape.adapter_parameters * OPTIMIZER_BYTES[config.optim.name],
+        activations=FRAGMENTATION * tokens * (stored + in_backward),
+        hidden=2.0 * tokens * shape.hidden_size * width,
+        head=CHUNK_ELEMENTS * (8.0 + width),
+        engine_weights=engine_weights,
+        kv_cache=kv_cache,
+        kv_token=2.0 * shape.num_layers * shape.kv_width * 2,
+        reserve=RESERVE,
+        keeps_cache=not rollout.colocate,
+    )
+
+
+def layer_bytes(shape: ModelShape, *, rank: int, width: int) -> float:
+    """What autograd keeps of one decoder layer for one token; `width` bytes a number, but norms are in float32.
+
+    Keys and values are repeated to the width of the queries. 7 adapted layers keep their inner product each.
+    """
+    norms = 18 if width == 2 else 16  # in float32 some of it is one tensor with what comes in
+    attention = 5 * width  # queries, keys, values, what comes out, and that in the order of tokens
+    mlp = 4 * width
+    parts = norms * shape.hidden_size + attention * shape.attention_width + mlp * shape.mlp_width
+    return parts + 7 * width * rank
+
+
+def shortcoming(config: Config, shape: ModelShape, *, gpu_memory: float) -> str | None:
+    """What does not fit, in one line; None where everything does."""
+    plan = plan_memory(config, shape, gpu_memory=gpu_memory)
+    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    if plan.engine_weights and plan.kv_cache < plan.kv_token * longest:
+        return (
+            f"the engine: {config.rollout.gpu_memory_fraction:.0%} of the card leaves {plan.kv_cache / GIB:.1f} GiB "
+            f"for its cache, one sequence of {longest} tokens takes {plan.kv_token * longest / GIB:.1f}"
+        )
+    for stage, needed in (("the update", plan.during_update), ("rollouts", plan.during_rollouts)):
+        if needed > gpu_memory:
+            return f"{stage}: {needed / GIB:.1f} GiB of {gpu_memory / GIB:.0f}"
+    return None
+
+
+def require_fits(config: Config, shape: ModelShape, *, gpu_memory: float) -> None:
+    """ConfigError, with what to change, where the plan does not fit a GPU with so many bytes."""
+    problem = shortcoming(config, shape, gpu_memory=gpu_memory)
+    if problem is not None:
+        cures = remedies(config, shape, gpu_memory=gpu_memory) or ["a smaller model or a larger GPU"]
+        raise ConfigError(
+            f"this does not fit the GPU, by estimate ({problem}); change {' '.join(cures)}, or try it all the same "
+            "with train.check_memory=false (scripts/plan.py shows the parts)"
+        )
+
+
+def remedies(config: Config, shape: ModelShape, *, gpu_memory: float) -> list[str]:
+    """Options that together make it fit, none of them idle; empty where it fits, or nothing here helps."""
+
+    def fits(changes: dict[str, Change]) -> bool:
+        changed = config
+        for change in changes.values():
+            changed = change(changed)
+        return shortcoming(changed, shape, gpu_memory=gpu_memory) is None
+
+    chosen: dict[str, Change] = {}
+    for option, change in _changes(config):
+        if fits(chosen):
+            break
+        chosen[option] = change
+    if not fits(chosen):
+        return []
+    for option in list(chosen):
+        others = {name: change for name, change in chosen.items() if name != option}
+        if fits(others):
+            chosen = others
+    return list(chosen)
+
+
+def _changes(config: Config) -> Iterator[tuple[str, Change]]:
+    """The cheapest first: what costs little time, then what costs more of it or some exactness."""
+
+    def setting(section: str, **values: object) -> Change:
+        return lambda config: config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
+
+    yield "rollout.colocate=true", setting("rollout", colocate=True)
+    yield "model.gradient_checkpointing=true", setting("model", gradient_checkpointing=True)
+    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    tokens = config.train.tokens_per_batch
+    while tokens // 2 >= longest:
+        tokens //= 2
+        yield f"train.tokens_per_batch={tokens}", setting("train", tokens_per_batch=tokens)
+    yield "optim.name=adamw_8bit", setting("optim", name="adamw_8bit")
+    for fraction in (0.5, 0.45, 0.4, 0.35, 0.3):
+        if fraction < config.rollout.gpu_memory_fraction:
+            yield f"rollout.gpu_memory_fraction={fraction}", setting("rollout", gpu_memory_fraction=fraction)
+    yield "model.quantize=nf4", setting("model", quantize="nf4")
+    yield "model.offload_activations=true", setting("model", offload_activations=True)
+
+
+@dataclass(frozen=True)
+class TimePlan:
+    """Seconds of a step in which every rollout is as long as it may be: no step takes longer, most take less."""
+
+    rollouts: float
+    update: float
+    num_tokens: int
+
+
+def plan_time(config: Config, shape: ModelShape, gpu: Gpu, *, num_gpus: int) -> TimePlan:
+    """By the roofline: decoding reads weights and cache once a token, the update computes."""
+    plan = plan_memory(config, shape, gpu_memory=gpu.memory)
+    groups, limit = config.algorithm.micro_groups, config.rollout.max_response_tokens
+    prompt, problems = config.data.max_prompt_tokens, config.rollout.num_problems / num_gpus
+    rollouts = 0.0
+    if config.algorithm.samples:
+        together = sum(group.num_rollouts for group in groups) * problems
+        fitting = max(1.0, plan.kv_cache / (plan.kv_token * (prompt + limit / 2))) if plan.kv_cache else together
+        batch = min(together, fitting, config.rollout.max_num_seqs)
+        read = (plan.base + batch * plan.kv_token * (prompt + limit / 2)) / (gpu.bandwidth * DECODE_EFFICIENCY)
+        computed = 2 * shape.parameters * batch / (gpu.tflops * 1e12 * UTILISATION)
+        rollouts = limit * max(read, computed) * max(1.0, together / batch)
+    rows = round(problems * config.algorithm.group_size)
+    tokens = rows * limit + round(problems) * prompt
+    visible = rows * (limit * prompt + limit * limit // 2)
+    flop = shape.training_flop(num_tokens=tokens, num_visible=visible, num_trained=rows * limit)
+    if config.model.gradient_checkpointing:
+        flop *= 1.5  # the forward pass again: 2 of 4 operations a weight
+    return TimePlan(rollouts, flop / (gpu.tflops * 1e12 * UTILISATION), tokens * num_gpus)
