@@ -82,7 +82,7 @@ def test_merging_is_chosen_where_it_is_faster_with_what_it_costs(engine: Merging
     assert not engine.is_merged, "left as it was found"
 
 
-@pytest.mark.parametrize(("key", "cure"), [("schedule", "name a schedule"), ("merge", "set it to never or in_place")])
+@pytest.mark.parametrize(("key", "cure"), [("schedule", "name a schedule"), ("merge", "take never or in_place")])
 def test_auto_is_refused_where_bits_are_promised(key: str, cure: str) -> None:
     with pytest.raises(ConfigError, match=rf"rollout.{key}: auto measures.*{cure}"):
         load_config(overrides=[f"rollout.{key}=auto", "run.deterministic=true", "run.num_threads=1"])
