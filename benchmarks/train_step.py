@@ -55,7 +55,7 @@ def main() -> None:
     with scratch() as folder:
         world = TINY if args.shape is None else World.random(args.shape, folder / "model")
         policy = load(world)
-        figures |= measure_layouts(policy, repeats=2 if args.quick else 5)
+        figures |= measure_layouts(policy, repeats=3 if args.quick else 9)
         figures |= measure_series(policy, is_short=args.quick, repeats=3)
     figures |= measure_head(num_tokens=2048 if args.quick else 16_384)
     print(json.dumps(figures, indent=1))
@@ -172,13 +172,14 @@ def timed(policy: Policy, way: Callable[[Policy, Group], None], group: Group) ->
 def measure_layouts(policy: Policy, *, repeats: int) -> dict[str, object]:
     """Seconds by layout at (prompt, trace, completion) = TIMED, the ways taking turns, and how far gradients part."""
     group = trapo_group(*TIMED)
-    seconds = dict.fromkeys(WAYS, 0.0)
+    elapsed: dict[str, list[float]] = {name: [] for name in WAYS}
     gradients: dict[str, Tensor] = {}
-    for repeat in range(-1, repeats):  # -1: to warm up
+    for _ in range(1 + repeats):  # the first to warm up
         for name, way in WAYS.items():
-            elapsed, gradients[name] = timed(policy, way, group)
-            seconds[name] += elapsed * (repeat >= 0)
-    print(f"{TIMED}: " + ", ".join(f"{name} {s / repeats:.3f} s" for name, s in seconds.items()), flush=True)
+            once, gradients[name] = timed(policy, way, group)
+            elapsed[name].append(once)
+    seconds = {name: statistics.median(times[1:]) for name, times in elapsed.items()}
+    print(f"{TIMED}: " + ", ".join(f"{name} {s:.3f} s" for name, s in seconds.items()), flush=True)
     errors = [
         (gradients[name] - gradients["padded"]).norm() / gradients["padded"].norm() for name in ("packed", "rows")
     ]
