@@ -14,7 +14,7 @@ PROMPT, PREFIX, COMPLETION = 64, 128, 32
 """The most tokens of each part that the small tree keeps."""
 BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 """Of the gradient's error, by what the base computes in. Rounding gives about 1e-6 and 0.02; a mask that shows a
-sibling more than 0.3 (tests/test_packing_check.py)."""
+sibling more than 1 (tests/test_packing_check.py)."""
 
 
 class PackingError(RuntimeError):
