@@ -13,10 +13,9 @@ from trapo_lite import cli
 from trapo_lite.algorithm import Algorithm, make_group
 from trapo_lite.base_model import load_base
 from trapo_lite.config import AlgorithmSection, Config, ConfigError, LoraSection, ModelSection, load_config
+from trapo_lite.gpus import GIB, GPUS
 from trapo_lite.inputs import model_shape
 from trapo_lite.memory_plan import (
-    GIB,
-    GPUS,
     layer_bytes,
     plan_memory,
     plan_time,
@@ -226,7 +225,7 @@ def test_the_door(model_7b: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.plan([*arguments, "--gpu-memory", "24GB"])
     said = capsys.readouterr().out
     assert "KV cache" in said and said.rstrip().endswith("fits")
-    for wrong, message in ((["--gpu-memory", "much"], "write 24GB"), (["--gpu", "A10O"], "known are RTX 3090")):
+    for wrong, message in ((["--gpu-memory", "much"], "write 24GB"), (["--gpu", "A10O"], "known are H100 PCIe")):
         with pytest.raises(SystemExit):
             cli.plan([*arguments, *wrong])
         assert message in capsys.readouterr().err

@@ -7,28 +7,9 @@ from typing import TypeVar
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-T = TypeVar("T")
+from trapo_lite.gpus import GIB, find_gpu
 
-# Dense bfloat16, by a part of the device's name, the more special first. Source: NVIDIA's data sheets.
-PEAK_TFLOPS = {
-    "H100 PCIe": 756,
-    "H100 NVL": 835,
-    "H100": 989,
-    "H200": 989,
-    "B200": 2250,
-    "A100": 312,
-    "A800": 312,
-    "A40": 149.7,
-    "A10G": 70,
-    "A10": 125,
-    "L40S": 362,
-    "L40": 181,
-    "L4": 121,
-    "RTX 5090": 209.5,
-    "RTX 4090": 165.2,
-    "RTX 3090": 71,
-    "RTX A6000": 154.8,
-}
+T = TypeVar("T")
 
 
 def unless_out_of_memory(compute: Callable[[], T]) -> T | None:
@@ -56,13 +37,13 @@ def start_peak(device: torch.device) -> None:
 def peak_gib(device: torch.device) -> float:
     """GiB: on CUDA the most that tensors took since `start_peak`, on the CPU the largest resident size so far."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30
+        return torch.cuda.max_memory_allocated(device) / GIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
 
 
 def peak_tflops(device: torch.device) -> float | None:
     """10^12 operations a second that the device can do at most in bfloat16; None where that is not known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+    gpu = find_gpu(torch.cuda.get_device_name(device))
+    return None if gpu is None else gpu.tflops

@@ -29,8 +29,6 @@ class Inputs:
 def check_paths(config: Config) -> None:
     """Do the local files and folders that the configuration names exist? Nothing is opened, no hub is asked."""
     check_name(config.model.name)
-    if Path(config.model.name).is_dir():
-        check_targets(model_config(config.model), config.lora.target_modules)
     check_sources(config.data.train)
     if config.eval.data is not None:
         check_sources(config.eval.data)
@@ -41,21 +39,28 @@ def check_paths(config: Config) -> None:
         check_adapter(Path(config.lora.init_from), config.lora)
 
 
-def read_inputs(config: Config) -> Inputs:
-    """Tokenizer, problems and checks that need no weights; raises ConfigError, DataError or ModelError."""
-    check_loggers(config)
-    check_paths(config)
+def check_model(config: Config) -> int:
+    """The longest sequence a run needs, in tokens; ConfigError where the model, by its config.json, has not the
+    positions for it, or not the layers that `lora.target_modules` names."""
     base = model_config(config.model)
     check_targets(base, config.lora.target_modules)
-    limit = config.rollout.max_response_tokens
-    longest = max(limit, (config.eval.max_response_tokens or 0) if config.eval.every > 0 else 0)
-    max_model_len = config.data.max_prompt_tokens + longest
+    longest_eval = config.eval.max_response_tokens or 0 if config.eval.every > 0 else 0
+    max_model_len = config.data.max_prompt_tokens + max(config.rollout.max_response_tokens, longest_eval)
     if max_model_len > base.max_position_embeddings:
         raise ConfigError(
             f"data.max_prompt_tokens + rollout.max_response_tokens: {max_model_len} tokens, but {config.model.name} "
             f"has positions for {base.max_position_embeddings}; lower them or raise max_position_embeddings in "
             "model.config_overrides"
         )
+    return max_model_len
+
+
+def read_inputs(config: Config) -> Inputs:
+    """Tokenizer, problems and checks that need no weights; raises ConfigError, DataError or ModelError."""
+    check_loggers(config)
+    check_paths(config)
+    max_model_len = check_model(config)
+    limit = config.rollout.max_response_tokens
     tokenizer = load_tokenizer(config.model.name)
     problems, report = load_problems(config.data, tokenizer, max_response_tokens=limit)
     if config.algorithm.uses_experts:

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from trapo_lite.config import Config, ConfigError
+from trapo_lite.gpus import GIB, Gpu
 from trapo_lite.head import CHUNK_ELEMENTS
 from trapo_lite.model_shape import ModelShape
 from trapo_lite.tree import bucket
 
 Change = Callable[[Config], Config]
 
-GIB = 2**30
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, a byte for 64 of them, and 4 bytes for 256 of those
 RESERVE = 1.5 * GIB  # CUDA contexts and kernels of trainer and engine
 FRAGMENTATION = 1.1  # of what is allocated and freed in every batch
@@ -22,31 +22,6 @@ ENGINE_RESERVE = 1.5 * GIB  # of the engine: activations and CUDA graphs
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "sgd": 0}
 UTILISATION = 0.35  # of the peak, in the update
 DECODE_EFFICIENCY = 0.6  # of the memory's bandwidth, in decoding
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """memory: bytes;  tflops: dense bfloat16;  bandwidth: bytes a second. Source: NVIDIA's data sheets."""
-
-    name: str
-    memory: float
-    tflops: float
-    bandwidth: float
-
-
-GPUS = {
-    gpu.name: gpu
-    for gpu in (
-        Gpu("RTX 3090", 24 * GIB, 71, 0.94e12),
-        Gpu("RTX 4090", 24 * GIB, 165.2, 1.01e12),
-        Gpu("RTX 5090", 32 * GIB, 209.5, 1.79e12),
-        Gpu("L40S", 48 * GIB, 362, 0.86e12),
-        Gpu("A100", 80 * GIB, 312, 2.04e12),
-        Gpu("H100", 80 * GIB, 989, 3.35e12),
-        Gpu("H200", 141 * GIB, 989, 4.8e12),
-        Gpu("B200", 180 * GIB, 2250, 8.0e12),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -78,10 +53,6 @@ class MemoryPlan:
     @property
     def during_rollouts(self) -> float:
         return self.trainer + self.engine_weights + self.kv_cache + self.reserve
-
-    @property
-    def peak(self) -> float:
-        return max(self.during_update, self.during_rollouts)
 
 
 def plan_memory(config: Config, shape: ModelShape, *, gpu_memory: float) -> MemoryPlan:
@@ -190,11 +161,13 @@ def _changes(config: Config) -> Iterator[tuple[str, Change]]:
     while tokens // 2 >= longest:
         tokens //= 2
         yield f"train.tokens_per_batch={tokens}", setting("train", tokens_per_batch=tokens)
-    yield "optim.name=adamw_8bit", setting("optim", name="adamw_8bit")
+    if config.optim.name == "adamw":
+        yield "optim.name=adamw_8bit", setting("optim", name="adamw_8bit")
     for fraction in (0.5, 0.45, 0.4, 0.35, 0.3):
         if fraction < config.rollout.gpu_memory_fraction:
             yield f"rollout.gpu_memory_fraction={fraction}", setting("rollout", gpu_memory_fraction=fraction)
-    yield "model.quantize=nf4", setting("model", quantize="nf4")
+    if config.rollout.merge == "never" and config.model.dtype == "bfloat16":  # NF4 goes with nothing else
+        yield "model.quantize=nf4", setting("model", quantize="nf4")
     yield "model.offload_activations=true", setting("model", offload_activations=True)
 
 

@@ -4,8 +4,9 @@ import re
 from dataclasses import replace
 
 from trapo_lite.config import Config, ConfigError
+from trapo_lite.gpus import GIB, GPUS, Gpu
 from trapo_lite.inputs import model_shape
-from trapo_lite.memory_plan import GIB, GPUS, Gpu, plan_memory, plan_time, remedies, shortcoming
+from trapo_lite.memory_plan import plan_memory, plan_time, remedies, shortcoming
 
 
 def plan_lines(config: Config) -> list[str]:
@@ -122,7 +123,7 @@ def _gpu(name: str | None, memory: float | None) -> Gpu:
         raise ConfigError(f"--gpu: found {name!r}; known are {', '.join(GPUS)}")
     if name is None:  # the slowest known card that has so much, for the times
         enough = [gpu for gpu in GPUS.values() if memory is not None and gpu.memory >= memory]
-        gpu = min(enough, key=lambda gpu: gpu.memory) if enough else GPUS["RTX 4090"]
+        gpu = min(enough, key=lambda gpu: (gpu.memory, gpu.tflops)) if enough else GPUS["RTX 4090"]
     else:
         gpu = GPUS[name]
     return gpu if memory is None else replace(gpu, memory=memory)

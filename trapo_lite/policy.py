@@ -108,10 +108,11 @@ class Policy:
         Its own attention, all logits at once, nothing chunked: what the packed path is compared with (packing_check).
         """
         base, rows = self._base, batch.trained
+        input_ids = batch.input_ids[None, : batch.num_tokens - batch.num_padding]
         base.set_attn_implementation("sdpa")
         try:
             with self._autocast():
-                logits = base(input_ids=batch.input_ids[None], use_cache=False).logits[0]
+                logits = base(input_ids=input_ids, use_cache=False).logits[0]
         finally:
             base.set_attn_implementation("packed_tree")
         logp = torch.log_softmax(logits[batch.parent[rows]].float() / temperature, dim=-1)

@@ -20,6 +20,7 @@ Temperature = Annotated[Number, Field(ge=0.01)]  # below, engines switch to gree
 NonNegative = Annotated[Number, Field(ge=0.0)]
 Fraction = Annotated[Number, Field(ge=0.0, le=1.0)]
 Beta = Annotated[Number, Field(ge=0.0, lt=1.0)]
+TextAsList = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 by_text_or_list = Discriminator(lambda value: "text" if isinstance(value, str) else "list")
 TextOrList = Annotated[
     Annotated[str, Field(min_length=1), Tag("text")] | Annotated[list[str], Field(min_length=1), Tag("list")],

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from trapo_lite.config.algorithm import AlgorithmSection
 from trapo_lite.config.fields import (
@@ -16,6 +16,7 @@ from trapo_lite.config.fields import (
     PositiveInt,
     Section,
     Temperature,
+    TextAsList,
     TextOrList,
     Whole,
 )
@@ -89,13 +90,9 @@ class DataSection(Section):
         return self
 
 
-def _listed(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
 class RolloutSection(Section):
     engine: Literal["vllm", "server", "transformers"] = "vllm"
-    servers: Annotated[list[str], BeforeValidator(_listed)] = Field(default_factory=list)
+    servers: TextAsList = Field(default_factory=list)
     """engine: server: base urls of `vllm serve` endpoints (http://host:8000), all with the same model."""
     server_adapter_dir: str | None = None
     """Folder where the servers find the adapter, under the same path as here; None: in this machine's memory."""

@@ -293,17 +293,3 @@ def completion_from(answer: Any, request: SampleRequest, version: int | None) ->
     if token_ids is None or logprobs is None or len(token_ids) != len(logprobs):
         raise EngineError("rollout.servers: an answer without token ids and one log-prob each; use vLLM 0.25 or newer")
     return Completion(request.request_id, tuple(token_ids), tuple(logprobs), choice["finish_reason"], version)
-
-
-def start_command(
-    max_model_len: int, *, model: str = "MODEL", rank: int | str = "RANK", dtype: str = "DTYPE", overrides: str = ""
-) -> str:
-    """How an endpoint is started so that it can be trained with."""
-    hf_overrides = f" --hf-overrides '{overrides}'" if overrides else ""
-    return (
-        f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 python -m vllm.entrypoints.openai.api_server --model {model} "
-        f"--dtype {dtype} --enable-lora --max-loras 2 --max-lora-rank {rank} --max-model-len {max_model_len} "
-        f"--generation-config vllm --logprobs-mode processed_logprobs{hf_overrides} --port PORT "
-        "(--max-loras: 2 for each trainer process; on a CPU also --no-enable-chunked-prefill "
-        "--max-num-batched-tokens 8192 --kv-cache-memory-bytes 1073741824)"
-    )

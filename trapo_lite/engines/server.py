@@ -1,6 +1,6 @@
 """Rollouts by `vllm serve` endpoints, on this machine or others: tokens in, tokens out, over HTTP.
 
-Each endpoint must have been started for it (`endpoints.start_command`). The adapter reaches every endpoint before a
+Each endpoint must have been started for it (`server_command`). The adapter reaches every endpoint before a
 request names it: under a new name for each version, at a path that the servers see as this process does. An endpoint
 that fails is dropped and its requests go to the others.
 
@@ -23,7 +23,8 @@ import torch
 from trapo_lite import parity
 from trapo_lite.engines.adapter_folder import AdapterFolder
 from trapo_lite.engines.base import Completion, EngineError, SampleRequest, check_request
-from trapo_lite.engines.endpoints import Endpoints, start_command
+from trapo_lite.engines.endpoints import Endpoints
+from trapo_lite.engines.server_command import start_command
 
 API_KEY = "TRAPO_LITE_SERVER_API_KEY"
 POLL_WAIT_S = 0.2

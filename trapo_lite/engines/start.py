@@ -63,8 +63,8 @@ def start_engine(
         return SupervisedEngine(start, folder=log_path.with_name(f".{log_path.stem}.adapter"), notify=notify)
 
     if config.rollout.engine == "server":
-        from trapo_lite.engines.endpoints import start_command
         from trapo_lite.engines.server import ServerEngine
+        from trapo_lite.engines.server_command import start_command
         from trapo_lite.engines.vllm_options import round_up_lora_rank
 
         folder = config.rollout.server_adapter_dir

@@ -1,0 +1,50 @@
+"""What GPUs can do: the one table that the plan and the metrics read."""
+
+from dataclasses import dataclass
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """memory: bytes;  tflops: 10^12 operations a second, dense bfloat16;  bandwidth: of the memory, bytes a second."""
+
+    name: str
+    memory: float
+    tflops: float
+    bandwidth: float
+
+
+# Source: NVIDIA's data sheets. A name is part of what the driver says, the more special first.
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("H100 PCIe", 80 * GIB, 756, 2.04e12),
+        Gpu("H100 NVL", 94 * GIB, 835, 3.94e12),
+        Gpu("H100", 80 * GIB, 989, 3.35e12),
+        Gpu("H200", 141 * GIB, 989, 4.8e12),
+        Gpu("B200", 180 * GIB, 2250, 8.0e12),
+        Gpu("A100", 80 * GIB, 312, 2.04e12),
+        Gpu("A800", 80 * GIB, 312, 2.04e12),
+        Gpu("A40", 48 * GIB, 149.7, 0.70e12),
+        Gpu("A10G", 24 * GIB, 70, 0.60e12),
+        Gpu("A10", 24 * GIB, 125, 0.60e12),
+        Gpu("L40S", 48 * GIB, 362, 0.86e12),
+        Gpu("L40", 48 * GIB, 181, 0.86e12),
+        Gpu("L4", 24 * GIB, 121, 0.30e12),
+        Gpu("RTX A6000", 48 * GIB, 154.8, 0.77e12),
+        Gpu("RTX 5090", 32 * GIB, 209.5, 1.79e12),
+        Gpu("RTX 4090", 24 * GIB, 165.2, 1.01e12),
+        Gpu("RTX 3090", 24 * GIB, 71, 0.94e12),
+    )
+}
+
+
+def find_gpu(device_name: str) -> Gpu | None:
+    """The one that the driver's name is of; None for one that is not in the table.
+
+    >>> found = find_gpu("NVIDIA H100 PCIe")
+    >>> found is not None and found.name
+    'H100 PCIe'
+    """
+    return next((gpu for name, gpu in GPUS.items() if name in device_name), None)
