@@ -63,7 +63,13 @@ def random_rollouts(rng: random.Random, *, vocab_size: int = 64, problem_id: str
     return rollouts
 
 
-def tiny_qwen2(*, seed: int = 0, vocab_size: int = 64, dtype: torch.dtype = torch.float32) -> Qwen2ForCausalLM:
+def tiny_qwen2(
+    *,
+    seed: int = 0,
+    vocab_size: int = 64,
+    dtype: torch.dtype = torch.float32,
+    tie_word_embeddings: bool = False,
+) -> Qwen2ForCausalLM:
     """Random weights, two layers, grouped-query attention; large enough to have something to disagree about."""
     torch.manual_seed(seed)
     config = Qwen2Config(
@@ -75,6 +81,7 @@ def tiny_qwen2(*, seed: int = 0, vocab_size: int = 64, dtype: torch.dtype = torc
         num_key_value_heads=2,
         max_position_embeddings=512,
         initializer_range=0.2,
+        tie_word_embeddings=tie_word_embeddings,
         attn_implementation="packed_tree",
     )
     return Qwen2ForCausalLM(config).to(dtype).eval()

@@ -1,11 +1,13 @@
 """Run by torchrun: five updates on scripted rollouts, shared out over the ranks; rank 0 writes what came out.
 
-torchrun --nproc_per_node 2 tests/distributed_steps.py OUT.pt sgd BUDGET
+torchrun --nproc_per_node 2 tests/distributed_steps.py OUT.pt sgd BUDGET tied|untied
 """
 
+import os
 import random
 import sys
 
+import fsdp_on_cpu
 import torch
 from builders import random_rollouts, tiny_qwen2
 
@@ -19,10 +21,16 @@ NUM_STEPS = 5
 LR = 1e-2
 
 
-def main(out: str, optimizer_name: str, budget: int) -> None:
+def main(out: str, optimizer_name: str, budget: int, tied: bool) -> None:
     torch.set_num_threads(1)
+    is_sharded = "ACCELERATE_USE_FSDP" in os.environ
+    if is_sharded:
+        fsdp_on_cpu.allow()
     ranks = Ranks()
-    policy = Policy(tiny_qwen2(), LoraSection(r=4, alpha=8), attention="sdpa", gradient_checkpointing=False)
+    base = tiny_qwen2(tie_word_embeddings=tied)
+    lora = LoraSection(r=4, alpha=8)
+    policy = Policy(base, lora, attention="sdpa", gradient_checkpointing=is_sharded, shard=ranks.shard)
+    assert policy.is_sharded == is_sharded
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in policy.parameters:
@@ -51,8 +59,17 @@ def main(out: str, optimizer_name: str, budget: int) -> None:
     weights = torch.cat([parameter.detach().flatten() for parameter in policy.parameters])
     by_rank = ranks.gather([weights])
     if ranks.is_main:
-        torch.save({"gradients": gradients, "weights": weights, "world": ranks.count, "by_rank": by_rank}, out)
+        torch.save(
+            {
+                "gradients": gradients,
+                "weights": weights,
+                "world": ranks.count,
+                "by_rank": by_rank,
+                "is_sharded": is_sharded,
+            },
+            out,
+        )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "tied")

@@ -15,9 +15,9 @@ TESTS = Path(__file__).parent
 LR = 1e-2
 
 
-def run_steps(out: Path, *, processes: int, optimizer: str, budget: int) -> dict:
+def run_steps(out: Path, *, processes: int, optimizer: str, budget: int, tied: bool = False) -> dict:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command += [str(TESTS / "distributed_steps.py"), str(out), optimizer, str(budget)]
+    command += [str(TESTS / "distributed_steps.py"), str(out), optimizer, str(budget), "tied" if tied else "untied"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -209,6 +209,19 @@ def test_more_of_everything_takes_more(model_7b: Path) -> None:
     assert plain > peak("model.offload_activations=true") and plain < peak("rollout.colocate=false")
 
 
+def test_a_sharded_base_takes_its_share_and_what_is_gathered(model_7b: Path) -> None:
+    config = config_for(model_7b, "8xA100_lora.yaml", "rollout.engine=server", "rollout.servers=[http://host:8000]")
+    shape = model_shape(config)
+    whole = plan_memory(config, shape, gpu_memory=24 * GIB)
+    quarter = plan_memory(config, shape, gpu_memory=24 * GIB, num_shards=4)
+    assert quarter.base == whole.base / 4 and whole.gathered == 0
+    embedding, layer = 152064 * 3584, (shape.parameters - 2 * 152064 * 3584) / 28
+    assert quarter.gathered == pytest.approx(2 * (2 * embedding + 2 * layer), rel=1e-3)
+    assert whole.during_update - quarter.during_update == pytest.approx(0.75 * whole.base - quarter.gathered)
+    assert shortcoming(config, shape, gpu_memory=whole.during_update - GIB) is not None
+    assert shortcoming(config, shape, gpu_memory=whole.during_update - GIB, num_shards=4) is None
+
+
 def test_times_follow_the_roofline(model_7b: Path) -> None:
     config = config_for(model_7b, "8xA100_lora.yaml")
     shape = model_shape(config)

@@ -1,6 +1,9 @@
 """The frozen base: its config, what of it can be trained here, its weights."""
 
+import contextlib
 import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +60,14 @@ def _refuse_what_packing_changes(config: PreTrainedConfig, name: str) -> None:
             )
 
 
-def load_base(section: ModelSection, *, device: torch.device | str, attention: str) -> PreTrainedModel:
-    """The frozen base in `section.dtype`, quantised if asked. ModelError where there are no weights to load."""
+def load_base(
+    section: ModelSection, *, device: torch.device | str, attention: str, on_one_rank: bool = False
+) -> PreTrainedModel:
+    """The frozen base in `section.dtype`, quantised if asked. ModelError where there are no weights to load.
+
+    on_one_rank: let transformers leave the weights out on every rank but the first, if Accelerate's configuration says
+    so; `Ranks.shard` hands them on.
+    """
     options: dict[str, Any] = {}
     if section.quantize == "nf4":
         from transformers import BitsAndBytesConfig
@@ -72,13 +81,33 @@ def load_base(section: ModelSection, *, device: torch.device | str, attention: s
         options["device_map"] = {"": torch.device(device)}
     config = model_config(section)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            section.name, config=config, dtype=getattr(torch, section.dtype), attn_implementation=attention, **options
-        )
+        with contextlib.nullcontext() if on_one_rank else _on_every_rank():
+            model = AutoModelForCausalLM.from_pretrained(
+                section.name,
+                config=config,
+                dtype=getattr(torch, section.dtype),
+                attn_implementation=attention,
+                **options,
+            )
     except (OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"model.name: cannot load {section.name!r}: {reason}; give a folder with weights") from None
     return model if options else model.to(device)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def _on_every_rank() -> Iterator[None]:
+    """Inside, transformers loads all weights on all ranks, whatever Accelerate's configuration for FSDP says."""
+    name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def check_name(name: str) -> None:

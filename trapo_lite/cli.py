@@ -54,13 +54,15 @@ def plan(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--gpu-memory", metavar="24GB", help="default: the GPU's")
     parser.add_argument("--gpu", metavar="NAME", help="for the times, such as A100 or 'RTX 4090'")
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="trainer processes, one a GPU")
+    parser.add_argument("--sharded", action="store_true", help="the base spread over the GPUs, by FSDP2")
     args = parser.parse_intermixed_args(arguments)
     with exit_on_user_error():
         config = load_config(args.config, args.overrides)
         from trapo_lite.planner import memory_lines, parse_memory
 
         memory = None if args.gpu_memory is None else parse_memory(args.gpu_memory)
-        lines = memory_lines(config, gpu_name=args.gpu, gpu_memory=memory, num_gpus=max(1, args.num_gpus))
+        num_gpus = max(1, args.num_gpus)
+        lines = memory_lines(config, gpu_name=args.gpu, gpu_memory=memory, num_gpus=num_gpus, is_sharded=args.sharded)
         print("\n".join(lines))
 
 

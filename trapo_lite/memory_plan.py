@@ -26,9 +26,13 @@ DECODE_EFFICIENCY = 0.6  # of the memory's bandwidth, in decoding
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of one GPU, part by part. The engine's are 0 where it is elsewhere."""
+    """Bytes of one GPU, part by part. The engine's are 0 where it is elsewhere.
+
+    base: this GPU's share of the weights;  gathered: of the others' shares, what it holds at a time
+    """
 
     base: float
+    gathered: float
     adapter: float
     optimizer: float
     activations: float
@@ -48,15 +52,19 @@ class MemoryPlan:
     @property
     def during_update(self) -> float:
         cache = self.kv_cache if self.keeps_cache else 0.0
-        return self.trainer + self.activations + self.hidden + self.head + self.engine_weights + cache + self.reserve
+        passing = self.gathered + self.activations + self.hidden + self.head
+        return self.trainer + passing + self.engine_weights + cache + self.reserve
 
     @property
     def during_rollouts(self) -> float:
         return self.trainer + self.engine_weights + self.kv_cache + self.reserve
 
 
-def plan_memory(config: Config, shape: ModelShape, *, gpu_memory: float) -> MemoryPlan:
-    """Of one GPU, shared by a trainer process and, with rollout.engine vllm, its engine."""
+def plan_memory(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int = 1) -> MemoryPlan:
+    """Of one GPU, shared by a trainer process and, with rollout.engine vllm, its engine.
+
+    num_shards: over how many GPUs FSDP2 spreads the trainer's base; the engine's copy is whole.
+    """
     model, train, rollout = config.model, config.train, config.rollout
     width = 4 if model.dtype == "float32" else 2
     base = shape.other_parameters * width + shape.linear_parameters * (NF4_BYTES if model.quantize == "nf4" else width)
@@ -72,7 +80,11 @@ def plan_memory(config: Config, shape: ModelShape, *, gpu_memory: float) -> Memo
     engine_weights = base + ENGINE_RESERVE if has_engine else 0.0
     kv_cache = max(0.0, rollout.gpu_memory_fraction * gpu_memory - engine_weights) if has_engine else 0.0
     return MemoryPlan(
-        base=base,
+        base=base / num_shards,
+        # two layers, of which one is being fetched, and all that is outside the layers
+        gathered=(shape.other_parameters + 2 * shape.linear_parameters / shape.num_layers) * width
+        if num_shards > 1
+        else 0.0,
         # master weights, gradient, the flattened gradient and its clipped copy; under autocast a copy in bfloat16
         adapter=shape.adapter_parameters * (16 + (2 if width == 2 else 0)),
         optimizer=shape.adapter_parameters * OPTIMIZER_BYTES[config.optim.name],
@@ -99,9 +111,9 @@ def layer_bytes(shape: ModelShape, *, rank: int, width: int) -> float:
     return parts + 7 * width * rank
 
 
-def shortcoming(config: Config, shape: ModelShape, *, gpu_memory: float) -> str | None:
+def shortcoming(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int = 1) -> str | None:
     """What does not fit, in one line; None where everything does."""
-    plan = plan_memory(config, shape, gpu_memory=gpu_memory)
+    plan = plan_memory(config, shape, gpu_memory=gpu_memory, num_shards=num_shards)
     longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     if plan.engine_weights and plan.kv_cache < plan.kv_token * longest:
         return (
@@ -114,28 +126,30 @@ def shortcoming(config: Config, shape: ModelShape, *, gpu_memory: float) -> str 
     return None
 
 
-def require_fits(config: Config, shape: ModelShape, *, gpu_memory: float) -> None:
+def require_fits(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int = 1) -> None:
     """ConfigError, with what to change, where the plan does not fit a GPU with so many bytes."""
-    problem = shortcoming(config, shape, gpu_memory=gpu_memory)
+    problem = shortcoming(config, shape, gpu_memory=gpu_memory, num_shards=num_shards)
     if problem is not None:
-        cures = remedies(config, shape, gpu_memory=gpu_memory) or ["a smaller model or a larger GPU"]
+        cures = remedies(config, shape, gpu_memory=gpu_memory, num_shards=num_shards) or [
+            "a smaller model or a larger GPU"
+        ]
         raise ConfigError(
             f"this does not fit the GPU, by estimate ({problem}); change {' '.join(cures)}, or try it all the same "
             "with train.check_memory=false (scripts/plan.py shows the parts)"
         )
 
 
-def remedies(config: Config, shape: ModelShape, *, gpu_memory: float) -> list[str]:
+def remedies(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int = 1) -> list[str]:
     """Options that together make it fit, none of them idle; empty where it fits, or nothing here helps."""
 
     def fits(changes: dict[str, Change]) -> bool:
         changed = config
         for change in changes.values():
             changed = change(changed)
-        return shortcoming(changed, shape, gpu_memory=gpu_memory) is None
+        return shortcoming(changed, shape, gpu_memory=gpu_memory, num_shards=num_shards) is None
 
     chosen: dict[str, Change] = {}
-    for option, change in _changes(config):
+    for option, change in _changes(config, is_sharded=num_shards > 1):
         if fits(chosen):
             break
         chosen[option] = change
@@ -148,7 +162,7 @@ def remedies(config: Config, shape: ModelShape, *, gpu_memory: float) -> list[st
     return list(chosen)
 
 
-def _changes(config: Config) -> Iterator[tuple[str, Change]]:
+def _changes(config: Config, *, is_sharded: bool) -> Iterator[tuple[str, Change]]:
     """The cheapest first: what costs little time, then what costs more of it or some exactness."""
 
     def setting(section: str, **values: object) -> Change:
@@ -166,7 +180,7 @@ def _changes(config: Config) -> Iterator[tuple[str, Change]]:
     for fraction in (0.5, 0.45, 0.4, 0.35, 0.3):
         if fraction < config.rollout.gpu_memory_fraction:
             yield f"rollout.gpu_memory_fraction={fraction}", setting("rollout", gpu_memory_fraction=fraction)
-    if config.rollout.merge == "never" and config.model.dtype == "bfloat16":  # NF4 goes with nothing else
+    if config.rollout.merge == "never" and config.model.dtype == "bfloat16" and not is_sharded:  # NF4: nothing else
         yield "model.quantize=nf4", setting("model", quantize="nf4")
     yield "model.offload_activations=true", setting("model", offload_activations=True)
 

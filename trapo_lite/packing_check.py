@@ -46,10 +46,10 @@ def check_packing(
     Leaves no gradient behind. None where no group has a gradient. Raises PackingError where they differ by more than
     rounding does.
     """
-    moving = [shortened(group) for group in groups if needs_forward(algorithm, group)]
-    if not moving:
+    candidates = smallest_moving(algorithm, groups)
+    if not candidates:
         return None
-    group = min(moving, key=num_tokens)
+    [group] = candidates
     rows = [
         Group((rollout,), (advantage,), (weight,))
         for rollout, advantage, weight in zip(group.rollouts, group.advantages, group.prefix_weights, strict=True)
@@ -82,6 +82,12 @@ def check_packing(
             "model.attention: sdpa, or train.check_packing: false to go on regardless"
         )
     return report
+
+
+def smallest_moving(algorithm: Algorithm, groups: Sequence[Group]) -> list[Group]:
+    """The smallest, cut short, of the groups that have a gradient; none where there is no such group."""
+    moving = [shortened(group) for group in groups if needs_forward(algorithm, group)]
+    return [min(moving, key=num_tokens)] if moving else []
 
 
 def shortened(group: Group) -> Group:

@@ -67,16 +67,22 @@ def _by(config: Config) -> str:
     return f" by {rollout.engine}{servers}, {rollout.schedule}{merge}"
 
 
-def memory_lines(config: Config, *, gpu_name: str | None, gpu_memory: float | None, num_gpus: int) -> list[str]:
+def memory_lines(
+    config: Config, *, gpu_name: str | None, gpu_memory: float | None, num_gpus: int, is_sharded: bool = False
+) -> list[str]:
     """What a step takes of each GPU and how long it takes at most, part by part; what to change where it does not fit.
 
-    gpu_memory: bytes; None: the named GPU's, or 24 GiB.  ConfigError for a GPU whose speed is not known.
+    gpu_memory: bytes; None: the named GPU's, or 24 GiB.  is_sharded: the base is spread over the GPUs (FSDP2).
+    ConfigError for a GPU whose speed is not known.
     """
     gpu = _gpu(gpu_name, gpu_memory)
     shape = model_shape(config)
-    plan = plan_memory(config, shape, gpu_memory=gpu.memory)
+    num_shards = num_gpus if is_sharded else 1
+    plan = plan_memory(config, shape, gpu_memory=gpu.memory, num_shards=num_shards)
+    share = f", a share of 1/{num_shards}" if num_shards > 1 else ""
     parts = [
-        ("base", plan.base, f"{shape.parameters / 1e9:.2f} billion parameters"),
+        ("base", plan.base, f"{shape.parameters / 1e9:.2f} billion parameters{share}"),
+        *([("gathered", plan.gathered, "embeddings, head and two layers, whole")] if num_shards > 1 else []),
         ("adapter", plan.adapter, f"{shape.adapter_parameters / 1e6:.1f} million, weights and gradients in float32"),
         ("optimizer", plan.optimizer, config.optim.name),
         ("activations", plan.activations, f"of {config.train.tokens_per_batch} tokens a forward pass"),
@@ -98,10 +104,10 @@ def memory_lines(config: Config, *, gpu_name: str | None, gpu_memory: float | No
         f"of its {config.rollout.num_problems * config.algorithm.group_size} rollouts is as long as it may be "
         f"({times.num_tokens:,} tokens)"
     )
-    problem = shortcoming(config, shape, gpu_memory=gpu.memory)
+    problem = shortcoming(config, shape, gpu_memory=gpu.memory, num_shards=num_shards)
     if problem is None:
         return [*lines, "fits"]
-    cures = remedies(config, shape, gpu_memory=gpu.memory)
+    cures = remedies(config, shape, gpu_memory=gpu.memory, num_shards=num_shards)
     cure = " ".join(cures) if cures else "nothing here helps: take a smaller model or a larger GPU"
     return [*lines, f"does not fit: {problem}", f"change: {cure}"]
 

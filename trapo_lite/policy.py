@@ -3,14 +3,15 @@
 import contextlib
 import errno
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -25,10 +26,31 @@ from trapo_lite.types import PackedBatch, Rollout, Verdict
 ALL_ATTENTION_FUNCTIONS.register("packed_tree", tree_attention.packed_tree_attention)
 
 
+class BaseModel(nn.Module):
+    """The base as FSDP2 sees it: whatever reads weights outside the decoder's layers runs inside this forward.
+
+    FSDP2 gathers a module's weights around its forward. The decoder's layers have theirs; embeddings and head, which
+    the chunked log-probs read without the model's own forward, are gathered around this one (docs/design.md 6).
+    """
+
+    def __init__(self, base: PreTrainedModel) -> None:
+        super().__init__()
+        self.base = base
+        self._no_split_modules = base._no_split_modules  # Accelerate shards each of these by itself
+
+    def forward(self, compute: Callable[..., Any], *arguments: Any) -> Any:
+        return compute(*arguments)
+
+    def tie_weights(self) -> None:
+        self.base.tie_weights()
+
+
 class Policy:
     """Owns the model; everything that needs a forward pass of the policy goes through it.
 
-    `parameters` are the adapter's tensors in a fixed order: what is optimised, all-reduced, saved and published.
+    `parameters` are the adapter's tensors in a fixed order: what is optimised, all-reduced, saved and published. They
+    are whole on every rank, also where `shard` spreads the base over the ranks (`Ranks.shard`); every rank must then
+    run equally many passes, forward and backward (`is_sharded`).
     """
 
     def __init__(
@@ -39,10 +61,10 @@ class Policy:
         attention: str,
         gradient_checkpointing: bool,
         offload_activations: bool = False,
+        shard: Callable[[nn.Module], nn.Module] = lambda model: model,
     ) -> None:
         from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 
-        self.device = next(base.parameters()).device
         self.autocast_dtype = base.dtype if base.dtype != torch.float32 else None
         self._uses_flex = attention == "flex"
         self._offloads = offload_activations
@@ -51,6 +73,9 @@ class Policy:
             raise ModelError("model.name: its output layer has a bias, which is not computed here; take another model")
         for parameter in base.parameters():
             parameter.requires_grad_(False)
+        self._whole = shard(BaseModel(base))
+        self.device = next(base.parameters()).device
+        self.is_sharded = isinstance(self._whole, FSDPModule)
         if gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
             base.enable_input_require_grads()
@@ -77,8 +102,18 @@ class Policy:
         self._state: dict[str, Tensor] = get_peft_model_state_dict(self.model, save_embedding_layers=False)
 
     @classmethod
-    def load(cls, model: ModelSection, lora: LoraSection, *, device: torch.device | str) -> "Policy":
-        """Base from disk or hub, fresh adapter (from torch's current seed) or the one named by `lora.init_from`."""
+    def load(
+        cls,
+        model: ModelSection,
+        lora: LoraSection,
+        *,
+        device: torch.device | str,
+        shard: Callable[[nn.Module], nn.Module] | None = None,
+    ) -> "Policy":
+        """Base from disk or hub, fresh adapter (from torch's current seed) or the one named by `lora.init_from`.
+
+        A base that is sharded is loaded into the host's memory first: it need not fit the device.
+        """
         attention = model.attention
         if attention == "auto":
             attention = "flex" if torch.device(device).type == "cuda" else "sdpa"
@@ -86,7 +121,11 @@ class Policy:
             raise ConfigError("model.attention: FlexAttention has no backward pass on the CPU; set it to auto or sdpa")
         if model.offload_activations and torch.device(device).type != "cuda":
             raise ConfigError("model.offload_activations: there is no GPU to take memory off; set it to false")
-        base = load_base(model, device=device, attention="packed_tree")
+        if shard is not None and model.quantize != "none":
+            raise ConfigError("model.quantize: nf4 weights are not sharded; set it to none, or launch without FSDP")
+        base = load_base(
+            model, device="cpu" if shard else device, attention="packed_tree", on_one_rank=shard is not None
+        )
         check_rope(base, model)
         return cls(
             base,
@@ -94,19 +133,26 @@ class Policy:
             attention=attention,
             gradient_checkpointing=model.gradient_checkpointing,
             offload_activations=model.offload_activations,
+            shard=shard or (lambda model: model),
         )
 
     def token_logprobs(self, batch: PackedBatch, *, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probs and entropy at the batch's trained tokens, each (K,), from one forward pass over T tokens."""
-        rows = batch.trained
-        hidden = self._hidden_rows(batch, batch.parent[rows])
-        return token_logprobs(hidden, self._head(), batch.input_ids[rows], temperature=temperature)
+        return self._whole(self._token_logprobs, batch, temperature)
 
     def row_logprobs(self, batch: PackedBatch, *, temperature: float) -> tuple[Tensor, Tensor]:
         """`token_logprobs` of a batch that is one row, without branches, as transformers computes it.
 
         Its own attention, all logits at once, nothing chunked: what the packed path is compared with (packing_check).
         """
+        return self._whole(self._row_logprobs, batch, temperature)
+
+    def _token_logprobs(self, batch: PackedBatch, temperature: float) -> tuple[Tensor, Tensor]:
+        rows = batch.trained
+        hidden = self._hidden_rows(batch, batch.parent[rows])
+        return token_logprobs(hidden, self._head(), batch.input_ids[rows], temperature=temperature)
+
+    def _row_logprobs(self, batch: PackedBatch, temperature: float) -> tuple[Tensor, Tensor]:
         base, rows = self._base, batch.trained
         input_ids = batch.input_ids[None, : batch.num_tokens - batch.num_padding]
         base.set_attn_implementation("sdpa")
@@ -116,7 +162,7 @@ class Policy:
         finally:
             base.set_attn_implementation("packed_tree")
         logp = torch.log_softmax(logits[batch.parent[rows]].float() / temperature, dim=-1)
-        chosen = logp.gather(1, batch.input_ids[rows, None]).squeeze(1)
+        chosen = -nn.functional.nll_loss(logp, batch.input_ids[rows], reduction="none")
         return chosen, -(logp.exp() * logp).sum(dim=-1)
 
     @torch.no_grad()
@@ -175,8 +221,8 @@ class Policy:
                     weight.mul_(0.5)
 
     def prepare(self, groups: Sequence[Group]) -> PackedBatch:
-        """Pack groups into one batch on this policy's device."""
-        batch = pack(groups)
+        """Pack groups into one batch on this policy's device; of no groups, one of a single padding token."""
+        batch = pack(groups, pad_to=1)
         if self._uses_flex:  # compiled anew for every length
             batch = pack(groups, pad_to=bucket(batch.num_tokens))
         return batch.to(self.device)
@@ -227,7 +273,7 @@ class Policy:
         return output.last_hidden_state[0, rows]
 
     def _head(self) -> Tensor:
-        return cast(torch.nn.Linear, self._base.get_output_embeddings()).weight
+        return cast(nn.Linear, self._base.get_output_embeddings()).weight
 
     @property
     def _base(self) -> PreTrainedModel:

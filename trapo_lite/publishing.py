@@ -87,7 +87,7 @@ class Publisher:
             noise=self._noise,
         )
         result = judge()
-        if result.kind == "wrong":
+        if result.kind == "wrong" and not self.policy.is_sharded:  # the other ranks need not have come here
             with self.policy.doubled():
                 result = judge(doubled=self._scores(self.policy.score))
         parity.require_applied(result, version=version)  # first: it knows how the adapter is wrong, where it can tell

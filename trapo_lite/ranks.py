@@ -7,10 +7,11 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, gather_object
-from torch import Tensor
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, fsdp2_prepare_model, gather_object
+from torch import Tensor, nn
 
 from trapo_lite import metrics as metric_table
+from trapo_lite.config import ConfigError
 from trapo_lite.types import Mean
 
 T = TypeVar("T")
@@ -29,6 +30,16 @@ class Ranks:
         self.count: int = self._accelerator.num_processes
         self.is_main: bool = self._accelerator.is_main_process
         self.device: torch.device = self._accelerator.device
+        self.is_sharding: bool = self._accelerator.distributed_type == DistributedType.FSDP
+        if self.is_sharding and not self._accelerator.is_fsdp2:
+            raise ConfigError("fsdp_version: found 1; launch with --config_file configs/accelerate/fsdp2.yaml")
+
+    def shard(self, model: nn.Module) -> nn.Module:
+        """The model with its weights spread over the ranks, in place, where Accelerate is configured for FSDP2.
+
+        From then on all ranks must go through it equally often. A model that is not sharded is left alone.
+        """
+        return fsdp2_prepare_model(self._accelerator, model) if self.is_sharding else model
 
     def share(self, items: Sequence[T]) -> list[T]:
         """This rank's part of the work."""

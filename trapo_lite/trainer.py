@@ -31,7 +31,7 @@ from trapo_lite.inputs import model_shape, read_inputs
 from trapo_lite.launch import Stopped, StopSignals, check_world_size, set_threads
 from trapo_lite.log_book import LogBook
 from trapo_lite.memory_plan import require_fits
-from trapo_lite.packing_check import check_packing
+from trapo_lite.packing_check import check_packing, smallest_moving
 from trapo_lite.policy import Policy
 from trapo_lite.ranks import Ranks
 from trapo_lite.rollout_stage import Metrics, RolloutStage
@@ -130,7 +130,8 @@ class _Run:
         for line in self.folder.outdated():
             self.display.message(line)
         if config.train.check_memory and (memory := device.total_memory(self.ranks.device)) is not None:
-            require_fits(config, model_shape(config), gpu_memory=memory)
+            num_shards = self.ranks.count if self.ranks.is_sharding else 1
+            require_fits(config, model_shape(config), gpu_memory=memory, num_shards=num_shards)
         patience = "; vLLM takes about half a minute" if config.rollout.engine == "vllm" else ""
         self.display.message(f"starting the verifier, the engine and the model{patience}")
         self.rollouts = RolloutStage(
@@ -144,7 +145,8 @@ class _Run:
             notify=self._announce,
         )
         torch.manual_seed(config.run.seed)
-        self.policy = Policy.load(config.model, config.lora, device=self.ranks.device)
+        shard = self.ranks.shard if self.ranks.is_sharding else None
+        self.policy = Policy.load(config.model, config.lora, device=self.ranks.device, shard=shard)
         self.optimizer = make_optimizer(config.optim, self.policy.parameters)
         self.optimizer.register_step_pre_hook(self._is_moving)
         if checkpoint is not None:
@@ -246,7 +248,8 @@ class _Run:
 
     def _check_packing(self, groups: Sequence[Group]) -> None:
         temperature = self.config.rollout.temperature
-        report = check_packing(self.policy, self.algorithm, groups, temperature=temperature)
+        candidates = self.ranks.gather(smallest_moving(self.algorithm, groups))  # so that all ranks check the same tree
+        report = check_packing(self.policy, self.algorithm, candidates, temperature=temperature)
         if report is not None and self.ranks.is_main:
             self.display.message(report.line())
 

@@ -78,7 +78,8 @@ def pack(groups: Sequence[Group], *, pad_to: int | None = None) -> PackedBatch:
     """Lay the groups' trees end to end.
 
     Each rollout counts exactly once in the weights, so splitting a group over several calls (`split`) changes no sum.
-    `pad_to` fills up with one-token trees of no weight, so that every row sees itself.
+    `pad_to` fills up with one-token trees of no weight, so that every row sees itself; of no groups it makes a batch
+    that is all padding.
     """
     columns = _Columns()
     for group in groups:

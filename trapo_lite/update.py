@@ -89,7 +89,8 @@ def update_policy(
     What the weights become does not depend on how the groups lie on the ranks or are packed into batches, but for
     rounding. `num_updates` above 1 goes over the same batches again (losses in the metrics are of the last time).
     Where a rank runs out of memory, the step is done again from its beginning in batches half as large, down to one
-    rollout in each. UpdateError where that does not help either.
+    rollout in each. UpdateError where that does not help either. With a sharded base every rank runs as many passes as
+    the one that has most, and memory that runs out ends the run: the others already wait for its part of a layer.
     """
     normalizers = sum(ranks.gather([count_normalizers(algorithm, groups)]), start=Normalizers(0.0, 0.0, 0.0))
     num_groups = sum(ranks.gather([len(groups)]))
@@ -103,14 +104,17 @@ def update_policy(
 
         def backward() -> tuple[dict[str, Mean], list[Tensor]]:
             if not batches:
-                batches.extend(policy.prepare(part) for part in split(mine, budget=budget))
+                parts = split(mine, budget=budget)
+                if policy.is_sharded:
+                    parts += [[]] * (max(ranks.gather([len(parts)])) - len(parts))
+                batches.extend(policy.prepare(part) for part in parts)
                 if num_updates > 1:
                     batches[:] = [_with_old_logprobs(policy, batch, temperature) for batch in batches]
             return accumulate_gradient(policy, algorithm, batches, normalizers, temperature=temperature)
 
         losses, gaps, norm = {}, [], 0.0
         for _ in range(num_updates):
-            found = unless_out_of_memory(backward)
+            found = backward() if policy.is_sharded else unless_out_of_memory(backward)
             if not all(ranks.gather([found is not None])) or found is None:
                 return None
             losses, gaps = found

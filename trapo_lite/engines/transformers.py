@@ -86,7 +86,8 @@ class TransformersEngine:
         if self.version is not None and version <= self.version:
             raise EngineError(f"publish: version {version} does not follow {self.version}; versions only grow")
         start = time.monotonic()
-        self._load_adapter(Path(adapter_dir), version)
+        with torch.random.fork_rng():  # PEFT draws initial weights before it loads; the trainer's draws are not its own
+            self._load_adapter(Path(adapter_dir), version)
         self.version = version
         self.publish_seconds = time.monotonic() - start
         self.publish_bytes = sum(file.stat().st_size for file in Path(adapter_dir).iterdir() if file.is_file())
