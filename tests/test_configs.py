@@ -182,7 +182,10 @@ BAD_INPUT: list[tuple[list[str], list[str]]] = [
     (["rollout.top_p=1.5"], ["rollout.top_p", "1.5"]),
     (["rollout.engine="], ["rollout.engine", "'vllm', 'server' or 'transformers'", "None"]),
     (["rollout.merge=sometimes"], ["rollout.merge", "'never', 'in_place' or 'auto'", "'sometimes'"]),
-    (["rollout.merge=in_place", "rollout.engine=transformers"], ["rollout.merge", "has no effect", "remove this"]),
+    (
+        ["rollout.merge=in_place", "rollout.engine=server", "rollout.servers=[http://host:8000]"],
+        ["rollout.merge", "has no effect", "remove this"],
+    ),
     (["rollout.merge=in_place", "model.quantize=nf4"], ["rollout.merge", "NF4", "never"]),
     (["rollout.gpu_memory_fraction=1.2"], ["rollout.gpu_memory_fraction", "less than 1", "1.2"]),
     (["model.quantize=int4"], ["model.quantize", "'none' or 'nf4'", "'int4'"]),

@@ -368,18 +368,9 @@ def test_a_shared_prompt_and_prefix_are_read_once_and_only_under_one_adapter(
 # --- the adapter in the base's own weights
 
 
-@pytest.fixture
-def merging(served) -> Served:
-    if type(served.engine).__name__ != "VLLMEngine":
-        with pytest.raises(EngineError, match=r"set rollout.merge: never"):
-            served.engine.merge()
-        pytest.skip("refused, as it should be: only vllm merges")
-    return served
-
-
-def test_merged_it_serves_the_same_policy_and_unmerged_the_same_bits(merging, tiny_adapter_dir, reference):
-    engine = merging.engine
-    version = merging.publish(tiny_adapter_dir)
+def test_merged_it_serves_the_same_policy_and_unmerged_the_same_bits(served, tiny_adapter_dir, reference):
+    engine = served.engine
+    version = served.publish(tiny_adapter_dir)
     separate, requests = probe_scores(engine), [sample(f"merged-{i}", seed=i, max_tokens=40) for i in range(6)]
     tokens = {name: completion.token_ids for name, completion in run(engine, requests).items()}
     expected = torch.cat([reference(tiny_adapter_dir, token_ids) for token_ids in PROBE])
@@ -397,24 +388,24 @@ def test_merged_it_serves_the_same_policy_and_unmerged_the_same_bits(merging, ti
         assert probe_scores(engine) == separate
 
 
-def test_the_next_publish_takes_the_merged_adapter_out_again(merging, make_adapter, tiny_adapter_dir):
+def test_the_next_publish_takes_the_merged_adapter_out_again(served, make_adapter, tiny_adapter_dir):
     nothing = make_adapter(1, scale=0.0)
-    merging.publish(nothing)
-    base = probe_scores(merging.engine)
-    merging.publish(tiny_adapter_dir)
-    merging.engine.merge()
-    assert (torch.tensor(probe_scores(merging.engine)) - torch.tensor(base)).abs().max() > 0.1
-    merging.publish(nothing)
-    assert probe_scores(merging.engine) == base
+    served.publish(nothing)
+    base = probe_scores(served.engine)
+    served.publish(tiny_adapter_dir)
+    served.engine.merge()
+    assert (torch.tensor(probe_scores(served.engine)) - torch.tensor(base)).abs().max() > 0.1
+    served.publish(nothing)
+    assert probe_scores(served.engine) == base
 
 
-def test_merging_waits_for_no_request(merging, tiny_adapter_dir):
-    merging.publish(tiny_adapter_dir)
-    merging.engine.submit(sample("in flight"))
-    for move in (merging.engine.merge, merging.engine.unmerge):
+def test_merging_waits_for_no_request(served, tiny_adapter_dir):
+    served.publish(tiny_adapter_dir)
+    served.engine.submit(sample("in flight"))
+    for move in (served.engine.merge, served.engine.unmerge):
         with pytest.raises(EngineError, match="in flight"):
             move()
-    merging.engine.abort("in flight")
+    served.engine.abort("in flight")
 
 
 # --- parity

@@ -5,10 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_MAX_LEN, TINY_VOCAB
+from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from trapo_lite import parity
 from trapo_lite.config import load_config
 from trapo_lite.engines.base import EngineError, SampleRequest
+from trapo_lite.engines.decoding import BLOCK, GrowingLayer, grouped_attention
 from trapo_lite.engines.sampling import draw, processed_logprobs
 from trapo_lite.engines.start import start_engine
 from trapo_lite.engines.transformers import TransformersEngine
@@ -106,3 +109,59 @@ def test_start_engine_takes_everything_from_the_configuration(tiny_model_dir, tm
     assert (engine.max_model_len, engine.max_num_seqs, engine.dtype) == (50, 3, torch.float32)
     assert len(engine.score(list(range(TINY_VOCAB)))) == TINY_VOCAB - 1
     engine.close()
+
+
+# --- what decoding costs
+
+
+def test_prompts_that_are_the_same_are_read_once(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    engine = TransformersEngine(str(tiny_model_dir), max_model_len=TINY_MAX_LEN)
+    shapes, forward = [], engine._base.forward
+    monkeypatch.setattr(
+        engine._base, "forward", lambda **options: (shapes.append(options["input_ids"].shape), forward(**options))[1]
+    )
+    prompts = [(5, 6, 7), (5, 6, 7), (8, 9), (5, 6, 7)]
+    requests = [SampleRequest(str(i), p, i, 3, 1.0, 1.0, stop_ids=()) for i, p in enumerate(prompts)]
+    for request in requests:
+        engine.submit(request)
+    together = {}
+    while len(together) < len(requests):
+        together |= {completion.request_id: completion for completion in engine.poll()}
+    assert shapes == [(2, 3), (4, 1), (4, 1)]
+    for request in requests:
+        engine.submit(request)
+        [alone] = [completion for _ in range(3) for completion in engine.poll()]
+        assert alone.token_ids == together[request.request_id].token_ids
+        assert alone.logprobs == pytest.approx(together[request.request_id].logprobs, abs=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_grouped_attention_is_transformers_own(length: int):
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 6, length, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 8)
+    mask = (torch.arange(9) >= torch.tensor([[0], [4]]))[:, None, None].expand(2, 1, length, 9)
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = 3, True
+    for attention_mask in (mask, None):
+        options = {"scaling": 0.3, "is_causal": False}
+        found, _ = grouped_attention(module, query, key, value, attention_mask, **options)
+        expected, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_growing_cache_holds_what_a_plain_one_holds():
+    torch.manual_seed(0)
+    ours, plain = GrowingLayer(), DynamicLayer()
+
+    def put(rows: int, length: int) -> None:
+        states = torch.randn(2, rows, 2, length, 4).unbind()
+        for found, expected in zip(ours.update(*states), plain.update(*states), strict=True):
+            assert torch.equal(found, expected)
+
+    put(3, 5)
+    for _ in range(2 * BLOCK):  # past the room that was made, more than once
+        put(3, 1)
+    for layer in (ours, plain):  # as RowCache.select and append do
+        layer.keys, layer.values = layer.keys[[2, 0], :, -7:], layer.values[[2, 0], :, -7:]
+    for _ in range(3):
+        put(2, 1)

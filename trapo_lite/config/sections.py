@@ -99,8 +99,8 @@ class RolloutSection(Section):
     schedule: Literal["barrier", "pipelined", "speculative", "auto"] = "pipelined"
     """When micro-groups are started; the rollouts are the same (sampler.py). auto: the shorter by measured rates."""
     merge: Literal["never", "in_place", "auto"] = "never"
-    """in_place: vllm serves the adapter folded into its base's weights: added in float32, rounded once, restored bit
-    for bit. auto: where that is measured to be faster and the rounding leaves nearly all of the adapter's update."""
+    """in_place: the engine serves the adapter folded into its base's weights: added in float32, rounded once, undone
+    bit for bit. auto: where that is measured to be faster and the rounding leaves most of the adapter's update."""
     colocate: bool = True
     """Give the memory of the engine's cache to the trainer during an update, where both are on one card."""
     num_problems: PositiveInt = 32
@@ -127,8 +127,9 @@ class RolloutSection(Section):
     """Tokens of the parity probe after each publish."""
 
     def idle_keys(self) -> dict[str, str]:
-        needs = {"servers": "server", "server_adapter_dir": "server", "merge": "vllm"}
-        return {key: f"rollout.engine: {engine}" for key, engine in needs.items() if self.engine != engine}
+        on_servers = self.engine == "server"
+        conditions = {"servers": "server", "server_adapter_dir": "server"} if not on_servers else {"merge": "vllm"}
+        return {key: f"rollout.engine: {engine}" for key, engine in conditions.items()}
 
     @model_validator(mode="after")
     def _has_servers(self) -> "RolloutSection":

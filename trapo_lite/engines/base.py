@@ -112,7 +112,7 @@ class RolloutEngine(SamplingEngine, Protocol):
         policy but for one rounding of each weight, without the cost of LoRA's kernels. No request may be in flight.
 
         Returns the share of the adapter's update that the rounding leaves (1: all of it). EngineError where there is no
-        adapter, or by an engine that cannot (`rollout.merge` is for vllm).
+        adapter, or by an engine that cannot (`server`).
         """
         ...
 

@@ -13,11 +13,14 @@ from torch import Tensor
 from trapo_lite.base_model import load_base
 from trapo_lite.config import ModelSection
 from trapo_lite.engines.base import Completion, EngineError, SampleRequest, check_request
+from trapo_lite.engines.decoding import ATTENTION, RowCache
+from trapo_lite.engines.peft_merging import MergedAdapter
 from trapo_lite.engines.sampling import draw, processed_logprobs
 from trapo_lite.parity import PEFT_PREFIX, checksum_of_pairs
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
 
 
 @dataclass
@@ -68,8 +71,10 @@ class TransformersEngine:
         self.publish_seconds = 0.0
         self.publish_bytes = 0
         section = ModelSection(name=model_path, dtype=dtype, quantize=quantize, config_overrides=config_overrides or {})
-        self._base: Any = load_base(section, device=self.device, attention="sdpa").eval()
+        self._base: Any = load_base(section, device=self.device, attention=ATTENTION).eval()
         self._peft: PeftModel | None = None
+        self._merged: MergedAdapter | None = None
+        self._quantize = quantize
         self._waiting: deque[Row] = deque()
         self._rows: list[Row] = []
         self._cache: Any = None
@@ -79,13 +84,11 @@ class TransformersEngine:
         return self._base if self._peft is None else self._peft
 
     def publish(self, adapter_dir: Path, version: int) -> None:
-        if self._rows or self._waiting:
-            raise EngineError(
-                f"publish: {len(self._rows) + len(self._waiting)} requests are in flight; collect or abort them first"
-            )
+        self._require_idle("publish")
         if self.version is not None and version <= self.version:
             raise EngineError(f"publish: version {version} does not follow {self.version}; versions only grow")
         start = time.monotonic()
+        self.unmerge()
         with torch.random.fork_rng():  # PEFT draws initial weights before it loads; the trainer's draws are not its own
             self._load_adapter(Path(adapter_dir), version)
         self.version = version
@@ -93,10 +96,20 @@ class TransformersEngine:
         self.publish_bytes = sum(file.stat().st_size for file in Path(adapter_dir).iterdir() if file.is_file())
 
     def merge(self) -> float:
-        raise EngineError("merge: this engine serves adapters beside their base only; set rollout.merge: never")
+        self._require_idle("merge")
+        if self._peft is None:
+            raise EngineError("merge: there is no adapter yet; publish one first")
+        if self._quantize != "none":
+            raise EngineError(f"merge: {self._quantize} weights take no adapter; set rollout.merge: never")
+        if self._merged is None:
+            self._merged = MergedAdapter(list(lora_layers(self._peft).values()))
+        return self._merged.kept.share
 
     def unmerge(self) -> None:
-        """Nothing to do: it never merges."""
+        self._require_idle("unmerge")
+        if self._merged is not None:
+            self._merged.restore()
+        self._merged = None
 
     def submit(self, request: SampleRequest) -> None:
         check_request(request, max_model_len=self.max_model_len)
@@ -147,6 +160,10 @@ class TransformersEngine:
         self._rows, self._cache, self._peft, self._base = [], None, None, None
         self._waiting.clear()
 
+    def _require_idle(self, what: str) -> None:
+        if num := len(self._rows) + len(self._waiting):
+            raise EngineError(f"{what}: {num} requests are in flight; collect or abort them first")
+
     @property
     def _num_free(self) -> int:
         return self.max_num_seqs - len(self._rows)
@@ -190,21 +207,30 @@ class TransformersEngine:
         self._draw(self._rows, logits)
 
     def _join(self, newcomers: list[Row]) -> None:
-        """Read the prompts, draw each one's first token, and put their caches beside the running ones."""
-        lengths = torch.tensor([len(row.request.token_ids) for row in newcomers], device=self.device)
+        """Read each prompt once, draw everyone's first token, and put their caches beside the running ones."""
+        prompts = list(dict.fromkeys(row.request.token_ids for row in newcomers))
+        places = {prompt: place for place, prompt in enumerate(prompts)}
+        shared = torch.tensor([places[row.request.token_ids] for row in newcomers], device=self.device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         width = int(lengths.max())
-        ids = [[0] * (width - len(row.request.token_ids)) + list(row.request.token_ids) for row in newcomers]
+        ids = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
         columns = torch.arange(width, device=self.device)
         offset = width - lengths.unsqueeze(1)
-        output = self.model(
+        cache = RowCache()
+        logits = self.model(
             input_ids=torch.tensor(ids, device=self.device),
             attention_mask=(columns >= offset).long(),
             position_ids=(columns - offset).clamp(min=0),
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-        )
-        self._draw(newcomers, output.logits[:, -1])
-        self._cache = output.past_key_values if not self._rows else joined(self._cache, output.past_key_values)
+        ).logits[:, -1]
+        self._draw(newcomers, logits[shared])
+        cache.select(shared, width=width)
+        if self._rows:
+            self._cache.append(cache)
+        else:
+            self._cache = cache
         self._rows += newcomers
 
     def _draw(self, rows: list[Row], logits: Tensor) -> None:
@@ -231,10 +257,7 @@ class TransformersEngine:
             self._cache = None
             return
         index = torch.tensor([i for i, is_wanted in enumerate(wanted) if is_wanted], device=self.device)
-        width = max(row.num_cached for row in self._rows)
-        for layer in self._cache.layers:
-            layer.keys = layer.keys[index, :, -width:]
-            layer.values = layer.values[index, :, -width:]
+        self._cache.select(index, width=max(row.num_cached for row in self._rows))
 
 
 def completion_of(row: Row) -> Completion:
@@ -244,27 +267,19 @@ def completion_of(row: Row) -> Completion:
     )
 
 
-def joined(left: Any, right: Any) -> Any:
-    """`left` with the rows of `right` below its own; the narrower one is padded on the left."""
-    for ours, theirs in zip(left.layers, right.layers, strict=True):
-        width = max(ours.keys.shape[2], theirs.keys.shape[2])
-        ours.keys = torch.cat([_widened(ours.keys, width), _widened(theirs.keys, width)])
-        ours.values = torch.cat([_widened(ours.values, width), _widened(theirs.values, width)])
-    return left
-
-
-def _widened(states: Tensor, width: int) -> Tensor:
-    return torch.nn.functional.pad(states, (0, 0, width - states.shape[2], 0))
-
-
 def active_pairs(model: "PeftModel") -> dict[str, tuple[Tensor, Tensor]]:
     """(A, scaled B) by module name, from the layers that take part in the forward pass."""
+    pairs = {}
+    for name, layer in lora_layers(model).items():
+        for adapter in layer.active_adapters:
+            a, b = layer.lora_A[adapter].get_parameter("weight"), layer.lora_B[adapter].get_parameter("weight")
+            pairs[name.removeprefix(PEFT_PREFIX)] = (a.detach(), b.detach() * layer.scaling[adapter])
+    return pairs
+
+
+def lora_layers(model: "PeftModel") -> dict[str, "LoraLayer"]:
+    """By module name, those that take part in the forward pass."""
     from peft.tuners.lora import LoraLayer
 
-    pairs = {}
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer) and not module.disable_adapters:
-            for adapter in module.active_adapters:
-                a, b = module.lora_A[adapter].get_parameter("weight"), module.lora_B[adapter].get_parameter("weight")
-                pairs[name.removeprefix(PEFT_PREFIX)] = (a.detach(), b.detach() * module.scaling[adapter])
-    return pairs
+    found = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    return {name: layer for name, layer in found.items() if not layer.disable_adapters}

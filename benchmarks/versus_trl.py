@@ -1,0 +1,262 @@
+"""GRPO with LoRA, whole steps: this trainer against TRL's GRPOTrainer with PEFT.
+
+    pip install -e '.[benchmarks]'
+    python benchmarks/versus_trl.py --quick                      # under 3 minutes on two cores
+    python benchmarks/versus_trl.py --json versus_trl.json       # more steps, twice, and rollouts by vLLM as well
+
+Both sides: the same base in float32, the same LoRA (rank 32 on all linear layers), AdamW, the same prompts, 4 of them a
+step, 8 rollouts of exactly 128 tokens for each (nothing ends early), one update a step with one problem's rollouts in
+a forward pass, generation by transformers in the trainer's process, no gradient checkpointing, no reference model.
+Each side verifies answers in its own way, TRL by its accuracy_reward, but reward is a coin's toss decided by the
+answer's text, because a random model earns none and groups without reward have no gradient.
+
+Every measurement is a process of its own, and the sides take turns. A step's seconds are the median over all steps but
+each process's first; the peak is the process's largest resident size.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import zlib
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from worlds import TINY_CONFIG, World, scratch
+
+NUM_PROBLEMS, GROUP_SIZE, LENGTH, MAX_PROMPT = 4, 8, 128, 192
+RANK, LR, SEED = 32, 1e-4, 0
+STAGES = ("generation", "scoring", "update", "step")
+THREADS = {"tiny": 1, "0.1B": 2}  # what is fastest on two cores, for both sides
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer steps, once, without vLLM")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--measure", nargs=4, metavar=("SIDE", "MODEL", "FOLDER", "STEPS"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        side, model, folder, steps = args.measure
+        measure(side, model, Path(folder), num_steps=int(steps))
+        return
+    figures = compare(repeats=1 if args.quick else 2, is_quick=args.quick)
+    print(json.dumps(figures, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def compare(*, repeats: int, is_quick: bool) -> dict[str, Any]:
+    """The worse of both models for each ratio, and everything by itself."""
+    models = {}
+    with scratch() as folder:
+        write_prompts(folder / "prompts.jsonl")
+        for model, threads in THREADS.items():
+            if model != "tiny":
+                write_model(model, folder / model)
+            sides = ["trl", "ours"] if is_quick else ["trl", "ours", "ours_vllm"]
+            num_steps = (8 if model == "tiny" else 3) if is_quick else 12
+            runs = defaultdict(list)
+            for _ in range(repeats):
+                for side in sides:
+                    runs[side].append(run_apart(side, model, folder, num_steps=num_steps, num_threads=threads))
+            models[model] = {side: together(found) for side, found in runs.items()}
+            trl, ours = models[model]["trl"], models[model]["ours"]
+            models[model]["trl_over_ours"] = {name: round(trl[name] / ours[name], 2) for name in trl if ours[name]}
+    ratios = [found["trl_over_ours"] for found in models.values()]
+    return {
+        "trl_over_ours_step": min(ratio["step"] for ratio in ratios),
+        "trl_over_ours_peak_memory": min(ratio["peak_gib"] for ratio in ratios),
+        "models": models,
+    }
+
+
+def run_apart(side: str, model: str, folder: Path, *, num_steps: int, num_threads: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--measure", side, model, str(folder), str(num_steps)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    if done.returncode != 0:
+        raise SystemExit(f"{side} with {model} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def together(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """Medians over the steps of several runs, their first ones left out; the largest peak."""
+    seconds = {name: statistics.median([s for run in runs for s in run[name][1:]]) for name in STAGES}
+    return {name: round(value, 4) for name, value in seconds.items()} | {"peak_gib": max(r["peak_gib"] for r in runs)}
+
+
+def write_prompts(file: Path) -> None:
+    """Sums of 25 to 55 terms: 70 to 150 tokens."""
+    rng = random.Random(SEED)
+    lines = []
+    for _ in range(64):
+        terms = " ".join(
+            f"({'abcdefgh'[n % 8]}) {rng.choice('+-')} {rng.randint(1, 6)}" for n in range(rng.randint(25, 55))
+        )
+        lines.append(json.dumps({"problem": f"Compute {rng.randint(10, 15)} {terms}.", "answer": "6"}) + "\n")
+    file.write_text("".join(lines))
+
+
+def write_model(shape: str, folder: Path) -> None:
+    """Random weights with the tiny world's tokenizer, which knows fewer tokens than the model has."""
+    World.random(shape, folder)
+    for file in Path("trapo_lite/tiny_world/base").glob("tokenizer*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+
+
+def toss(answer: str) -> bool:
+    return zlib.crc32(answer.encode()) % 2 == 0
+
+
+# ----- one side, in a process of its own
+
+
+def measure(side: str, model: str, folder: Path, *, num_steps: int) -> None:
+    path = folder / model
+    measured = train_with_trl if side == "trl" else train_with_us
+    seconds = measured(side, TINY_PATH if model == "tiny" else str(path), folder, num_steps)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({**seconds, "peak_gib": round(peak, 3)}))
+
+
+TINY_PATH = "trapo_lite/tiny_world/base"
+
+
+def train_with_us(side: str, model: str, folder: Path, num_steps: int) -> dict[str, list[float]]:
+    from trapo_lite import inputs, rollout_stage
+    from trapo_lite.config import load_config
+    from trapo_lite.reward import MathVerifier, Verdict
+    from trapo_lite.run_folder import read_metrics
+    from trapo_lite.trainer import train
+
+    class Tossing(MathVerifier):
+        def submit(self, answer_text: str, gold: str) -> "Future[Verdict]":
+            tossed: Future[Verdict] = Future()
+            verdict = Verdict("correct" if toss(answer_text) else "wrong")
+            super().submit(answer_text, gold).add_done_callback(lambda _: tossed.set_result(verdict))
+            return tossed
+
+    rollout_stage.MathVerifier = Tossing
+    inputs.end_of_text_id = lambda *_: 2**20  # no token of any model: nothing ends early
+    overrides = [
+        f"model.name={model}",
+        "model.config_overrides={max_position_embeddings: 2048}",
+        f"lora.r={RANK}",
+        f"lora.alpha={RANK}",
+        f"data.train={folder / 'prompts.jsonl'}",
+        "data.require_expert=false",
+        "data.prompt_template='{problem}'",
+        f"data.max_prompt_tokens={MAX_PROMPT}",
+        f"rollout.engine={'vllm' if side == 'ours_vllm' else 'transformers'}",
+        "rollout.merge=in_place",
+        f"rollout.num_problems={NUM_PROBLEMS}",
+        f"rollout.max_response_tokens={LENGTH}",
+        f"optim.lr={LR}",
+        f"train.max_steps={num_steps}",
+        f"train.save_every={num_steps}",
+        f"train.tokens_per_batch={MAX_PROMPT + GROUP_SIZE * LENGTH}",
+        "eval.every=0",
+        f"run.name={side}",
+        f"run.dir={folder / side}",
+        f"run.num_threads={os.environ['OMP_NUM_THREADS']}",
+        "run.tensorboard=false",
+        "run.deterministic=false",
+    ]
+    run = train(load_config([TINY_CONFIG, "configs/algorithm/grpo.yaml"], overrides), restart=True)
+    rows = read_metrics(run / "metrics.jsonl")
+    assert all(row["rollout/completion_tokens"] == LENGTH for row in rows)
+    return {
+        "generation": [row["time/sample"] for row in rows],
+        "scoring": [row["time/verdicts"] + row["time/score"] for row in rows],
+        "update": [row["time/update"] for row in rows],
+        "step": [row["time/step"] for row in rows],
+    }
+
+
+def train_with_trl(_side: str, model: str, folder: Path, num_steps: int) -> dict[str, list[float]]:
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer  # type: ignore[attr-defined]
+    from trl.rewards import accuracy_reward  # type: ignore[attr-defined]
+
+    seconds: dict[str, list[float]] = {name: [] for name in STAGES}
+
+    def timed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            started = time.perf_counter()
+            result = method(*arguments)
+            seconds[name].append(time.perf_counter() - started)
+            return result
+
+        return call
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_unused) -> None:
+            self.started = time.perf_counter()
+
+        def on_step_end(self, args, state, control, **_unused) -> None:
+            seconds["step"].append(time.perf_counter() - self.started)
+
+    def reward(completions: list[str], solution: list[str], **_unused: object) -> Any:
+        accuracy_reward([[{"role": "assistant", "content": text}] for text in completions], solution)
+        return [float(toss(text)) for text in completions]
+
+    rows = [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=reward,
+        train_dataset=Dataset.from_list([{"prompt": r["problem"], "solution": f"${r['answer']}$"} for r in rows]),
+        peft_config=LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=RANK, target_modules="all-linear"),
+        args=GRPOConfig(
+            output_dir=str(folder / "trl"),
+            model_init_kwargs={"dtype": torch.float32},
+            per_device_train_batch_size=GROUP_SIZE,
+            gradient_accumulation_steps=NUM_PROBLEMS,
+            num_generations=GROUP_SIZE,
+            max_completion_length=LENGTH,
+            generation_kwargs={"min_new_tokens": LENGTH},
+            max_steps=num_steps,
+            learning_rate=LR,
+            lr_scheduler_type="constant",
+            beta=0.0,
+            temperature=1.0,
+            bf16=False,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            save_strategy="no",
+            report_to=[],
+            seed=SEED,
+        ),
+        callbacks=[Clock()],
+    )
+    generate = timed("generation", trainer._generate)
+
+    def generate_exactly(*arguments: Any) -> Any:
+        result = generate(*arguments)
+        assert all(len(ids) == LENGTH for ids in result[1])
+        return result
+
+    trainer._generate = generate_exactly  # type: ignore[method-assign]
+    trainer._generate_and_score_completions = timed(  # type: ignore[method-assign]
+        "scoring", trainer._generate_and_score_completions
+    )
+    trainer.train()
+    seconds["scoring"] = [both - drawn for both, drawn in zip(seconds["scoring"], seconds["generation"], strict=True)]
+    stages = zip(seconds["step"], seconds["generation"], seconds["scoring"], strict=True)
+    seconds["update"] = [step - drawn - scored for step, drawn, scored in stages]
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
