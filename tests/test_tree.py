@@ -167,28 +167,28 @@ def test_the_visibility_test_can_fail(shift: int) -> None:
 def test_segments_are_the_same_visibility(seed: int) -> None:
     batch = random_batch(seed)[1]
     sees, covered = torch.zeros(batch.num_tokens, batch.num_tokens, dtype=torch.bool), []
-    for start, end, above in segments(batch):
+    chains = segments(batch)
+    for start, end, above in chains:
         covered += range(start, end)
         sees[start:end, start:end] = torch.ones(end - start, end - start, dtype=torch.bool).tril()
-        for begin, stop in above:
+        for begin, stop, _ in (chains[number] for number in above):
             sees[start:end, begin:stop] = True
     assert covered == list(range(batch.num_tokens))
     assert torch.equal(sees, dense_mask(batch))
 
 
 def test_segments_of_the_tree_by_eye() -> None:
-    trunk, shared = (0, 2), (7, 8)
     assert segments(pack([GROUP])) == [
         (0, 2, []),
-        (2, 4, [trunk]),
-        (4, 5, [trunk]),
-        (5, 7, [trunk]),
-        (7, 8, [trunk]),
-        (8, 9, [trunk, shared]),
-        (9, 10, [trunk, shared, (8, 9)]),
-        (10, 12, [trunk, shared, (8, 9)]),
-        (12, 13, [trunk, shared, (8, 9)]),
-        (13, 15, [trunk, shared]),
+        (2, 4, [0]),
+        (4, 5, [0]),
+        (5, 7, [0]),
+        (7, 8, [0]),
+        (8, 9, [0, 4]),
+        (9, 10, [0, 4, 5]),
+        (10, 12, [0, 4, 5]),
+        (12, 13, [0, 4, 5]),
+        (13, 15, [0, 4]),
     ]
 
 

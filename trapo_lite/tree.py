@@ -158,8 +158,8 @@ def num_tokens(group: Group) -> int:
     return len(group.rollouts[0].prompt_ids) + shared + sum(len(r.completion_ids) for r in group.rollouts)
 
 
-def segments(batch: PackedBatch) -> list[tuple[int, int, list[tuple[int, int]]]]:
-    """The maximal unbranched chains (start, end), each with the chains above it in root-to-parent order.
+def segments(batch: PackedBatch) -> list[tuple[int, int, list[int]]]:
+    """The maximal unbranched chains (start, end), each with the numbers of those above it, from the root down.
 
     Within a chain attention is causal; above it every ancestor token is visible. A chain ends where its last token has
     several children or none.
@@ -170,12 +170,12 @@ def segments(batch: PackedBatch) -> list[tuple[int, int, list[tuple[int, int]]]]
     branching = sorted({int(parent[start]) + 1 for start in starts if parent[start] >= 0})
     bounds = sorted({0, *starts, *branching, batch.num_tokens})
     chain_ending_at = {end - 1: number for number, end in enumerate(bounds[1:])}
-    chains: list[tuple[int, int, list[tuple[int, int]]]] = []
+    chains: list[tuple[int, int, list[int]]] = []
     for start, end in itertools.pairwise(bounds):
-        above: list[tuple[int, int]] = []
+        above: list[int] = []
         if parent[start] >= 0:
-            mother = chains[chain_ending_at[int(parent[start])]]
-            above = [*mother[2], (mother[0], mother[1])]
+            mother = chain_ending_at[int(parent[start])]
+            above = [*chains[mother][2], mother]
         chains.append((start, end, above))
     return chains
 

@@ -26,24 +26,29 @@ def segment_layout(batch: PackedBatch) -> TreeLayout:
     """SDPA chain by chain over the keys of the chain and of its ancestors: no (T, T) mask, exact cost."""
     chains = tree.segments(batch)
     device = batch.input_ids.device
+    lengths = [end - start for start, end, _ in chains]
     plan = []
-    for start, end, above in chains:
-        num_above, length = sum(stop - begin for begin, stop in above), end - start
+    for number, (_, _, above) in enumerate(chains):
+        num_above, length = sum(lengths[other] for other in above), lengths[number]
         mask = None
         if num_above and length > 1:
             mask = torch.ones(length, num_above + length, dtype=torch.bool, device=device).tril(num_above)
-        plan.append((start, end, above, mask))
+        plan.append(([*above, number], mask))
 
     def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        # Split once: the backward pass of a slice is a tensor of all T tokens, for each of them.
+        queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
         outputs = []
-        for start, end, above, mask in plan:
-            spans = [*above, (start, end)]
-            keys = torch.cat([key[:, :, a:b] for a, b in spans], dim=2)
-            values = torch.cat([value[:, :, a:b] for a, b in spans], dim=2)
-            is_root = not above and end - start > 1
+        for path, mask in plan:
+            own = path[-1]
             outputs.append(
                 scaled_dot_product_attention(
-                    query[:, :, start:end], keys, values, attn_mask=mask, is_causal=is_root, scale=scaling
+                    queries[own],
+                    torch.cat([keys[number] for number in path], dim=2),
+                    torch.cat([values[number] for number in path], dim=2),
+                    attn_mask=mask,
+                    is_causal=len(path) == 1 and lengths[own] > 1,
+                    scale=scaling,
                 )
             )
         return torch.cat(outputs, dim=2)
