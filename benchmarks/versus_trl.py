@@ -2,13 +2,14 @@
 
     pip install -e '.[benchmarks]'
     python benchmarks/versus_trl.py --quick                      # under 3 minutes on two cores
-    python benchmarks/versus_trl.py --json versus_trl.json       # more steps, twice, and rollouts by vLLM as well
+    python benchmarks/versus_trl.py --json versus_trl.json       # longer, more steps, twice, rollouts by vLLM as well
 
-Both sides: the same base in float32, the same LoRA (rank 32 on all linear layers), AdamW, the same prompts, 4 of them a
-step, 8 rollouts of exactly 128 tokens for each (nothing ends early), one update a step with one problem's rollouts in
-a forward pass, generation by transformers in the trainer's process, no gradient checkpointing, no reference model.
-Each side verifies answers in its own way, TRL by its accuracy_reward, but reward is a coin's toss decided by the
-answer's text, because a random model earns none and groups without reward have no gradient.
+Both sides: the same base in float32, the same LoRA (rank 32 on all linear layers), AdamW, the same prompts of 70 to 150
+tokens, 8 rollouts of exactly the same length for each (nothing ends early), one update a step with one problem's
+rollouts in a forward pass, generation by transformers in the trainer's process, no gradient checkpointing, no reference
+model. Ours serves the adapter merged (rollout.merge: in_place), which TRL does for vLLM only. Each side verifies answers
+in its own way, TRL by its accuracy_reward, but reward is a coin's toss decided by the answer's text, because a random
+model earns none and groups without reward have no gradient.
 
 Every measurement is a process of its own, and the sides take turns. A step's seconds are the median over all steps but
 each process's first; the peak is the process's largest resident size.
@@ -27,47 +28,61 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from worlds import TINY_CONFIG, World, scratch
 
-NUM_PROBLEMS, GROUP_SIZE, LENGTH, MAX_PROMPT = 4, 8, 128, 192
+GROUP_SIZE, MAX_PROMPT = 8, 192
 RANK, LR, SEED = 32, 1e-4, 0
 STAGES = ("generation", "scoring", "update", "step")
-THREADS = {"tiny": 1, "0.1B": 2}  # what is fastest on two cores, for both sides
+
+
+@dataclass(frozen=True)
+class Work:
+    """problems a step, tokens of each rollout, steps, threads (what is fastest on two cores, for both sides)"""
+
+    num_problems: int
+    length: int
+    num_steps: int
+    num_threads: int
+
+
+FULL = {"tiny": Work(8, 128, 10, 1), "0.1B": Work(4, 128, 3, 2)}
+TINY_PATH = "trapo_lite/tiny_world/base"
+QUICK = {"tiny": Work(8, 64, 5, 1), "0.1B": Work(2, 32, 2, 2)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer steps, once, without vLLM")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--measure", nargs=4, metavar=("SIDE", "MODEL", "FOLDER", "STEPS"), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=3, metavar=("SIDE", "MODEL", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        side, model, folder, steps = args.measure
-        measure(side, model, Path(folder), num_steps=int(steps))
+        side, model, folder = args.measure
+        measure(side, model, Path(folder), (QUICK if args.quick else FULL)[model])
         return
-    figures = compare(repeats=1 if args.quick else 2, is_quick=args.quick)
+    figures = compare(is_quick=args.quick)
     print(json.dumps(figures, indent=1))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def compare(*, repeats: int, is_quick: bool) -> dict[str, Any]:
+def compare(*, is_quick: bool) -> dict[str, Any]:
     """The worse of both models for each ratio, and everything by itself."""
     models = {}
     with scratch() as folder:
         write_prompts(folder / "prompts.jsonl")
-        for model, threads in THREADS.items():
+        for model in FULL:
             if model != "tiny":
                 write_model(model, folder / model)
             sides = ["trl", "ours"] if is_quick else ["trl", "ours", "ours_vllm"]
-            num_steps = (8 if model == "tiny" else 3) if is_quick else 12
             runs = defaultdict(list)
-            for _ in range(repeats):
+            for _ in range(1 if is_quick else 2):
                 for side in sides:
-                    runs[side].append(run_apart(side, model, folder, num_steps=num_steps, num_threads=threads))
+                    runs[side].append(run_apart(side, model, folder, is_quick=is_quick))
             models[model] = {side: together(found) for side, found in runs.items()}
             trl, ours = models[model]["trl"], models[model]["ours"]
             models[model]["trl_over_ours"] = {name: round(trl[name] / ours[name], 2) for name in trl if ours[name]}
@@ -79,9 +94,9 @@ def compare(*, repeats: int, is_quick: bool) -> dict[str, Any]:
     }
 
 
-def run_apart(side: str, model: str, folder: Path, *, num_steps: int, num_threads: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--measure", side, model, str(folder), str(num_steps)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads), "HF_HUB_OFFLINE": "1"}
+def run_apart(side: str, model: str, folder: Path, *, is_quick: bool) -> dict[str, Any]:
+    command = [sys.executable, __file__, *(["--quick"] if is_quick else []), "--measure", side, model, str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(FULL[model].num_threads), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
     if done.returncode != 0:
         raise SystemExit(f"{side} with {model} failed:\n{done.stderr[-3000:]}")
@@ -120,18 +135,17 @@ def toss(answer: str) -> bool:
 # ----- one side, in a process of its own
 
 
-def measure(side: str, model: str, folder: Path, *, num_steps: int) -> None:
-    path = folder / model
-    measured = train_with_trl if side == "trl" else train_with_us
-    seconds = measured(side, TINY_PATH if model == "tiny" else str(path), folder, num_steps)
+def measure(side: str, model: str, folder: Path, work: Work) -> None:
+    path = TINY_PATH if model == "tiny" else str(folder / model)
+    if side == "trl":
+        seconds = train_with_trl(path, folder, work)
+    else:
+        seconds = train_with_us(path, folder, work, engine="vllm" if side == "ours_vllm" else "transformers")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps({**seconds, "peak_gib": round(peak, 3)}))
 
 
-TINY_PATH = "trapo_lite/tiny_world/base"
-
-
-def train_with_us(side: str, model: str, folder: Path, num_steps: int) -> dict[str, list[float]]:
+def train_with_us(model: str, folder: Path, work: Work, *, engine: str) -> dict[str, list[float]]:
     from trapo_lite import inputs, rollout_stage
     from trapo_lite.config import load_config
     from trapo_lite.reward import MathVerifier, Verdict
@@ -156,24 +170,24 @@ def train_with_us(side: str, model: str, folder: Path, num_steps: int) -> dict[s
         "data.require_expert=false",
         "data.prompt_template='{problem}'",
         f"data.max_prompt_tokens={MAX_PROMPT}",
-        f"rollout.engine={'vllm' if side == 'ours_vllm' else 'transformers'}",
+        f"rollout.engine={engine}",
         "rollout.merge=in_place",
-        f"rollout.num_problems={NUM_PROBLEMS}",
-        f"rollout.max_response_tokens={LENGTH}",
+        f"rollout.num_problems={work.num_problems}",
+        f"rollout.max_response_tokens={work.length}",
         f"optim.lr={LR}",
-        f"train.max_steps={num_steps}",
-        f"train.save_every={num_steps}",
-        f"train.tokens_per_batch={MAX_PROMPT + GROUP_SIZE * LENGTH}",
+        f"train.max_steps={work.num_steps}",
+        f"train.save_every={work.num_steps}",
+        f"train.tokens_per_batch={MAX_PROMPT + GROUP_SIZE * work.length}",
         "eval.every=0",
-        f"run.name={side}",
-        f"run.dir={folder / side}",
-        f"run.num_threads={os.environ['OMP_NUM_THREADS']}",
+        "run.name=ours",
+        f"run.dir={folder}",
+        f"run.num_threads={work.num_threads}",
         "run.tensorboard=false",
         "run.deterministic=false",
     ]
     run = train(load_config([TINY_CONFIG, "configs/algorithm/grpo.yaml"], overrides), restart=True)
     rows = read_metrics(run / "metrics.jsonl")
-    assert all(row["rollout/completion_tokens"] == LENGTH for row in rows)
+    assert all(row["rollout/completion_tokens"] == work.length for row in rows)
     return {
         "generation": [row["time/sample"] for row in rows],
         "scoring": [row["time/verdicts"] + row["time/score"] for row in rows],
@@ -182,7 +196,7 @@ def train_with_us(side: str, model: str, folder: Path, num_steps: int) -> dict[s
     }
 
 
-def train_with_trl(_side: str, model: str, folder: Path, num_steps: int) -> dict[str, list[float]]:
+def train_with_trl(model: str, folder: Path, work: Work) -> dict[str, list[float]]:
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -222,11 +236,11 @@ def train_with_trl(_side: str, model: str, folder: Path, num_steps: int) -> dict
             output_dir=str(folder / "trl"),
             model_init_kwargs={"dtype": torch.float32},
             per_device_train_batch_size=GROUP_SIZE,
-            gradient_accumulation_steps=NUM_PROBLEMS,
+            gradient_accumulation_steps=work.num_problems,
             num_generations=GROUP_SIZE,
-            max_completion_length=LENGTH,
-            generation_kwargs={"min_new_tokens": LENGTH},
-            max_steps=num_steps,
+            max_completion_length=work.length,
+            generation_kwargs={"min_new_tokens": work.length},
+            max_steps=work.num_steps,
             learning_rate=LR,
             lr_scheduler_type="constant",
             beta=0.0,
@@ -244,7 +258,7 @@ def train_with_trl(_side: str, model: str, folder: Path, num_steps: int) -> dict
 
     def generate_exactly(*arguments: Any) -> Any:
         result = generate(*arguments)
-        assert all(len(ids) == LENGTH for ids in result[1])
+        assert all(len(ids) == work.length for ids in result[1])
         return result
 
     trainer._generate = generate_exactly  # type: ignore[method-assign]
