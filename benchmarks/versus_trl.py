@@ -6,10 +6,10 @@
 
 Both sides: the same base in float32, the same LoRA (rank 32 on all linear layers), AdamW, the same prompts of 70 to 150
 tokens, 8 rollouts of exactly the same length for each (nothing ends early), one update a step with one problem's
-rollouts in a forward pass, generation by transformers in the trainer's process, no gradient checkpointing, no reference
-model. Ours serves the adapter merged (rollout.merge: in_place), which TRL does for vLLM only. Each side verifies answers
-in its own way, TRL by its accuracy_reward, but reward is a coin's toss decided by the answer's text, because a random
-model earns none and groups without reward have no gradient.
+rollouts in a forward pass, generation by transformers in the trainer's process, no gradient checkpointing, no
+reference model. Ours serves the adapter merged (rollout.merge: in_place), which TRL does for vLLM only. Each side
+verifies answers in its own way, TRL by its accuracy_reward, but reward is a coin's toss decided by the answer's text,
+because a random model earns none and groups without reward have no gradient.
 
 Every measurement is a process of its own, and the sides take turns. A step's seconds are the median over all steps but
 each process's first; the peak is the process's largest resident size.
