@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +48,7 @@ def main() -> None:
         "--shape", choices=sorted(SHAPES), help="random weights of this shape instead of the tiny world's"
     )
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="cost against length, group size and vocabulary")
     args = parser.parse_args()
     torch.set_num_threads(1)
     figures: dict[str, object] = {
@@ -59,6 +61,8 @@ def main() -> None:
         figures |= measure_series(policy, is_short=args.quick, repeats=3)
     figures |= measure_head(num_tokens=2048 if args.quick else 16_384)
     print(json.dumps(figures, indent=1))
+    if args.plot:
+        plot(figures, args.plot)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
 
@@ -191,18 +195,20 @@ def measure_layouts(policy: Policy, *, repeats: int) -> dict[str, object]:
 
 
 def measure_series(policy: Policy, *, is_short: bool, repeats: int) -> dict[str, object]:
-    """Microseconds a packed token, by length of the completions and by group size; 1: cost is linear in tokens."""
+    """(packed tokens, seconds) of forward and backward, by length of the completions and by group size."""
 
-    def per_token(groups: dict[int, Group]) -> dict[int, float]:
-        seconds = {key: [timed(policy, packed, group)[0] for _ in range(repeats)] for key, group in groups.items()}
-        return {key: statistics.median(seconds[key]) / num_tokens(group) * 1e6 for key, group in groups.items()}
+    def measured(groups: dict[int, Group]) -> dict[int, tuple[int, float]]:
+        seconds: dict[int, list[float]] = {key: [] for key in groups}
+        for _ in range(repeats):
+            for key, group in groups.items():
+                seconds[key].append(timed(policy, packed, group)[0])
+        return {key: (num_tokens(group), round(min(seconds[key]), 4)) for key, group in groups.items()}
 
     lengths = (64, 128, 256, 512) if is_short else (64, 128, 256, 512, 1024, 2048)
-    by_length = per_token({length: trapo_group(64, 128, length) for length in lengths})
-    by_size = per_token({8 + extra: trapo_group(64, 128, 192, num_free=4 + extra) for extra in (0, 8, 24)})
+    sizes = (8, 16, 32) if is_short else (8, 16, 32, 64)
     return {
-        "us_per_token_by_completion_length": {length: round(value) for length, value in by_length.items()},
-        "us_per_token_by_group_size": {size: round(value) for size, value in by_size.items()},
+        "by_completion_length": measured({length: trapo_group(64, 128, length) for length in lengths}),
+        "by_group_size": measured({size: trapo_group(64, 128, 192, num_free=size - 4) for size in sizes}),
     }
 
 
@@ -211,7 +217,7 @@ def measure_series(policy: Policy, *, is_short: bool, repeats: int) -> dict[str,
 
 def measure_head(*, num_tokens: int) -> dict[str, object]:
     """Peak memory of forward and backward through the head beyond hidden rows and their gradient, by vocabulary."""
-    sizes = (HEAD_VOCABULARY // 4, HEAD_VOCABULARY)
+    sizes = (HEAD_VOCABULARY // 8, HEAD_VOCABULARY // 4, HEAD_VOCABULARY // 2, HEAD_VOCABULARY)
     peaks = {vocabulary: head_peak(num_tokens, vocabulary) for vocabulary in sizes}
     return {
         "head_tokens": num_tokens,
@@ -259,6 +265,28 @@ def resident_mb(is_cuda: bool, *, peak: bool = False) -> float:
     name = "VmHWM" if peak else "VmRSS"
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024 / 1e6
+
+
+def plot(figures: dict[str, Any], file: Path) -> None:
+    """Seconds against packed tokens, twice, each with the best line through the origin; the head's peaks."""
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(12, 3.6), layout="constrained")
+    panels = drawing.subplots(1, 3)
+    series = {"by_completion_length": "completions of {} tokens", "by_group_size": "groups of {} rollouts"}
+    for panel, (name, label) in zip(panels, series.items(), strict=False):
+        tokens, seconds = zip(*figures[name].values(), strict=True)
+        slope = sum(t * s for t, s in figures[name].values()) / sum(t * t for t in tokens)
+        panel.plot(tokens, seconds, "o", label="measured")
+        panel.plot([0, max(tokens)], [0, slope * max(tokens)], "-", label=f"{slope * 1e6:.0f} µs a token")
+        ends = [str(list(figures[name])[end]) for end in (0, -1)]
+        panel.set(title=label.format(" to ".join(ends)), xlabel="packed tokens", ylabel="seconds, forward and backward")
+    vocabulary, peaks = zip(*figures["head_peak_mb_by_vocabulary"].items(), strict=True)
+    panels[2].plot(vocabulary, peaks, "o-", label=f"{figures['head_tokens']} tokens")
+    panels[2].set(title="head", xlabel="vocabulary", ylabel="peak MB beyond hidden rows and gradient", ylim=(0, 300))
+    for panel in panels:
+        panel.legend()
+    drawing.savefig(file)
 
 
 def is_head_process(arguments: Sequence[str]) -> bool:

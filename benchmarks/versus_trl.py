@@ -28,7 +28,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,7 @@ def measure(side: str, model: str, folder: Path, work: Work) -> None:
 
 
 def train_with_us(model: str, folder: Path, work: Work, *, engine: str) -> dict[str, list[float]]:
-    from trapo_lite import inputs, rollout_stage
+    from trapo_lite import rollout_stage
     from trapo_lite.config import load_config
     from trapo_lite.reward import MathVerifier, Verdict
     from trapo_lite.run_folder import read_metrics
@@ -160,7 +160,8 @@ def train_with_us(model: str, folder: Path, work: Work, *, engine: str) -> dict[
             return tossed
 
     rollout_stage.MathVerifier = Tossing
-    inputs.end_of_text_id = lambda *_: 2**20  # no token of any model: nothing ends early
+    settings = rollout_stage.sampling_settings
+    rollout_stage.sampling_settings = lambda *a, **options: replace(settings(*a, **options), stop_ids=())
     overrides = [
         f"model.name={model}",
         "model.config_overrides={max_position_embeddings: 2048}",
