@@ -11,10 +11,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from trapo_lite import cli
 from trapo_lite.algorithm import Algorithm, make_group
-from trapo_lite.base_model import load_base
+from trapo_lite.base_model import load_base, model_shape
 from trapo_lite.config import AlgorithmSection, Config, ConfigError, LoraSection, ModelSection, load_config
 from trapo_lite.gpus import GIB, GPUS
-from trapo_lite.inputs import model_shape
 from trapo_lite.memory_plan import (
     layer_bytes,
     plan_memory,

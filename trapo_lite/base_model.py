@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from trapo_lite.config import ConfigError, ModelSection
-from trapo_lite.model_shape import is_target, meta_model
+from trapo_lite.config import Config, ConfigError, ModelSection
+from trapo_lite.model_shape import ModelShape, is_target, meta_model
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns about an optional kernel whenever PEFT imports it
 transformers_logging.disable_progress_bar()  # one bar per load, in the middle of the run's own display
@@ -40,6 +40,11 @@ def model_config(section: ModelSection) -> PreTrainedConfig:
         setattr(config, key, value)
     _refuse_what_packing_changes(config, section.name)
     return config
+
+
+def model_shape(config: Config) -> ModelShape:
+    """Sizes of the configured model and adapter; ModelError where its config.json cannot be read."""
+    return ModelShape.of(model_config(config.model), rank=config.lora.r, targets=config.lora.target_modules)
 
 
 def _refuse_what_packing_changes(config: PreTrainedConfig, name: str) -> None:

@@ -9,7 +9,6 @@ from trapo_lite.base_model import check_name, check_targets, model_config
 from trapo_lite.config import Config, ConfigError
 from trapo_lite.data import DataReport, check_sources, end_of_text_id, load_problems, load_tokenizer, require_experts
 from trapo_lite.loggers import check_loggers
-from trapo_lite.model_shape import ModelShape
 from trapo_lite.policy import check_adapter
 from trapo_lite.sampler import SamplingSettings, Schedule
 from trapo_lite.types import Problem
@@ -78,11 +77,6 @@ def read_inputs(config: Config) -> Inputs:
         eval_problems, _ = load_problems(data, tokenizer, max_response_tokens=limit, files=config.eval.data)
         eval_problems = eval_problems[: config.eval.num_problems]
     return Inputs(tokenizer, problems, report, eval_problems, max_model_len)
-
-
-def model_shape(config: Config) -> ModelShape:
-    """Sizes of the configured model and adapter; ModelError where its config.json cannot be read."""
-    return ModelShape.of(model_config(config.model), rank=config.lora.r, targets=config.lora.target_modules)
 
 
 def sampling_settings(

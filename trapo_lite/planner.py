@@ -3,9 +3,9 @@
 import re
 from dataclasses import replace
 
+from trapo_lite.base_model import model_shape
 from trapo_lite.config import Config, ConfigError
 from trapo_lite.gpus import GIB, GPUS, Gpu
-from trapo_lite.inputs import model_shape
 from trapo_lite.memory_plan import plan_memory, plan_time, remedies, shortcoming
 
 

@@ -15,6 +15,7 @@ import torch
 
 from trapo_lite import device, rollout_metrics
 from trapo_lite.algorithm import Algorithm
+from trapo_lite.base_model import model_shape
 from trapo_lite.checkpoint import (
     Checkpoint,
     find_checkpoint,
@@ -27,7 +28,7 @@ from trapo_lite.config import Config
 from trapo_lite.data import text_of
 from trapo_lite.display import Display
 from trapo_lite.identity import run_identity
-from trapo_lite.inputs import model_shape, read_inputs
+from trapo_lite.inputs import read_inputs
 from trapo_lite.launch import Stopped, StopSignals, check_world_size, set_threads
 from trapo_lite.log_book import LogBook
 from trapo_lite.memory_plan import require_fits
