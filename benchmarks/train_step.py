@@ -269,7 +269,7 @@ def resident_mb(is_cuda: bool, *, peak: bool = False) -> float:
 
 def plot(figures: dict[str, Any], file: Path) -> None:
     """Seconds against packed tokens, twice, each with the best line through the origin; the head's peaks."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # type: ignore[import-not-found]
 
     drawing = Figure(figsize=(12, 3.6), layout="constrained")
     panels = drawing.subplots(1, 3)
