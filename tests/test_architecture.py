@@ -24,7 +24,7 @@ ROWS: list[tuple[str, str]] = [
         "model_shape "
         "export_report",
     ),
-    ("3 shell: parts", "base_model"),
+    ("3 shell: parts", "base_model plain_decoder"),
     ("3 shell: owners", "policy sampler engines"),
     (
         "3 shell: put together",

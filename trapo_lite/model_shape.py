@@ -1,13 +1,18 @@
 """Sizes of a model and its adapter, from the model's configuration alone: what is counted in bytes and operations."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from trapo_lite.types import PackedBatch
+
+if TYPE_CHECKING:  # seconds that the plan does without
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class ModelShape:
         return self.linear_parameters + self.other_parameters
 
     @classmethod
-    def of(cls, config: PreTrainedConfig, *, rank: int, targets: str | Sequence[str]) -> "ModelShape":
+    def of(cls, config: PreTrainedConfig, *, rank: int, targets: str | Sequence[str]) -> ModelShape:
         """No weights are made: the model is built on the meta device. targets: as in lora.target_modules."""
         model = meta_model(config)
         linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
@@ -77,5 +82,7 @@ def is_target(name: str, targets: str | Sequence[str]) -> bool:
 
 def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
     """The model without memory behind its weights."""
+    from transformers import AutoModelForCausalLM
+
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)

@@ -3,10 +3,11 @@
 import re
 from dataclasses import replace
 
-from trapo_lite.base_model import model_shape
 from trapo_lite.config import Config, ConfigError
 from trapo_lite.gpus import GIB, GPUS, Gpu
 from trapo_lite.memory_plan import plan_memory, plan_time, remedies, shortcoming
+from trapo_lite.model_shape import ModelShape
+from trapo_lite.plain_decoder import plain_shape
 
 
 def plan_lines(config: Config) -> list[str]:
@@ -76,7 +77,7 @@ def memory_lines(
     ConfigError for a GPU whose speed is not known.
     """
     gpu = _gpu(gpu_name, gpu_memory)
-    shape = model_shape(config)
+    shape = plain_shape(config.model, config.lora) or _shape_by_transformers(config)
     num_shards = num_gpus if is_sharded else 1
     plan = plan_memory(config, shape, gpu_memory=gpu.memory, num_shards=num_shards)
     share = f", a share of 1/{num_shards}" if num_shards > 1 else ""
@@ -110,6 +111,12 @@ def memory_lines(
     cures = remedies(config, shape, gpu_memory=gpu.memory, num_shards=num_shards)
     cure = " ".join(cures) if cures else "nothing here helps: take a smaller model or a larger GPU"
     return [*lines, f"does not fit: {problem}", f"change: {cure}"]
+
+
+def _shape_by_transformers(config: Config) -> ModelShape:
+    from trapo_lite.base_model import model_shape  # seconds
+
+    return model_shape(config)
 
 
 def parse_memory(text: str) -> float:

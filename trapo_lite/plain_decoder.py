@@ -1,0 +1,90 @@
+"""Sizes of Llama's and Qwen's decoders from config.json by arithmetic, for the plan.
+
+`ModelShape.of` counts any model that transformers builds; importing it takes longer than all else that a plan does.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+
+from trapo_lite.config import ConfigError, LoraSection, ModelSection
+from trapo_lite.model_shape import ModelShape, is_target
+
+NORMS_PER_HEAD = {"llama": 0, "qwen2": 0, "qwen3": 2}
+BIASED = {"llama": (), "qwen2": ("q_proj", "k_proj", "v_proj"), "qwen3": ()}
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+
+
+def plain_shape(model: ModelSection, lora: LoraSection) -> ModelShape | None:
+    """None where config.json is damaged, leaves something to its class's defaults, or asks for anything unusual:
+    transformers then says what it means, or what is wrong with it. ConfigError where the hub has none."""
+    found = _read(model.name)
+    if found is None or not set(model.config_overrides) <= {*found, "rope_parameters"} - {"rope_theta"}:
+        return None
+    found |= model.config_overrides
+    if not _is_plain(found):
+        return None
+    hidden, mlp, num_layers, heads, kv_heads = (found[name] for name in SIZES)
+    head_size = found.get("head_dim") or hidden // heads
+    width, kv_width, vocab = heads * head_size, kv_heads * head_size, found["vocab_size"]
+    linears = {  # rows and columns
+        "self_attn.q_proj": (hidden, width),
+        "self_attn.k_proj": (hidden, kv_width),
+        "self_attn.v_proj": (hidden, kv_width),
+        "self_attn.o_proj": (width, hidden),
+        "mlp.gate_proj": (hidden, mlp),
+        "mlp.up_proj": (hidden, mlp),
+        "mlp.down_proj": (mlp, hidden),
+    }
+    biases = sum(columns for name, (_, columns) in linears.items() if name.endswith(BIASED[found["model_type"]]))
+    norms = 2 * hidden + NORMS_PER_HEAD[found["model_type"]] * head_size
+    adapted = sum(
+        rows + columns
+        for layer in range(num_layers)
+        for name, (rows, columns) in linears.items()
+        if is_target(f"model.layers.{layer}.{name}", lora.target_modules)
+    )
+    num_linear = num_layers * sum(rows * columns for rows, columns in linears.values())
+    tables = 1 if found["tie_word_embeddings"] else 2
+    return ModelShape(
+        num_layers=num_layers,
+        hidden_size=hidden,
+        mlp_width=mlp,
+        vocab_size=vocab,
+        attention_width=width,
+        kv_width=kv_width,
+        linear_parameters=num_linear,
+        other_parameters=tables * vocab * hidden + num_layers * (norms + biases) + hidden,
+        adapter_parameters=lora.r * adapted,
+    )
+
+
+def _read(name: str) -> dict[str, Any] | None:
+    if Path(name).is_dir():
+        file = Path(name) / "config.json"
+    else:
+        try:
+            file = Path(hf_hub_download(name, "config.json"))
+        except (OSError, ValueError) as error:  # after a minute of trying, which transformers would repeat
+            raise ConfigError(f"model.name: cannot read {name!r}: {error}; give a model folder or hub id") from None
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _is_plain(found: dict[str, Any]) -> bool:
+    """Is everything said that the sizes depend on, and nothing that is refused elsewhere or changes them?"""
+    family = found.get("model_type")
+    required = {*SIZES, "vocab_size", "tie_word_embeddings", *(["head_dim"] if family == "qwen3" else [])}
+    unusual = ("attention_bias", "mlp_bias", "use_sliding_window", "attention_dropout", "quantization_config")
+    return (
+        family in BIASED
+        and required <= set(found)
+        and all(type(found[name]) is int and found[name] > 0 for name in (*SIZES, "vocab_size"))
+        and not any(found.get(name) for name in unusual)
+        and set(found.get("layer_types") or ["full_attention"]) == {"full_attention"}
+    )
