@@ -11,6 +11,7 @@ reference model. Ours serves the adapter merged (rollout.merge: in_place), which
 verifies answers in its own way, TRL by its accuracy_reward, but reward is a coin's toss decided by the answer's text,
 because a random model earns none and groups without reward have no gradient.
 
+Scoring: TRL's rewards; our wait for verdicts, and the probe of engine and trainer after each publication.
 Every measurement is a process of its own, and the sides take turns. A step's seconds are the median over all steps but
 each process's first; the peak is the process's largest resident size.
 """
