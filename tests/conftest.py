@@ -17,6 +17,15 @@ TINY_RANK = 6  # not one of vLLM's ranks, so that its padding is tested too
 
 
 @pytest.fixture(scope="session")
+def shared_benchmarks() -> Path:
+    """The official evaluation files, which are no part of this repository."""
+    folder = Path(os.environ.get("TRAPO_LITE_SHARED", Path(__file__).parents[2] / "shared")) / "data" / "benchmarks"
+    if not folder.is_dir():
+        pytest.skip(f"needs {folder}; TRAPO_LITE_SHARED names another place")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen2 base of two layers, grouped-query attention, and float32 weights large enough for peaked logits."""
     from transformers import Qwen2Config, Qwen2ForCausalLM

@@ -21,18 +21,18 @@ ROWS: list[tuple[str, str]] = [
     (
         "3 shell: parts",
         "branches tree_attention parity loggers display launch ranks device run_folder rollout_metrics model_card "
-        "model_shape "
+        "model_shape scores benchmarks "
         "export_report",
     ),
-    ("3 shell: parts", "base_model plain_decoder"),
+    ("3 shell: parts", "base_model plain_decoder problem_sets"),
     ("3 shell: owners", "policy sampler engines"),
     (
         "3 shell: put together",
         "memory_plan update packing_check checkpoint evaluation publishing export inputs identity rollout_choices "
         "log_book",
     ),
-    ("3 shell: put together", "rollout_stage"),
-    ("4 jobs", "trainer evaluate planner prepare tiny_world"),
+    ("3 shell: put together", "rollout_stage answer_log"),
+    ("4 jobs", "trainer evaluate compare planner prepare tiny_world"),
     ("5 doors", "quickstart"),
     ("5 doors", "cli"),
 ]

@@ -12,11 +12,13 @@ import pytest
 import torch
 from scripted import STOP_ID, ScriptedEngine, ScriptedVerifier, decode, is_boundary
 
+from trapo_lite.cli import REGISTRY
 from trapo_lite.config import Config, validate
 from trapo_lite.engines.base import SampleRequest
 from trapo_lite.evaluate import evaluate, target_from_arguments
-from trapo_lite.evaluation import EvalResult, bootstrap_interval, evaluate_problems
+from trapo_lite.evaluation import EvalResult, evaluate_problems
 from trapo_lite.sampler import Sampler, SamplingSettings
+from trapo_lite.scores import bootstrap_interval
 from trapo_lite.tiny_world import BASE_DIR, DATA_DIR
 from trapo_lite.tiny_world.tokenizer import PROMPT
 from trapo_lite.types import MicroGroup, Problem
@@ -63,7 +65,7 @@ def test_every_number_by_hand():
     assert result.truncated_share == 2 / 6
     assert result.mean_tokens == (2 + 4 + 2 + 3 + 2 + 4) / 6
     assert result.no_answer_share == 0.0
-    answers = list(result.answers(decode))
+    answers = [answer.to_row() for answer in result.answers]
     assert answers[1] == {
         "problem_id": "p1",
         "sample": 1,
@@ -109,7 +111,8 @@ def test_draws_are_independent_and_never_training_draws():
     result = evaluated(engine, lambda text, gold: False, num_problems=6, num_samples=8)
     eval_seeds = [request.seed for request in engine.requests]
     assert len(set(eval_seeds)) == 6 * 8
-    assert all(rollout.prefix_ids == () for rollout in result.rollouts), "no answer may see an expert solution"
+    assert len(result.answers) == 6 * 8
+    assert all(len(request.token_ids) == 1 for request in engine.requests), "no answer may see an expert solution"
 
     training = ScriptedEngine()
     with ScriptedVerifier(lambda text, gold: False) as verifier:
@@ -198,8 +201,8 @@ def test_a_run_and_its_base(
     """Base, then adapter, through the door: the base solves easy problems, the random adapter none."""
     call_script(monkeypatch, "--run", run_dir, "--base", "--data", easy_file, "--num-samples", 2)
     printed = capsys.readouterr().out
-    base = json.loads((run_dir / "eval" / "base-easy.json").read_text())
-    answers = [json.loads(line) for line in (run_dir / "eval" / "base-easy.jsonl").read_text().splitlines()]
+    base = json.loads((run_dir / "eval" / "base" / "easy.json").read_text())
+    answers = [json.loads(line) for line in (run_dir / "eval" / "base" / "easy.jsonl").read_text().splitlines()]
     # 0.948 on a thousand of them (tiny_world/base/accuracy.json): fewer than 16 of 24 has a chance under 1e-4
     assert base["accuracy"] >= 16 / 24
     assert base["accuracy"] == pytest.approx(sum(a["verdict"] == "correct" for a in answers) / 24)
@@ -210,7 +213,7 @@ def test_a_run_and_its_base(
     assert f"\\boxed{{{solved['gold']}}}" in solved["completion"]
 
     call_script(monkeypatch, "--run", run_dir, "--data", easy_file, "eval.max_response_tokens=24")
-    trained = json.loads((run_dir / "eval" / "adapter-easy.json").read_text())
+    trained = json.loads((run_dir / "eval" / "adapter" / "easy.json").read_text())
     assert trained["accuracy"] < 0.5 and trained["adapter"] == str(run_dir / "adapter")
     assert trained["num_samples"] == 1 and trained["max_response_tokens"] == 24
 
@@ -226,13 +229,17 @@ def test_the_same_seed_gives_the_same_answers_and_another_seed_others(tmp_path: 
             adapter=None,
             base=False,
             data=data,
+            benchmarks=[],
+            registry=REGISTRY,
+            allow_part=False,
             num_samples=2,
-            out=tmp_path / "out.json",
+            out=tmp_path / "out",
+            restart=True,
             config=[str(config_file)],
             overrides=["eval.num_problems=4", "eval.max_response_tokens=32", f"run.seed={seed}"],
         )
-        assert len(evaluate(target).rollouts) == 8
-        return target.answers_path.read_text()
+        assert len(evaluate(target)["dev"].answers) == 8
+        return (target.out / "dev.jsonl").read_text()
 
     first = answers(seed=0)
     assert answers(seed=0) == first
@@ -251,7 +258,7 @@ def test_the_same_seed_gives_the_same_answers_and_another_seed_others(tmp_path: 
         (["--model", str(BASE_DIR), "--base"], "give --run instead"),
         (["--run", "{run}", "--data", "{data}", "--num-samples", "0"], "eval.num_samples"),
         (["--run", "{run}", "--data", "{data}", "eval.max_response_tokens=600"], "positions for 512"),
-        (["--run", "{run}", "--data", "{data}", "--out", "{data}/x.json"], "--out"),
+        (["--run", "{run}", "--data", "{data}", "--out", "{data}/x"], "--out"),
     ],
 )
 def test_mistakes_end_in_one_message(

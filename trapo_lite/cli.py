@@ -18,6 +18,8 @@ DISK_ERRORS = {
     errno.EPERM: "choose a folder you may write to (run.dir=...)",
 }
 
+REGISTRY = Path(__file__).parents[1] / "evals" / "benchmarks.yaml"
+
 
 def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     parser.add_argument(
@@ -64,6 +66,30 @@ def plan(arguments: Sequence[str] | None = None) -> None:
         num_gpus = max(1, args.num_gpus)
         lines = memory_lines(config, gpu_name=args.gpu, gpu_memory=memory, num_gpus=num_gpus, is_sharded=args.sharded)
         print("\n".join(lines))
+
+
+def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--benchmarks", action="extend", nargs="+", default=[], metavar="NAME[=FILE]", help="of --registry"
+    )
+    parser.add_argument("--registry", type=Path, default=REGISTRY, metavar="FILE", help="default: %(default)s")
+    parser.add_argument(
+        "--partial", dest="allow_part", action="store_true", help="FILE may hold fewer problems than the benchmark"
+    )
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """scripts/evaluate.py"""
+    with exit_on_user_error():
+        from trapo_lite.evaluate import evaluate as evaluate_job
+        from trapo_lite.evaluate import regrade, target_from_arguments
+
+        options = vars(args)
+        folder = options.pop("regrade")
+        if folder is not None:
+            regrade(folder, load_config(options["config"], options["overrides"]))
+        else:
+            evaluate_job(target_from_arguments(**options))
 
 
 def run_training(config: Config, *, restart: bool) -> None:

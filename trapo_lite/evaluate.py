@@ -1,10 +1,11 @@
-"""The evaluation job: what a model, or a run's adapter on its base, solves of a set of problems."""
+"""The evaluation job: what a model, or a run's adapter on its base, solves of one or more sets of problems."""
 
 import contextlib
+import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,33 +16,46 @@ from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
 from trapo_lite import parity
+from trapo_lite.answer_log import AnswerLog, regraded
 from trapo_lite.base_model import check_name, model_config
+from trapo_lite.benchmarks import Benchmark, choose, load_registry
 from trapo_lite.config import Config, ConfigError, load_config
-from trapo_lite.data import DataError, load_problems, load_tokenizer, text_of
+from trapo_lite.data import DataError, load_tokenizer, text_of
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.start import start_engine
 from trapo_lite.evaluation import EvalResult, evaluate_problems
 from trapo_lite.inputs import sampling_settings
 from trapo_lite.launch import set_threads
+from trapo_lite.problem_sets import ProblemSet, read_sets, require_positions
 from trapo_lite.reward import MathVerifier
-from trapo_lite.run_folder import final_adapter, load_run_config
-from trapo_lite.types import Problem
+from trapo_lite.run_folder import final_adapter, load_run_config, lock
+
+BLOCK_BYTES, NUM_BLOCKS = 1 << 16, 64
 
 
 @dataclass(frozen=True)
 class EvalTarget:
-    """What is evaluated, on what, and where the results go: `out` and, beside it, the answers in a .jsonl.
+    """What is evaluated, on what, and where the results go: `out`/NAME.json and, beside it, the answers in NAME.jsonl.
 
-    adapter_dir: a PEFT adapter on config.model; None: the model by itself
+    adapter_dir:  a PEFT adapter on config.model; None: the model by itself
+    benchmarks:   by name; empty: config.eval.data
+    num_samples:  draws a problem of the benchmarks; None: what each says
+    allow_part:   fewer problems than a benchmark has will do
+    restart:      forget what is in `out` of the same names
     """
 
     config: Config
     adapter_dir: Path | None
     out: Path
+    benchmarks: Mapping[str, Benchmark] = field(default_factory=dict)
+    num_samples: int | None = None
+    allow_part: bool = False
+    restart: bool = False
 
     @property
-    def answers_path(self) -> Path:
-        return self.out.with_suffix(".jsonl")
+    def model_name(self) -> str:
+        base = self.config.model.name
+        return base if self.adapter_dir is None else f"{base} + {self.adapter_dir}"
 
 
 def target_from_arguments(
@@ -51,16 +65,20 @@ def target_from_arguments(
     adapter: Path | None,
     base: bool,
     data: str | None,
+    benchmarks: Sequence[str],
+    registry: Path,
+    allow_part: bool,
     num_samples: int | None,
     out: Path | None,
+    restart: bool,
     config: Sequence[str],
     overrides: Sequence[str],
 ) -> EvalTarget:
     """What scripts/evaluate.py was asked for; ConfigError where options contradict each other or name nothing.
 
     run:   its adapter (`adapter`, by default run/adapter) unmerged on its base, or with `base` the base alone;
-           results in run/eval
-    model: by itself; results in ./eval
+           results in run/eval/NAME
+    model: by itself; results in ./eval/NAME
     """
     given = {"eval.data": data, "eval.num_samples": num_samples, "model.name": model}
     set_by_options = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
@@ -73,9 +91,17 @@ def target_from_arguments(
     else:
         adapter_dir = _adapter_of(run, adapter, base=base)
         name = "base" if adapter_dir is None else adapter_dir.name
-    folder = Path("eval") if run is None else run / "eval"
-    data_name = Path(resolved.eval.data or "").stem.replace(":", "-")
-    return EvalTarget(resolved, adapter_dir, out or folder / f"{name}-{data_name}.json")
+    if benchmarks and data is not None:
+        raise ConfigError("--data, --benchmarks: two kinds of problems; give one of them")
+    return EvalTarget(
+        config=resolved,
+        adapter_dir=adapter_dir,
+        out=out or (Path("eval") if run is None else run / "eval") / name,
+        benchmarks=choose(load_registry(registry), benchmarks) if benchmarks else {},
+        num_samples=num_samples,
+        allow_part=allow_part,
+        restart=restart,
+    )
 
 
 def _adapter_of(run: Path, adapter: Path | None, *, base: bool) -> Path | None:
@@ -92,92 +118,177 @@ def _adapter_of(run: Path, adapter: Path | None, *, base: bool) -> Path | None:
     return folder
 
 
-def evaluate(target: EvalTarget) -> EvalResult:
-    """Sample, grade, print a table, write the results.
+def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
+    """Sample, grade, write the results, print a table; by name of the set of problems.
 
+    What was interrupted goes on where it was, what is complete is only read.
     Raises ConfigError, DataError, ModelError or EngineError; nothing is loaded before what can be checked is checked.
     """
     config, console = target.config, Console()
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     set_threads(config)
     check_name(config.model.name)
     tokenizer = load_tokenizer(config.model.name)
-    problems, report = _read_problems(config, tokenizer)
-    console.print("\n".join(report), markup=False, highlight=False, soft_wrap=True)
-    limit = config.eval.max_response_tokens or config.rollout.max_response_tokens
-    max_model_len = _require_positions(config, problems, limit)
+    sets = read_sets(config, target.benchmarks, tokenizer, num_samples=target.num_samples, allow_part=target.allow_part)
+    max_model_len = require_positions(config, sets, available=model_config(config.model).max_position_embeddings)
+    say("\n".join(line for one in sets for line in one.report))
+    _make_folder(target.out)
     with contextlib.ExitStack() as stack:
-        _make_parent(target.out)
-        console.print(f"starting {config.rollout.engine} with {_model_name(target)}", markup=False, highlight=False)
-        verifier = stack.enter_context(MathVerifier.from_config(config.reward))
-        engine = start_engine(
-            config,
-            max_model_len=max_model_len,
-            log_path=target.out.with_suffix(".engine.log"),
-            device_index=0 if torch.cuda.is_available() else None,
-            notify=partial(console.print, markup=False, highlight=False, soft_wrap=True),
-        )
-        stack.callback(engine.close)
-        if target.adapter_dir is not None:
-            _publish(engine, target.adapter_dir, dtype=getattr(torch, config.model.dtype))
-        started = time.perf_counter()
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task("answers", total=len(problems) * config.eval.num_samples)
-            result = evaluate_problems(
-                engine,
-                verifier,
-                problems,
-                num_samples=config.eval.num_samples,
-                settings=sampling_settings(config, tokenizer, for_eval=True),
-                decode=partial(text_of, tokenizer),
-                on_progress=lambda done, expected: progress.update(task, completed=done),
+        stack.enter_context(lock(target.out, option="--out"))
+        logs = [_log_of(target, one) for one in sets]
+        if not all(log.is_complete for log in logs):
+            num_done = sum(len(log.done) for log in logs)
+            going_on = f"; {num_done} problems are done" if num_done else ""
+            say(f"starting {config.rollout.engine} with {target.model_name}{going_on}")
+            verifier = stack.enter_context(MathVerifier.from_config(config.reward))
+            engine = start_engine(
+                config,
+                max_model_len=max_model_len,
+                log_path=target.out / "engine.log",
+                device_index=0 if torch.cuda.is_available() else None,
+                notify=say,
             )
-    _write(target, result, partial(text_of, tokenizer), seconds=time.perf_counter() - started)
-    console.print("\n".join(table_lines(target, result)), markup=False, highlight=False, soft_wrap=True)
-    return result
+            stack.callback(engine.close)
+            if target.adapter_dir is not None:
+                _publish(engine, target.adapter_dir, dtype=getattr(torch, config.model.dtype))
+            for one, log in zip(sets, logs, strict=True):
+                _draw(config, one, log, engine, verifier, tokenizer, console)
+        results = {one.name: log.result(seed=config.run.seed) for one, log in zip(sets, logs, strict=True)}
+    if len(sets) == 1:
+        say("\n".join(table_lines(target, sets[0], results[sets[0].name])))
+    else:
+        say("\n".join([target.model_name, *(brief_line(one, results[one.name]) for one in sets)]))
+        say(f"  results    {target.out}; python evals/compare.py {target.out} [OTHERS ...] [--published]")
+    return results
 
 
-def table_lines(target: EvalTarget, result: EvalResult) -> list[str]:
+def _draw(
+    config: Config,
+    problem_set: ProblemSet,
+    log: AnswerLog,
+    engine: RolloutEngine,
+    verifier: MathVerifier,
+    tokenizer: PreTrainedTokenizerBase,
+    console: Console,
+) -> None:
+    """What is missing of one set; each problem's answers are on disk as soon as they are graded."""
+    if log.is_complete:
+        return
+    started = time.perf_counter()
+    missing = [problem for problem in problem_set.problems if problem.id not in log.done]
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(problem_set.name, total=len(missing) * problem_set.num_samples)
+        evaluate_problems(
+            engine,
+            verifier,
+            missing,
+            num_samples=problem_set.num_samples,
+            settings=sampling_settings(config, tokenizer, for_eval=True),
+            decode=partial(text_of, tokenizer),
+            on_progress=lambda done, expected: progress.update(task, completed=done),
+            on_group=log.append,
+        )
+    log.finish(log.result(seed=config.run.seed), seconds=round(time.perf_counter() - started, 1))
+
+
+def regrade(folder: Path, config: Config) -> dict[str, EvalResult]:
+    """Grade the answers in a folder of results again, by the verifier as it is now; nothing is drawn.
+
+    ConfigError where it holds none, DataError where they cannot be read.
+    """
+    files = [file for file in sorted(folder.glob("*.json")) if file.with_suffix(".jsonl").is_file()]
+    if not files:
+        raise ConfigError(f"--regrade {folder}: holds no NAME.json beside a NAME.jsonl; give a folder of results")
+    results = {}
+    with lock(folder, option="--regrade"), MathVerifier.from_config(config.reward) as verifier:
+        for file in files:
+            results[file.stem], num_changed = regraded(file, verifier, require_box=config.reward.require_box)
+            result = results[file.stem]
+            print(f"{file.stem}: {result.accuracy:.3f}; {num_changed} of {len(result.answers)} verdicts changed")
+    return results
+
+
+def brief_line(problem_set: ProblemSet, result: EvalResult) -> str:
+    """One set among several."""
+    low, high = result.interval_95
+    drawn = f"{len(result.groups)} problems x {result.num_samples}"
+    return (
+        f"  {problem_set.name:<10} {result.accuracy:.3f}  (95 %: {low:.3f} to {high:.3f})  {drawn}, "
+        f"no answer {result.no_answer_share:.1%}, truncated {result.truncated_share:.1%}"
+    )
+
+
+def table_lines(target: EvalTarget, problem_set: ProblemSet, result: EvalResult) -> list[str]:
     """For people."""
     low, high = result.interval_95
     verdicts = ", ".join(f"{count} {kind}" for kind, count in result.verdicts.items())
-    drawn = f"{len(result.problems)} problems x {len(result.groups[0])}"
+    drawn = f"{len(result.groups)} problems x {result.num_samples}"
+    summary = result.summary()
     lines = [
-        f"{_model_name(target)} on {target.config.eval.data}",
+        f"{target.model_name} on {problem_set.title}",
         f"  accuracy   {result.accuracy:.3f}  (95 %: {low:.3f} to {high:.3f})",
+    ]
+    if result.num_samples > 1:
+        passes = ", ".join(f"@{k} {found['value']:.3f}" for k, found in summary["pass_at_k"].items())
+        lines.append(f"  pass       {passes}; majority of {result.num_samples}: {summary['majority']['value']:.3f}")
+    lines += [
         f"  drawn      {drawn} at temperature {target.config.eval.temperature:g}",
         f"  verdicts   {verdicts}",
         f"  no answer  {result.no_answer_share:.1%}",
         f"  truncated  {result.truncated_share:.1%}",
         f"  tokens     {result.mean_tokens:.1f} an answer",
-        f"  results    {target.out}, {target.answers_path.name}",
+        f"  results    {target.out / problem_set.name}.json, {problem_set.name}.jsonl",
     ]
     if target.config.run.deterministic and result.verdicts.get("timeout"):
         lines.append("  a verdict timed out, so run.deterministic cannot promise the same numbers again")
     return lines
 
 
-def _read_problems(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Problem], list[str]]:
-    """Problems of eval.data and the report's lines; whether there are expert solutions does not matter here."""
-    if config.eval.data is None:
-        raise ConfigError("eval.data: there is nothing to evaluate on; set it, or give --data FILE")
-    data = config.data.model_copy(update={"require_expert": False})
-    problems, report = load_problems(
-        data, tokenizer, max_response_tokens=config.rollout.max_response_tokens, files=config.eval.data
+def _log_of(target: EvalTarget, problem_set: ProblemSet) -> AnswerLog:
+    config = target.config
+    described: dict[str, Any] = {
+        "model": config.model.name,
+        "weights": weights_fingerprint(Path(config.model.name)),
+        "adapter": None if target.adapter_dir is None else str(target.adapter_dir),
+        "adapter_weights": None if target.adapter_dir is None else weights_fingerprint(target.adapter_dir),
+        "config_overrides": config.model.config_overrides,
+        "quantize": config.model.quantize,
+        "dtype": config.model.dtype,
+        **problem_set.described(),
+        "num_samples": problem_set.num_samples,
+        "engine": config.rollout.engine,
+        "temperature": config.eval.temperature,
+        "top_p": config.rollout.top_p,
+        "top_k": config.rollout.top_k,
+        "max_response_tokens": config.eval.max_response_tokens or config.rollout.max_response_tokens,
+        "require_box": config.reward.require_box,
+        "seed": config.run.seed,
+    }
+    return AnswerLog(
+        target.out,
+        problem_set.name,
+        described=described,
+        problem_ids=[problem.id for problem in problem_set.problems],
+        num_samples=problem_set.num_samples,
+        restart=target.restart,
     )
-    dropped = [line for line in report.lines() if "rows dropped" in line]
-    return problems[: config.eval.num_problems], [report.lines()[0], *dropped]
 
 
-def _require_positions(config: Config, problems: Sequence[Problem], limit: int) -> int:
-    """Tokens of the longest prompt and answer; ConfigError if the model has no positions for them."""
-    needed = max(len(problem.prompt_ids) for problem in problems) + limit
-    available = model_config(config.model).max_position_embeddings
-    if needed > available:
-        raise ConfigError(
-            f"eval.max_response_tokens: prompt and answer need {needed} tokens, but {config.model.name} has positions "
-            f"for {available}; lower it, or give --config with the settings that the model was trained with"
-        )
-    return needed
+def weights_fingerprint(folder: Path) -> str | None:
+    """A digest of names, sizes and parts of the .safetensors files in a folder; None where there are none.
+
+    64 blocks of each file are read: enough to tell two trained models apart, in a second for any size.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as opened:
+            for number in range(NUM_BLOCKS):
+                opened.seek(max(0, size - BLOCK_BYTES) * number // (NUM_BLOCKS - 1))
+                digest.update(opened.read(BLOCK_BYTES))
+    return digest.hexdigest() if files else None
 
 
 def _publish(engine: RolloutEngine, adapter_dir: Path, *, dtype: torch.dtype) -> None:
@@ -185,43 +296,8 @@ def _publish(engine: RolloutEngine, adapter_dir: Path, *, dtype: torch.dtype) ->
     parity.require_checksum(engine.adapter_checksum(), expected=parity.checksum(adapter_dir, dtype=dtype), version=1)
 
 
-def _write(target: EvalTarget, result: EvalResult, decode: Callable[[Sequence[int]], str], *, seconds: float) -> None:
-    """The answers first, so that a summary never stands alone; each file in one rename."""
-    config = target.config
-    described: dict[str, Any] = {
-        "model": config.model.name,
-        "adapter": None if target.adapter_dir is None else str(target.adapter_dir),
-        "data": config.eval.data,
-        "engine": config.rollout.engine,
-        "temperature": config.eval.temperature,
-        "top_p": config.rollout.top_p,
-        "max_response_tokens": config.eval.max_response_tokens or config.rollout.max_response_tokens,
-        "seed": config.run.seed,
-    }
-    answers = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in result.answers(decode))
-    summary = {**described, **result.summary(), "seconds": round(seconds, 1), "answers": target.answers_path.name}
-    _replace_text(target.answers_path, answers)
-    _replace_text(target.out, json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _replace_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
+def _make_folder(out: Path) -> None:
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.rename(path)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        reason = error.strerror or str(error)
-        raise DataError(f"--out {path}: cannot be written: {reason}; make room or choose another place") from None
-
-
-def _make_parent(out: Path) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--out {out}: its folder cannot be made: {error.strerror}; choose another place") from None
-
-
-def _model_name(target: EvalTarget) -> str:
-    base = target.config.model.name
-    return base if target.adapter_dir is None else f"{base} + {target.adapter_dir}"
+        raise DataError(f"--out {out}: cannot be made: {error.strerror}; give a folder you may write to") from None

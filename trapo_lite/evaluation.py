@@ -1,107 +1,152 @@
-"""How often a policy solves problems by itself: independent unguided draws, graded, with an interval."""
+"""How often a policy solves problems by itself: independent unguided draws, graded."""
 
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
+from trapo_lite import scores
 from trapo_lite.engines.base import SamplingEngine
+from trapo_lite.reward.spelling import spelling
 from trapo_lite.sampler import Sampler, SamplingSettings, Verifier
-from trapo_lite.types import Mean, MicroGroup, Problem, Rollout
+from trapo_lite.types import Mean, MicroGroup, Problem, Rollout, VerdictKind
 
 EVAL_STEP = -1  # no training step has this number, so no evaluation draws with a training rollout's seeds
-NUM_RESAMPLES = 10_000
-RESAMPLES_AT_ONCE = 500
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One draw, with all that it takes to grade it again: a line of the results.
+
+    completion: its text, without special tokens;  answer: the part of it that was graded
+    """
+
+    problem_id: str
+    sample: int
+    completion: str
+    verdict: VerdictKind
+    answer: str | None
+    finish_reason: str
+    num_tokens: int
+    gold: str
+
+    @property
+    def is_correct(self) -> bool:
+        return self.verdict == "correct"
+
+    @classmethod
+    def of(cls, rollout: Rollout, gold: str, decode: Callable[[Sequence[int]], str]) -> "Answer":
+        return cls(
+            problem_id=rollout.problem_id,
+            sample=rollout.slot,
+            completion=decode(rollout.completion_ids),
+            verdict=rollout.verdict.kind,
+            answer=rollout.verdict.answer,
+            finish_reason=rollout.finish_reason,
+            num_tokens=len(rollout.completion_ids),
+            gold=gold,
+        )
+
+    def to_row(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """problems[i] was answered by the rollouts groups[i], one a sample, equally many each. NaN without problems."""
+    """groups[i]: all answers to one problem, equally many to each. NaN without problems. seed: of the bootstrap."""
 
-    problems: tuple[Problem, ...]
-    groups: tuple[tuple[Rollout, ...], ...]
+    groups: tuple[tuple[Answer, ...], ...]
     seed: int
 
     @property
-    def rollouts(self) -> list[Rollout]:
-        return [rollout for group in self.groups for rollout in group]
+    def answers(self) -> list[Answer]:
+        return [answer for group in self.groups for answer in group]
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.groups[0]) if self.groups else 0
 
     @property
     def problem_accuracies(self) -> list[float]:
         """Share of a problem's samples that are correct."""
-        return [sum(rollout.verdict.is_correct for rollout in group) / len(group) for group in self.groups]
+        return self.problem_pass_rates(1)
+
+    def problem_pass_rates(self, k: int) -> list[float]:
+        """pass@k of each problem."""
+        return [scores.pass_at_k(len(group), sum(a.is_correct for a in group), k) for group in self.groups]
+
+    @property
+    def problem_majorities(self) -> list[float]:
+        """maj@k of each problem, over all its samples; answers that say the same number in the same way are one."""
+        return [
+            scores.majority_at_k(
+                [None if a.answer is None else spelling(a.answer) for a in group], [a.is_correct for a in group]
+            )
+            for group in self.groups
+        ]
 
     @property
     def accuracy(self) -> float:
         """Mean over problems of the mean over samples (avg@k)."""
-        return _mean(self.problem_accuracies)
+        return scores.mean(self.problem_accuracies)
 
     @property
     def interval_95(self) -> tuple[float, float]:
-        """Of the accuracy on problems like these: bootstrap over problems, or Wilson's where all or none of them were
-        solved: every resample is the same then, and says nothing."""
-        if self.groups and self.accuracy in (0.0, 1.0):
-            return wilson_interval(int(self.accuracy) * len(self.groups), len(self.groups))
-        return bootstrap_interval(self.problem_accuracies, seed=self.seed)
+        """Of the accuracy on problems like these."""
+        return scores.interval_95(self.problem_accuracies, seed=self.seed)
 
     @property
     def verdicts(self) -> dict[str, int]:
         """Verdict -> how many answers."""
-        return dict(sorted(Counter(rollout.verdict.kind for rollout in self.rollouts).items()))
+        return dict(sorted(Counter(answer.verdict for answer in self.answers).items()))
 
     @property
     def no_answer_share(self) -> float:
-        return _mean([rollout.verdict.kind == "no_answer" for rollout in self.rollouts])
+        return scores.mean([answer.verdict == "no_answer" for answer in self.answers])
 
     @property
     def truncated_share(self) -> float:
         """Share of answers cut at the length limit."""
-        return _mean([rollout.finish_reason == "length" for rollout in self.rollouts])
+        return scores.mean([answer.finish_reason == "length" for answer in self.answers])
 
     @property
     def mean_tokens(self) -> float:
-        return _mean([len(rollout.completion_ids) for rollout in self.rollouts])
+        return scores.mean([answer.num_tokens for answer in self.answers])
 
     def metrics(self) -> dict[str, Mean]:
         """Names from `metrics.TABLE`, to be added up over ranks."""
-        correct = sum(rollout.verdict.is_correct for rollout in self.rollouts)
-        cut = sum(rollout.finish_reason == "length" for rollout in self.rollouts)
-        late = sum(rollout.verdict.kind == "timeout" for rollout in self.rollouts)
+        correct = sum(answer.is_correct for answer in self.answers)
+        cut = sum(answer.finish_reason == "length" for answer in self.answers)
+        late = sum(answer.verdict == "timeout" for answer in self.answers)
         counts = {"eval/accuracy": correct, "eval/truncated": cut, "eval/timeout": late}
-        return {name: Mean(float(count), len(self.rollouts)) for name, count in counts.items()}
+        return {name: Mean(float(count), len(self.answers)) for name, count in counts.items()}
 
     def summary(self) -> dict[str, Any]:
-        """For JSON: null where there is no data."""
-        numbers = {
+        """For JSON: null where there is no data. `accuracy` is avg@num_samples."""
+        numbers: dict[str, Any] = {
             "accuracy": self.accuracy,
             "interval_95": list(self.interval_95),
             "no_answer": self.no_answer_share,
             "truncated": self.truncated_share,
             "mean_tokens": self.mean_tokens,
         }
-        if not self.problems:
+        if not self.groups:
             numbers = dict.fromkeys(numbers)
-        num_samples = len(self.groups[0]) if self.groups else 0
-        counts = {"num_problems": len(self.problems), "num_samples": num_samples, "verdicts": self.verdicts}
+        elif self.num_samples > 1:
+            numbers |= {
+                "pass_at_k": {str(k): self._with_interval(self.problem_pass_rates(k)) for k in self._powers_of_two()},
+                "majority": self._with_interval(self.problem_majorities),
+            }
+        counts = {"num_problems": len(self.groups), "num_samples": self.num_samples, "verdicts": self.verdicts}
         return counts | numbers
 
-    def answers(self, decode: Callable[[Sequence[int]], str]) -> Iterator[dict[str, Any]]:
-        """Every answer with its verdict, for JSON lines: enough to grade it again."""
-        for problem, group in zip(self.problems, self.groups, strict=True):
-            for rollout in group:
-                yield {
-                    "problem_id": problem.id,
-                    "sample": rollout.slot,
-                    "completion": decode(rollout.completion_ids),
-                    "verdict": rollout.verdict.kind,
-                    "answer": rollout.verdict.answer,
-                    "finish_reason": rollout.finish_reason,
-                    "num_tokens": len(rollout.completion_ids),
-                    "gold": problem.answer,
-                }
+    def _with_interval(self, values: Sequence[float]) -> dict[str, Any]:
+        return {"value": scores.mean(values), "interval_95": list(scores.interval_95(values, seed=self.seed))}
+
+    def _powers_of_two(self) -> list[int]:
+        """1, 2, 4, ... and all samples."""
+        powers = [2**n for n in range(self.num_samples.bit_length()) if 2**n < self.num_samples]
+        return [*powers, self.num_samples]
 
 
 def evaluate_problems(
@@ -113,14 +158,25 @@ def evaluate_problems(
     settings: SamplingSettings,
     decode: Callable[[Sequence[int]], str],
     on_progress: Callable[[int, int], None] | None = None,
+    on_group: Callable[[Sequence[Answer]], None] | None = None,
 ) -> EvalResult:
     """Sample `num_samples` answers a problem from whatever the engine serves, and grade them.
 
     Each answer has its own seed, a function of (settings.seed, problem id, sample): so the draws are independent, none
     is drawn in training, and two checkpoints are compared with the same random numbers.
+
+    on_group: given a problem's answers as soon as the last of them is graded, whichever problem is done first
     """
     if num_samples < 1:
         raise ValueError(f"eval.num_samples: found {num_samples}; draw at least one answer a problem")
+
+    def answers(number: int, group: Sequence[Rollout]) -> tuple[Answer, ...]:
+        return tuple(Answer.of(rollout, problems[number].answer, decode) for rollout in group)
+
+    def hand_on(number: int, group: Sequence[Rollout]) -> None:
+        if on_group is not None:
+            on_group(answers(number, group))
+
     sampler = Sampler(
         engine,
         verifier,
@@ -129,41 +185,5 @@ def evaluate_problems(
         decode=decode,
         is_boundary=lambda token_id: False,
     )
-    groups, _ = sampler.sample(problems, step=EVAL_STEP, on_progress=on_progress)
-    return EvalResult(tuple(problems), tuple(tuple(group) for group in groups), settings.seed)
-
-
-def bootstrap_interval(values: Sequence[float], *, seed: int) -> tuple[float, float]:
-    """Percentiles 2.5 and 97.5 of the mean of `values` resampled with replacement.
-
-    >>> bootstrap_interval([0.0, 1.0], seed=0)
-    (0.0, 1.0)
-    """
-    if not values:
-        return math.nan, math.nan
-    generator = torch.Generator().manual_seed(seed)
-    pool = torch.tensor(values, dtype=torch.float64)
-    means = []
-    for _ in range(NUM_RESAMPLES // RESAMPLES_AT_ONCE):
-        draws = torch.randint(len(values), (RESAMPLES_AT_ONCE, len(values)), generator=generator)
-        means.append(pool[draws].mean(dim=1))
-    low, high = torch.quantile(torch.cat(means), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a share.
-
-    >>> low, high = wilson_interval(10, 10)
-    >>> round(low, 3), round(high, 3)
-    (0.722, 1.0)
-    """
-    z = 1.959964
-    share = successes / trials
-    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
+    groups, _ = sampler.sample(problems, step=EVAL_STEP, on_progress=on_progress, on_group=hand_on)
+    return EvalResult(tuple(answers(number, group) for number, group in enumerate(groups)), settings.seed)

@@ -4,6 +4,7 @@ import json
 import time
 from pathlib import Path
 
+from trapo_lite.answer_log import read_answers
 from trapo_lite.config import Config, load_config
 from trapo_lite.evaluate import EvalTarget, evaluate
 from trapo_lite.evaluation import EvalResult
@@ -24,7 +25,7 @@ def quickstart(*, seed: int, restart: bool = False) -> Path:
     if restart:
         RunFolder.open(config, restart=True).close()
     print(f"1/4  {config.model.name} before training, on {TEST_SET}", flush=True)
-    before = evaluate_on_test_set(config, config.model.name, folder / "eval/before.json")
+    before = evaluate_on_test_set(config, config.model.name, folder / "eval/before")
     print(f"\n2/4  training: {config.train.max_steps} steps of {config.rollout.num_problems} problems", flush=True)
     print("     own, guided: share of correct rollouts without and with help; helped: share of rollouts with it;")
     print("     grad: norm of the gradient; eval: share of the development problems solved, without help", flush=True)
@@ -33,7 +34,7 @@ def quickstart(*, seed: int, restart: bool = False) -> Path:
     report = export_run(folder, overwrite=True)
     print("\n".join(report.lines()))
     print(f"\n4/4  {folder / 'merged'} after training, on {TEST_SET}", flush=True)
-    after = evaluate_on_test_set(config, str(folder / "merged"), folder / "eval/after.json")
+    after = evaluate_on_test_set(config, str(folder / "merged"), folder / "eval/after")
     minutes = (time.perf_counter() - started) / 60
     print("\n".join(summary_lines(folder, before, after, minutes=minutes)))
     return folder
@@ -49,7 +50,8 @@ def evaluate_on_test_set(config: Config, model: str, out: Path) -> EvalResult:
             ),
         }
     )
-    return evaluate(EvalTarget(changed, None, out))
+    [result] = evaluate(EvalTarget(changed, None, out)).values()
+    return result
 
 
 def summary_lines(folder: Path, before: EvalResult, after: EvalResult, *, minutes: float) -> list[str]:
@@ -62,7 +64,7 @@ def summary_lines(folder: Path, before: EvalResult, after: EvalResult, *, minute
     problem, was, now = learned_example(folder)
     return [
         "",
-        f"What was learned in {minutes:.1f} minutes, on {len(after.problems)} unseen problems at temperature 1:",
+        f"What was learned in {minutes:.1f} minutes, on {len(after.groups)} unseen problems at temperature 1:",
         f"  before   {accuracy(before)}",
         f"  after    {accuracy(after)}",
         f"\nFor example {problem}",
@@ -72,7 +74,7 @@ def summary_lines(folder: Path, before: EvalResult, after: EvalResult, *, minute
         f"Adapter             {folder / 'adapter'}",
         f"Metrics             {folder / 'metrics.jsonl'} (tensorboard --logdir {folder / 'tensorboard'})",
         f"Every rollout       {folder / 'rollouts'}",
-        f"Every test answer   {folder / 'eval/before.jsonl'}, {folder / 'eval/after.jsonl'}",
+        f"Every test answer   {folder / 'eval/before/test.jsonl'}, {folder / 'eval/after/test.jsonl'}",
         '\nYour own problems: README.md, "Train your own"',
     ]
 
@@ -80,7 +82,7 @@ def summary_lines(folder: Path, before: EvalResult, after: EvalResult, *, minute
 def learned_example(folder: Path) -> tuple[str, str, str]:
     """The first test problem that was wrong before and is right after (or the first of all), with both answers."""
     before, after = (
-        [json.loads(line) for line in (folder / f"eval/{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        [answer.to_row() for answer in read_answers(folder / "eval" / name / "test.jsonl")]
         for name in ("before", "after")
     )
     pairs = list(zip(before, after, strict=True))

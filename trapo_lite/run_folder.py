@@ -1,12 +1,13 @@
 """A run's folder (DESIGN 9): one process at a time, lines that can be cut back to a checkpoint."""
 
+import contextlib
 import fcntl
 import itertools
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,14 +110,34 @@ class RunFolder:
         return self.rollouts / f"step-{step:06d}.jsonl"
 
     def _take_lock(self) -> None:
-        self._lock = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.close()
+        self._lock = _locked(self.path)
+        if self._lock is None:
             raise ConfigError(
                 f"run.name: another process is writing to {self.path}; wait for it, stop it, or choose another run.name"
-            ) from None
+            )
+
+
+@contextlib.contextmanager
+def lock(folder: Path, *, option: str) -> Iterator[None]:
+    """Inside, no other process is in here with the same folder, which `option` named; ConfigError where one is."""
+    descriptor = _locked(folder)
+    if descriptor is None:
+        raise ConfigError(f"{option}: another process is writing to {folder}; wait for it, stop it, or choose another")
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locked(folder: Path) -> int | None:
+    """The kernel's lock on a folder, as the descriptor that holds it; None where another process has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def final_adapter(run: Path) -> Path:

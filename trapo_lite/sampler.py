@@ -91,11 +91,18 @@ class Sampler:
         self.decode, self.is_boundary = decode, is_boundary
 
     def sample(
-        self, problems: Sequence[Problem], *, step: int, on_progress: Callable[[int, int], None] | None = None
+        self,
+        problems: Sequence[Problem],
+        *,
+        step: int,
+        on_progress: Callable[[int, int], None] | None = None,
+        on_group: Callable[[int, list[Rollout]], None] | None = None,
     ) -> tuple[list[list[Rollout]], PhaseReport]:
         """One group of rollouts per problem, in the order of `problems`; a group is in slot order.
 
-        `on_progress(done, expected)` is called as verdicts come in.
+        on_progress: called with (done, expected) as verdicts come in
+        on_group:    called with a problem's index and its group once that is complete; again, with the same, where an
+                     engine that died makes a deterministic phase begin anew
         """
         phase = _RolloutPhase(self, problems, step)
         if self.engine is not None and self.settings.deterministic:
@@ -108,9 +115,12 @@ class Sampler:
                 phase = self._after_restart(phase, problems, step)
             phase.collect_verdicts()
             phase.start_branches()
+            if on_group is not None:
+                for index in phase.newly_complete():
+                    on_group(index, phase.group(index))
             if on_progress is not None:
                 on_progress(phase.num_settled, phase.num_rollouts)
-        return [[left[0].rollout for left in group.candidates] for group in phase.groups], phase.report
+        return [phase.group(index) for index in range(len(problems))], phase.report
 
     def _after_restart(self, phase: "_RolloutPhase", problems: Sequence[Problem], step: int) -> "_RolloutPhase":
         """What was in flight is submitted again, with the same seeds. Where bits count, and so the composition of every
@@ -141,6 +151,7 @@ class _RolloutPhase:
         ]
         self.num_rollouts = sum(len(group.candidates) for group in self.groups)
         self.settled = [group.num_settled for group in self.groups]
+        self.complete: list[int] = []  # problems whose last verdict came in since they were asked for
         self.changed = set(range(len(self.groups)))  # problems whose verdicts have moved since branches were started
         self.in_engine: dict[str, tuple[int, Branch]] = {}  # request id -> problem's index, branch
         self.in_verifier: dict[concurrent.futures.Future[Verdict], tuple[int, Branch]] = {}
@@ -154,12 +165,22 @@ class _RolloutPhase:
     def is_done(self) -> bool:
         return self.num_settled == self.num_rollouts
 
+    def group(self, index: int) -> list[Rollout]:
+        """Of a problem whose every slot is decided."""
+        return [left[0].rollout for left in self.groups[index].candidates]
+
+    def newly_complete(self) -> list[int]:
+        complete, self.complete = self.complete, []
+        return complete
+
     def start_branches(self) -> None:
         """Drop what the newest verdicts rule out, then start what the schedule wants started."""
         for index in sorted(self.changed):
             for branch in self.groups[index].rule_out():
                 self._drop(index, branch)
-            self.settled[index] = self.groups[index].num_settled
+            before, self.settled[index] = self.settled[index], self.groups[index].num_settled
+            if before < self.settled[index] == len(self.groups[index].candidates):
+                self.complete.append(index)
         wanted = [(is_certain, branch.micro_group, index, branch) for is_certain, index, branch in self._startable()]
         self.changed.clear()
         # What is needed for certain goes first, then what is needed soon; the sort leaves slots in their order.

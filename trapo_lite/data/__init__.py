@@ -9,10 +9,18 @@
 from trapo_lite.data.errors import DataError
 from trapo_lite.data.loading import Grader, Loaded, load_problems, load_with_rows, require_experts
 from trapo_lite.data.order import batch_indices
-from trapo_lite.data.report import DataReport
+from trapo_lite.data.report import DataReport, fingerprint
 from trapo_lite.data.rows import Example
 from trapo_lite.data.sources import check_sources
-from trapo_lite.data.tokens import end_of_text_id, expert_text, is_boundary_fn, load_tokenizer, prompt_text, text_of
+from trapo_lite.data.tokens import (
+    encode,
+    end_of_text_id,
+    expert_text,
+    is_boundary_fn,
+    load_tokenizer,
+    prompt_text,
+    text_of,
+)
 
 __all__ = [
     "DataError",
@@ -22,8 +30,10 @@ __all__ = [
     "Loaded",
     "batch_indices",
     "check_sources",
+    "encode",
     "end_of_text_id",
     "expert_text",
+    "fingerprint",
     "is_boundary_fn",
     "load_problems",
     "load_tokenizer",

@@ -10,5 +10,5 @@ class BadRow(ValueError):
 
     def __init__(self, reason: str, *, field: str, found: str, fix: str) -> None:
         where = f"{field}: " if field else ""
-        super().__init__(f"{where}{found}; {fix}, or set data.on_bad_row: skip")
-        self.reason = reason
+        self.reason, self.what = reason, f"{where}{found}; {fix}"
+        super().__init__(f"{self.what}, or set data.on_bad_row: skip")

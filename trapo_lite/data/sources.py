@@ -12,7 +12,7 @@ from trapo_lite.data.errors import BadRow, DataError
 SUFFIXES = (".parquet", ".jsonl", ".json")
 # Never the end of a hub id, so a missing file with one is a missing file.
 FILE_SUFFIXES = (*SUFFIXES, ".csv", ".tsv", ".txt", ".gz", ".zip", ".zst", ".arrow", ".yaml")
-HUB_NAME = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[^:/]*))?(:(?P<split>[^:/]+))?")
+HUB_NAME = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?(:(?P<config>[^:/]*))?(:(?P<split>[^:/]+))?")
 
 
 @dataclass(frozen=True)
@@ -48,20 +48,20 @@ def _check_source(source: str) -> None:
     elif path.suffix in FILE_SUFFIXES or not HUB_NAME.fullmatch(source) or source.startswith("."):
         raise DataError(
             f"data {source}: no such file; check the path (relative to {Path.cwd()}) or give a hub id: "
-            "owner/name[:config][:split]"
+            "owner/name[@revision][:config][:split]"
         )
 
 
 def source_name(source: str) -> str:
     """What the ids of its rows begin with where they have none of their own: stem of the file, name of the data set."""
     path = Path(source).expanduser()
-    return path.stem if path.is_file() else source.split(":")[0].split("/")[-1]
+    return path.stem if path.is_file() else re.split("[:@]", source)[0].split("/")[-1]
 
 
 def read_rows(source: str, *, name: str | None = None) -> Iterator[Row]:
     """The rows of one source, in its order; `name` (default: the file's stem) begins their keys.
 
-    source: a .parquet, .jsonl or .json file, or a hub id as owner/name[:config][:split] (split: train).
+    source: a .parquet, .jsonl or .json file, or a hub id as owner/name[@revision][:config][:split] (split: train).
     Raises DataError where the file is missing, empty or damaged, or the hub does not give the data.
     """
     _check_source(source)
@@ -141,7 +141,7 @@ def _from_hub(source: str, key: str) -> Iterator[Row]:
     from datasets.exceptions import DatasetsError
 
     try:
-        rows = datasets.load_dataset(name, config, split=split)
+        rows = datasets.load_dataset(name, config, split=split, revision=match["revision"])
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise DataError(
             f"data {source}: the hub did not give it: {error}; check the id (owner/name:config:split), the network "

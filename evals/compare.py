@@ -1,0 +1,20 @@
+"""Results side by side, with intervals and paired tests: `python evals/compare.py RUN ... [--published]`."""
+
+import argparse
+from pathlib import Path
+
+from trapo_lite import cli
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="folder of results (NAME.json); a run's: all in RUN/eval"
+    )
+    parser.add_argument("--published", action="store_true", help="scores of the literature as rows below")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write rows and tests here")
+    args = parser.parse_args()
+    with cli.exit_on_user_error():
+        from trapo_lite.compare import compare
+
+        published = Path(__file__).parent / "published.yaml" if args.published else None
+        compare(args.runs, published=published, out=args.json)

@@ -1,0 +1,120 @@
+"""Evaluations that are killed and go on, are done already, or are graded again, with real engines."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trapo_lite.answer_log import AnswerLog, read_answers
+from trapo_lite.config import ConfigError
+from trapo_lite.data import DataError
+from trapo_lite.evaluation import Answer
+from trapo_lite.tiny_world import BASE_DIR, DATA_DIR
+
+ROOT = Path(__file__).parents[1]
+TIMES = ("seconds",)
+
+
+def answer(problem: int, sample: int, verdict: str = "wrong") -> Answer:
+    return Answer(f"p{problem}", sample, "It is\u20288.", verdict, "8", "stop", 4, "7")  # type: ignore[arg-type]
+
+
+def log_in(folder: Path, *, temperature: float = 1.0, **options) -> AnswerLog:
+    described = {"model": "made", "temperature": temperature, "seed": 3}
+    return AnswerLog(folder, "made", described=described, problem_ids=["p0", "p1"], num_samples=2, **options)
+
+
+def test_answers_come_back_in_order_and_only_whole_problems(tmp_path: Path) -> None:
+    log = log_in(tmp_path)
+    log.append([answer(1, 1), answer(1, 0)])
+    with log.partial_file.open("a") as file:
+        file.write(json.dumps(answer(0, 0).to_row()) + "\n" + json.dumps(answer(0, 1).to_row())[:20])  # killed here
+    again = log_in(tmp_path)
+    assert again.done == {"p1"} and not again.is_complete
+    again.append([answer(0, 0, "correct"), answer(0, 1)])
+    result = again.result(seed=3)
+    again.finish(result)
+    assert [(a.problem_id, a.sample) for a in read_answers(tmp_path / "made.jsonl")] == [
+        ("p0", 0), ("p0", 1), ("p1", 0), ("p1", 1),
+    ]  # fmt: skip
+    assert not log.partial_file.exists()
+    assert json.loads((tmp_path / "made.json").read_text())["accuracy"] == result.accuracy == 0.25
+    assert log_in(tmp_path).is_complete
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_answers_of_something_else_are_not_mixed_in(tmp_path: Path, is_finished: bool) -> None:
+    log = log_in(tmp_path)
+    log.append([answer(0, 0), answer(0, 1)])
+    if is_finished:
+        log.append([answer(1, 0), answer(1, 1)])
+        log.finish(log.result(seed=3))
+    with pytest.raises(ConfigError, match=r"answers with temperature 1\.0, now it is 0\.5; choose another --out"):
+        log_in(tmp_path, temperature=0.5)
+    assert log_in(tmp_path, temperature=0.5, restart=True).done == set()
+
+
+def test_a_line_changed_by_hand_is_named(tmp_path: Path) -> None:
+    (tmp_path / "made.jsonl").write_text('{"problem_id": 1}\n')
+    with pytest.raises(DataError, match=r"made\.jsonl: holds no answers that can be read"):
+        read_answers(tmp_path / "made.jsonl")
+
+
+# ----- whole evaluations
+
+
+def command(out: Path, engine: str, *more: str) -> list[str]:
+    script = [sys.executable, "scripts/evaluate.py", "--model", str(BASE_DIR), "--config", "configs/tiny_cpu.yaml"]
+    script += ["--data", str(DATA_DIR / "dev.jsonl"), "--num-samples", "2", "--out", str(out)]
+    return [*script, f"rollout.engine={engine}", "rollout.max_num_seqs=4", "eval.num_problems=24", *more]
+
+
+def run(arguments: list[str]) -> str:
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def results(out: Path) -> tuple[str, dict]:
+    summary = json.loads((out / "dev.json").read_text())
+    return (out / "dev.jsonl").read_text(), {key: value for key, value in summary.items() if key not in TIMES}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_an_evaluation_is_the_same_again_and_when_it_was_killed(tmp_path: Path, engine: str) -> None:
+    run(command(tmp_path / "whole", engine))
+    run(command(tmp_path / "again", engine))
+    assert results(tmp_path / "again") == results(tmp_path / "whole")
+
+    partial_file = tmp_path / "killed" / "dev.partial.jsonl"
+    process = subprocess.Popen(command(tmp_path / "killed", engine), cwd=ROOT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not partial_file.exists() or partial_file.read_text().count("\n") < 9:
+        assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert partial_file.read_text().count("\n") < 49 and not (tmp_path / "killed" / "dev.json").exists()
+    assert "problems are done" in run(command(tmp_path / "killed", engine))
+    assert results(tmp_path / "killed") == results(tmp_path / "whole")
+    assert "starting" not in run(command(tmp_path / "killed", engine))  # there is nothing left to draw
+
+
+@pytest.mark.slow
+def test_grading_again_mends_verdicts_without_drawing(tmp_path: Path) -> None:
+    run(command(tmp_path, "transformers"))
+    before, summary = results(tmp_path)
+    rows = [json.loads(line) for line in before.split("\n")[:-1]]
+    wrong = [row | {"verdict": "wrong"} for row in rows]
+    num_correct = sum(row["verdict"] == "correct" for row in rows)
+    assert num_correct > 0
+    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in wrong))
+    printed = run([sys.executable, "scripts/evaluate.py", "--regrade", str(tmp_path)])
+    assert f"{num_correct} of 48 verdicts changed" in printed
+    assert results(tmp_path) == (before, summary)

@@ -1,0 +1,127 @@
+"""The registry of benchmarks, and rows of each form that the sets come in."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trapo_lite.benchmarks import Benchmark, choose, load_registry, read_benchmark
+from trapo_lite.cli import REGISTRY
+from trapo_lite.config import ConfigError
+from trapo_lite.data import DataError
+from trapo_lite.data.errors import BadRow
+from trapo_lite.data.options import OptionColumns, choice_problem
+
+FILES = {
+    "aime24": "valid.aime.parquet",
+    "aime25": "valid.aime25.parquet",
+    "amc": "valid.amc.parquet",
+    "math500": "valid.math.parquet",
+    "minerva": "valid.minerva.parquet",
+    "olympiad": "valid.olympiad_bench.parquet",
+    "gsm8k": "gsm8k_test.jsonl",
+    "arc": "valid.arc_c.parquet",
+    "mmlu_pro": "mmlu_pro_140.jsonl",
+}
+
+
+def lines(file: Path, rows: list[dict]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def made(file: Path, **options) -> Benchmark:
+    return Benchmark(title="Made", source=str(file), **options)
+
+
+def test_the_registry_holds_the_sets_of_the_tables() -> None:
+    registry = load_registry(REGISTRY)
+    assert set(FILES) | {"amc23", "gpqa"} == set(registry)
+    assert registry["aime24"].num_samples == registry["amc"].num_samples == 32
+
+
+@pytest.mark.parametrize(("name", "file"), FILES.items())
+def test_the_official_files_hold_the_sets(shared_benchmarks: Path, name: str, file: str) -> None:
+    """Each problem once, though some stand in them 32 times."""
+    registry = load_registry(REGISTRY)
+    benchmark = choose(registry, [f"{name}={shared_benchmarks / file}"])[name]
+    pairs = read_benchmark(name, benchmark, allow_part=name == "mmlu_pro")
+    assert len(pairs) == (140 if name == "mmlu_pro" else len(pairs)) and len(set(pairs)) == len(pairs)
+    if benchmark.options is not None:
+        assert all(len(gold) == 1 and f"{gold}) " in problem and "\\boxed{}" in problem for problem, gold in pairs)
+
+
+def test_repeated_rows_are_one_problem_and_a_part_is_refused(tmp_path: Path) -> None:
+    rows = [{"problem": f"{n} + 1?", "answer": str(n + 1)} for n in (1, 2, 1, 2)]
+    file = lines(tmp_path / "made.jsonl", rows)
+    assert read_benchmark("made", made(file, num_problems=2)) == [("1 + 1?", "2"), ("2 + 1?", "3")]
+    with pytest.raises(DataError, match=r"holds 2 different problems, Made has 3 or 4; give the whole set"):
+        read_benchmark("made", made(file, num_problems=[3, 4]))
+    assert len(read_benchmark("made", made(file, num_problems=[3, 4]), allow_part=True)) == 2
+    with pytest.raises(DataError, match="Made has 1;"):
+        read_benchmark("made", made(file, num_problems=1), allow_part=True)
+
+
+def test_the_template_stands_around_the_problem(tmp_path: Path) -> None:
+    file = lines(tmp_path / "made.jsonl", [{"question": " {x}? ", "final_answer": ["1", "2"]}])
+    assert read_benchmark("made", made(file, num_problems=1, template="Q: {problem}!")) == [("Q: {x}?!", "1, 2")]
+
+
+def test_options_with_labels_of_their_own_get_letters() -> None:
+    """ARC's rows: 22 of them are labelled 1 to 4."""
+    columns = OptionColumns(question="question", texts="choices.text", labels="choices.label", answer="answerKey")
+    row = {"question": "Which?", "choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}, "answerKey": "3"}
+    assert choice_problem(row, columns) == ("Which?\n\nA) x\nB) y\nC) z", "C")
+    with pytest.raises(BadRow, match="answerKey: found '4'; give a label"):
+        choice_problem(row | {"answerKey": "4"}, columns)
+    with pytest.raises(BadRow, match=r"choices\.text"):
+        choice_problem({"question": "Which?", "answerKey": "A"}, columns)
+
+
+def test_the_right_option_of_separate_columns_lands_anywhere() -> None:
+    """GPQA's rows: always in the first place, a model would be right that always says A."""
+    columns = OptionColumns(question="q", correct="right", incorrect=("w1", "w2", "w3"))
+    golds = []
+    for number in range(80):
+        row = {"q": f"number {number}?", "right": "yes", "w1": "no", "w2": "never", "w3": "not"}
+        problem, gold = choice_problem(row, columns)
+        assert f"{gold}) yes" in problem and (problem, gold) == choice_problem(row, columns)
+        golds.append(gold)
+    assert all(8 <= golds.count(letter) <= 36 for letter in "ABCD")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["math501"], "found 'math501'; did you mean math500?"),
+        (["imo"], "known are aime24"),
+        (["amc", "amc"], "amc is named twice"),
+        (["amc="], "names no file"),
+    ],
+)
+def test_names_that_are_not_known(names: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        choose(load_registry(REGISTRY), names)
+    assert message in str(error.value)
+
+
+def test_a_file_that_is_not_there() -> None:
+    with pytest.raises(DataError, match=r"nowhere\.parquet: no such file"):
+        choose(load_registry(REGISTRY), ["amc=nowhere.parquet"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("made: {title: Made, source: a/b}", "made.num_problems"),
+        ("made: {title: Made, source: a/b, num_problems: 3, kk: 1}", "made.kk"),
+        ("made: {title: M, source: a/b, num_problems: 3, template: no slot}", "exactly once"),
+        ("made: {title: M, source: a/b, num_problems: 3, options: {question: q}}", "give texts and answer"),
+        ("made: [", "not valid YAML"),
+    ],
+)
+def test_a_registry_with_a_mistake(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_registry(tmp_path / "own.yaml")
+    assert message in str(error.value) and "own.yaml" in str(error.value)

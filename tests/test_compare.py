@@ -1,0 +1,72 @@
+"""Several evaluations in one table."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from trapo_lite.answer_log import AnswerLog
+from trapo_lite.compare import PAPER_SETS, compare, read_published, read_rows
+from trapo_lite.config import ConfigError
+from trapo_lite.evaluation import Answer
+
+PUBLISHED = Path(__file__).parents[1] / "evals" / "published.yaml"
+
+
+def write(folder: Path, name: str, accuracy: float, *, fingerprint: str = "f", temperature: float = 0.6) -> None:
+    """40 problems with two draws each, correct at random."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, ids = random.Random(f"{name} {accuracy}"), [f"{name}-{n}" for n in range(40)]
+    described = {"fingerprint": fingerprint, "seed": 0, "temperature": temperature}
+    log = AnswerLog(folder, name, described=described, problem_ids=ids, num_samples=2)
+    for one in ids:
+        verdicts = ["correct" if rng.random() < accuracy else "wrong" for _ in range(2)]
+        log.append([Answer(one, k, "", verdict, "1", "stop", 1, "1") for k, verdict in enumerate(verdicts)])  # type: ignore[arg-type]
+    log.finish(log.result(seed=0))
+
+
+def test_a_table_with_intervals_tests_and_the_literature(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in PAPER_SETS:
+        write(tmp_path / "low", name, 0.3)
+        write(tmp_path / "high", name, 0.7)
+    compare([tmp_path / "low", tmp_path / "high"], published=PUBLISHED, out=tmp_path / "table.json")
+    printed = capsys.readouterr().out
+    assert "avg@2" in printed and "57.6" in printed and "62.5" in printed and "2604.23747" in printed
+    found = json.loads((tmp_path / "table.json").read_text())
+    assert [test["set"] for test in found["tests"]] == list(sorted(PAPER_SETS))
+    assert all(test["difference"] > 0.1 and test["p_value"] < 0.01 for test in found["tests"])
+    [low] = read_rows(tmp_path / "low")
+    value, (bottom, top) = low.average()  # type: ignore[misc]
+    assert bottom < value < top and value == pytest.approx(
+        sum(low.scores[name].result.accuracy for name in PAPER_SETS) / 5
+    )
+
+
+def test_other_problems_are_not_compared_and_other_drawing_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "one", "amc", 0.5)
+    write(tmp_path / "two", "amc", 0.5, fingerprint="g")
+    write(tmp_path / "three", "amc", 0.4, temperature=1.0)
+    compare([tmp_path / name for name in ("one", "two", "three")], published=None, out=tmp_path / "t.json")
+    printed = capsys.readouterr().out
+    assert "two differ in fingerprint 'f' and 'g'" in printed and "three differ in temperature 0.6 and 1.0" in printed
+    assert [Path(test["second"]).name for test in json.loads((tmp_path / "t.json").read_text())["tests"]] == ["three"]
+
+
+def test_a_run_has_a_row_for_each_of_its_evaluations(tmp_path: Path) -> None:
+    write(tmp_path / "run" / "eval" / "adapter", "amc", 0.5)
+    write(tmp_path / "run" / "eval" / "base", "amc", 0.2)
+    assert [Path(row.name).name for row in read_rows(tmp_path / "run")] == ["adapter", "base"]
+    with pytest.raises(ConfigError, match="holds no results"):
+        read_rows(tmp_path)
+
+
+def test_the_published_rows_are_those_of_the_papers() -> None:
+    """The average of a row is the mean of its five sets, to the rounding of the source."""
+    rows = {row.name: row for row in read_published(PUBLISHED)}
+    assert len(rows) == 8
+    for row in rows.values():
+        if len(row.scores) > 1:
+            assert sum(row.scores[name] for name in PAPER_SETS) / 5 == pytest.approx(row.scores["avg"], abs=0.1)

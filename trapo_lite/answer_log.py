@@ -1,0 +1,175 @@
+"""Answers on disk while they are drawn: an evaluation that was killed goes on with the problems it has not finished.
+
+DIR/NAME.partial.jsonl   what the answers are of, then every answer, a problem at a time, as problems are completed
+DIR/NAME.jsonl           all answers, in the order of problems and samples, once there are no more to draw
+DIR/NAME.json            the numbers made of them
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from trapo_lite.config import ConfigError
+from trapo_lite.data import DataError, Grader
+from trapo_lite.evaluation import Answer, EvalResult
+
+
+class AnswerLog:
+    """The answers to one set of problems. `described`: all that decides what is drawn; other answers are not mixed in.
+
+    problem_ids: in their order;  num_samples: of each
+    ConfigError where the folder holds answers of something else, unless `restart` says to forget them.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        described: Mapping[str, Any],
+        problem_ids: Sequence[str],
+        num_samples: int,
+        restart: bool = False,
+    ) -> None:
+        self.summary_file, self.answers_file = folder / f"{name}.json", folder / f"{name}.jsonl"
+        self.partial_file = folder / f"{name}.partial.jsonl"
+        self._described, self._num_samples = dict(described), num_samples
+        self._ids = dict.fromkeys(problem_ids)
+        self._groups: dict[str, tuple[Answer, ...]] = {}
+        if restart:
+            for file in (self.summary_file, self.answers_file, self.partial_file):
+                file.unlink(missing_ok=True)
+        if self.summary_file.exists():
+            self._require_same(self.summary_file, read_summary(self.summary_file))
+            self._take(read_answers(self.answers_file))
+        elif self.partial_file.exists():
+            head, *lines = _whole_lines(self.partial_file) or ["{}"]
+            self._require_same(self.partial_file, json.loads(head))
+            self._take([Answer(**json.loads(line)) for line in lines])
+        self._begin()
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self._groups) == len(self._ids)
+
+    @property
+    def done(self) -> frozenset[str]:
+        """Ids of the problems whose answers are all there."""
+        return frozenset(self._groups)
+
+    def append(self, group: Sequence[Answer]) -> None:
+        """One problem's answers, in one write: a kill leaves all of them or a piece that is dropped."""
+        self._take(group)
+        with _errors_named(self.partial_file), self.partial_file.open("a", encoding="utf-8") as file:
+            file.write(_lines(group))
+
+    def result(self, *, seed: int) -> EvalResult:
+        """Of all answers, in the order of the problems."""
+        return EvalResult(tuple(self._groups[one] for one in self._ids), seed)
+
+    def finish(self, result: EvalResult, **more: Any) -> None:
+        """Put the answers in order and the numbers beside them; answers first, so that numbers never stand alone."""
+        replace_text(self.answers_file, _lines(result.answers))
+        summary = {**self._described, **result.summary(), **more, "answers": self.answers_file.name}
+        replace_text(self.summary_file, _to_json(summary))
+        self.partial_file.unlink(missing_ok=True)
+
+    def _begin(self) -> None:
+        """Write what was kept again: a line that was cut off must not run into the next one."""
+        if not self.summary_file.exists():
+            head = json.dumps(self._described, ensure_ascii=False) + "\n"
+            kept = [answer for group in self._groups.values() for answer in group]
+            replace_text(self.partial_file, head + _lines(kept))
+
+    def _take(self, answers: Sequence[Answer]) -> None:
+        """Keep the problems that are complete."""
+        found: dict[str, list[Answer]] = {}
+        for answer in answers:
+            found.setdefault(answer.problem_id, []).append(answer)
+        for problem_id, group in found.items():
+            if problem_id in self._ids and len(group) == self._num_samples:
+                self._groups[problem_id] = tuple(sorted(group, key=lambda answer: answer.sample))
+
+    def _require_same(self, file: Path, found: Mapping[str, Any]) -> None:
+        for key, wanted in self._described.items():
+            if found.get(key) != wanted:
+                raise ConfigError(
+                    f"{file}: holds answers with {key} {found.get(key)!r}, now it is {wanted!r}; choose another --out, "
+                    "or give --restart to draw them again"
+                )
+
+
+def regraded(summary_file: Path, verifier: Grader, *, require_box: bool) -> tuple[EvalResult, int]:
+    """Grade the answers beside NAME.json again and write both files anew; the result, and how many verdicts changed."""
+    answers_file, summary = summary_file.with_suffix(".jsonl"), read_summary(summary_file)
+    before = read_answers(answers_file)
+    verdicts = verifier.grade([(answer.completion, answer.gold) for answer in before])
+    after = [
+        replace(answer, verdict=verdict.kind, answer=verdict.answer)
+        for answer, verdict in zip(before, verdicts, strict=True)
+    ]
+    result = result_of(after, summary["seed"])
+    replace_text(answers_file, _lines(after))
+    replace_text(summary_file, _to_json({**summary, **result.summary(), "require_box": require_box}))
+    return result, sum(old.verdict != new.verdict for old, new in zip(before, after, strict=True))
+
+
+def result_of(answers: Sequence[Answer], seed: int) -> EvalResult:
+    """Of answers in the order of their problems."""
+    groups: dict[str, list[Answer]] = {}
+    for answer in answers:
+        groups.setdefault(answer.problem_id, []).append(answer)
+    return EvalResult(tuple(map(tuple, groups.values())), seed)
+
+
+def read_answers(file: Path) -> list[Answer]:
+    """All lines of NAME.jsonl. DataError for a file that is not there or was changed by hand."""
+    try:
+        return [Answer(**json.loads(line)) for line in _whole_lines(file)]
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{file}: holds no answers that can be read ({error}); draw again with --restart") from None
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write the file in one rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with _errors_named(path):
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.rename(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
+    """Inside, what the system refuses is one DataError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"--out {path}: cannot be written: {reason}; make room or choose another place") from None
+
+
+def _to_json(summary: Mapping[str, Any]) -> str:
+    return json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _lines(answers: Sequence[Answer]) -> str:
+    return "".join(json.dumps(answer.to_row(), ensure_ascii=False) + "\n" for answer in answers)
+
+
+def _whole_lines(file: Path) -> list[str]:
+    """Not by `splitlines`, to which a line may end inside a text."""
+    return file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+
+
+def read_summary(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read ({error}); draw again with --restart") from None

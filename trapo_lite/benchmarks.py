@@ -1,0 +1,106 @@
+"""Sets of problems whose scores are compared with other people's: where they are, how they are put, what they hold."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
+
+from trapo_lite.config import ConfigError
+from trapo_lite.config.fields import PositiveInt, Section
+from trapo_lite.data.errors import BadRow, DataError
+from trapo_lite.data.options import OptionColumns, choice_problem
+from trapo_lite.data.rows import read_example
+from trapo_lite.data.sources import Row, check_sources, read_rows
+
+Counts = Annotated[list[PositiveInt], Field(min_length=1)]
+
+
+class Benchmark(Section):
+    """One entry of evals/benchmarks.yaml, which explains the keys."""
+
+    title: str
+    source: str
+    num_problems: Counts
+    num_samples: PositiveInt = 1
+    template: str = "{problem}"
+    options: OptionColumns | None = None
+
+    @field_validator("num_problems", mode="before")
+    @classmethod
+    def _as_list(cls, value: object) -> object:
+        return value if isinstance(value, list) else [value]
+
+    @field_validator("template")
+    @classmethod
+    def _has_slot(cls, value: str) -> str:
+        if value.count("{problem}") != 1:
+            raise ValueError("must contain {problem} exactly once; add it where the problem goes")
+        return value
+
+
+def load_registry(path: Path) -> dict[str, Benchmark]:
+    """The benchmarks of a YAML file, by name; ConfigError where it is none."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--registry {path}: {error.strerror}; name a file like evals/benchmarks.yaml") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--registry {path}: not valid YAML: {error}; mend the file") from None
+    try:
+        return TypeAdapter(dict[str, Benchmark]).validate_python(content)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}; found {e['input']!r:.80}" for e in error.errors()]
+        raise ConfigError(f"--registry {path}: " + "\n".join(lines)) from None
+
+
+def choose(registry: dict[str, Benchmark], names: Sequence[str]) -> dict[str, Benchmark]:
+    """Those that are named, in that order; NAME=SOURCE reads it from another file or hub id. ConfigError for others."""
+    chosen: dict[str, Benchmark] = {}
+    for text in names:
+        name, equals, source = text.partition("=")
+        if name not in registry:
+            near = difflib.get_close_matches(name, registry, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(registry)}"
+            raise ConfigError(f"--benchmarks: found {name!r}; {hint} (--data FILE takes any problems)")
+        if name in chosen:
+            raise ConfigError(f"--benchmarks: {name} is named twice; once will do")
+        if equals and not source:
+            raise ConfigError(f"--benchmarks: {text!r} names no file; write {name}=FILE or {name}")
+        chosen[name] = registry[name].model_copy(update={"source": source}) if equals else registry[name]
+        check_sources(chosen[name].source)
+    return chosen
+
+
+def read_benchmark(name: str, benchmark: Benchmark, *, allow_part: bool = False) -> list[tuple[str, str]]:
+    """(problem as it is put, gold answer) of each problem once, in the order of the source.
+
+    The official evaluation files hold a problem once for every draw. DataError for a row that cannot be read, and
+    where there are more or, unless `allow_part`, fewer different problems than the set has: its score would be of
+    something else.
+    """
+    found: dict[tuple[str, str], None] = {}
+    for row in read_rows(benchmark.source, name=name):
+        try:
+            problem, gold = _question(row, benchmark)
+        except BadRow as bad:
+            raise DataError(f"data {row.where}: {bad.what}") from None
+        found[benchmark.template.replace("{problem}", problem), gold] = None
+    is_part = allow_part and len(found) < min(benchmark.num_problems)
+    if len(found) not in benchmark.num_problems and not is_part:
+        expected = " or ".join(f"{count:,}" for count in benchmark.num_problems)
+        raise DataError(
+            f"--benchmarks {name}: {benchmark.source} holds {len(found):,} different problems, {benchmark.title} has "
+            f"{expected}; give the whole set, or say --partial"
+        )
+    return list(found)
+
+
+def _question(row: Row, benchmark: Benchmark) -> tuple[str, str]:
+    """Rows that already hold one text and its answer are read as any other, whatever columns the set has on the hub."""
+    if benchmark.options is None or "reward_model" in row.fields or row.bad is not None:
+        example = read_example(row)
+        return example.problem.strip(), example.answer
+    return choice_problem(row.fields, benchmark.options)

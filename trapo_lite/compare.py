@@ -1,0 +1,182 @@
+"""The comparison job: results of several evaluations in one table, with intervals and paired tests."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from trapo_lite import scores
+from trapo_lite.answer_log import read_answers, read_summary, result_of
+from trapo_lite.config import ConfigError
+from trapo_lite.config.fields import Section
+from trapo_lite.evaluation import EvalResult
+
+PAPER_SETS = ("aime24", "amc", "math500", "minerva", "olympiad")
+AVERAGE = "avg"
+SAME_PROBLEMS = ("fingerprint", "num_problems")
+SAME_DRAWING = ("temperature", "top_p", "max_response_tokens", "num_samples")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One set of problems under one run.  summary: what NAME.json says"""
+
+    summary: dict[str, Any]
+    result: EvalResult
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """name: folder of the results;  scores: by name of the set"""
+
+    name: str
+    scores: dict[str, Score]
+
+    def average(self) -> tuple[float, tuple[float, float]] | None:
+        """Of the five sets of the paper, with its interval; None unless all are there. Each set counts the same."""
+        if not set(PAPER_SETS) <= set(self.scores):
+            return None
+        results = [self.scores[name].result for name in PAPER_SETS]
+        seed = results[0].seed
+        return (
+            scores.mean([result.accuracy for result in results]),
+            scores.stratified_interval([result.problem_accuracies for result in results], seed=seed),
+        )
+
+
+class PublishedRow(Section):
+    """A row of evals/published.yaml; percent."""
+
+    name: str
+    source: str
+    scores: dict[str, float]
+
+
+def compare(folders: Sequence[Path], *, published: Path | None, out: Path | None) -> None:
+    """Print the table and, of every further row against the first, a paired test per set; write both to `out`.
+
+    ConfigError for a folder without results or a damaged file of published rows.
+    """
+    console = Console()
+    rows = [row for folder in folders for row in read_rows(folder)]
+    literature = [] if published is None else read_published(published)
+    names = list(dict.fromkeys(name for row in rows for name in row.scores))
+    table = _table(rows, literature, names)
+    needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    Console(width=max(console.width, needed)).print(table)  # a terminal's lines break sooner than a number may
+    sources = dict.fromkeys(row.source for row in literature)
+    cited = [f"{'; '.join(row.name for row in literature if row.source == source)}: {source}" for source in sources]
+    say = [*_differences_in_drawing(rows), *cited]
+    tests = [test for row in rows[1:] for test in paired_tests(rows[0], row)]
+    for line in [*say, *map(_spelt, tests)]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if out is not None:
+        own = [
+            {"name": row.name, "scores": {name: score.summary for name, score in row.scores.items()}} for row in rows
+        ]
+        found = {"rows": own, "tests": tests, "published": [row.model_dump() for row in literature]}
+        out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_rows(folder: Path) -> list[ResultRow]:
+    """The results in a folder; in a run's folder, those of each of its evaluations."""
+    places = [folder, *sorted(path for path in (folder / "eval").glob("*") if path.is_dir())]
+    rows = []
+    for place in places:
+        files = [file for file in sorted(place.glob("*.json")) if file.with_suffix(".jsonl").is_file()]
+        found = {}
+        for file in files:
+            summary = read_summary(file)
+            found[file.stem] = Score(summary, result_of(read_answers(file.with_suffix(".jsonl")), summary["seed"]))
+        if found:
+            rows.append(ResultRow(str(place), found))
+    if not rows:
+        raise ConfigError(f"{folder}: holds no results; give the --out of an evaluation, or a run that was evaluated")
+    return rows
+
+
+def read_published(file: Path) -> list[PublishedRow]:
+    try:
+        return TypeAdapter(list[PublishedRow]).validate_python(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}; mend the file") from None
+
+
+def paired_tests(first: ResultRow, second: ResultRow) -> list[dict[str, Any]]:
+    """On each set that both were evaluated on with the same problems: second minus first, its interval, a p-value."""
+    tests = []
+    for name in first.scores.keys() & second.scores.keys():
+        ours, theirs = first.scores[name], second.scores[name]
+        if any(ours.summary.get(key) != theirs.summary.get(key) for key in SAME_PROBLEMS):
+            continue
+        found = scores.paired_difference(
+            ours.result.problem_accuracies, theirs.result.problem_accuracies, seed=ours.result.seed
+        )
+        tests.append(
+            {
+                "set": name,
+                "first": first.name,
+                "second": second.name,
+                "difference": found.mean,
+                "interval_95": list(found.interval_95),
+                "p_value": found.p_value,
+            }
+        )
+    return sorted(tests, key=lambda test: list(first.scores).index(test["set"]))
+
+
+def _table(rows: Sequence[ResultRow], literature: Sequence[PublishedRow], names: Sequence[str]) -> Table:
+    table = Table("percent, 95 %", *map(partial(_title, rows), names), AVERAGE, box=box.SIMPLE)
+    for row in rows:
+        cells = [_cell(row.scores.get(name)) for name in names]
+        average = row.average()
+        table.add_row(row.name, *cells, "" if average is None else _percent(*average))
+    for published in literature:
+        found = [published.scores.get(name) for name in (*names, AVERAGE)]
+        table.add_row(published.name, *("" if value is None else f"{value:.1f}" for value in found), style="dim")
+    return table
+
+
+def _cell(score: Score | None) -> str:
+    if score is None:
+        return ""
+    return _percent(score.result.accuracy, score.result.interval_95)
+
+
+def _title(rows: Sequence[ResultRow], name: str) -> str:
+    counts = sorted({row.scores[name].result.num_samples for row in rows if name in row.scores})
+    return f"{name}\navg@{'/'.join(map(str, counts))}"
+
+
+def _percent(value: float, interval: tuple[float, float]) -> str:
+    return f"{100 * value:.1f}\n{100 * interval[0]:.1f}-{100 * interval[1]:.1f}"
+
+
+def _differences_in_drawing(rows: Sequence[ResultRow]) -> list[str]:
+    """A line where two rows of a column were not made alike: other problems, or drawn in another way."""
+    lines = []
+    for row in rows[1:]:
+        for name in rows[0].scores.keys() & row.scores.keys():
+            ours, theirs = rows[0].scores[name].summary, row.scores[name].summary
+            keys = [key for key in (*SAME_PROBLEMS, *SAME_DRAWING) if ours.get(key) != theirs.get(key)]
+            if keys:
+                what = ", ".join(f"{key} {ours.get(key)!r:.12} and {theirs.get(key)!r:.12}" for key in keys)
+                lines.append(f"WARNING {name}: {rows[0].name} and {row.name} differ in {what}")
+    return lines
+
+
+def _spelt(test: dict[str, Any]) -> str:
+    low, high = test["interval_95"]
+    return (
+        f"{test['set']}: {test['second']} - {test['first']}: {100 * test['difference']:+.1f} "
+        f"({100 * low:+.1f} to {100 * high:+.1f}), p = {test['p_value']:.4f}"
+    )

@@ -1,0 +1,109 @@
+"""What an evaluation is on: benchmarks or a file of problems, as tokens."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from trapo_lite.benchmarks import Benchmark, read_benchmark
+from trapo_lite.config import Config, ConfigError
+from trapo_lite.data import encode, fingerprint, load_problems, prompt_text
+from trapo_lite.types import Problem
+
+
+@dataclass(frozen=True)
+class ProblemSet:
+    """name: of its files among the results;  report: lines for people, of what was read."""
+
+    name: str
+    title: str
+    source: str
+    problems: tuple[Problem, ...]
+    num_samples: int
+    report: tuple[str, ...]
+
+    @property
+    def longest_prompt(self) -> int:
+        return max(len(problem.prompt_ids) for problem in self.problems)
+
+    def described(self) -> dict[str, Any]:
+        """For the results: what tells this set from another."""
+        return {
+            "benchmark": self.title,
+            "data": self.source,
+            "fingerprint": fingerprint([Problem(p.id, p.prompt_ids, p.answer) for p in self.problems]),
+        }
+
+
+def read_sets(
+    config: Config,
+    benchmarks: Mapping[str, Benchmark],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    num_samples: int | None,
+    allow_part: bool,
+) -> list[ProblemSet]:
+    """The benchmarks, or eval.data where there are none. ConfigError, DataError for what cannot be evaluated on.
+
+    num_samples: draws a problem instead of what the benchmark says
+    allow_part:  of a benchmark, fewer problems than it has will do
+    """
+    if not benchmarks:
+        return [_read_data(config, tokenizer)]
+    return [
+        _read_benchmark(name, benchmark, config, tokenizer, num_samples or benchmark.num_samples, allow_part=allow_part)
+        for name, benchmark in benchmarks.items()
+    ]
+
+
+def _read_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> ProblemSet:
+    """Whether there are expert solutions does not matter here."""
+    source = config.eval.data
+    if source is None:
+        raise ConfigError(
+            "eval.data: there is nothing to evaluate on; set it, or give --data FILE or --benchmarks NAME ..."
+        )
+    data = config.data.model_copy(update={"require_expert": False})
+    limit = config.rollout.max_response_tokens
+    problems, report = load_problems(data, tokenizer, max_response_tokens=limit, files=source)
+    lines = [report.lines()[0], *(line for line in report.lines() if "rows dropped" in line)]
+    name = Path(source).stem.replace(":", "-")
+    chosen = tuple(problems[: config.eval.num_problems])
+    return ProblemSet(name, source, source, chosen, config.eval.num_samples, tuple(lines))
+
+
+def _read_benchmark(
+    name: str,
+    benchmark: Benchmark,
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    num_samples: int,
+    *,
+    allow_part: bool,
+) -> ProblemSet:
+    pairs = read_benchmark(name, benchmark, allow_part=allow_part)
+    chosen = pairs[: config.eval.num_problems]
+    prompts = encode(tokenizer, [prompt_text(config.data.prompt_template, problem) for problem, _ in chosen])
+    problems = tuple(
+        Problem(f"{name}-{number}", prompt_ids, gold, source=name)
+        for number, (prompt_ids, (_, gold)) in enumerate(zip(prompts, chosen, strict=True))
+    )
+    whole = benchmark.num_problems[0] if len(pairs) not in benchmark.num_problems else len(pairs)
+    title = benchmark.title + (f", {len(problems)} of {whole:,} problems" if len(problems) < whole else "")
+    line = f"{name}: {title}; {benchmark.source}, {len(problems)} problems x {num_samples}"
+    return ProblemSet(name, title, benchmark.source, problems, num_samples, (line,))
+
+
+def require_positions(config: Config, sets: Sequence[ProblemSet], *, available: int) -> int:
+    """Tokens of the longest prompt and answer; ConfigError if the model has not the positions for them."""
+    longest = max(sets, key=lambda one: one.longest_prompt)
+    needed = longest.longest_prompt + (config.eval.max_response_tokens or config.rollout.max_response_tokens)
+    if needed > available:
+        raise ConfigError(
+            f"eval.max_response_tokens: prompt and answer need {needed} tokens ({longest.name}), but "
+            f"{config.model.name} has positions for {available}; lower it, or give --config with the settings that the "
+            "model was trained with"
+        )
+    return needed

@@ -1,0 +1,140 @@
+"""Numbers of an evaluation, from verdicts: avg@k, pass@k, maj@k, their intervals, and whether two runs differ.
+
+Everywhere a benchmark is a sequence of problems, each with equally many independent draws.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NUM_RESAMPLES = 10_000
+RESAMPLES_AT_ONCE = 500
+_Z = 1.959964  # of a normal distribution, 95 % lie within
+
+
+def pass_at_k(num_draws: int, num_correct: int, k: int) -> float:
+    """Probability that k draws without replacement from these hold a correct one (Chen et al. 2021, arXiv:2107.03374).
+
+    >>> pass_at_k(4, 1, 1), pass_at_k(4, 1, 2), pass_at_k(4, 3, 2)
+    (0.25, 0.5, 1.0)
+
+    Its mean over sets of draws is the probability that k fresh draws hold one: unbiased. ValueError unless
+    1 <= k <= num_draws.
+    """
+    if not 1 <= k <= num_draws:
+        raise ValueError(f"pass_at_k: k={k} of {num_draws} draws; take 1 to {num_draws}")
+    return 1.0 - math.comb(num_draws - num_correct, k) / math.comb(num_draws, k)
+
+
+def majority_at_k(answers: Sequence[str | None], are_correct: Sequence[bool]) -> float:
+    """Is the answer that most draws gave correct? 1 or 0; the correct share of the answers that are equally frequent.
+
+    >>> majority_at_k(["7", "8", "7", None], [True, False, True, False])
+    1.0
+    >>> majority_at_k(["7", "8"], [True, False]), majority_at_k([None, None, "8"], [False, False, True])
+    (0.5, 1.0)
+
+    answers: spelt alike where they are the same; None, no answer, has no vote. Without any vote it is 0.
+    """
+    votes = Counter(answer for answer in answers if answer is not None)
+    if not votes:
+        return 0.0
+    most = max(votes.values())
+    verdicts = dict(zip(answers, are_correct, strict=True))
+    leaders = [answer for answer, count in votes.items() if count == most]
+    return sum(verdicts[answer] for answer in leaders) / len(leaders)
+
+
+def mean(values: Sequence[float]) -> float:
+    """NaN, never 0, of nothing."""
+    return sum(values) / len(values) if values else math.nan
+
+
+def interval_95(values: Sequence[float], *, seed: int) -> tuple[float, float]:
+    """Of the mean over problems like these: bootstrap, or Wilson's where all values are 0 or all are 1: every resample
+    is the same then, and says nothing. NaN without values."""
+    if values and set(values) in ({0.0}, {1.0}):
+        return wilson_interval(round(sum(values)), len(values))
+    return bootstrap_interval(values, seed=seed)
+
+
+def bootstrap_interval(values: Sequence[float], *, seed: int) -> tuple[float, float]:
+    """Percentiles 2.5 and 97.5 of the mean of `values` resampled with replacement.
+
+    >>> bootstrap_interval([0.0, 1.0], seed=0)
+    (0.0, 1.0)
+    """
+    if not values:
+        return math.nan, math.nan
+    return _percentiles(_resampled_means(values, torch.Generator().manual_seed(seed)))
+
+
+def stratified_interval(groups: Sequence[Sequence[float]], *, seed: int) -> tuple[float, float]:
+    """Of the mean of the means of several sets: each is resampled by itself, and counts the same whatever its size."""
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.stack([_resampled_means(values, generator) for values in groups]).mean(dim=0)
+    return _percentiles(means)
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a share.
+
+    >>> low, high = wilson_interval(10, 10)
+    >>> round(low, 3), round(high, 3)
+    (0.722, 1.0)
+    """
+    share = successes / trials
+    centre = (share + _Z * _Z / (2 * trials)) / (1 + _Z * _Z / trials)
+    half = _Z / (1 + _Z * _Z / trials) * math.sqrt(share * (1 - share) / trials + _Z * _Z / (4 * trials * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two runs on the same problems: second minus first.
+
+    p_value: how often a difference at least as large comes out when each problem's two values change places at random,
+             which they may where the runs are equally good (two-sided permutation test)
+    """
+
+    mean: float
+    interval_95: tuple[float, float]
+    p_value: float
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float], *, seed: int) -> Difference:
+    """first[i], second[i]: values of one problem under two runs, such as its avg@k. ValueError without problems."""
+    if not first or len(first) != len(second):
+        raise ValueError(f"paired_difference: {len(first)} and {len(second)} values; give two of each problem")
+    gaps = torch.tensor(second, dtype=torch.float64) - torch.tensor(first, dtype=torch.float64)
+    found = gaps.mean().abs().item()
+    generator = torch.Generator().manual_seed(seed)
+    # The observed difference is one of the possible ones: no p-value is 0.
+    as_large = 1 + sum(
+        int((_swapped_means(gaps, generator).abs() >= found - 1e-12).sum())
+        for _ in range(NUM_RESAMPLES // RESAMPLES_AT_ONCE)
+    )
+    return Difference(gaps.mean().item(), bootstrap_interval(gaps.tolist(), seed=seed), as_large / (NUM_RESAMPLES + 1))
+
+
+def _resampled_means(values: Sequence[float], generator: torch.Generator) -> Tensor:
+    pool = torch.tensor(values, dtype=torch.float64)
+    means = []
+    for _ in range(NUM_RESAMPLES // RESAMPLES_AT_ONCE):
+        draws = torch.randint(len(values), (RESAMPLES_AT_ONCE, len(values)), generator=generator)
+        means.append(pool[draws].mean(dim=1))
+    return torch.cat(means)
+
+
+def _percentiles(means: Tensor) -> tuple[float, float]:
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def _swapped_means(gaps: Tensor, generator: torch.Generator) -> Tensor:
+    signs = torch.randint(2, (RESAMPLES_AT_ONCE, len(gaps)), generator=generator) * 2 - 1
+    return (gaps * signs).mean(dim=1)
