@@ -17,6 +17,7 @@ each process's first; the peak is the process's largest resident size.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import random
@@ -65,6 +66,8 @@ def main() -> None:
         side, model, folder = args.measure
         measure(side, model, Path(folder), (QUICK if args.quick else FULL)[model])
         return
+    if importlib.util.find_spec("trl") is None:
+        raise SystemExit("TRL is not installed: pip install -e '.[benchmarks]'")
     figures = compare(is_quick=args.quick)
     print(json.dumps(figures, indent=1))
     if args.json:

@@ -28,8 +28,8 @@ def main(out: str, optimizer_name: str, budget: int, tied: bool) -> None:
         fsdp_on_cpu.allow()
     ranks = Ranks()
     base = tiny_qwen2(tie_word_embeddings=tied)
-    lora = LoraSection(r=4, alpha=8)
-    policy = Policy(base, lora, attention="sdpa", gradient_checkpointing=is_sharded, shard=ranks.shard)
+    lora, shard = LoraSection(r=4, alpha=8), ranks.shard if is_sharded else None
+    policy = Policy(base, lora, attention="sdpa", gradient_checkpointing=is_sharded, shard=shard)
     assert policy.is_sharded == is_sharded
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -1,5 +1,9 @@
 """Log-probs and entropy by chunks: the naive values, exact gradients, and never a full table of logits."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -115,3 +119,14 @@ def test_nothing_received_is_changed() -> None:
     logprobs, entropy = token_logprobs(leaf, head, ids, temperature=0.5)
     (logprobs.sum() + entropy.sum()).backward()
     assert all(torch.equal(one, other) for one, other in zip((hidden.detach(), head, ids), before, strict=True))
+
+
+@pytest.mark.slow
+def test_the_peak_is_two_tables_of_a_chunk() -> None:
+    """2,000 tokens, a vocabulary of 152k: 64 MB a table, and no more of them than two at any moment."""
+    script = Path(__file__).parents[1] / "benchmarks" / "train_step.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--head", "2048", "151936"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 100 < float(done.stdout) < 170

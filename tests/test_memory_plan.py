@@ -194,7 +194,7 @@ def test_what_nothing_helps_says_so(model_7b: Path) -> None:
     config = config_for(model_7b, "8xA100_lora.yaml")
     assert remedies(config, model_shape(config), gpu_memory=4 * GIB) == []
     lines = memory_lines(config, gpu_name=None, gpu_memory=4 * GIB, num_gpus=1)
-    assert lines[-2].startswith("does not fit") and "smaller model or a larger GPU" in lines[-1]
+    assert lines[-2].startswith("does not fit") and "smaller model, larger GPUs or more of them" in lines[-1]
 
 
 def test_more_of_everything_takes_more(model_7b: Path) -> None:
@@ -242,3 +242,50 @@ def test_the_door(model_7b: Path, capsys: pytest.CaptureFixture[str]) -> None:
             cli.plan([*arguments, *wrong])
         assert message in capsys.readouterr().err
     assert parse_memory("80") == 80 * GIB
+
+
+# ----- what the plan must not forget
+
+
+def test_a_rollout_longer_than_a_batch_is_held_whole(model_7b: Path) -> None:
+    """Batches are cut between rollouts only, so fewer tokens a batch than a rollout has change nothing."""
+    config = config_for(model_7b, "1x24GB_qlora.yaml")
+    one, other = (
+        plan_memory(
+            config_for(model_7b, "1x24GB_qlora.yaml", f"train.tokens_per_batch={n}"),
+            model_shape(config),
+            gpu_memory=24 * GIB,
+        )
+        for n in (64, config.longest_sequence)
+    )
+    assert one.activations == other.activations > 0
+
+
+def test_every_engine_on_the_card_is_counted(model_7b: Path) -> None:
+    shape = model_shape(config_for(model_7b, "8xA100_lora.yaml"))
+
+    def engine(*overrides: str) -> float:
+        sft = [str(Path("configs/algorithm/sft.yaml"))]
+        config = load_config(["configs/8xA100_lora.yaml", *sft], [f"model.name={model_7b}", *overrides])
+        return plan_memory(config, shape, gpu_memory=80 * GIB).engine_weights
+
+    assert engine() == 0.0
+    evaluated = ("eval.every=5", f"eval.data={__file__}")
+    base = plan_memory(config_for(model_7b, "8xA100_lora.yaml"), shape, gpu_memory=80 * GIB).base
+    assert engine(*evaluated) > base
+    assert engine(*evaluated, "rollout.engine=transformers") == base
+
+
+def test_remedies_go_past_options_that_would_starve_the_engine(model_7b: Path) -> None:
+    """At 20 GiB a smaller share for the engine leaves its cache no room; offloading and 8-bit states do it."""
+    config = config_for(model_7b, "1x24GB_qlora.yaml")
+    found = remedies(config, model_shape(config), gpu_memory=20 * GIB)
+    assert found and not any("gpu_memory_fraction" in option for option in found)
+
+
+def test_a_base_for_several_cards_is_sent_to_several_cards(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80, "num_attention_heads": 64}
+    (tmp_path / "config.json").write_text(json.dumps(QWEN_7B | sizes | {"num_key_value_heads": 8}))
+    lines = memory_lines(config_for(tmp_path, "8xA100_lora.yaml"), gpu_name="a100", gpu_memory=None, num_gpus=8)
+    assert "its copy of the base takes" in lines[-2]
+    assert "--sharded" in lines[-1] and "rollout.engine=server" in lines[-1]

@@ -18,8 +18,9 @@ TRAPO = Algorithm.from_config(AlgorithmSection(entropy_weight=0.01, kl_weight=0.
 GRPO = Algorithm.from_config(AlgorithmSection(schedule=[{"num_rollouts": 2}], prefix_loss="none"), tis_cap=None)
 
 
-def make_policy(dtype: torch.dtype = torch.float32) -> Policy:
-    policy = Policy(tiny_qwen2(dtype=dtype), LoraSection(r=4, alpha=8), attention="sdpa", gradient_checkpointing=False)
+def make_policy(dtype: torch.dtype = torch.float32, *, gradient_checkpointing: bool = False) -> Policy:
+    base, lora = tiny_qwen2(dtype=dtype), LoraSection(r=4, alpha=8)
+    policy = Policy(base, lora, attention="sdpa", gradient_checkpointing=gradient_checkpointing)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in policy.parameters:
@@ -31,15 +32,34 @@ def some_groups(seed: int = 0) -> list[Group]:
     return [make_group(TRAPO, random_rollouts(random.Random(seed + i), problem_id=str(i))) for i in range(3)]
 
 
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("seed", [0, 10, 20])
-def test_right_packing_passes_with_room_to_spare_and_leaves_no_gradient(dtype: torch.dtype, seed: int) -> None:
-    policy = make_policy(dtype)
+def test_right_packing_passes_with_room_to_spare_and_leaves_no_gradient(
+    dtype: torch.dtype, seed: int, gradient_checkpointing: bool
+) -> None:
+    policy = make_policy(dtype, gradient_checkpointing=gradient_checkpointing)
     report = check_packing(policy, TRAPO, some_groups(seed), temperature=0.7)
     assert report is not None and report.num_rows == 8
     assert 0 < report.gradient_error < BOUNDS[dtype] / 4
     assert all(parameter.grad is None for parameter in policy.parameters)
-    assert policy.model.config._attn_implementation == "packed_tree"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_shared", [COMPLETION - 1, COMPLETION])
+def test_rollouts_that_begin_alike_cancel_but_are_not_taken_for_an_error(dtype: torch.dtype, num_shared: int) -> None:
+    """Cut to their first tokens they are all but the same, and their advantages sum to 0."""
+    rng = random.Random(0)
+    start = [rng.randrange(50) for _ in range(num_shared)]
+    members = [
+        rollout([1, 2, 3], [], [*start, *(rng.randrange(50) for _ in range(20))], reward=float(slot % 2), slot=slot)
+        for slot in range(4)
+    ]
+    algorithm = Algorithm.from_config(
+        AlgorithmSection(schedule=[{"num_rollouts": 4}], prefix_loss="none"), tis_cap=None
+    )
+    report = check_packing(make_policy(dtype), algorithm, [make_group(algorithm, members)], temperature=1.0)
+    assert report is not None and report.gradient_error < BOUNDS[dtype] / 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
-from trapo_lite.config import ConfigError, LoraSection, ModelSection
+from trapo_lite.cli import plan
+from trapo_lite.config import Config, ConfigError, LoraSection, ModelSection
 from trapo_lite.model_shape import ModelShape
 from trapo_lite.plain_decoder import plain_shape
 
@@ -20,8 +21,14 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "vocab_size": 97,
+    "max_position_embeddings": 32768,
 }
 TARGETS = ["all-linear", ["q_proj", "down_proj"], ["model.layers.1.self_attn.o_proj"]]
+
+
+def config_of(model: Path | str, overrides: dict[str, Any] | None = None, *, lora: LoraSection | None = None) -> Config:
+    section = ModelSection(name=str(model), config_overrides=overrides or {})
+    return Config(model=section, lora=lora or LoraSection())
 
 
 def saved(folder: Path, config: PreTrainedConfig, **changes: Any) -> Path:
@@ -44,13 +51,12 @@ def test_arithmetic_counts_what_the_model_has(
 ) -> None:
     config.tie_word_embeddings = tied
     lora = LoraSection(r=8, target_modules=targets)
-    found = plain_shape(ModelSection(name=str(saved(tmp_path, config))), lora)
+    found = plain_shape(config_of(saved(tmp_path, config), lora=lora))
     assert found == ModelShape.of(config, rank=8, targets=targets)
 
 
 def test_overrides_are_counted(tmp_path: Path) -> None:
-    model = ModelSection(name=str(saved(tmp_path, Qwen2Config(**SIZES))), config_overrides={"num_hidden_layers": 5})
-    found = plain_shape(model, LoraSection())
+    found = plain_shape(config_of(saved(tmp_path, Qwen2Config(**SIZES)), {"num_hidden_layers": 5}))
     assert found is not None and found.num_layers == 5
 
 
@@ -63,25 +69,58 @@ def test_overrides_are_counted(tmp_path: Path) -> None:
         {"layer_types": ["full_attention", "sliding_attention"]},
         {"attention_dropout": 0.1},
         {"model_type": "qwen2_moe"},
+        {"num_attention_heads": 5},
+        {"num_key_value_heads": 3},
+        {"max_position_embeddings": 64},
+        {"quantization_config": {"quant_method": "gptq"}},
     ],
     ids=str,
 )
 def test_what_is_unusual_or_not_said_is_left_to_transformers(tmp_path: Path, changes: dict[str, Any]) -> None:
-    assert plain_shape(ModelSection(name=str(saved(tmp_path, Qwen2Config(**SIZES), **changes))), LoraSection()) is None
+    assert plain_shape(config_of(saved(tmp_path, Qwen2Config(**SIZES), **changes))) is None
 
 
 def test_another_family_an_unknown_override_and_no_file_are_left_to_transformers(tmp_path: Path) -> None:
     mistral = saved(tmp_path / "mistral", MistralConfig(**SIZES))
     qwen = saved(tmp_path / "qwen", Qwen2Config(**SIZES))
-    assert plain_shape(ModelSection(name=str(mistral)), LoraSection()) is None
+    assert plain_shape(config_of(mistral)) is None
     for overrides in ({"no_such": 1}, {"rope_theta": 1e6}):
-        assert plain_shape(ModelSection(name=str(qwen), config_overrides=overrides), LoraSection()) is None
-    assert plain_shape(ModelSection(name=str(tmp_path)), LoraSection()) is None
+        assert plain_shape(config_of(qwen, overrides)) is None
+    assert plain_shape(config_of(tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["lora.target_modules=[q_proj, foo]"], "no layer is called 'foo'"),
+        (["data.max_prompt_tokens=40000"], "has positions for 32768"),
+        (["model.config_overrides={hidden_size: '48'}"], "expected int, got str"),
+        (["model.config_overrides={num_hidden_layers: 0}"], "has 0 layers"),
+        (["--num-gpus", "0"], "--num-gpus: found 0"),
+        (["--sharded", "--num-gpus", "2", "model.quantize=nf4", "model.dtype=bfloat16"], "nf4 weights are not sharded"),
+        (["--gpu", "V100"], "take one like it and --gpu-memory"),
+        (["model.name=./nowhere"], "no folder './nowhere'"),
+    ],
+)
+def test_what_training_would_refuse_the_plan_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], message: str
+) -> None:
+    model = saved(tmp_path, Qwen2Config(**SIZES))
+    with pytest.raises(SystemExit) as exit_info:
+        plan(["--config", "configs/tiny_cpu.yaml", f"model.name={model}", *overrides])
+    assert exit_info.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_a_model_that_the_hub_does_not_give_is_one_error() -> None:
     with pytest.raises(ConfigError, match=r"model\.name: cannot read 'no/such'"):
-        plain_shape(ModelSection(name="no/such"), LoraSection())
+        plain_shape(config_of("no/such"))
+
+
+def test_a_config_json_that_contradicts_itself_is_one_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = saved(tmp_path, LlamaConfig(**SIZES), num_attention_heads=5, head_dim=...)
+    with pytest.raises(SystemExit):
+        plan(["--config", "configs/tiny_cpu.yaml", f"model.name={model}"])
+    assert "not a multiple of the number of attention heads" in capsys.readouterr().err
 
 
 def test_the_plan_of_such_a_model_needs_no_transformers(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from byte_model import write_byte_model
 
 from trapo_lite import rollout_stage, trainer
@@ -16,6 +17,7 @@ from trapo_lite.engines.base import EngineError
 from trapo_lite.export import export_run
 from trapo_lite.run_folder import RunFolder, differences, final_adapter, read_metrics
 from trapo_lite.trainer import train
+from trapo_lite.update import UpdateError
 
 GRPO = {"name": "grpo", "schedule": [{"num_rollouts": 4}], "prefix_loss": "none"}
 SFT = {
@@ -348,3 +350,100 @@ def test_no_expert_traces_where_the_schedule_needs_them(make_config, tmp_path: P
     file.write_text('{"problem": "1+1?", "answer": "2"}\n')
     with pytest.raises(DataError, match="no expert trace"):
         train(make_config(data={"train": str(file)}))
+
+
+# ----- the update as the trainer wires it
+
+
+def test_a_run_with_gradient_checkpointing_checks_its_packing_and_equals_one_without(make_config, capsys) -> None:
+    train(make_config(name="plain"))
+    assert capsys.readouterr().out.count("packing check: ") == 1
+    train(make_config(name="checkpointed", model={"gradient_checkpointing": True}))
+    assert capsys.readouterr().out.count("packing check: ") == 1
+    plain, checkpointed = (
+        read_metrics(make_config(name=name).run.folder / "metrics.jsonl") for name in ("plain", "checkpointed")
+    )
+    for one, other in zip(plain, checkpointed, strict=True):
+        assert other["optim/grad_norm"] == pytest.approx(one["optim/grad_norm"], rel=1e-4)
+        assert one["speed/trained_tokens_per_second"] > 0 and one["memory/peak_gib"] > 0 and one["train/tflop"] > 0
+
+
+def test_packing_is_checked_in_the_first_step_that_has_a_gradient(make_config, capsys) -> None:
+    """A random model fails at everything, so GRPO without help has none; nothing was compared until it has."""
+    grpo = make_config(algorithm=GRPO, train={"max_steps": 1})
+    train(grpo)
+    assert "packing check" not in capsys.readouterr().out
+    checked: list[int] = []
+
+    class Later(trainer._Run):
+        def _check_packing(self, groups) -> None:
+            checked.append(len(checked))
+            super()._check_packing(groups if len(checked) > 1 else [])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "_Run", Later)
+        train(make_config(name="later", train={"max_steps": 4}))
+    assert checked == [0, 1] and capsys.readouterr().out.count("packing check: ") == 1
+
+
+def test_what_does_not_fit_the_gpu_is_refused_unless_told_otherwise(make_config, monkeypatch) -> None:
+    monkeypatch.setattr(trainer.device, "total_memory", lambda _: 2.0**20)
+    monkeypatch.setattr(trainer, "RolloutStage", lambda *_, **__: pytest.fail("an engine was started"))
+    with pytest.raises(ConfigError, match=r"does not fit the GPU.*train\.check_memory=false"):
+        train(make_config())
+    with pytest.raises(pytest.fail.Exception, match="an engine was started"):
+        train(make_config(name="anyway", train={"check_memory": False}))
+
+
+def test_a_budget_that_memory_lowered_stays_lowered(make_config, monkeypatch, capsys) -> None:
+    given: list[int] = []
+    update = trainer.update_policy
+
+    def short_of_memory(policy, *arguments, tokens_per_batch: int, **options):
+        given.append(tokens_per_batch)
+        compute, failed = policy.token_logprobs, []
+
+        def token_logprobs(batch, *, temperature):
+            if batch.num_tokens > 100 and not failed:
+                failed.append(batch)
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return compute(batch, temperature=temperature)
+
+        with pytest.MonkeyPatch.context() as patch:
+            if len(given) == 1:
+                patch.setattr(policy, "token_logprobs", token_logprobs)
+            return update(policy, *arguments, tokens_per_batch=tokens_per_batch, **options)
+
+    monkeypatch.setattr(trainer, "update_policy", short_of_memory)
+    folder = train(make_config(train={"check_packing": False, "max_steps": 3}))
+    assert given[0] > given[1] == given[2]
+    assert [row["train/out_of_memory"] for row in read_metrics(folder / "metrics.jsonl")] == [1, 0, 0]
+    assert f"memory ran out; forward passes hold {given[1]} tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train": {"check_packing": False}},
+        {"train": {"check_memory": False}},
+        {"model": {"attention": "sdpa"}},
+        {"model": {"gradient_checkpointing": True}},
+        {"train": {"tokens_per_batch": 500}},
+    ],
+    ids=str,
+)
+def test_what_messages_advise_is_taken_when_a_run_goes_on(make_config, change: dict) -> None:
+    inexact = {"run": {"deterministic": False}}
+    train(make_config(**inexact, train={"max_steps": 1}))
+    raw = change | {"train": {"max_steps": 2} | change.get("train", {})} | inexact
+    rows = read_metrics(train(make_config(**raw)) / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2]
+
+
+def test_no_memory_in_the_optimizer_is_one_error(make_config, monkeypatch) -> None:
+    def out_of_memory(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", out_of_memory)
+    with pytest.raises(UpdateError, match=r"in the optimizer's step; set optim\.name: adamw_8bit"):
+        train(make_config(train={"check_packing": False}))

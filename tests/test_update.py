@@ -29,7 +29,7 @@ def make_policy(*, r: int = 4, offload_activations: bool = False) -> Policy:
         tiny_qwen2(),
         LoraSection(r=r, alpha=8),
         attention="sdpa",
-        gradient_checkpointing=False,
+        gradient_checkpointing=offload_activations,
         offload_activations=offload_activations,
     )
 
@@ -74,13 +74,27 @@ def test_every_optimizer_learns_and_goes_on_from_a_checkpoint_bit_for_bit(name: 
     assert torch.equal(weights(other), weights(policy))
 
 
-def test_offloaded_activations_give_the_same_gradient() -> None:
+def test_offloaded_activations_give_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[torch.Tensor] = []
+
+    class Recorded(torch.autograd.graph.save_on_cpu):
+        def __init__(self, **options) -> None:
+            super().__init__(**options)
+            to_host = self.pack_hook
+            self.pack_hook = lambda tensor: (moved.append(tensor), to_host(tensor))[1]
+
+    monkeypatch.setattr(torch.autograd.graph, "save_on_cpu", Recorded)
     results = []
     for offload in (False, True):
         policy = make_policy(offload_activations=offload)
         update(policy, make_optimizer(OptimSection(name="sgd"), policy.parameters), some_groups())
         results.append(weights(policy))
     assert torch.equal(*results)
+    base = policy.model.get_base_model()
+    num_layers, hidden = base.config.num_hidden_layers, base.config.hidden_size
+    assert sum(tensor.shape[-1] == hidden and tensor.ndim == 3 for tensor in moved) >= num_layers
+    frozen = {parameter.untyped_storage().data_ptr() for parameter in policy.model.parameters() if parameter.ndim > 1}
+    assert not frozen & {tensor.untyped_storage().data_ptr() for tensor in moved}
 
 
 # ----- memory that runs out

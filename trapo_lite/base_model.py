@@ -4,10 +4,10 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -27,7 +27,7 @@ def model_config(section: ModelSection) -> PreTrainedConfig:
     """The model's config.json with `config_overrides` applied; refuses what the packed forward cannot compute."""
     try:
         config = AutoConfig.from_pretrained(section.name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise ModelError(f"model.name: cannot read {section.name!r}: {error}; give a model folder or hub id") from None
     for key, value in section.config_overrides.items():
         if key == "rope_theta":
@@ -37,7 +37,10 @@ def model_config(section: ModelSection) -> PreTrainedConfig:
             )
         if not hasattr(config, key):
             raise ConfigError(f"model.config_overrides.{key}: {section.name} has no such field; check config.json")
-        setattr(config, key, value)
+        try:
+            setattr(config, key, value)
+        except StrictDataclassError as error:
+            raise ConfigError(f"model.config_overrides.{key}: found {value!r}: {error}; mend it") from None
     _refuse_what_packing_changes(config, section.name)
     return config
 
@@ -49,6 +52,12 @@ def model_shape(config: Config) -> ModelShape:
 
 def _refuse_what_packing_changes(config: PreTrainedConfig, name: str) -> None:
     """The packed forward computes full attention, without dropout, and plain hidden @ head^T logits."""
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"model.name: {name} is quantised already; take the weights it was made of, and model.quantize: nf4"
+        )
+    if getattr(config, "num_hidden_layers", 1) < 1:
+        raise ModelError(f"model.name: {name} has {config.num_hidden_layers} layers; take one that has some")
     layer_types = getattr(config, "layer_types", None)
     if layer_types is None:  # Mistral, Phi-3: the field alone makes every layer slide
         layer_types = ["full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"]
@@ -113,24 +122,6 @@ def _on_every_rank() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
-
-
-def check_name(name: str) -> None:
-    """ConfigError where a model's name can only be a local folder, and is none: the hub is not worth asking."""
-    path = Path(name)
-    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
-        raise ConfigError(f"model.name: {name!r} is an adapter; give the model it belongs to, or a merged checkpoint")
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            near = sorted(str(file.parent) for file in path.glob("*/config.json"))
-            hint = f"did you mean {near[0]}?" if near else "give the folder that holds it"
-            raise ConfigError(f"model.name: {name!r} holds no config.json; {hint}")
-        return
-    if path.exists():
-        raise ConfigError(f"model.name: {name!r} is a file; give the model's folder")
-    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or ("/" in name and path.parent.is_dir())
-    if is_path:
-        raise ConfigError(f"model.name: no folder {name!r} ({path.absolute()}); give a model's folder or hub id")
 
 
 def check_targets(config: PreTrainedConfig, targets: str | list[str]) -> None:

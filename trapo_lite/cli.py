@@ -53,8 +53,8 @@ def plan(arguments: Sequence[str] | None = None) -> None:
     """scripts/plan.py"""
     parser = argparse.ArgumentParser(prog="plan.py", description="What a step takes of each GPU; nothing is loaded.")
     add_config_arguments(parser)
-    parser.add_argument("--gpu-memory", metavar="24GB", help="default: the GPU's")
-    parser.add_argument("--gpu", metavar="NAME", help="for the times, such as A100 or 'RTX 4090'")
+    parser.add_argument("--gpu-memory", metavar="24GB", help="of each; default: that of --gpu")
+    parser.add_argument("--gpu", metavar="NAME", help="such as A100 or 'RTX 4090' (default)")
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="trainer processes, one a GPU")
     parser.add_argument("--sharded", action="store_true", help="the base spread over the GPUs, by FSDP2")
     args = parser.parse_intermixed_args(arguments)
@@ -63,9 +63,14 @@ def plan(arguments: Sequence[str] | None = None) -> None:
         from trapo_lite.planner import memory_lines, parse_memory
 
         memory = None if args.gpu_memory is None else parse_memory(args.gpu_memory)
-        num_gpus = max(1, args.num_gpus)
-        lines = memory_lines(config, gpu_name=args.gpu, gpu_memory=memory, num_gpus=num_gpus, is_sharded=args.sharded)
+        if args.num_gpus < 1:
+            raise ConfigError(f"--num-gpus: found {args.num_gpus}; give 1 or more")
+        lines = memory_lines(
+            config, gpu_name=args.gpu, gpu_memory=memory, num_gpus=args.num_gpus, is_sharded=args.sharded
+        )
         print("\n".join(lines))
+        if lines[-1] != "fits":
+            raise SystemExit(1)
 
 
 def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:

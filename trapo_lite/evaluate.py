@@ -17,9 +17,10 @@ from transformers import PreTrainedTokenizerBase
 
 from trapo_lite import parity
 from trapo_lite.answer_log import AnswerLog, regraded
-from trapo_lite.base_model import check_name, model_config
+from trapo_lite.base_model import model_config
 from trapo_lite.benchmarks import Benchmark, choose, load_registry
 from trapo_lite.config import Config, ConfigError, load_config
+from trapo_lite.config.model_name import check_name
 from trapo_lite.data import DataError, load_tokenizer, text_of
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.start import start_engine

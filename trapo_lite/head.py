@@ -43,6 +43,7 @@ class _TokenLogprobs(torch.autograd.Function):
             logprobs.append(chosen - total.log())
             entropies.append(total.log() - weights.mul_(logits).sum(dim=-1) / total)
             normalisers.append(top.squeeze(1) + total.log())
+            del logits, weights  # before the next chunk's are made
         ctx.save_for_backward(hidden, head, token_ids, torch.cat(entropies), torch.cat(normalisers))
         ctx.temperature, ctx.rows = temperature, rows
         return torch.cat(logprobs), torch.cat(entropies)
@@ -61,4 +62,5 @@ class _TokenLogprobs(torch.autograd.Function):
             grad.mul_(logp.add_(entropy[:, None]).mul_(grad_entropy[:, None]).add_(grad_logp[:, None]).neg_())
             grad.scatter_add_(1, ids[:, None], grad_logp[:, None])
             out.copy_(grad.div_(ctx.temperature).to(head.dtype) @ head)
+            del logp, grad
         return result, None, None, None, None

@@ -11,7 +11,7 @@ SAMPLES, SAMPLE_BYTES = 64, 1 << 16  # of each file of weights: pieces at equal 
 
 # What may differ when a run goes on: how long, how often and where, but not what is computed.
 MAY_CHANGE = {
-    "train": {"max_steps", "save_every", "keep_checkpoints"},
+    "train": {"max_steps", "save_every", "keep_checkpoints", "check_packing", "check_memory"},
     "eval": {"every", "data", "num_problems", "num_samples", "temperature", "max_response_tokens"},
     "rollout": {"mismatch_alarm", "servers", "server_adapter_dir"},
     "run": {"dir", "name", "tensorboard", "wandb_project"},
@@ -19,7 +19,7 @@ MAY_CHANGE = {
 
 # What moves results by rounding alone: it may differ too, unless bits were promised.
 MAY_CHANGE_INEXACTLY = {
-    "model": {"gradient_checkpointing"},
+    "model": {"gradient_checkpointing", "attention", "offload_activations"},
     "rollout": {"schedule", "colocate", "gpu_memory_fraction", "max_num_seqs", "kv_cache_gib", "num_threads"},
     "reward": {"num_workers", "memory_mb"},
     "train": {"tokens_per_batch"},

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from trapo_lite.base_model import check_name, check_targets, model_config
+from trapo_lite.base_model import check_targets, model_config
 from trapo_lite.config import Config, ConfigError
+from trapo_lite.config.model_name import check_name
 from trapo_lite.data import DataReport, check_sources, end_of_text_id, load_problems, load_tokenizer, require_experts
 from trapo_lite.loggers import check_loggers
 from trapo_lite.policy import check_adapter
@@ -43,8 +44,7 @@ def check_model(config: Config) -> int:
     positions for it, or not the layers that `lora.target_modules` names."""
     base = model_config(config.model)
     check_targets(base, config.lora.target_modules)
-    longest_eval = config.eval.max_response_tokens or 0 if config.eval.every > 0 else 0
-    max_model_len = config.data.max_prompt_tokens + max(config.rollout.max_response_tokens, longest_eval)
+    max_model_len = config.longest_sequence
     if max_model_len > base.max_position_embeddings:
         raise ConfigError(
             f"data.max_prompt_tokens + rollout.max_response_tokens: {max_model_len} tokens, but {config.model.name} "

@@ -61,24 +61,24 @@ class MemoryPlan:
 
 
 def plan_memory(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int = 1) -> MemoryPlan:
-    """Of one GPU, shared by a trainer process and, with rollout.engine vllm, its engine.
+    """Of one GPU, shared by a trainer process and its engine, unless that is on servers.
 
     num_shards: over how many GPUs FSDP2 spreads the trainer's base; the engine's copy is whole.
     """
     model, train, rollout = config.model, config.train, config.rollout
     width = 4 if model.dtype == "float32" else 2
     base = shape.other_parameters * width + shape.linear_parameters * (NF4_BYTES if model.quantize == "nf4" else width)
-    tokens = bucket(train.tokens_per_batch)
+    tokens = bucket(max(train.tokens_per_batch, config.longest_sequence))  # a rollout is never cut
     layer = layer_bytes(shape, rank=config.lora.r, width=width)
     stored = layer * shape.num_layers
     if model.gradient_checkpointing:
         stored = shape.hidden_size * width * shape.num_layers + layer
-    if model.offload_activations:
+    if model.offload_activations and model.gradient_checkpointing:
         stored = layer  # one layer's on the way to the host or back
     in_backward = 2 * width * shape.mlp_width  # gradients of the widest part of a layer
-    has_engine = rollout.engine == "vllm" and config.algorithm.samples
-    engine_weights = base + ENGINE_RESERVE if has_engine else 0.0
-    kv_cache = max(0.0, rollout.gpu_memory_fraction * gpu_memory - engine_weights) if has_engine else 0.0
+    engine = rollout.engine if config.algorithm.samples or config.eval.every > 0 else "server"
+    engine_weights = {"vllm": base + ENGINE_RESERVE, "transformers": base, "server": 0.0}[engine]
+    kv_cache = rollout.gpu_memory_fraction * gpu_memory - engine_weights if engine == "vllm" else 0.0
     return MemoryPlan(
         base=base / num_shards,
         # two layers, of which one is being fetched, and all that is outside the layers
@@ -92,7 +92,7 @@ def plan_memory(config: Config, shape: ModelShape, *, gpu_memory: float, num_sha
         hidden=2.0 * tokens * shape.hidden_size * width,
         head=CHUNK_ELEMENTS * (8.0 + width),
         engine_weights=engine_weights,
-        kv_cache=kv_cache,
+        kv_cache=max(0.0, kv_cache),
         kv_token=2.0 * shape.num_layers * shape.kv_width * 2,
         reserve=RESERVE,
         keeps_cache=not rollout.colocate,
@@ -114,16 +114,32 @@ def layer_bytes(shape: ModelShape, *, rank: int, width: int) -> float:
 def shortcoming(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int = 1) -> str | None:
     """What does not fit, in one line; None where everything does."""
     plan = plan_memory(config, shape, gpu_memory=gpu_memory, num_shards=num_shards)
-    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
-    if plan.engine_weights and plan.kv_cache < plan.kv_token * longest:
+    share = config.rollout.gpu_memory_fraction
+    if _lacking_in_engine(config, plan) > 0:
+        if plan.engine_weights > share * gpu_memory:
+            needed = plan.engine_weights / GIB
+            return f"the engine: its copy of the base takes {needed:.1f} GiB, it may have {share:.0%} of the card"
+        longest = config.longest_sequence
         return (
-            f"the engine: {config.rollout.gpu_memory_fraction:.0%} of the card leaves {plan.kv_cache / GIB:.1f} GiB "
-            f"for its cache, one sequence of {longest} tokens takes {plan.kv_token * longest / GIB:.1f}"
+            f"the engine: {share:.0%} of the card leaves {plan.kv_cache / GIB:.1f} GiB for its cache, one sequence of "
+            f"{longest} tokens takes {plan.kv_token * longest / GIB:.1f}"
         )
     for stage, needed in (("the update", plan.during_update), ("rollouts", plan.during_rollouts)):
         if needed > gpu_memory:
             return f"{stage}: {needed / GIB:.1f} GiB of {gpu_memory / GIB:.0f}"
     return None
+
+
+def lacking(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int = 1) -> float:
+    """Bytes that the worst stage, or the engine's cache, is short of; at most 0 where everything fits."""
+    plan = plan_memory(config, shape, gpu_memory=gpu_memory, num_shards=num_shards)
+    return max(plan.during_update - gpu_memory, plan.during_rollouts - gpu_memory, _lacking_in_engine(config, plan))
+
+
+def _lacking_in_engine(config: Config, plan: MemoryPlan) -> float:
+    """Of the room for one sequence."""
+    has_cache = plan.engine_weights > 0 and config.rollout.engine == "vllm"
+    return plan.kv_token * config.longest_sequence - plan.kv_cache if has_cache else 0.0
 
 
 def require_fits(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int = 1) -> None:
@@ -142,22 +158,25 @@ def require_fits(config: Config, shape: ModelShape, *, gpu_memory: float, num_sh
 def remedies(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int = 1) -> list[str]:
     """Options that together make it fit, none of them idle; empty where it fits, or nothing here helps."""
 
-    def fits(changes: dict[str, Change]) -> bool:
+    def lacking_with(changes: dict[str, Change]) -> float:
         changed = config
         for change in changes.values():
             changed = change(changed)
-        return shortcoming(changed, shape, gpu_memory=gpu_memory, num_shards=num_shards) is None
+        return lacking(changed, shape, gpu_memory=gpu_memory, num_shards=num_shards)
 
     chosen: dict[str, Change] = {}
+    missing = lacking_with(chosen)
     for option, change in _changes(config, is_sharded=num_shards > 1):
-        if fits(chosen):
+        if missing <= 0:
             break
-        chosen[option] = change
-    if not fits(chosen):
+        with_it = lacking_with({**chosen, option: change})
+        if with_it < missing:
+            chosen[option], missing = change, with_it
+    if missing > 0:
         return []
     for option in list(chosen):
         others = {name: change for name, change in chosen.items() if name != option}
-        if fits(others):
+        if lacking_with(others) <= 0:
             chosen = others
     return list(chosen)
 
@@ -170,9 +189,8 @@ def _changes(config: Config, *, is_sharded: bool) -> Iterator[tuple[str, Change]
 
     yield "rollout.colocate=true", setting("rollout", colocate=True)
     yield "model.gradient_checkpointing=true", setting("model", gradient_checkpointing=True)
-    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     tokens = config.train.tokens_per_batch
-    while tokens // 2 >= longest:
+    while tokens // 2 >= config.longest_sequence:
         tokens //= 2
         yield f"train.tokens_per_batch={tokens}", setting("train", tokens_per_batch=tokens)
     if config.optim.name == "adamw":

@@ -9,22 +9,24 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 
-from trapo_lite.config import ConfigError, LoraSection, ModelSection
+from trapo_lite.config import Config, ConfigError
 from trapo_lite.model_shape import ModelShape, is_target
 
-NORMS_PER_HEAD = {"llama": 0, "qwen2": 0, "qwen3": 2}
+NORMS_OF_HEADS = {"llama": 0, "qwen2": 0, "qwen3": 2}
 BIASED = {"llama": (), "qwen2": ("q_proj", "k_proj", "v_proj"), "qwen3": ()}
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
 
-def plain_shape(model: ModelSection, lora: LoraSection) -> ModelShape | None:
-    """None where config.json is damaged, leaves something to its class's defaults, or asks for anything unusual:
-    transformers then says what it means, or what is wrong with it. ConfigError where the hub has none."""
+def plain_shape(config: Config) -> ModelShape | None:
+    """None where config.json is damaged, leaves something to its class's defaults, asks for anything unusual, or does
+    not agree with the rest of the configuration: transformers and `inputs.check_model` then say what is wrong with it.
+    ConfigError where the hub has none."""
+    model, lora = config.model, config.lora
     found = _read(model.name)
     if found is None or not set(model.config_overrides) <= {*found, "rope_parameters"} - {"rope_theta"}:
         return None
     found |= model.config_overrides
-    if not _is_plain(found):
+    if not _is_plain(found) or found["max_position_embeddings"] < config.longest_sequence:
         return None
     hidden, mlp, num_layers, heads, kv_heads = (found[name] for name in SIZES)
     head_size = found.get("head_dim") or hidden // heads
@@ -38,14 +40,12 @@ def plain_shape(model: ModelSection, lora: LoraSection) -> ModelShape | None:
         "mlp.up_proj": (hidden, mlp),
         "mlp.down_proj": (mlp, hidden),
     }
+    sizes_by_name = {f"model.layers.{n}.{name}": sizes for n in range(num_layers) for name, sizes in linears.items()}
+    if not _are_known(lora.target_modules, list(sizes_by_name)):
+        return None
     biases = sum(columns for name, (_, columns) in linears.items() if name.endswith(BIASED[found["model_type"]]))
-    norms = 2 * hidden + NORMS_PER_HEAD[found["model_type"]] * head_size
-    adapted = sum(
-        rows + columns
-        for layer in range(num_layers)
-        for name, (rows, columns) in linears.items()
-        if is_target(f"model.layers.{layer}.{name}", lora.target_modules)
-    )
+    norms = 2 * hidden + NORMS_OF_HEADS[found["model_type"]] * head_size
+    adapted = sum(sum(sizes) for name, sizes in sizes_by_name.items() if is_target(name, lora.target_modules))
     num_linear = num_layers * sum(rows * columns for rows, columns in linears.values())
     tables = 1 if found["tie_word_embeddings"] else 2
     return ModelShape(
@@ -59,6 +59,10 @@ def plain_shape(model: ModelSection, lora: LoraSection) -> ModelShape | None:
         other_parameters=tables * vocab * hidden + num_layers * (norms + biases) + hidden,
         adapter_parameters=lora.r * adapted,
     )
+
+
+def _are_known(targets: str | list[str], names: list[str]) -> bool:
+    return isinstance(targets, str) or all(any(is_target(name, [target]) for name in names) for target in targets)
 
 
 def _read(name: str) -> dict[str, Any] | None:
@@ -79,12 +83,14 @@ def _read(name: str) -> dict[str, Any] | None:
 def _is_plain(found: dict[str, Any]) -> bool:
     """Is everything said that the sizes depend on, and nothing that is refused elsewhere or changes them?"""
     family = found.get("model_type")
-    required = {*SIZES, "vocab_size", "tie_word_embeddings", *(["head_dim"] if family == "qwen3" else [])}
+    sizes = [*SIZES, "vocab_size", "max_position_embeddings", *(["head_dim"] if family == "qwen3" else [])]
     unusual = ("attention_bias", "mlp_bias", "use_sliding_window", "attention_dropout", "quantization_config")
     return (
         family in BIASED
-        and required <= set(found)
-        and all(type(found[name]) is int and found[name] > 0 for name in (*SIZES, "vocab_size"))
+        and isinstance(found.get("tie_word_embeddings"), bool)
+        and all(type(found.get(name)) is int and found[name] > 0 for name in sizes)
+        and (found.get("head_dim") or found["hidden_size"] % found["num_attention_heads"] == 0)
+        and found["num_attention_heads"] % found["num_key_value_heads"] == 0
         and not any(found.get(name) for name in unusual)
         and set(found.get("layer_types") or ["full_attention"]) == {"full_attention"}
     )

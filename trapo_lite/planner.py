@@ -1,13 +1,17 @@
-"""The plan of a step, from the configuration alone: no weights, no GPU, no network."""
+"""The plan of a step, from the configuration and the model's config.json alone: no weights, no GPU."""
 
 import re
 from dataclasses import replace
 
 from trapo_lite.config import Config, ConfigError
+from trapo_lite.config.model_name import check_name
 from trapo_lite.gpus import GIB, GPUS, Gpu
 from trapo_lite.memory_plan import plan_memory, plan_time, remedies, shortcoming
 from trapo_lite.model_shape import ModelShape
 from trapo_lite.plain_decoder import plain_shape
+
+SHARDED = "spread the base over the GPUs (--sharded here, configs/accelerate/fsdp2.yaml to train)"
+SERVERS = "rollouts on other GPUs (rollout.engine=server)"
 
 
 def plan_lines(config: Config) -> list[str]:
@@ -76,8 +80,11 @@ def memory_lines(
     gpu_memory: bytes; None: the named GPU's, or 24 GiB.  is_sharded: the base is spread over the GPUs (FSDP2).
     ConfigError for a GPU whose speed is not known.
     """
-    gpu = _gpu(gpu_name, gpu_memory)
-    shape = plain_shape(config.model, config.lora) or _shape_by_transformers(config)
+    if is_sharded and config.model.quantize != "none":
+        raise ConfigError("--sharded: nf4 weights are not sharded; set model.quantize=none, or leave it out")
+    gpu, is_assumed = _gpu(gpu_name, gpu_memory)
+    check_name(config.model.name)
+    shape = plain_shape(config) or _shape_by_transformers(config)
     num_shards = num_gpus if is_sharded else 1
     plan = plan_memory(config, shape, gpu_memory=gpu.memory, num_shards=num_shards)
     share = f", a share of 1/{num_shards}" if num_shards > 1 else ""
@@ -93,7 +100,8 @@ def memory_lines(
         ("KV cache", plan.kv_cache, f"{plan.kv_cache / plan.kv_token:,.0f} tokens"),
         ("reserve", plan.reserve, "CUDA contexts"),
     ]
-    lines = [f"each of {num_gpus} x {gpu.name}, {gpu.memory / GIB:.0f} GiB; estimates, GiB:"]
+    assumed = " (assumed: --gpu names another)" if is_assumed else ""
+    lines = [f"each of {num_gpus} x {gpu.name}, {gpu.memory / GIB:.0f} GiB{assumed}; estimates, GiB:"]
     lines += [f"  {name:<12}{size / GIB:8.2f}  {note}" for name, size, note in parts]
     lines += [
         f"  in updates  {plan.during_update / GIB:8.2f}{'' if plan.keeps_cache else '  without the KV cache'}",
@@ -108,14 +116,33 @@ def memory_lines(
     problem = shortcoming(config, shape, gpu_memory=gpu.memory, num_shards=num_shards)
     if problem is None:
         return [*lines, "fits"]
-    cures = remedies(config, shape, gpu_memory=gpu.memory, num_shards=num_shards)
-    cure = " ".join(cures) if cures else "nothing here helps: take a smaller model or a larger GPU"
+    cure = _cure(config, shape, gpu_memory=gpu.memory, num_shards=num_shards, num_gpus=num_gpus)
     return [*lines, f"does not fit: {problem}", f"change: {cure}"]
 
 
-def _shape_by_transformers(config: Config) -> ModelShape:
-    from trapo_lite.base_model import model_shape  # seconds
+def _cure(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int, num_gpus: int) -> str:
+    """What makes it fit: options on this card; else the base over all cards, rollouts on others, or both."""
+    elsewhere = config.rollout.model_copy(update={"engine": "server"})
+    on_servers = config.model_copy(update={"rollout": elsewhere})
+    attempts = [(config, num_shards, [])]
+    if num_shards < num_gpus and config.model.quantize == "none":
+        attempts.append((config, num_gpus, [SHARDED]))
+    if config.rollout.engine != "server":
+        attempts += [(on_servers, shards, [*notes, SERVERS]) for _, shards, notes in attempts[::-1]]
+    for changed, shards, notes in attempts:
+        fits = shortcoming(changed, shape, gpu_memory=gpu_memory, num_shards=shards) is None
+        options = remedies(changed, shape, gpu_memory=gpu_memory, num_shards=shards)
+        if fits or options:
+            return ", ".join([*notes, " ".join(options)] if options else notes)
+    return "nothing here helps: take a smaller model, larger GPUs or more of them"
 
+
+def _shape_by_transformers(config: Config) -> ModelShape:
+    """Of any model; and what is wrong with the configuration where it was no plain one."""
+    from trapo_lite.base_model import model_shape  # seconds
+    from trapo_lite.inputs import check_model
+
+    check_model(config)
     return model_shape(config)
 
 
@@ -131,12 +158,21 @@ def parse_memory(text: str) -> float:
     return float(found[1]) * GIB
 
 
-def _gpu(name: str | None, memory: float | None) -> Gpu:
-    if name is not None and name not in GPUS:
-        raise ConfigError(f"--gpu: found {name!r}; known are {', '.join(GPUS)}")
-    if name is None:  # the slowest known card that has so much, for the times
+def _gpu(name: str | None, memory: float | None) -> tuple[Gpu, bool]:
+    """The card that is meant, and whether that is a guess: one that has so much, for the times."""
+    if name is None:
         enough = [gpu for gpu in GPUS.values() if memory is not None and gpu.memory >= memory]
         gpu = min(enough, key=lambda gpu: (gpu.memory, gpu.tflops)) if enough else GPUS["RTX 4090"]
     else:
-        gpu = GPUS[name]
-    return gpu if memory is None else replace(gpu, memory=memory)
+        by_spelling = {_squeezed(known): gpu for known, gpu in GPUS.items()}
+        found = by_spelling.get(_squeezed(name))
+        if found is None:
+            raise ConfigError(
+                f"--gpu: found {name!r}; known are {', '.join(GPUS)}; for another, take one like it and --gpu-memory"
+            )
+        gpu = found
+    return gpu if memory is None else replace(gpu, memory=memory), name is None
+
+
+def _squeezed(name: str) -> str:
+    return name.replace(" ", "").casefold()

@@ -61,7 +61,7 @@ class Policy:
         attention: str,
         gradient_checkpointing: bool,
         offload_activations: bool = False,
-        shard: Callable[[nn.Module], nn.Module] = lambda model: model,
+        shard: Callable[[nn.Module], nn.Module] | None = None,
     ) -> None:
         from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 
@@ -73,7 +73,7 @@ class Policy:
             raise ModelError("model.name: its output layer has a bias, which is not computed here; take another model")
         for parameter in base.parameters():
             parameter.requires_grad_(False)
-        self._whole = shard(BaseModel(base))
+        self._whole = BaseModel(base) if shard is None else shard(BaseModel(base))
         self.device = next(base.parameters()).device
         self.is_sharded = isinstance(self._whole, FSDPModule)
         if gradient_checkpointing:
@@ -133,19 +133,25 @@ class Policy:
             attention=attention,
             gradient_checkpointing=model.gradient_checkpointing,
             offload_activations=model.offload_activations,
-            shard=shard or (lambda model: model),
+            shard=shard,
         )
 
     def token_logprobs(self, batch: PackedBatch, *, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probs and entropy at the batch's trained tokens, each (K,), from one forward pass over T tokens."""
-        return self._whole(self._token_logprobs, batch, temperature)
+        return self._inside_base(self._token_logprobs, batch, temperature)
 
     def row_logprobs(self, batch: PackedBatch, *, temperature: float) -> tuple[Tensor, Tensor]:
         """`token_logprobs` of a batch that is one row, without branches, as transformers computes it.
 
         Its own attention, all logits at once, nothing chunked: what the packed path is compared with (packing_check).
         """
-        return self._whole(self._row_logprobs, batch, temperature)
+        return self._inside_base(self._row_logprobs, batch, temperature)
+
+    def _inside_base(self, compute: Callable[..., tuple[Tensor, Tensor]], *arguments: Any) -> tuple[Tensor, Tensor]:
+        result = self._whole(compute, *arguments)
+        if isinstance(self._whole, FSDPModule) and not torch.is_grad_enabled():
+            self._whole.reshard()  # embeddings and head: what no backward pass will free
+        return result
 
     def _token_logprobs(self, batch: PackedBatch, temperature: float) -> tuple[Tensor, Tensor]:
         rows = batch.trained
@@ -155,12 +161,8 @@ class Policy:
     def _row_logprobs(self, batch: PackedBatch, temperature: float) -> tuple[Tensor, Tensor]:
         base, rows = self._base, batch.trained
         input_ids = batch.input_ids[None, : batch.num_tokens - batch.num_padding]
-        base.set_attn_implementation("sdpa")
-        try:
-            with self._autocast():
-                logits = base(input_ids=input_ids, use_cache=False).logits[0]
-        finally:
-            base.set_attn_implementation("packed_tree")
+        with self._autocast():
+            logits = base(input_ids=input_ids, use_cache=False).logits[0]
         logp = torch.log_softmax(logits[batch.parent[rows]].float() / temperature, dim=-1)
         chosen = -nn.functional.nll_loss(logp, batch.input_ids[rows], reduction="none")
         return chosen, -(logp.exp() * logp).sum(dim=-1)

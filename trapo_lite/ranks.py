@@ -1,6 +1,7 @@
 """The processes of a run, as equals: what each of them knows of itself, and what they tell each other (DESIGN 6)."""
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TypeVar
@@ -33,13 +34,18 @@ class Ranks:
         self.is_sharding: bool = self._accelerator.distributed_type == DistributedType.FSDP
         if self.is_sharding and not self._accelerator.is_fsdp2:
             raise ConfigError("fsdp_version: found 1; launch with --config_file configs/accelerate/fsdp2.yaml")
+        if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not self.is_sharding:
+            raise ConfigError(
+                "launch: the base was to be spread over GPUs (FSDP), but there is none here; launch without "
+                "--config_file, or with torchrun for several CPU processes"
+            )
 
     def shard(self, model: nn.Module) -> nn.Module:
-        """The model with its weights spread over the ranks, in place, where Accelerate is configured for FSDP2.
+        """The model with its weights spread over the ranks, in place, by Accelerate's configuration: if `is_sharding`.
 
-        From then on all ranks must go through it equally often. A model that is not sharded is left alone.
+        From then on all ranks must go through it equally often.
         """
-        return fsdp2_prepare_model(self._accelerator, model) if self.is_sharding else model
+        return fsdp2_prepare_model(self._accelerator, model)
 
     def share(self, items: Sequence[T]) -> list[T]:
         """This rank's part of the work."""

@@ -145,6 +145,7 @@ class _Run:
             on_progress=self._on_rollouts,
             notify=self._announce,
         )
+        self.is_packing_checked = not config.train.check_packing
         torch.manual_seed(config.run.seed)
         shard = self.ranks.shard if self.ranks.is_sharding else None
         self.policy = Policy.load(config.model, config.lora, device=self.ranks.device, shard=shard)
@@ -167,7 +168,7 @@ class _Run:
         optim = self.config.optim
         device.start_peak(self.ranks.device)
         with self.rollouts.engine_asleep():
-            if step == self.first_step and self.config.train.check_packing:
+            if not self.is_packing_checked:
                 self._check_packing(groups)
             report = update_policy(
                 self.policy,
@@ -251,15 +252,17 @@ class _Run:
         temperature = self.config.rollout.temperature
         candidates = self.ranks.gather(smallest_moving(self.algorithm, groups))  # so that all ranks check the same tree
         report = check_packing(self.policy, self.algorithm, candidates, temperature=temperature)
-        if report is not None and self.ranks.is_main:
-            self.display.message(report.line())
+        if report is not None:  # else no group had a gradient: the next step's may
+            self.is_packing_checked = True
+            if self.ranks.is_main:
+                self.display.message(report.line())
 
     def _keep_budget(self, tokens: int) -> None:
         """What did not fit once is not tried again in this process's life."""
         if tokens < self.tokens_per_batch:
             self._announce(
                 f"WARNING: memory ran out; forward passes hold {tokens} tokens from now on, which changes sums by "
-                f"rounding; set train.tokens_per_batch={tokens}"
+                + ("rounding" if self.config.run.deterministic else f"rounding; set train.tokens_per_batch={tokens}")
             )
         self.tokens_per_batch = tokens
 

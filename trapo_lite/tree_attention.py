@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from trapo_lite import tree
 from trapo_lite.types import PackedBatch
@@ -92,10 +93,16 @@ def packed_tree_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float,
-    tree_layout: TreeLayout,
+    tree_layout: TreeLayout | None = None,
     **_unused: object,
-) -> tuple[Tensor, None]:
-    """What transformers calls in place of its own attention: (1, heads, T, D) in, (1, T, heads, D) out."""
+) -> tuple[Tensor, Tensor | None]:
+    """What transformers calls in place of its own attention: (1, heads, T, D) in, (1, T, heads, D) out.
+
+    Without a layout it is transformers' own, for plain rows: nothing is switched over, so that layers which are
+    computed again on the way back are computed as they were.
+    """
+    if tree_layout is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)

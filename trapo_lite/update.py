@@ -25,6 +25,9 @@ from trapo_lite.ranks import Ranks
 from trapo_lite.tree import Group, balance, cut, num_tokens, split
 from trapo_lite.types import Mean, PackedBatch
 
+ENGINE_TAKES = "or lower rollout.gpu_memory_fraction if the engine shares the card"
+LESS_MEMORY = f"turn on model.gradient_checkpointing or model.offload_activations, {ENGINE_TAKES}"
+
 
 class UpdateError(RuntimeError):
     """The update would destroy the adapter; the message says what to look at."""
@@ -90,7 +93,7 @@ def update_policy(
     rounding. `num_updates` above 1 goes over the same batches again (losses in the metrics are of the last time).
     Where a rank runs out of memory, the step is done again from its beginning in batches half as large, down to one
     rollout in each. UpdateError where that does not help either. With a sharded base every rank runs as many passes as
-    the one that has most, and memory that runs out ends the run: the others already wait for its part of a layer.
+    the one that has most, and memory that runs out is an UpdateError: the others already wait for its part of a layer.
     """
     normalizers = sum(ranks.gather([count_normalizers(algorithm, groups)]), start=Normalizers(0.0, 0.0, 0.0))
     num_groups = sum(ranks.gather([len(groups)]))
@@ -114,12 +117,22 @@ def update_policy(
 
         losses, gaps, norm = {}, [], 0.0
         for _ in range(num_updates):
-            found = backward() if policy.is_sharded else unless_out_of_memory(backward)
+            found = unless_out_of_memory(backward)
+            if found is None and policy.is_sharded:
+                raise UpdateError(f"update: out of memory in a pass with a sharded base; {LESS_MEMORY}")
             if not all(ranks.gather([found is not None])) or found is None:
                 return None
             losses, gaps = found
-            gradient = ranks.sum_tensor(policy.flat_gradient())
-            norm = apply_gradient(policy, optimizer, gradient, lr=lr, grad_clip=grad_clip)
+            moved = unless_out_of_memory(
+                lambda: apply_gradient(
+                    policy, optimizer, ranks.sum_tensor(policy.flat_gradient()), lr=lr, grad_clip=grad_clip
+                )
+            )
+            if moved is None:
+                raise UpdateError(
+                    f"update: out of memory in the optimizer's step; set optim.name: adamw_8bit, {ENGINE_TAKES}"
+                )
+            norm = moved
         return batches, losses, gaps, norm
 
     budget, num_failures = tokens_per_batch, 0
@@ -199,9 +212,8 @@ def _half(budget: int, groups: Sequence[Group]) -> int:
     rollouts = [num_tokens(part) for part in cut(groups, budget=1)]
     if budget < min(rollouts):
         raise UpdateError(
-            f"update: out of memory with a single rollout a forward pass, of up to {max(rollouts)} tokens; turn on "
-            "model.gradient_checkpointing or model.offload_activations, take model.quantize: nf4, lower "
-            "rollout.max_response_tokens, or lower rollout.gpu_memory_fraction if the engine shares the card"
+            f"update: out of memory with a single rollout a forward pass, of up to {max(rollouts)} tokens; take "
+            f"model.quantize: nf4, lower rollout.max_response_tokens, {LESS_MEMORY}"
         )
     return min(budget, sum(map(num_tokens, groups))) // 2
 

@@ -39,9 +39,18 @@ class ModelSection(Section):
     gradient_checkpointing: bool = False
     """Keep the inputs of the decoder's layers only, and compute the rest of a layer again on the way back."""
     offload_activations: bool = False
-    """Keep what the way back needs in the host's memory. CUDA only."""
+    """Keep those inputs in the host's memory. CUDA only."""
     config_overrides: dict[str, Any] = Field(default_factory=dict)
     """Fields of the model's config.json to replace, for trainer, engine and export alike."""
+
+    @model_validator(mode="after")
+    def _offloads_little(self) -> "ModelSection":
+        if self.offload_activations and not self.gradient_checkpointing:
+            raise ValueError(
+                "offload_activations: without gradient_checkpointing the frozen weights would travel too; set "
+                "model.gradient_checkpointing: true"
+            )
+        return self
 
 
 class LoraSection(Section):
@@ -245,6 +254,12 @@ class Config(Section):
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()
     run: RunSection = RunSection()
+
+    @property
+    def longest_sequence(self) -> int:
+        """The most tokens that prompt and answer, in training or evaluation, take together."""
+        in_eval = self.eval.max_response_tokens or 0 if self.eval.every > 0 else 0
+        return self.data.max_prompt_tokens + max(self.rollout.max_response_tokens, in_eval)
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
