@@ -4,14 +4,15 @@
     python benchmarks/versus_trl.py --quick                      # under 3 minutes on two cores
     python benchmarks/versus_trl.py --json versus_trl.json       # longer, more steps, twice, rollouts by vLLM as well
 
-Both sides: the same base in float32, the same LoRA (rank 32 on all linear layers), AdamW, the same prompts of 70 to 150
-tokens, 8 rollouts of exactly the same length for each (nothing ends early), one update a step with one problem's
-rollouts in a forward pass, generation by transformers in the trainer's process, no gradient checkpointing, no
-reference model. Ours serves the adapter merged (rollout.merge: in_place), which TRL does for vLLM only. Each side
-verifies answers in its own way, TRL by its accuracy_reward, but reward is a coin's toss decided by the answer's text,
+Both sides: the same base in float32, the same LoRA (rank 32 on all linear layers), AdamW, the same prompts of 53 to 113
+tokens in the same steps, 8 rollouts of exactly the same length for each (nothing ends early), one update a step with
+one problem's rollouts in a forward pass, generation by transformers in the trainer's process, no gradient
+checkpointing, no reference model. Ours serves the adapter merged (rollout.merge: in_place), which TRL does for vLLM
+only. Each side verifies answers in its own way, TRL by its accuracy_reward, but reward is a coin's toss decided by the answer's text,
 because a random model earns none and groups without reward have no gradient.
 
-Scoring: TRL's rewards; our wait for verdicts, and the probe of engine and trainer after each publication.
+Generation includes our publishing of the adapter. Scoring: TRL's rewards; our wait for verdicts, and the probe of
+engine and trainer after each publication.
 Every measurement is a process of its own, and the sides take turns. A step's seconds are the median over all steps but
 each process's first; the peak is the process's largest resident size.
 """
@@ -28,7 +29,7 @@ import sys
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,7 +54,7 @@ class Work:
 
 FULL = {"tiny": Work(8, 128, 10, 1), "0.1B": Work(4, 128, 3, 2)}
 TINY_PATH = "trapo_lite/tiny_world/base"
-QUICK = {"tiny": Work(8, 64, 5, 1), "0.1B": Work(2, 32, 2, 2)}
+QUICK = {"tiny": Work(8, 48, 3, 1), "0.1B": Work(3, 40, 2, 2)}
 
 
 def main() -> None:
@@ -87,6 +88,7 @@ def compare(*, is_quick: bool) -> dict[str, Any]:
             for _ in range(1 if is_quick else 2):
                 for side in sides:
                     runs[side].append(run_apart(side, model, folder, is_quick=is_quick))
+            assert len({json.dumps(run.pop("prompts")) for found in runs.values() for run in found}) == 1
             models[model] = {side: together(found) for side, found in runs.items()}
             trl, ours = models[model]["trl"], models[model]["ours"]
             models[model]["trl_over_ours"] = {name: round(trl[name] / ours[name], 2) for name in trl if ours[name]}
@@ -114,7 +116,7 @@ def together(runs: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def write_prompts(file: Path) -> None:
-    """Sums of 25 to 55 terms: 70 to 150 tokens."""
+    """Sums of 25 to 55 terms: 53 to 113 tokens."""
     rng = random.Random(SEED)
     lines = []
     for _ in range(64):
@@ -149,7 +151,16 @@ def measure(side: str, model: str, folder: Path, work: Work) -> None:
     print(json.dumps({**seconds, "peak_gib": round(peak, 3)}))
 
 
-def train_with_us(model: str, folder: Path, work: Work, *, engine: str) -> dict[str, list[float]]:
+def lines_of(run: Path, step: int) -> list[str]:
+    return (run / f"rollouts/step-{step:06d}.jsonl").read_text().splitlines()
+
+
+def prompts_of(texts: Iterable[str]) -> list[int]:
+    """What a step is on, whatever the order."""
+    return sorted({zlib.crc32(text.replace(" ", "").encode()) for text in texts})
+
+
+def train_with_us(model: str, folder: Path, work: Work, *, engine: str) -> dict[str, list[Any]]:
     from trapo_lite import rollout_stage
     from trapo_lite.config import load_config
     from trapo_lite.reward import MathVerifier, Verdict
@@ -194,14 +205,15 @@ def train_with_us(model: str, folder: Path, work: Work, *, engine: str) -> dict[
     rows = read_metrics(run / "metrics.jsonl")
     assert all(row["rollout/completion_tokens"] == work.length for row in rows)
     return {
-        "generation": [row["time/sample"] for row in rows],
+        "prompts": [prompts_of(json.loads(line)["prompt"] for line in lines_of(run, row["step"])) for row in rows],
+        "generation": [row["time/publish"] + row["time/sample"] for row in rows],
         "scoring": [row["time/verdicts"] + row["time/score"] for row in rows],
         "update": [row["time/update"] for row in rows],
         "step": [row["time/step"] for row in rows],
     }
 
 
-def train_with_trl(model: str, folder: Path, work: Work) -> dict[str, list[float]]:
+def train_with_trl(model: str, folder: Path, work: Work) -> dict[str, list[Any]]:
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -209,7 +221,7 @@ def train_with_trl(model: str, folder: Path, work: Work) -> dict[str, list[float
     from trl import GRPOConfig, GRPOTrainer  # type: ignore[attr-defined]
     from trl.rewards import accuracy_reward  # type: ignore[attr-defined]
 
-    seconds: dict[str, list[float]] = {name: [] for name in STAGES}
+    seconds: dict[str, list[Any]] = {name: [] for name in (*STAGES, "prompts")}
 
     def timed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
@@ -231,7 +243,11 @@ def train_with_trl(model: str, folder: Path, work: Work) -> dict[str, list[float
         accuracy_reward([[{"role": "assistant", "content": text}] for text in completions], solution)
         return [float(toss(text)) for text in completions]
 
+    from trapo_lite.data import batch_indices
+
     rows = [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]
+    sizes = {"batch_size": work.num_problems, "num_problems": len(rows), "seed": SEED}
+    rows = [rows[index] for step in range(work.num_steps) for index in batch_indices(step, **sizes)]  # our order
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=reward,
@@ -246,6 +262,7 @@ def train_with_trl(model: str, folder: Path, work: Work) -> dict[str, list[float
             max_completion_length=work.length,
             generation_kwargs={"min_new_tokens": work.length},
             max_steps=work.num_steps,
+            shuffle_dataset=False,
             learning_rate=LR,
             lr_scheduler_type="constant",
             beta=0.0,
@@ -261,8 +278,9 @@ def train_with_trl(model: str, folder: Path, work: Work) -> dict[str, list[float
     )
     generate = timed("generation", trainer._generate)
 
-    def generate_exactly(*arguments: Any) -> Any:
-        result = generate(*arguments)
+    def generate_exactly(prompts: list[str]) -> Any:
+        seconds["prompts"].append(prompts_of(prompts))
+        result = generate(prompts)
         assert all(len(ids) == work.length for ids in result[1])
         return result
 
