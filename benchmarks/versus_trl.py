@@ -8,8 +8,8 @@ Both sides: the same base in float32, the same LoRA (rank 32 on all linear layer
 tokens in the same steps, 8 rollouts of exactly the same length for each (nothing ends early), one update a step with
 one problem's rollouts in a forward pass, generation by transformers in the trainer's process, no gradient
 checkpointing, no reference model. Ours serves the adapter merged (rollout.merge: in_place), which TRL does for vLLM
-only. Each side verifies answers in its own way, TRL by its accuracy_reward, but reward is a coin's toss decided by the answer's text,
-because a random model earns none and groups without reward have no gradient.
+only. Each side verifies answers in its own way, TRL by its accuracy_reward, but reward is a coin's toss decided by the
+answer's text, because a random model earns none and groups without reward have no gradient.
 
 Generation includes our publishing of the adapter. Scoring: TRL's rewards; our wait for verdicts, and the probe of
 engine and trainer after each publication.
@@ -54,7 +54,7 @@ class Work:
 
 FULL = {"tiny": Work(8, 128, 10, 1), "0.1B": Work(4, 128, 3, 2)}
 TINY_PATH = "trapo_lite/tiny_world/base"
-QUICK = {"tiny": Work(8, 48, 3, 1), "0.1B": Work(3, 40, 2, 2)}
+QUICK = {"tiny": Work(8, 40, 2, 1), "0.1B": Work(3, 40, 2, 2)}
 
 
 def main() -> None:

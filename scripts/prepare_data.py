@@ -7,11 +7,10 @@ from trapo_lite import cli
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     cli.add_config_arguments(parser, required=False)
-    parser.add_argument("--out", metavar="FILE", help="write the kept rows here, as JSON lines in the simple form")
+    parser.add_argument("--out", metavar="FILE.jsonl", help="build a training set; killed, it goes on where it was")
+    parser.add_argument("--second", metavar="SOURCE", help="with --out: more traces of the same problems")
+    cli.add_benchmark_arguments(parser, option="--decontaminate")
+    parser.add_argument("--remove", action="store_true", help="with --decontaminate: drop what is found")
     parser.add_argument("--verify", action="store_true", help="grade the expert traces against the answers")
-    parser.add_argument("--inspect", metavar="ID_OR_INDEX", help="show one problem and where its prefixes are cut")
-    args = vars(parser.parse_intermixed_args())
-    with cli.exit_on_user_error():
-        from trapo_lite.prepare import prepare
-
-        prepare(cli.load_config(args.pop("config"), args.pop("overrides")), **args)
+    parser.add_argument("--inspect", metavar="ID_OR_INDEX", help="show one problem, its prefixes and its losses")
+    cli.prepare(parser.parse_intermixed_args())

@@ -21,7 +21,7 @@ ROWS: list[tuple[str, str]] = [
     (
         "3 shell: parts",
         "branches tree_attention parity loggers display launch ranks device run_folder rollout_metrics model_card "
-        "model_shape scores benchmarks "
+        "model_shape scores benchmarks files "
         "export_report",
     ),
     ("3 shell: parts", "base_model plain_decoder problem_sets"),
@@ -32,6 +32,7 @@ ROWS: list[tuple[str, str]] = [
         "log_book",
     ),
     ("3 shell: put together", "rollout_stage answer_log"),
+    ("3 shell: put together", "training_set"),
     ("4 jobs", "trainer evaluate compare planner prepare tiny_world"),
     ("5 doors", "quickstart"),
     ("5 doors", "cli"),

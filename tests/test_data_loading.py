@@ -222,7 +222,7 @@ def test_a_file_without_rows(load, content, name):
 
 
 def test_a_hub_id_is_read_row_by_row(monkeypatch, tokenizer):
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, *, split: ROWS)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, *, split, revision: ROWS)
     problems, report = load_problems(DataSection(train="owner/name"), tokenizer, max_response_tokens=64)
     assert [problem.id for problem in problems] == ["a", "b", "c"]
     assert report.files == ("owner/name",)

@@ -48,18 +48,19 @@ def test_parquet(tmp_path):
 def test_the_hub_gives_config_and_split_as_named(monkeypatch):
     calls = []
 
-    def load_dataset(name, config, *, split):
-        calls.append((name, config, split))
+    def load_dataset(name, config, *, split, revision):
+        calls.append((name, config, split, revision))
         return ROWS
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    for source in ("owner/name", "owner/name:main", "owner/name:main:test", "owner/name::test"):
+    for source in ("owner/name", "owner/name:main", "owner/name:main:test", "owner/name::test", "owner/name@v1.0:main"):
         assert [row.key for row in read_rows(source)] == ["name-0", "name-1"]
     assert calls == [
-        ("owner/name", None, "train"),
-        ("owner/name", "main", "train"),
-        ("owner/name", "main", "test"),
-        ("owner/name", None, "test"),
+        ("owner/name", None, "train", None),
+        ("owner/name", "main", "train", None),
+        ("owner/name", "main", "test", None),
+        ("owner/name", None, "test", None),
+        ("owner/name", "main", "train", "v1.0"),
     ]
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from byte_model import byte_tokenizer
 from rich.console import Console
 
 from trapo_lite.cli import exit_on_user_error
-from trapo_lite.config import load_config
+from trapo_lite.config import AlgorithmSection, load_config
 from trapo_lite.data import load_problems, load_tokenizer
 from trapo_lite.prepare import prepare, show_problem
 from trapo_lite.types import MicroGroup, Problem
@@ -94,13 +95,15 @@ def test_a_problem_is_shown_with_the_end_of_every_prefix(tokenizer_dir):
     problem = Problem("p", tuple(tokenizer("[b]?")["input_ids"]), "9", (ids,))
     groups = (MicroGroup(4, 0.0, 0.0), MicroGroup(2, 0.2, 0.5, trace=None), MicroGroup(1, 0.5, None, trace=1))
     console = Console(file=io.StringIO(), width=80)
-    show_problem(console, problem, groups, tokenizer)
+    algorithm = AlgorithmSection(schedule=[asdict(group) for group in groups])
+    show_problem(console, problem, algorithm, tokenizer)
     text = console.file.getvalue()
     assert "[b]?" in text
     assert "micro-group 1: 4 rollouts, no prefix" in text
     assert "micro-group 2: 2 rollouts, ratio 0.2 of a trace at random if the mean return is below 0.5" in text
     assert "micro-group 3: 1 rollout, ratio 0.5 of its trace always" in text
     assert "01<<2234<<356789<|endoftext|>" in text
+    assert text.count("own tokens: policy gradient") == 3 and text.count("prefix: trust_region x 1") == 2
 
 
 @pytest.mark.parametrize("key", ["a", "0"])

@@ -5,9 +5,8 @@ DIR/NAME.jsonl           all answers, in the order of problems and samples, once
 DIR/NAME.json            the numbers made of them
 """
 
-import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from trapo_lite.config import ConfigError
 from trapo_lite.data import DataError, Grader
 from trapo_lite.evaluation import Answer, EvalResult
+from trapo_lite.files import errors_named, replace_text
 
 
 class AnswerLog:
@@ -63,7 +63,7 @@ class AnswerLog:
     def append(self, group: Sequence[Answer]) -> None:
         """One problem's answers, in one write: a kill leaves all of them or a piece that is dropped."""
         self._take(group)
-        with _errors_named(self.partial_file), self.partial_file.open("a", encoding="utf-8") as file:
+        with errors_named(self.partial_file), self.partial_file.open("a", encoding="utf-8") as file:
             file.write(_lines(group))
 
     def result(self, *, seed: int) -> EvalResult:
@@ -131,28 +131,6 @@ def read_answers(file: Path) -> list[Answer]:
         return [Answer(**json.loads(line)) for line in _whole_lines(file)]
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{file}: holds no answers that can be read ({error}); draw again with --restart") from None
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write the file in one rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with _errors_named(path):
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.rename(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-@contextlib.contextmanager
-def _errors_named(path: Path) -> Iterator[None]:
-    """Inside, what the system refuses is one DataError that names the file."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise DataError(f"--out {path}: cannot be written: {reason}; make room or choose another place") from None
 
 
 def _to_json(summary: Mapping[str, Any]) -> str:

@@ -64,7 +64,7 @@ def choose(registry: dict[str, Benchmark], names: Sequence[str]) -> dict[str, Be
         if name not in registry:
             near = difflib.get_close_matches(name, registry, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(registry)}"
-            raise ConfigError(f"--benchmarks: found {name!r}; {hint} (--data FILE takes any problems)")
+            raise ConfigError(f"--benchmarks: found {name!r}; {hint}")
         if name in chosen:
             raise ConfigError(f"--benchmarks: {name} is named twice; once will do")
         if equals and not source:

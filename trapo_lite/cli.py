@@ -73,9 +73,9 @@ def plan(arguments: Sequence[str] | None = None) -> None:
             raise SystemExit(1)
 
 
-def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
+def add_benchmark_arguments(parser: argparse.ArgumentParser, *, option: str = "--benchmarks") -> None:
     parser.add_argument(
-        "--benchmarks", action="extend", nargs="+", default=[], metavar="NAME[=FILE]", help="of --registry"
+        option, dest="benchmarks", action="extend", nargs="+", default=[], metavar="NAME[=FILE]", help="of --registry"
     )
     parser.add_argument("--registry", type=Path, default=REGISTRY, metavar="FILE", help="default: %(default)s")
     parser.add_argument(
@@ -95,6 +95,24 @@ def evaluate(args: argparse.Namespace) -> None:
             regrade(folder, load_config(options["config"], options["overrides"]))
         else:
             evaluate_job(target_from_arguments(**options))
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """scripts/prepare_data.py"""
+    with exit_on_user_error():
+        from trapo_lite.benchmarks import choose, load_registry
+        from trapo_lite.prepare import prepare as prepare_job
+
+        prepare_job(
+            load_config(args.config, args.overrides),
+            out=args.out,
+            second=args.second,
+            overlap=choose(load_registry(args.registry), args.benchmarks) if args.benchmarks else {},
+            remove_overlap=args.remove,
+            allow_part=args.allow_part,
+            verify=args.verify,
+            inspect=args.inspect,
+        )
 
 
 def run_training(config: Config, *, restart: bool) -> None:

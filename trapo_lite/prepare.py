@@ -1,20 +1,22 @@
 """The data job: what a data set holds as the trainer will see it, a cleaned copy, a closer look at one problem."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from trapo_lite.config import Config, DataSection
+from trapo_lite.benchmarks import Benchmark, read_benchmark
+from trapo_lite.config import AlgorithmSection, Config, ConfigError, DataSection
 from trapo_lite.data import DataError, DataReport, check_sources, is_boundary_fn, load_tokenizer, text_of
 from trapo_lite.data.loading import Grader, Loaded, load_with_rows
-from trapo_lite.data.rows import Example
+from trapo_lite.data.overlap import Overlap
 from trapo_lite.reward import MathVerifier
 from trapo_lite.schedule import cut_prefix
+from trapo_lite.training_set import Build, build_training_set
 from trapo_lite.types import MicroGroup, Problem
 
 CUT_STYLES = ("green", "cyan", "magenta", "yellow", "blue")
@@ -25,30 +27,54 @@ def prepare(
     console: Console | None = None,
     *,
     out: str | None = None,
+    second: str | None = None,
+    overlap: Mapping[str, Benchmark] | None = None,
+    remove_overlap: bool = False,
+    allow_part: bool = False,
     verify: bool = False,
     inspect: str | None = None,
-) -> DataReport:
-    """Print the report; write the kept rows to `out`; show the problem with the id or index `inspect`.
+) -> None:
+    """Print what the data holds, or with `out` build a training set of it; show the problem `inspect` (id or index).
 
-    Loads a tokenizer, never a model. verify: grade the expert traces, in both readings of data.expert_text.
-    Raises DataError for anything wrong with data, tokenizer, `out` or `inspect`.
+    second, overlap, remove_overlap: as in training_set.Build;  allow_part: as in benchmarks.read_benchmark
+    verify: grade the expert traces, in both readings of data.expert_text
+
+    Loads a tokenizer, never a model. Raises ConfigError, DataError for anything wrong with what it is given.
     """
     console = console or Console()
     sources = check_sources(config.data.train)
+    if out is None and (second is not None or overlap):
+        raise ConfigError("--second, --decontaminate: act on the set that is written; give --out FILE.jsonl")
     if out is not None:
-        _check_out(Path(out), sources)
+        _check_out(Path(out), [*sources, *([second] if second else [])])
     tokenizer = load_tokenizer(config.model.name)
     with MathVerifier.from_config(config.reward) if verify else nullcontext() as grader:
-        loaded = _load(config, config.data, tokenizer, grader)
-        _print_lines(console, loaded.report.lines())
-        _print_lines(console, [_other_reading(config, loaded.report, tokenizer, grader)])
-    if out is not None:
-        write_rows(loaded, Path(out), keep_system=config.data.system == "row")
-        _print_lines(console, [f"wrote {len(loaded.examples)} rows to {out}"])
+        if out is not None:
+            problems = {name: _texts(name, one, allow_part=allow_part) for name, one in (overlap or {}).items()}
+            build = Build(
+                config,
+                Path(out),
+                second=second,
+                overlap=Overlap(problems) if problems else None,
+                overlap_names=tuple(problems),
+                remove_overlap=remove_overlap,
+                verifier=grader,
+            )
+            counts = build_training_set(build, tokenizer, partial(_print_line, console))
+            _print_lines(console, [*counts.lines(), f"wrote {counts.num_kept} rows to {out}"])
+        else:
+            loaded = _load(config, config.data, tokenizer, grader)
+            _print_lines(console, loaded.report.lines())
+            _print_lines(console, [_other_reading(config, loaded.report, tokenizer, grader)])
     if inspect is not None:
-        problem = find_problem(loaded.problems, inspect)
-        show_problem(console, problem, config.algorithm.micro_groups, tokenizer)
-    return loaded.report
+        problems_shown = _load(config, config.data, tokenizer, None).problems
+        show_problem(console, find_problem(problems_shown, inspect), config.algorithm, tokenizer)
+
+
+def _texts(name: str, benchmark: Benchmark, *, allow_part: bool) -> list[str]:
+    """A benchmark's problems without what is put around them."""
+    bare = benchmark.model_copy(update={"template": "{problem}"})
+    return [problem for problem, _ in read_benchmark(name, bare, allow_part=allow_part)]
 
 
 def _check_out(path: Path, sources: Sequence[str]) -> None:
@@ -57,28 +83,7 @@ def _check_out(path: Path, sources: Sequence[str]) -> None:
     if path.suffix != ".jsonl":
         raise DataError(f"--out {path}: is written as JSON lines; give it a name that ends in .jsonl")
     if any(path.resolve() == Path(source).expanduser().resolve() for source in sources):
-        raise DataError(f"--out {path}: is also read by data.train; choose another place")
-
-
-def write_rows(loaded: Loaded, path: Path, *, keep_system: bool) -> None:
-    """Kept rows with their original texts, in the simple form; loading them gives the same problems again."""
-    try:
-        with path.open("w", encoding="utf-8") as file:
-            for example in loaded.examples:
-                file.write(json.dumps(_simple_row(example, keep_system), ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise DataError(f"--out {path}: cannot be written: {error.strerror}; choose another place") from None
-
-
-def _simple_row(example: Example, keep_system: bool) -> dict[str, object]:
-    row: dict[str, object] = {
-        "id": example.id,
-        "problem": example.problem,
-        "answer": example.answer,
-        "solutions": list(example.solutions),
-        "source": example.source,
-    }
-    return row | {"system": example.system} if keep_system and example.system is not None else row
+        raise DataError(f"--out {path}: is also read by data.train or --second; choose another place")
 
 
 def find_problem(problems: Sequence[Problem], key: str) -> Problem:
@@ -95,9 +100,11 @@ def find_problem(problems: Sequence[Problem], key: str) -> Problem:
 
 
 def show_problem(
-    console: Console, problem: Problem, micro_groups: Sequence[MicroGroup], tokenizer: PreTrainedTokenizerBase
+    console: Console, problem: Problem, algorithm: AlgorithmSection, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """The prompt, what each micro-group would be given, and the traces with the ends of the prefixes marked in them."""
+    """The prompt, what each micro-group would be given and which loss trains it, and the traces with the ends of the
+    prefixes marked in them."""
+    micro_groups = algorithm.micro_groups
     is_boundary = is_boundary_fn(tokenizer)
     _print_lines(console, [f"\nproblem {problem.id}, answer {problem.answer}"])
     _print_title(console, f"prompt, {len(problem.prompt_ids)} tokens")
@@ -111,7 +118,7 @@ def show_problem(
             cuts[trace][number] = keep
             help_lines.append(f"    {keep} of the {len(token_ids)} tokens of trace {trace}")
         _print_title(console, _describe(number, micro_group, bool(help_lines)), style=_style(number))
-        _print_lines(console, help_lines)
+        _print_lines(console, [*help_lines, f"    {_losses(algorithm, micro_group, bool(help_lines))}"])
     for trace, token_ids in enumerate(problem.expert_ids):
         _print_title(console, f"trace {trace}, {len(token_ids)} tokens")
         console.print(_marked_trace(token_ids, cuts[trace], tokenizer), soft_wrap=True)
@@ -135,6 +142,20 @@ def _describe(number: int, micro_group: MicroGroup, is_helped: bool) -> str:
     when = "always" if micro_group.help_below is None else f"if the mean return is below {micro_group.help_below:.3g}"
     which = "a trace at random" if micro_group.trace is None else "its trace"
     return f"{text}, ratio {micro_group.prefix_ratio:g} of {which} {when}"
+
+
+def _losses(algorithm: AlgorithmSection, micro_group: MicroGroup, is_helped: bool) -> str:
+    """What trains the tokens of such a rollout."""
+    parts = []
+    if is_helped and algorithm.has_prefix_loss:
+        which = "" if micro_group.num_trained is None else f" of the last {micro_group.num_trained}"
+        parts.append(f"prefix{which}: {algorithm.prefix_loss} x {algorithm.prefix_weight:g}")
+    elif is_helped:
+        parts.append("prefix: not trained")
+    is_all_expert = micro_group.prefix_ratio == 1.0 and micro_group.help_below is None
+    if not is_all_expert:
+        parts.append("own tokens: policy gradient")
+    return "; ".join(parts)
 
 
 def _marked_trace(token_ids: Sequence[int], cuts: dict[int, int], tokenizer: PreTrainedTokenizerBase) -> Text:
@@ -177,6 +198,10 @@ def _print_title(console: Console, title: str, *, style: str = "") -> None:
     console.print(Text(title, style=f"bold {style}".strip()), soft_wrap=True)
 
 
+def _print_line(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def _print_lines(console: Console, lines: Sequence[str]) -> None:
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        _print_line(console, line)

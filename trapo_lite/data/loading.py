@@ -32,7 +32,7 @@ class Loaded:
 
 
 @dataclass
-class _Tally:
+class Tally:
     """Rows and traces dropped so far, by reason."""
 
     skip_bad_rows: bool
@@ -75,10 +75,10 @@ def load_with_rows(
     """As load_problems, with the texts of the rows beside the problems made of them."""
     sources = check_sources(data.train if files is None else files)
     end_id = end_of_text_id(tokenizer, data.eos_token)
-    tally = _Tally(skip_bad_rows=data.on_bad_row == "skip")
-    examples = _resolve_ids(_read_examples(sources, tally), tally)
-    examples, prompts = _drop_long_prompts(examples, data, tokenizer, tally)
-    problems, examples = _with_traces(examples, prompts, data, tokenizer, end_id, max_response_tokens, tally)
+    tally = Tally(skip_bad_rows=data.on_bad_row == "skip")
+    examples = resolve_ids(_read_examples(sources, tally), tally)
+    examples, prompts = drop_long_prompts(examples, data, tokenizer, tally)
+    problems, examples = with_traces(examples, prompts, data, tokenizer, end_id, max_response_tokens, tally)
     if not problems:
         raise _nothing_left(sources, tally)
     traces = [(example, solution) for example in examples for solution in example.solutions]
@@ -113,7 +113,7 @@ def require_experts(report: DataReport) -> None:
         )
 
 
-def _nothing_left(sources: Sequence[str], tally: _Tally) -> DataError:
+def _nothing_left(sources: Sequence[str], tally: Tally) -> DataError:
     names = ", ".join(sources)
     if tally.num_rows == 0:
         return DataError(f"data {names}: holds no rows; give a file or split that does")
@@ -122,7 +122,7 @@ def _nothing_left(sources: Sequence[str], tally: _Tally) -> DataError:
                      "limit named")  # fmt: skip
 
 
-def _read_examples(sources: Sequence[str], tally: _Tally) -> list[Example]:
+def _read_examples(sources: Sequence[str], tally: Tally) -> list[Example]:
     examples = []
     names = [source_name(source) for source in sources]
     for number, source in enumerate(sources):
@@ -136,7 +136,7 @@ def _read_examples(sources: Sequence[str], tally: _Tally) -> list[Example]:
     return examples
 
 
-def _resolve_ids(examples: Iterable[Example], tally: _Tally) -> list[Example]:
+def resolve_ids(examples: Iterable[Example], tally: Tally) -> list[Example]:
     """Unique ids. A repeated name is a bad row; a repeated index of extra_info gives way to the row's own number."""
     examples = list(examples)
     uses = Counter(example.id for example in examples)
@@ -152,8 +152,8 @@ def _resolve_ids(examples: Iterable[Example], tally: _Tally) -> list[Example]:
     return list(unique.values())
 
 
-def _drop_long_prompts(
-    examples: Sequence[Example], data: DataSection, tokenizer: PreTrainedTokenizerBase, tally: _Tally
+def drop_long_prompts(
+    examples: Sequence[Example], data: DataSection, tokenizer: PreTrainedTokenizerBase, tally: Tally
 ) -> tuple[list[Example], list[tuple[int, ...]]]:
     def prompt(example: Example) -> str:
         system = example.system if data.system == "row" else None
@@ -172,14 +172,14 @@ def _drop_long_prompts(
     return kept, prompts
 
 
-def _with_traces(
+def with_traces(
     examples: Sequence[Example],
     prompts: Sequence[tuple[int, ...]],
     data: DataSection,
     tokenizer: PreTrainedTokenizerBase,
     end_id: int,
     max_response_tokens: int,
-    tally: _Tally,
+    tally: Tally,
 ) -> tuple[list[Problem], list[Example]]:
     """Problems with those of their expert traces that have text and fit."""
     texts = [expert_text(solution, data.expert_text) for example in examples for solution in example.solutions]

@@ -1,0 +1,182 @@
+"""A training set built from two sources, killed on the way, compared with what is evaluated on."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from byte_model import byte_tokenizer
+
+from trapo_lite.config import Config, load_config
+from trapo_lite.data import DataError, load_problems
+from trapo_lite.data.overlap import Overlap
+from trapo_lite.reward import MathVerifier
+from trapo_lite.training_set import Build, BuildTally, build_training_set, histogram
+
+ROOT = Path(__file__).parents[1]
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> str:
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return str(file)
+
+
+def trace(number: int, *, thought: str = "so {}", end: str = "It is \\boxed{{{}}}.") -> str:
+    return f"<think>\n{thought.format(number)}\n</think>\n{end.format(number)}"
+
+
+def first_source(file: Path, num: int = 6) -> str:
+    """OpenR1-Math-46k's form."""
+    rows = [
+        {
+            "data_source": "",
+            "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"What is {n} + {n}?"}],
+            "target": [{"role": "assistant", "content": trace(2 * n)}],
+            "reward_model": {"ground_truth": str(2 * n), "style": "rule"},
+            "extra_info": {"index": n, "split": "default"},
+        }
+        for n in range(num)
+    ]
+    return write(file, rows)
+
+
+def second_source(file: Path) -> str:
+    """OpenR1-Math-220k's form: 0 has only the trace that is known, 1 only wrong or unfinished ones, 2 and 3 good ones,
+    of which 3's is too long; 4 and 5 are not in it."""
+
+    def row(n: int, generations: list[str], correct: list[bool], complete: list[bool]) -> dict[str, Any]:
+        return {
+            "problem": f"what is  {n} + {n}?",
+            "answer": str(2 * n),
+            "generations": generations,
+            "correctness_math_verify": correct,
+            "is_reasoning_complete": complete,
+        }
+
+    rows = [
+        row(9, [trace(18)], [True], [True]),
+        row(0, [trace(0)], [True], [True]),
+        row(1, [trace(3), trace(2)], [False, True], [True, False]),
+        row(2, [trace(5), trace(4, thought="twice two")], [False, True], [True, True]),
+        row(3, [trace(6, thought="long " * 60 + "{}")], [True], [True]),
+        {"problem": "no answer"},
+    ]
+    return write(file, rows)
+
+
+def config_of(train: str, *overrides: str) -> Config:
+    return load_config(overrides=[f"data.train={train}", "rollout.max_response_tokens=200", *overrides])
+
+
+def built(build: Build, said: list[str] | None = None) -> tuple[list[dict], BuildTally]:
+    counts = build_training_set(build, byte_tokenizer(), (said if said is not None else []).append)
+    return [json.loads(line) for line in build.out.read_text().splitlines()], counts
+
+
+def test_second_traces_are_joined_where_they_are_right_finished_new_and_fit(tmp_path: Path) -> None:
+    train, second = first_source(tmp_path / "one.jsonl"), second_source(tmp_path / "two.jsonl")
+    config = config_of(train)
+    with MathVerifier(num_workers=1) as verifier:
+        rows, counts = built(Build(config, tmp_path / "set.jsonl", second=second, verifier=verifier))
+    assert [len(row["solutions"]) for row in rows] == [1, 1, 2, 1, 1, 1]
+    assert rows[2]["solutions"][1] == trace(4, thought="twice two") and counts.num_second == 1
+    assert counts.traces_dropped == {"over 200 tokens": 1}
+    assert (counts.num_graded, counts.num_wrong, counts.num_wrong_thoughts) == (7, 0, 1)  # "twice two" says no number
+    problems, _ = load_problems(
+        config.data, byte_tokenizer(), max_response_tokens=200, files=str(tmp_path / "set.jsonl")
+    )
+    assert [len(problem.expert_ids) for problem in problems] == [1, 1, 2, 1, 1, 1]
+    assert len({problem.id for problem in problems}) == 6  # the group key is always set
+    report = json.loads((tmp_path / "set.report.json").read_text())
+    assert report["num_kept"] == 6 and report["second"] == second and not (tmp_path / "set.work").exists()
+
+
+def test_rows_of_a_benchmark_are_counted_or_removed(tmp_path: Path) -> None:
+    train = first_source(tmp_path / "one.jsonl")
+    overlap = Overlap({"amc": ["WHAT is 3+3?"], "aime24": ["Something else entirely"]}, num_words=4)
+    options = {"overlap": overlap, "overlap_names": ("amc", "aime24")}
+    rows, counts = built(Build(config_of(train), tmp_path / "a.jsonl", **options))
+    assert len(rows) == 6 and counts.rows_by_set == {"amc": 1}
+    rows, counts = built(Build(config_of(train), tmp_path / "b.jsonl", **options, remove_overlap=True))
+    assert len(rows) == 5 and counts.rows_dropped == {"shares words with a benchmark": 1}
+    assert "What is 3 + 3?" not in {row["problem"] for row in rows}
+
+
+def test_a_run_of_words_is_found_anywhere_and_nothing_shorter() -> None:
+    words = [f"w{n}" for n in range(30)]
+    overlap = Overlap({"set": [" ".join(words)]})
+    assert overlap.sets_with("So, " + ", ".join(words[5:18]) + "!") == ("set",)
+    assert overlap.sets_with(" ".join(words[5:17])) == ()
+
+
+def test_bad_rows_are_errors_or_counted(tmp_path: Path) -> None:
+    train = write(tmp_path / "one.jsonl", [{"problem": "?"}, {"problem": "1?", "answer": "1", "solution": "x"}])
+    with pytest.raises(DataError, match=r"one\.jsonl line 1: answer: found none"):
+        built(Build(config_of(train), tmp_path / "a.jsonl"))
+    rows, counts = built(Build(config_of(train, "data.on_bad_row=skip"), tmp_path / "b.jsonl"))
+    assert len(rows) == 1 and counts.rows_dropped == {"no gold answer": 1}
+    assert counts.lines()[0] == "1 of 2 rows kept; problems by traces: 1 with 1"
+    with pytest.raises(DataError, match="none of 2 rows is left"):
+        built(Build(config_of(train, "data.on_bad_row=skip", "data.max_prompt_tokens=2"), tmp_path / "c.jsonl"))
+
+
+def test_a_build_of_something_else_is_not_gone_on_with(tmp_path: Path) -> None:
+    train = first_source(tmp_path / "one.jsonl")
+    work = tmp_path / "set.work"
+    work.mkdir()
+    described = Build(config_of(train), tmp_path / "set.jsonl", second="owner/name").described()
+    (work / "state.json").write_text(json.dumps({"described": described}))
+    with pytest.raises(DataError, match=r"holds a build with second 'owner/name', now it is None; remove that folder"):
+        built(Build(config_of(train), tmp_path / "set.jsonl"))
+
+
+def test_a_histogram_holds_everything_once() -> None:
+    rng = random.Random(0)
+    counts: dict[int, int] = {}
+    for _ in range(1000):
+        length = rng.randrange(8192)
+        counts[length] = counts.get(length, 0) + 1
+    first, *bars = histogram("trace", counts)
+    assert first.startswith("  trace tokens: min ") and len(bars) == 12
+    assert sum(int(bar.split()[3]) for bar in bars) == 1000
+    assert histogram("trace", {}) == []
+
+
+@pytest.mark.slow
+def test_a_build_that_was_killed_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    """Killed in its first batch of rows, and again in a later one."""
+    train, num = first_source(tmp_path / "one.jsonl", num=400), 400
+    others = [
+        {"problem": f"What is {n} + {n}?", "answer": str(2 * n), "solutions": [f"Other: \\boxed{{{2 * n}}}"]}
+        for n in range(num)
+    ]
+    second = write(tmp_path / "two.jsonl", others)
+    byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
+
+    def command(name: str) -> list[str]:
+        script = [sys.executable, "scripts/prepare_data.py", f"data.train={train}", f"model.name={tmp_path}/tokenizer"]
+        return [*script, "--second", second, "--verify", "--out", str(tmp_path / name)]
+
+    subprocess.run(command("whole.jsonl"), cwd=ROOT, check=True, capture_output=True, timeout=200)
+    kept = tmp_path / "killed.work" / "kept.jsonl"
+    for least in (1, 60_000):
+        process = subprocess.Popen(command("killed.jsonl"), cwd=ROOT, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while not kept.exists() or kept.stat().st_size < least:
+            assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    with kept.open("a") as file:
+        file.write('{"id": "half a li')  # as a kill in the middle of a write leaves it
+    done = subprocess.run(command("killed.jsonl"), cwd=ROOT, check=True, capture_output=True, text=True, timeout=200)
+    assert "going on with" in done.stdout
+    assert (tmp_path / "killed.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
+    assert (tmp_path / "killed.report.json").read_text() == (tmp_path / "whole.report.json").read_text()
+    assert len((tmp_path / "whole.jsonl").read_text().splitlines()) == num

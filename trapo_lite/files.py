@@ -1,0 +1,29 @@
+"""Files of results: written whole, in one rename, and one error where the system refuses."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from trapo_lite.data.errors import DataError
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write the file in one rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with errors_named(path):
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.rename(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def errors_named(path: Path) -> Iterator[None]:
+    """Inside, what the system refuses is one DataError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"--out {path}: cannot be written: {reason}; make room or choose another place") from None

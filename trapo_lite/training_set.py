@@ -1,0 +1,354 @@
+"""Build a training set, row by row: second traces joined in, filtered, graded, compared with what is evaluated on.
+
+    sources -> ids -> traces of the second source that match -> rows that fit, in OUT, and OUT.report.json
+
+Nothing is held but ids, keys and counts. OUT.work holds what is done; a build that was killed goes on from there.
+"""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from trapo_lite.config import Config
+from trapo_lite.data import DataError, Grader, check_sources, end_of_text_id, expert_text
+from trapo_lite.data.errors import BadRow
+from trapo_lite.data.loading import Tally, drop_long_prompts, resolve_ids, with_traces
+from trapo_lite.data.overlap import Overlap
+from trapo_lite.data.report import QUANTILES
+from trapo_lite.data.rows import Example, read_example
+from trapo_lite.data.sources import read_rows, source_name
+from trapo_lite.files import replace_text
+from trapo_lite.types import Problem
+
+ROWS_AT_ONCE = 64
+MAX_CANDIDATES = 3  # second traces kept of a problem until one is found that differs from the first
+NUM_BARS = 12
+
+
+@dataclass
+class BuildTally:
+    """What became of rows and traces. Counters as they stand in the report: name or number of tokens -> how many.
+
+    rows_by_set:         kept or removed rows that share a run of words with a set that is evaluated on
+    num_second:          problems that got a second trace
+    num_graded:          traces put to the verifier;  num_wrong: whole solutions it did not find correct
+    num_wrong_thoughts:  of the same traces, where only what stands inside <think> is read
+    """
+
+    num_rows: int = 0
+    num_kept: int = 0
+    rows_dropped: Counter[str] = field(default_factory=Counter)
+    traces_dropped: Counter[str] = field(default_factory=Counter)
+    problems_by_traces: Counter[str] = field(default_factory=Counter)
+    prompt_lengths: Counter[str] = field(default_factory=Counter)
+    trace_lengths: Counter[str] = field(default_factory=Counter)
+    rows_by_set: Counter[str] = field(default_factory=Counter)
+    num_second: int = 0
+    num_graded: int = 0
+    num_wrong: int = 0
+    num_wrong_thoughts: int = 0
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "BuildTally":
+        read: dict[str, Any] = {key: Counter(value) if isinstance(value, dict) else value for key, value in row.items()}
+        return cls(**read)
+
+    def to_row(self) -> dict[str, Any]:
+        return {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()}
+
+    def lines(self) -> list[str]:
+        """For people; whatever did not happen is left out."""
+        by_traces = ", ".join(f"{n} with {traces}" for traces, n in sorted(self.problems_by_traces.items()))
+        lines = [f"{self.num_kept} of {self.num_rows} rows kept; problems by traces: {by_traces}"]
+        for what, counts in (("rows dropped", self.rows_dropped), ("traces dropped", self.traces_dropped)):
+            if counts:
+                lines.append(f"  {what}: " + ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items())))
+        if self.num_second:
+            lines.append(f"  second traces: {self.num_second}")
+        if self.rows_by_set:
+            shared = ", ".join(f"{name} {count}" for name, count in sorted(self.rows_by_set.items()))
+            lines.append(f"  rows that share a run of words with a benchmark: {shared}")
+        if self.num_graded:
+            whole, thought = (
+                f"{wrong} ({wrong / self.num_graded:.1%})" for wrong in (self.num_wrong, self.num_wrong_thoughts)
+            )
+            lines.append(f"  of {self.num_graded} traces {whole} do not verify, {thought} by their thoughts alone")
+        for what, lengths in (("prompt", self.prompt_lengths), ("trace", self.trace_lengths)):
+            lines += histogram(what, {int(length): count for length, count in lengths.items()})
+        return lines
+
+
+@dataclass(frozen=True)
+class Build:
+    """What is built, and of what.
+
+    second:     a source with more traces of the same problems, or None
+    overlap:    sets that are evaluated on;  remove_overlap: drop rows that share a run of words with them
+    verifier:   grades every trace; None: no grading
+    """
+
+    config: Config
+    out: Path
+    second: str | None = None
+    overlap: Overlap | None = None
+    overlap_names: tuple[str, ...] = ()
+    remove_overlap: bool = False
+    verifier: Grader | None = None
+
+    def described(self) -> dict[str, Any]:
+        """All that decides what comes out: a build is only gone on with if it is the same."""
+        return {
+            "data": self.config.data.model_dump(mode="json"),
+            "tokenizer": self.config.model.name,
+            "max_response_tokens": self.config.rollout.max_response_tokens,
+            "second": self.second,
+            "overlap": list(self.overlap_names),
+            "remove_overlap": self.remove_overlap,
+            "verified": self.verifier is not None,
+        }
+
+
+def build_training_set(build: Build, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]) -> BuildTally:
+    """Write build.out and build.out.report.json; returns what the report holds. DataError for what cannot be used."""
+    work = build.out.with_suffix(".work")
+    sources = check_sources(build.config.data.train)
+    state_file, kept_file, second_file = work / "state.json", work / "kept.jsonl", work / "second.jsonl"
+    state = _open_work(work, state_file, build.described(), say)
+    tally = Tally(skip_bad_rows=build.config.data.on_bad_row == "skip")
+    ids, keys = _name_rows(sources, tally)
+    if build.second is not None:
+        _find_second_traces(build.second, keys, second_file, state, state_file, say)
+    more_traces = _places_of(second_file) if build.second is not None else {}
+    counts = BuildTally.from_row(state["counts"]) if "counts" in state else BuildTally()
+    if "counts" not in state:
+        counts.num_rows, counts.rows_dropped = tally.num_rows, Counter(tally.rows)
+    _cut(kept_file, state.get("kept_bytes", 0))
+    rows = islice(_examples(sources, ids), state.get("num_done", 0), None)
+    with kept_file.open("ab") as kept:
+        while batch := list(islice(rows, ROWS_AT_ONCE)):
+            for row in _finished_rows(build, batch, tokenizer, more_traces, second_file, counts):
+                kept.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+            kept.flush()
+            state["num_done"] = state.get("num_done", 0) + len(batch)
+            state |= {"kept_bytes": kept.tell(), "counts": counts.to_row()}
+            replace_text(state_file, json.dumps(state))
+    if counts.num_kept == 0:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.rows_dropped.items())
+        raise DataError(f"data {', '.join(sources)}: none of {counts.num_rows} rows is left ({reasons}); mend them")
+    kept_file.rename(build.out)
+    report = {**build.described(), **counts.to_row()}
+    replace_text(build.out.with_suffix(".report.json"), json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    shutil.rmtree(work)
+    return counts
+
+
+def matching_key(problem: str) -> str:
+    """The same for problems that differ in blanks and case."""
+    return " ".join(problem.casefold().split())
+
+
+def histogram(what: str, counts: Mapping[int, int]) -> list[str]:
+    """Quantiles, and a bar for each range of tokens."""
+    total = sum(counts.values())
+    if not total:
+        return []
+    places = sorted(counts)
+    running, quantiles = 0, {}
+    for length in places:
+        running += counts[length]
+        quantiles |= {name: length for name, q in QUANTILES.items() if name not in quantiles and running >= q * total}
+    width = max(1, -(-(places[-1] + 1) // NUM_BARS))
+    bars: Counter[int] = Counter()
+    for length, count in counts.items():
+        bars[length // width] += count
+    most = max(bars.values())
+    lines = [f"  {what} tokens: " + ", ".join(f"{name} {length}" for name, length in quantiles.items())]
+    for number in range(max(bars) + 1):
+        bar = "#" * round(40 * bars[number] / most)
+        lines.append(f"    {number * width:>6} to {(number + 1) * width - 1:<6} {bars[number]:>7} {bar}".rstrip())
+    return lines
+
+
+def _open_work(work: Path, state_file: Path, described: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+    if state_file.is_file():
+        state = json.loads(state_file.read_text(encoding="utf-8"))
+        for key, wanted in described.items():
+            if state["described"][key] != wanted:
+                raise DataError(
+                    f"--out: {work} holds a build with {key} {state['described'][key]!r:.200}, now it is "
+                    f"{wanted!r:.200}; remove that folder to begin anew"
+                )
+        say(f"going on with {work}: {state.get('num_done', 0)} rows done")
+        return state
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    state = {"described": described}
+    replace_text(state_file, json.dumps(state))
+    return state
+
+
+def _name_rows(sources: Sequence[str], tally: Tally) -> tuple[dict[str, str], set[str]]:
+    """(id of each row that can be read, by the row's place; keys of their problems)."""
+    keys: set[str] = set()
+
+    def light() -> Iterator[Example]:
+        for example in _readable(sources, tally):
+            keys.add(matching_key(example.problem))
+            yield replace(example, problem="", solutions=())
+
+    return {example.row_key: example.id for example in resolve_ids(light(), tally)}, keys
+
+
+def _readable(sources: Sequence[str], tally: Tally) -> Iterator[Example]:
+    names = [source_name(source) for source in sources]
+    for number, source in enumerate(sources):
+        name = names[number] if names.count(names[number]) == 1 else f"{names[number]}-{number}"
+        for row in read_rows(source, name=name):
+            tally.num_rows += 1
+            try:
+                yield read_example(row)
+            except BadRow as bad:
+                tally.bad_row(row.where, bad)
+
+
+def _examples(sources: Sequence[str], ids: Mapping[str, str]) -> Iterator[Example]:
+    """The rows that `_name_rows` gave a name, with it."""
+    for example in _readable(sources, Tally(skip_bad_rows=True)):
+        if example.row_key in ids:
+            yield replace(example, id=ids[example.row_key])
+
+
+def _find_second_traces(
+    source: str,
+    keys: set[str],
+    file: Path,
+    state: dict[str, Any],
+    state_file: Path,
+    say: Callable[[str], None],
+) -> None:
+    """Write what the source has on the problems: {key, solutions}, one line a problem."""
+    if state.get("second_done"):
+        return
+    say(f"looking for second traces in {source}")
+    _cut(file, state.get("second_bytes", 0))
+    missing = keys - _places_of(file).keys()
+    num_read = state.get("second_rows", 0)
+    with file.open("ab") as found:
+        for row in islice(read_rows(source), num_read, None):
+            num_read += 1
+            try:
+                example = read_example(row)
+            except BadRow:
+                continue
+            key = matching_key(example.problem)
+            if key in missing and example.solutions:
+                missing.remove(key)
+                line = {"key": key, "solutions": list(example.solutions[:MAX_CANDIDATES])}
+                found.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+            if num_read % 1000 == 0:
+                found.flush()
+                state |= {"second_rows": num_read, "second_bytes": found.tell()}
+                replace_text(state_file, json.dumps(state))
+        state |= {"second_rows": num_read, "second_bytes": found.tell(), "second_done": True}
+    replace_text(state_file, json.dumps(state))
+
+
+def _places_of(file: Path) -> dict[str, int]:
+    """Key -> where its line begins."""
+    places = {}
+    with file.open("rb") as lines:
+        start = 0
+        for line in lines:
+            places[json.loads(line)["key"]] = start
+            start += len(line)
+    return places
+
+
+def _cut(file: Path, length: int) -> None:
+    """To what the state knows of: lines after it are written again."""
+    with file.open("ab") as opened:
+        opened.truncate(length)
+
+
+def _finished_rows(
+    build: Build,
+    batch: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    more_traces: Mapping[str, int],
+    second_file: Path,
+    counts: BuildTally,
+) -> list[dict[str, Any]]:
+    """The rows of a batch that are kept, in the simple form; everything about it is counted."""
+    data, limit = build.config.data, build.config.rollout.max_response_tokens
+    tally = Tally(skip_bad_rows=data.on_bad_row == "skip")
+    batch = [example for example in batch if not _is_removed(build, example, counts)]
+    joined = [_with_second(example, more_traces, second_file) for example in batch]
+    fitting, prompts = drop_long_prompts(joined, data, tokenizer, tally)
+    problems, kept = with_traces(
+        fitting, prompts, data, tokenizer, end_of_text_id(tokenizer, data.eos_token), limit, tally
+    )
+    counts.num_kept += len(kept)
+    counts.rows_dropped.update(tally.rows)
+    counts.traces_dropped.update(tally.traces)
+    _count_lengths(problems, counts)
+    added = {two.id: two.solutions[-1] for one, two in zip(batch, joined, strict=True) if one is not two}
+    counts.num_second += sum(added.get(example.id) in example.solutions for example in kept)
+    if build.verifier is not None:
+        _grade(build.verifier, kept, counts)
+    return [_simple_row(example, keep_system=data.system == "row") for example in kept]
+
+
+def _with_second(example: Example, places: Mapping[str, int], file: Path) -> Example:
+    """With a trace of the second source that is another than those it has, if it has fewer than two."""
+    start = places.get(matching_key(example.problem))
+    if start is None or len(example.solutions) > 1:
+        return example
+    with file.open("rb") as lines:
+        lines.seek(start)
+        found = json.loads(lines.readline())["solutions"]
+    own = {matching_key(solution) for solution in example.solutions}
+    other = next((solution for solution in found if matching_key(solution) not in own), None)
+    return example if other is None else replace(example, solutions=(*example.solutions, other))
+
+
+def _is_removed(build: Build, example: Example, counts: BuildTally) -> bool:
+    names = build.overlap.sets_with(example.problem) if build.overlap is not None else ()
+    counts.rows_by_set.update(names)
+    if names and build.remove_overlap:
+        counts.rows_dropped["shares words with a benchmark"] += 1
+        return True
+    return False
+
+
+def _count_lengths(problems: Sequence[Problem], counts: BuildTally) -> None:
+    for problem in problems:
+        counts.problems_by_traces[str(len(problem.expert_ids))] += 1
+        counts.prompt_lengths[str(len(problem.prompt_ids))] += 1
+        counts.trace_lengths.update(str(len(trace)) for trace in problem.expert_ids)
+
+
+def _grade(verifier: Grader, examples: Sequence[Example], counts: BuildTally) -> None:
+    traces = [(solution, example.answer) for example in examples for solution in example.solutions]
+    whole = verifier.grade(traces)
+    thoughts = verifier.grade([(expert_text(solution, "thought"), answer) for solution, answer in traces])
+    counts.num_graded += len(traces)
+    counts.num_wrong += sum(not verdict.is_correct for verdict in whole)
+    counts.num_wrong_thoughts += sum(not verdict.is_correct for verdict in thoughts)
+
+
+def _simple_row(example: Example, *, keep_system: bool) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "id": example.id,
+        "problem": example.problem,
+        "answer": example.answer,
+        "solutions": list(example.solutions),
+        "source": example.source,
+    }
+    return row | {"system": example.system} if keep_system and example.system is not None else row
