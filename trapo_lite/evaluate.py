@@ -1,7 +1,6 @@
 """The evaluation job: what a model, or a run's adapter on its base, solves of one or more sets of problems."""
 
 import contextlib
-import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -25,13 +24,12 @@ from trapo_lite.data import DataError, load_tokenizer, text_of
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.start import start_engine
 from trapo_lite.evaluation import EvalResult, evaluate_problems
+from trapo_lite.identity import weights_fingerprint
 from trapo_lite.inputs import sampling_settings
 from trapo_lite.launch import set_threads
 from trapo_lite.problem_sets import ProblemSet, read_sets, require_positions
 from trapo_lite.reward import MathVerifier
 from trapo_lite.run_folder import final_adapter, load_run_config, lock
-
-BLOCK_BYTES, NUM_BLOCKS = 1 << 16, 64
 
 
 @dataclass(frozen=True)
@@ -249,9 +247,9 @@ def _log_of(target: EvalTarget, problem_set: ProblemSet) -> AnswerLog:
     config = target.config
     described: dict[str, Any] = {
         "model": config.model.name,
-        "weights": weights_fingerprint(Path(config.model.name)),
+        "weights": weights_fingerprint(config.model.name),
         "adapter": None if target.adapter_dir is None else str(target.adapter_dir),
-        "adapter_weights": None if target.adapter_dir is None else weights_fingerprint(target.adapter_dir),
+        "adapter_weights": None if target.adapter_dir is None else weights_fingerprint(str(target.adapter_dir)),
         "config_overrides": config.model.config_overrides,
         "quantize": config.model.quantize,
         "dtype": config.model.dtype,
@@ -273,23 +271,6 @@ def _log_of(target: EvalTarget, problem_set: ProblemSet) -> AnswerLog:
         num_samples=problem_set.num_samples,
         restart=target.restart,
     )
-
-
-def weights_fingerprint(folder: Path) -> str | None:
-    """A digest of names, sizes and parts of the .safetensors files in a folder; None where there are none.
-
-    64 blocks of each file are read: enough to tell two trained models apart, in a second for any size.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with file.open("rb") as opened:
-            for number in range(NUM_BLOCKS):
-                opened.seek(max(0, size - BLOCK_BYTES) * number // (NUM_BLOCKS - 1))
-                digest.update(opened.read(BLOCK_BYTES))
-    return digest.hexdigest() if files else None
 
 
 def _publish(engine: RolloutEngine, adapter_dir: Path, *, dtype: torch.dtype) -> None:

@@ -39,13 +39,14 @@ def run_identity(config: Config, *, data_fingerprint: str, num_processes: int) -
     base.pop("transformers_version", None)
     return {
         "configuration": {f"{section}.{key}": v for section, values in resolved.items() for key, v in values.items()},
-        "model": {key: str(value) for key, value in sorted(base.items())} | {"weights": _weights(config.model.name)},
+        "model": {key: str(value) for key, value in sorted(base.items())}
+        | {"weights": weights_fingerprint(config.model.name)},
         "data": data_fingerprint,
         "processes": num_processes,
     }
 
 
-def _weights(name: str) -> str:
+def weights_fingerprint(name: str) -> str:
     """What tells one set of weights in a local folder from another: names, sizes and samples; a hub id is its own."""
     digest = hashlib.sha256()
     for file in sorted(Path(name).glob("*.safetensors")):
