@@ -19,11 +19,11 @@ from transformers import PreTrainedTokenizerBase
 from trapo_lite.config import Config
 from trapo_lite.data import DataError, Grader, check_sources, end_of_text_id, expert_text
 from trapo_lite.data.errors import BadRow
-from trapo_lite.data.loading import Tally, drop_long_prompts, resolve_ids, with_traces
+from trapo_lite.data.loading import Tally, drop_long_prompts, read_examples, resolve_ids, with_traces
 from trapo_lite.data.overlap import Overlap
 from trapo_lite.data.report import QUANTILES
 from trapo_lite.data.rows import Example, read_example
-from trapo_lite.data.sources import read_rows, source_name
+from trapo_lite.data.sources import read_rows
 from trapo_lite.files import replace_text
 from trapo_lite.types import Problem
 
@@ -199,28 +199,16 @@ def _name_rows(sources: Sequence[str], tally: Tally) -> tuple[dict[str, str], se
     keys: set[str] = set()
 
     def light() -> Iterator[Example]:
-        for example in _readable(sources, tally):
+        for example in read_examples(sources, tally):
             keys.add(matching_key(example.problem))
             yield replace(example, problem="", solutions=())
 
     return {example.row_key: example.id for example in resolve_ids(light(), tally)}, keys
 
 
-def _readable(sources: Sequence[str], tally: Tally) -> Iterator[Example]:
-    names = [source_name(source) for source in sources]
-    for number, source in enumerate(sources):
-        name = names[number] if names.count(names[number]) == 1 else f"{names[number]}-{number}"
-        for row in read_rows(source, name=name):
-            tally.num_rows += 1
-            try:
-                yield read_example(row)
-            except BadRow as bad:
-                tally.bad_row(row.where, bad)
-
-
 def _examples(sources: Sequence[str], ids: Mapping[str, str]) -> Iterator[Example]:
     """The rows that `_name_rows` gave a name, with it."""
-    for example in _readable(sources, Tally(skip_bad_rows=True)):
+    for example in read_examples(sources, Tally(skip_bad_rows=True)):
         if example.row_key in ids:
             yield replace(example, id=ids[example.row_key])
 

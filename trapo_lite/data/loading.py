@@ -1,7 +1,7 @@
 """From rows to problems: understood, tokenised, filtered by length, counted."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -76,7 +76,7 @@ def load_with_rows(
     sources = check_sources(data.train if files is None else files)
     end_id = end_of_text_id(tokenizer, data.eos_token)
     tally = Tally(skip_bad_rows=data.on_bad_row == "skip")
-    examples = resolve_ids(_read_examples(sources, tally), tally)
+    examples = resolve_ids(read_examples(sources, tally), tally)
     examples, prompts = drop_long_prompts(examples, data, tokenizer, tally)
     problems, examples = with_traces(examples, prompts, data, tokenizer, end_id, max_response_tokens, tally)
     if not problems:
@@ -122,18 +122,17 @@ def _nothing_left(sources: Sequence[str], tally: Tally) -> DataError:
                      "limit named")  # fmt: skip
 
 
-def _read_examples(sources: Sequence[str], tally: Tally) -> list[Example]:
-    examples = []
+def read_examples(sources: Sequence[str], tally: Tally) -> Iterator[Example]:
+    """The rows of all sources that can be understood; the others are counted, or an error."""
     names = [source_name(source) for source in sources]
     for number, source in enumerate(sources):
         name = names[number] if names.count(names[number]) == 1 else f"{names[number]}-{number}"
         for row in read_rows(source, name=name):
             tally.num_rows += 1
             try:
-                examples.append(read_example(row))
+                yield read_example(row)
             except BadRow as bad:
                 tally.bad_row(row.where, bad)
-    return examples
 
 
 def resolve_ids(examples: Iterable[Example], tally: Tally) -> list[Example]:
