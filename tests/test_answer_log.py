@@ -47,6 +47,16 @@ def test_answers_come_back_in_order_and_only_whole_problems(tmp_path: Path) -> N
     assert log_in(tmp_path).is_complete
 
 
+def test_a_group_is_kept_once_and_a_log_without_its_last_step_is_not_finished(tmp_path: Path) -> None:
+    log = log_in(tmp_path)
+    for problem in (0, 1, 1):
+        log.append([answer(problem, 0), answer(problem, 1)])
+    again = log_in(tmp_path)
+    assert again.is_complete and not again.is_finished
+    again.finish(again.result(seed=3))
+    assert again.is_finished and len(read_answers(tmp_path / "made.jsonl")) == 4
+
+
 @pytest.mark.parametrize("is_finished", [False, True])
 def test_answers_of_something_else_are_not_mixed_in(tmp_path: Path, is_finished: bool) -> None:
     log = log_in(tmp_path)
@@ -115,6 +125,16 @@ def test_grading_again_mends_verdicts_without_drawing(tmp_path: Path) -> None:
     wrong = [row | {"verdict": "wrong"} for row in rows]
     num_correct = sum(row["verdict"] == "correct" for row in rows)
     assert num_correct > 0
+    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in wrong))
+    # Killed after its last answer, the numbers are made of what is there.
+    rows = [json.loads(line) for line in before.split("\n")[:-1]]
+    head = {key: value for key, value in summary.items()}
+    (tmp_path / "dev.partial.jsonl").write_text(json.dumps(head) + "\n" + before)
+    (tmp_path / "dev.json").unlink()
+    (tmp_path / "dev.jsonl").unlink()
+    assert "starting" not in run(command(tmp_path, "transformers"))
+    assert results(tmp_path) == (before, summary)
+
     (tmp_path / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in wrong))
     printed = run([sys.executable, "scripts/evaluate.py", "--regrade", str(tmp_path)])
     assert f"{num_correct} of 48 verdicts changed" in printed

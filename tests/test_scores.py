@@ -35,6 +35,7 @@ def test_pass_at_k_of_draws_that_there_are_not(k: int) -> None:
 def test_no_answer_has_no_vote() -> None:
     assert scores.majority_at_k([None, None, None], [False] * 3) == 0.0
     assert scores.majority_at_k(["a", "b", "b", "a", "c"], [True, False, False, True, False]) == 0.5
+    assert scores.majority_at_k(["7", "7"], [True, False]) == scores.majority_at_k(["7", "7"], [False, True]) == 0.5
 
 
 def test_a_paired_test_sees_what_two_intervals_do_not() -> None:

@@ -48,7 +48,7 @@ def first_source(file: Path, num: int = 6) -> str:
 
 def second_source(file: Path) -> str:
     """OpenR1-Math-220k's form: 0 has only the trace that is known, 1 only wrong or unfinished ones, 2 and 3 good ones,
-    of which 3's is too long; 4 and 5 are not in it."""
+    3 after one that is too long and one that is marked as right but is not; 4 and 5 are not in it."""
 
     def row(n: int, generations: list[str], correct: list[bool], complete: list[bool]) -> dict[str, Any]:
         return {
@@ -64,7 +64,9 @@ def second_source(file: Path) -> str:
         row(0, [trace(0)], [True], [True]),
         row(1, [trace(3), trace(2)], [False, True], [True, False]),
         row(2, [trace(5), trace(4, thought="twice two")], [False, True], [True, True]),
-        row(3, [trace(6, thought="long " * 60 + "{}")], [True], [True]),
+        row(
+            3, [trace(6, thought="long " * 60 + "{}"), trace(7), trace(6, thought="thrice {}")], [True] * 3, [True] * 3
+        ),
         {"problem": "no answer"},
     ]
     return write(file, rows)
@@ -84,14 +86,15 @@ def test_second_traces_are_joined_where_they_are_right_finished_new_and_fit(tmp_
     config = config_of(train)
     with MathVerifier(num_workers=1) as verifier:
         rows, counts = built(Build(config, tmp_path / "set.jsonl", second=second, verifier=verifier))
-    assert [len(row["solutions"]) for row in rows] == [1, 1, 2, 1, 1, 1]
-    assert rows[2]["solutions"][1] == trace(4, thought="twice two") and counts.num_second == 1
-    assert counts.traces_dropped == {"over 200 tokens": 1}
-    assert (counts.num_graded, counts.num_wrong, counts.num_wrong_thoughts) == (7, 0, 1)  # "twice two" says no number
+    assert [len(row["solutions"]) for row in rows] == [1, 1, 2, 2, 1, 1]
+    assert rows[2]["solutions"][1] == trace(4, thought="twice two")
+    assert rows[3]["solutions"][1] == trace(6, thought="thrice {}") and counts.num_second == 2
+    assert counts.traces_dropped == {}
+    assert (counts.num_graded, counts.num_wrong, counts.num_wrong_thoughts) == (8, 0, 1)  # "twice two" says no number
     problems, _ = load_problems(
         config.data, byte_tokenizer(), max_response_tokens=200, files=str(tmp_path / "set.jsonl")
     )
-    assert [len(problem.expert_ids) for problem in problems] == [1, 1, 2, 1, 1, 1]
+    assert [len(problem.expert_ids) for problem in problems] == [1, 1, 2, 2, 1, 1]
     assert len({problem.id for problem in problems}) == 6  # the group key is always set
     report = json.loads((tmp_path / "set.report.json").read_text())
     assert report["num_kept"] == 6 and report["second"] == second and not (tmp_path / "set.work").exists()
@@ -99,7 +102,7 @@ def test_second_traces_are_joined_where_they_are_right_finished_new_and_fit(tmp_
 
 def test_rows_of_a_benchmark_are_counted_or_removed(tmp_path: Path) -> None:
     train = first_source(tmp_path / "one.jsonl")
-    overlap = Overlap({"amc": ["WHAT is 3+3?"], "aime24": ["Something else entirely"]}, num_words=4)
+    overlap = Overlap({"amc": ["WHAT is 3+3?"], "aime24": ["Something else entirely"]})
     options = {"overlap": overlap, "overlap_names": ("amc", "aime24")}
     rows, counts = built(Build(config_of(train), tmp_path / "a.jsonl", **options))
     assert len(rows) == 6 and counts.rows_by_set == {"amc": 1}
@@ -113,6 +116,32 @@ def test_a_run_of_words_is_found_anywhere_and_nothing_shorter() -> None:
     overlap = Overlap({"set": [" ".join(words)]})
     assert overlap.sets_with("So, " + ", ".join(words[5:18]) + "!") == ("set",)
     assert overlap.sets_with(" ".join(words[5:17])) == ()
+
+
+def test_a_short_problem_is_found_in_a_longer_text_and_a_way_of_speaking_is_not() -> None:
+    speech = "where m and n are relatively prime positive integers. Find m + n."
+    overlap = Overlap(
+        {
+            "math500": ["How many positive whole-number divisors does 196 have?"],
+            "aime24": [f"A cube of 7 blue faces rolls until it stops at rest with chance m/n, {speech}"],
+            "aime25": [f"Ann draws 3 green cards from a deck of 60 with chance m/n, {speech}"],
+        }
+    )
+    assert overlap.sets_with("Problem 7. How many positive whole-number divisors does 196 have? Box it.") == (
+        "math500",
+    )
+    assert overlap.sets_with(f"A fair die is rolled. The chance is m/n, {speech}") == ()
+    assert overlap.sets_with("If a cube of 7 blue faces rolls until it stops at rest, with what chance?") == ("aime24",)
+
+
+def test_what_was_kept_is_never_made_up(tmp_path: Path) -> None:
+    train = first_source(tmp_path / "one.jsonl")
+    build = Build(config_of(train), tmp_path / "set.jsonl")
+    (tmp_path / "set.work").mkdir()
+    state = {"described": build.described(), "kept_bytes": 99, "num_done": 6, "counts": BuildTally(num_kept=6).to_row()}
+    (tmp_path / "set.work" / "state.json").write_text(json.dumps(state))
+    with pytest.raises(DataError, match="is shorter than 99 bytes"):
+        built(build)
 
 
 def test_bad_rows_are_errors_or_counted(tmp_path: Path) -> None:

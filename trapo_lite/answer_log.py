@@ -56,12 +56,18 @@ class AnswerLog:
         return len(self._groups) == len(self._ids)
 
     @property
+    def is_finished(self) -> bool:
+        return self.summary_file.exists()
+
+    @property
     def done(self) -> frozenset[str]:
         """Ids of the problems whose answers are all there."""
         return frozenset(self._groups)
 
     def append(self, group: Sequence[Answer]) -> None:
-        """One problem's answers, in one write: a kill leaves all of them or a piece that is dropped."""
+        """One problem's answers, in one write: a kill leaves all of them or a piece that is dropped. Once is enough."""
+        if group[0].problem_id in self._groups:
+            return
         self._take(group)
         with errors_named(self.partial_file), self.partial_file.open("a", encoding="utf-8") as file:
             file.write(_lines(group))
@@ -102,7 +108,7 @@ class AnswerLog:
                 )
 
 
-def regraded(summary_file: Path, verifier: Grader, *, require_box: bool) -> tuple[EvalResult, int]:
+def regraded(summary_file: Path, verifier: Grader) -> tuple[EvalResult, int]:
     """Grade the answers beside NAME.json again and write both files anew; the result, and how many verdicts changed."""
     answers_file, summary = summary_file.with_suffix(".jsonl"), read_summary(summary_file)
     before = read_answers(answers_file)
@@ -113,7 +119,7 @@ def regraded(summary_file: Path, verifier: Grader, *, require_box: bool) -> tupl
     ]
     result = result_of(after, summary["seed"])
     replace_text(answers_file, _lines(after))
-    replace_text(summary_file, _to_json({**summary, **result.summary(), "require_box": require_box}))
+    replace_text(summary_file, _to_json({**summary, **result.summary()}))
     return result, sum(old.verdict != new.verdict for old, new in zip(before, after, strict=True))
 
 
@@ -148,6 +154,9 @@ def _whole_lines(file: Path) -> list[str]:
 
 def read_summary(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or "seed" not in found:
+            raise ValueError("no seed")
+        return found
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read ({error}); draw again with --restart") from None

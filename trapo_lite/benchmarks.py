@@ -78,18 +78,20 @@ def read_benchmark(name: str, benchmark: Benchmark, *, allow_part: bool = False)
     """(problem as it is put, gold answer) of each problem once, in the order of the source.
 
     The official evaluation files hold a problem once for every draw. DataError for a row that cannot be read, and
-    where there are more or, unless `allow_part`, fewer different problems than the set has: its score would be of
-    something else.
+    where neither the rows nor the different problems are as many as the set has (unless `allow_part`: or fewer): its
+    score would be of something else.
     """
     found: dict[tuple[str, str], None] = {}
+    num_rows = 0
     for row in read_rows(benchmark.source, name=name):
+        num_rows += 1
         try:
             problem, gold = _question(row, benchmark)
         except BadRow as bad:
             raise DataError(f"data {row.where}: {bad.what}") from None
         found[benchmark.template.replace("{problem}", problem), gold] = None
     is_part = allow_part and len(found) < min(benchmark.num_problems)
-    if len(found) not in benchmark.num_problems and not is_part:
+    if not {len(found), num_rows} & set(benchmark.num_problems) and not is_part:
         expected = " or ".join(f"{count:,}" for count in benchmark.num_problems)
         raise DataError(
             f"--benchmarks {name}: {benchmark.source} holds {len(found):,} different problems, {benchmark.title} has "

@@ -83,15 +83,26 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser, *, option: str = "-
     )
 
 
+def _without_overrides(args: argparse.Namespace) -> argparse.Namespace:
+    """Overrides that stand behind NAME[=FILE] ..., which takes all it finds, put where they belong."""
+    strays = [text for text in args.benchmarks if "=" in text and "." in text.partition("=")[0]]
+    args.benchmarks = [text for text in args.benchmarks if text not in strays]
+    args.overrides = [*args.overrides, *strays]
+    return args
+
+
 def evaluate(args: argparse.Namespace) -> None:
     """scripts/evaluate.py"""
     with exit_on_user_error():
         from trapo_lite.evaluate import evaluate as evaluate_job
         from trapo_lite.evaluate import regrade, target_from_arguments
 
-        options = vars(args)
+        options = vars(_without_overrides(args))
         folder = options.pop("regrade")
         if folder is not None:
+            given = [name for name in ("benchmarks", "data", "adapter", "base", "out", "restart") if options[name]]
+            if given:
+                raise ConfigError(f"--regrade: draws nothing, so --{given[0]} says nothing; leave it out")
             regrade(folder, load_config(options["config"], options["overrides"]))
         else:
             evaluate_job(target_from_arguments(**options))
@@ -103,6 +114,9 @@ def prepare(args: argparse.Namespace) -> None:
         from trapo_lite.benchmarks import choose, load_registry
         from trapo_lite.prepare import prepare as prepare_job
 
+        args = _without_overrides(args)
+        if args.remove and not args.benchmarks:
+            raise ConfigError("--remove: drops what --decontaminate finds; name benchmarks with that")
         prepare_job(
             load_config(args.config, args.overrides),
             out=args.out,

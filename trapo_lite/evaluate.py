@@ -15,7 +15,7 @@ from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
 from trapo_lite import parity
-from trapo_lite.answer_log import AnswerLog, regraded
+from trapo_lite.answer_log import AnswerLog, read_summary, regraded
 from trapo_lite.base_model import model_config
 from trapo_lite.benchmarks import Benchmark, choose, load_registry
 from trapo_lite.config import Config, ConfigError, load_config
@@ -134,7 +134,7 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
     _make_folder(target.out)
     with contextlib.ExitStack() as stack:
         stack.enter_context(lock(target.out, option="--out"))
-        logs = [_log_of(target, one) for one in sets]
+        logs = [_log_of(target, one, tokenizer) for one in sets]
         if not all(log.is_complete for log in logs):
             num_done = sum(len(log.done) for log in logs)
             going_on = f"; {num_done} problems are done" if num_done else ""
@@ -152,6 +152,9 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
                 _publish(engine, target.adapter_dir, dtype=getattr(torch, config.model.dtype))
             for one, log in zip(sets, logs, strict=True):
                 _draw(config, one, log, engine, verifier, tokenizer, console)
+        for log in logs:
+            if not log.is_finished:  # killed after its last answer
+                log.finish(log.result(seed=config.run.seed))
         results = {one.name: log.result(seed=config.run.seed) for one, log in zip(sets, logs, strict=True)}
     if len(sets) == 1:
         say("\n".join(table_lines(target, sets[0], results[sets[0].name])))
@@ -199,9 +202,11 @@ def regrade(folder: Path, config: Config) -> dict[str, EvalResult]:
     if not files:
         raise ConfigError(f"--regrade {folder}: holds no NAME.json beside a NAME.jsonl; give a folder of results")
     results = {}
-    with lock(folder, option="--regrade"), MathVerifier.from_config(config.reward) as verifier:
+    with lock(folder, option="--regrade"):
         for file in files:
-            results[file.stem], num_changed = regraded(file, verifier, require_box=config.reward.require_box)
+            box = {"require_box": read_summary(file).get("require_box", config.reward.require_box)}  # as it was drawn
+            with MathVerifier.from_config(config.reward.model_copy(update=box)) as verifier:
+                results[file.stem], num_changed = regraded(file, verifier)
             result = results[file.stem]
             print(f"{file.stem}: {result.accuracy:.3f}; {num_changed} of {len(result.answers)} verdicts changed")
     return results
@@ -243,12 +248,12 @@ def table_lines(target: EvalTarget, problem_set: ProblemSet, result: EvalResult)
     return lines
 
 
-def _log_of(target: EvalTarget, problem_set: ProblemSet) -> AnswerLog:
-    config = target.config
+def _log_of(target: EvalTarget, problem_set: ProblemSet, tokenizer: PreTrainedTokenizerBase) -> AnswerLog:
+    config, settings = target.config, sampling_settings(target.config, tokenizer, for_eval=True)
     described: dict[str, Any] = {
         "model": config.model.name,
         "weights": weights_fingerprint(config.model.name),
-        "adapter": None if target.adapter_dir is None else str(target.adapter_dir),
+        "adapter": None if target.adapter_dir is None else str(target.adapter_dir.resolve()),
         "adapter_weights": None if target.adapter_dir is None else weights_fingerprint(str(target.adapter_dir)),
         "config_overrides": config.model.config_overrides,
         "quantize": config.model.quantize,
@@ -256,6 +261,7 @@ def _log_of(target: EvalTarget, problem_set: ProblemSet) -> AnswerLog:
         **problem_set.described(),
         "num_samples": problem_set.num_samples,
         "engine": config.rollout.engine,
+        "stop_ids": list(settings.stop_ids),
         "temperature": config.eval.temperature,
         "top_p": config.rollout.top_p,
         "top_k": config.rollout.top_k,

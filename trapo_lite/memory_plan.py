@@ -131,9 +131,10 @@ def shortcoming(config: Config, shape: ModelShape, *, gpu_memory: float, num_sha
 
 
 def lacking(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int = 1) -> float:
-    """Bytes that the worst stage, or the engine's cache, is short of; at most 0 where everything fits."""
+    """Bytes that the update, the rollouts and the engine's cache are short of, together; 0 where everything fits."""
     plan = plan_memory(config, shape, gpu_memory=gpu_memory, num_shards=num_shards)
-    return max(plan.during_update - gpu_memory, plan.during_rollouts - gpu_memory, _lacking_in_engine(config, plan))
+    shortages = (plan.during_update - gpu_memory, plan.during_rollouts - gpu_memory, _lacking_in_engine(config, plan))
+    return sum(max(0.0, shortage) for shortage in shortages)
 
 
 def _lacking_in_engine(config: Config, plan: MemoryPlan) -> float:

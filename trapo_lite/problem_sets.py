@@ -1,5 +1,6 @@
 """What an evaluation is on: benchmarks or a file of problems, as tokens."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,13 @@ from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.benchmarks import Benchmark, read_benchmark
 from trapo_lite.config import Config, ConfigError
-from trapo_lite.data import encode, fingerprint, load_problems, prompt_text
+from trapo_lite.data import encode, fingerprint, load_with_rows, prompt_text
 from trapo_lite.types import Problem
 
 
 @dataclass(frozen=True)
 class ProblemSet:
-    """name: of its files among the results;  report: lines for people, of what was read."""
+    """name: of its files among the results;  report: lines for people, of what was read;  texts: problems and golds."""
 
     name: str
     title: str
@@ -23,6 +24,7 @@ class ProblemSet:
     problems: tuple[Problem, ...]
     num_samples: int
     report: tuple[str, ...]
+    texts: tuple[tuple[str, str], ...] = ()
 
     @property
     def longest_prompt(self) -> int:
@@ -33,7 +35,8 @@ class ProblemSet:
         return {
             "benchmark": self.title,
             "data": self.source,
-            "fingerprint": fingerprint([Problem(p.id, p.prompt_ids, p.answer) for p in self.problems]),
+            "fingerprint": hashlib.sha256(repr(self.texts).encode()).hexdigest(),
+            "prompts": fingerprint([Problem(p.id, p.prompt_ids, p.answer) for p in self.problems]),
         }
 
 
@@ -67,11 +70,13 @@ def _read_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> ProblemSet
         )
     data = config.data.model_copy(update={"require_expert": False})
     limit = config.rollout.max_response_tokens
-    problems, report = load_problems(data, tokenizer, max_response_tokens=limit, files=source)
+    loaded = load_with_rows(data, tokenizer, max_response_tokens=limit, files=source)
+    problems, report = loaded.problems, loaded.report
     lines = [report.lines()[0], *(line for line in report.lines() if "rows dropped" in line)]
     name = Path(source).stem.replace(":", "-")
     chosen = tuple(problems[: config.eval.num_problems])
-    return ProblemSet(name, source, source, chosen, config.eval.num_samples, tuple(lines))
+    texts = tuple((example.problem, example.answer) for example in loaded.examples[: len(chosen)])
+    return ProblemSet(name, source, source, chosen, config.eval.num_samples, tuple(lines), texts)
 
 
 def _read_benchmark(
@@ -93,7 +98,7 @@ def _read_benchmark(
     whole = benchmark.num_problems[0] if len(pairs) not in benchmark.num_problems else len(pairs)
     title = benchmark.title + (f", {len(problems)} of {whole:,} problems" if len(problems) < whole else "")
     line = f"{name}: {title}; {benchmark.source}, {len(problems)} problems x {num_samples}"
-    return ProblemSet(name, title, benchmark.source, problems, num_samples, (line,))
+    return ProblemSet(name, title, benchmark.source, problems, num_samples, (line,), tuple(chosen))
 
 
 def require_positions(config: Config, sets: Sequence[ProblemSet], *, available: int) -> int:

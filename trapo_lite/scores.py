@@ -38,15 +38,18 @@ def majority_at_k(answers: Sequence[str | None], are_correct: Sequence[bool]) ->
     >>> majority_at_k(["7", "8"], [True, False]), majority_at_k([None, None, "8"], [False, False, True])
     (0.5, 1.0)
 
-    answers: spelt alike where they are the same; None, no answer, has no vote. Without any vote it is 0.
+    answers: spelt alike where they are the same; None, no answer, has no vote. Without any vote it is 0. Draws that are
+    spelt alike but judged differently (a verdict that timed out) count by their correct share.
     """
     votes = Counter(answer for answer in answers if answer is not None)
     if not votes:
         return 0.0
     most = max(votes.values())
-    verdicts = dict(zip(answers, are_correct, strict=True))
+    verdicts = list(zip(answers, are_correct, strict=True))
     leaders = [answer for answer, count in votes.items() if count == most]
-    return sum(verdicts[answer] for answer in leaders) / len(leaders)
+    return sum(mean([is_right for answer, is_right in verdicts if answer == leader]) for leader in leaders) / len(
+        leaders
+    )
 
 
 def mean(values: Sequence[float]) -> float:

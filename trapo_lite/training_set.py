@@ -102,8 +102,12 @@ class Build:
     remove_overlap: bool = False
     verifier: Grader | None = None
 
+    def _local_sources(self) -> list[str]:
+        sources = [*check_sources(self.config.data.train), *([self.second] if self.second else [])]
+        return [source for source in sources if Path(source).is_file()]
+
     def described(self) -> dict[str, Any]:
-        """All that decides what comes out: a build is only gone on with if it is the same."""
+        """What decides what comes out: a build is only gone on with if it is the same."""
         return {
             "data": self.config.data.model_dump(mode="json"),
             "tokenizer": self.config.model.name,
@@ -112,6 +116,7 @@ class Build:
             "overlap": list(self.overlap_names),
             "remove_overlap": self.remove_overlap,
             "verified": self.verifier is not None,
+            "files": {name: Path(name).stat().st_size for name in self._local_sources()},
         }
 
 
@@ -142,9 +147,10 @@ def build_training_set(build: Build, tokenizer: PreTrainedTokenizerBase, say: Ca
     if counts.num_kept == 0:
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.rows_dropped.items())
         raise DataError(f"data {', '.join(sources)}: none of {counts.num_rows} rows is left ({reasons}); mend them")
-    kept_file.rename(build.out)
     report = {**build.described(), **counts.to_row()}
     replace_text(build.out.with_suffix(".report.json"), json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    state_file.unlink()  # killed from here on, the next build begins anew and finds the same
+    kept_file.rename(build.out)
     shutil.rmtree(work)
     return counts
 
@@ -260,8 +266,10 @@ def _places_of(file: Path) -> dict[str, int]:
 
 
 def _cut(file: Path, length: int) -> None:
-    """To what the state knows of: lines after it are written again."""
+    """To what the state knows of: lines after it are written again. DataError where there is less."""
     with file.open("ab") as opened:
+        if opened.tell() < length:
+            raise DataError(f"{file}: is shorter than {length} bytes; remove {file.parent} to begin anew")
         opened.truncate(length)
 
 
@@ -277,7 +285,7 @@ def _finished_rows(
     data, limit = build.config.data, build.config.rollout.max_response_tokens
     tally = Tally(skip_bad_rows=data.on_bad_row == "skip")
     batch = [example for example in batch if not _is_removed(build, example, counts)]
-    joined = [_with_second(example, more_traces, second_file) for example in batch]
+    joined = [_with_second(build, example, tokenizer, more_traces, second_file) for example in batch]
     fitting, prompts = drop_long_prompts(joined, data, tokenizer, tally)
     problems, kept = with_traces(
         fitting, prompts, data, tokenizer, end_of_text_id(tokenizer, data.eos_token), limit, tally
@@ -293,8 +301,11 @@ def _finished_rows(
     return [_simple_row(example, keep_system=data.system == "row") for example in kept]
 
 
-def _with_second(example: Example, places: Mapping[str, int], file: Path) -> Example:
-    """With a trace of the second source that is another than those it has, if it has fewer than two."""
+def _with_second(
+    build: Build, example: Example, tokenizer: PreTrainedTokenizerBase, places: Mapping[str, int], file: Path
+) -> Example:
+    """With the first trace of the second source that is another than those it has, fits and, where there is a verifier,
+    verifies; if it has fewer than two."""
     start = places.get(matching_key(example.problem))
     if start is None or len(example.solutions) > 1:
         return example
@@ -302,8 +313,14 @@ def _with_second(example: Example, places: Mapping[str, int], file: Path) -> Exa
         lines.seek(start)
         found = json.loads(lines.readline())["solutions"]
     own = {matching_key(solution) for solution in example.solutions}
-    other = next((solution for solution in found if matching_key(solution) not in own), None)
-    return example if other is None else replace(example, solutions=(*example.solutions, other))
+    for other in found:
+        text = expert_text(other, build.config.data.expert_text)
+        fits = len(tokenizer(text, add_special_tokens=False)["input_ids"]) < build.config.rollout.max_response_tokens
+        if matching_key(other) in own or not fits:
+            continue
+        if build.verifier is None or build.verifier.grade([(other, example.answer)])[0].is_correct:
+            return replace(example, solutions=(*example.solutions, other))
+    return example
 
 
 def _is_removed(build: Build, example: Example, counts: BuildTally) -> bool:

@@ -26,7 +26,7 @@ from trapo_lite.tree import Group, balance, cut, num_tokens, split
 from trapo_lite.types import Mean, PackedBatch
 
 ENGINE_TAKES = "or lower rollout.gpu_memory_fraction if the engine shares the card"
-LESS_MEMORY = f"turn on model.gradient_checkpointing or model.offload_activations, {ENGINE_TAKES}"
+LESS_MEMORY = f"turn on model.gradient_checkpointing, and with it model.offload_activations, {ENGINE_TAKES}"
 
 
 class UpdateError(RuntimeError):
@@ -130,7 +130,8 @@ def update_policy(
             )
             if moved is None:
                 raise UpdateError(
-                    f"update: out of memory in the optimizer's step; set optim.name: adamw_8bit, {ENGINE_TAKES}"
+                    "update: out of memory in the optimizer's step; begin anew with optim.name: adamw_8bit, "
+                    + ENGINE_TAKES
                 )
             norm = moved
         return batches, losses, gaps, norm

@@ -17,5 +17,5 @@ def spelling(answer: str) -> str:
     quantity = read_quantity(text)
     if quantity is not None:
         base = "" if quantity.base is None else f" in base {quantity.base}"
-        return f"{quantity.value}{' percent' if quantity.is_percent else ''}{base}"
+        return f"{quantity.value}{' percent' if quantity.is_percent else ''} {quantity.unit}{base}".strip()
     return (notation.words(text) or notation.squeezed(text)).casefold()
