@@ -273,3 +273,38 @@ def test_mistakes_end_in_one_message(
         call_script(monkeypatch, *(argument.format(run=run_dir, data=easy_file) for argument in arguments))
     assert exit_info.value.code == 2
     assert message in capsys.readouterr().err
+
+
+OFFICIAL = {
+    "aime24": "valid.aime.parquet",
+    "aime25": "valid.aime25.parquet",
+    "amc": "valid.amc.parquet",
+    "math500": "math500_test.jsonl",
+    "minerva": "valid.minerva.parquet",
+    "olympiad": "valid.olympiad_bench.parquet",
+    "gsm8k": "gsm8k_test.jsonl",
+    "arc": "valid.arc_c.parquet",
+    "mmlu_pro": "mmlu_pro_140.jsonl",
+}
+
+
+@pytest.mark.slow
+def test_every_official_file_runs_through_the_harness(
+    shared_benchmarks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Two problems of each, through the door, overrides behind the names included."""
+    config = tmp_path / "config.yaml"
+    config.write_text(tiny_config(tmp_path).to_yaml(), encoding="utf-8")
+    named = [f"{name}={shared_benchmarks / file}" for name, file in OFFICIAL.items()]
+    overrides = [
+        "eval.num_problems=2",
+        "eval.max_response_tokens=8",
+        "model.config_overrides={max_position_embeddings: 16384}",
+    ]
+    script = ["--model", BASE_DIR, "--config", config, "--out", tmp_path / "out", "--partial", "--num-samples", 2]
+    call_script(monkeypatch, *script, "--benchmarks", *named, *overrides)
+    assert "python evals/compare.py" in capsys.readouterr().out
+    for name in OFFICIAL:
+        summary = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+        assert (summary["num_problems"], summary["num_samples"]) == (2, 2) and "2 of " in summary["benchmark"]
+        assert len((tmp_path / "out" / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")) == 5

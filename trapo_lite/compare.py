@@ -11,6 +11,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
@@ -139,7 +140,7 @@ def _table(rows: Sequence[ResultRow], literature: Sequence[PublishedRow], names:
     for row in rows:
         cells = [_cell(row.scores.get(name)) for name in names]
         average = row.average()
-        table.add_row(row.name, *cells, "" if average is None else _percent(*average))
+        table.add_row(escape(row.name), *cells, "" if average is None else _percent(*average))
     for published in literature:
         found = [published.scores.get(name) for name in (*names, AVERAGE)]
         table.add_row(published.name, *("" if value is None else f"{value:.1f}" for value in found), style="dim")

@@ -56,7 +56,7 @@ def prepare(
                 Path(out),
                 second=second,
                 overlap=Overlap(problems) if problems else None,
-                overlap_names=tuple(problems),
+                overlap_names=tuple(f"{name}={one.source}" for name, one in (overlap or {}).items()),
                 remove_overlap=remove_overlap,
                 verifier=grader,
             )

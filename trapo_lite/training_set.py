@@ -2,7 +2,8 @@
 
     sources -> ids -> traces of the second source that match -> rows that fit, in OUT, and OUT.report.json
 
-Nothing is held but ids, keys and counts. OUT.work holds what is done; a build that was killed goes on from there.
+Traces are read where they are needed: ids, problems and counts are all that is held. OUT.work holds what is done, so that
+a build that was killed goes on from there.
 """
 
 import json
@@ -90,7 +91,8 @@ class Build:
     """What is built, and of what.
 
     second:     a source with more traces of the same problems, or None
-    overlap:    sets that are evaluated on;  remove_overlap: drop rows that share a run of words with them
+    overlap:    sets that are evaluated on, named with their sources by overlap_names;  remove_overlap: drop rows that
+                share a run of words with them
     verifier:   grades every trace; None: no grading
     """
 
