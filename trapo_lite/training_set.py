@@ -2,8 +2,8 @@
 
     sources -> ids -> traces of the second source that match -> rows that fit, in OUT, and OUT.report.json
 
-Traces are read where they are needed: ids, problems and counts are all that is held. OUT.work holds what is done, so that
-a build that was killed goes on from there.
+Traces are read where they are needed: ids, problems and counts are all that is held. OUT.work holds what is done, so
+that a build that was killed goes on from there.
 """
 
 import json
