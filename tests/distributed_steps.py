@@ -69,6 +69,7 @@ def main(out: str, optimizer_name: str, budget: int, tied: bool) -> None:
             },
             out,
         )
+    ranks.close()
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def test_a_table_with_intervals_tests_and_the_literature(tmp_path: Path, capsys:
         write(tmp_path / "high", name, 0.7)
     compare([tmp_path / "low", tmp_path / "high"], published=PUBLISHED, out=tmp_path / "table.json")
     printed = capsys.readouterr().out
-    assert "avg@2" in printed and "57.6" in printed and "62.5" in printed and "2604.23747" in printed
+    assert "40 x 2" in printed and "57.6" in printed and "62.5" in printed and "2604.23747" in printed
     found = json.loads((tmp_path / "table.json").read_text())
     assert [test["set"] for test in found["tests"]] == list(sorted(PAPER_SETS))
     assert all(test["difference"] > 0.1 and test["p_value"] < 0.01 for test in found["tests"])

@@ -445,5 +445,5 @@ def test_no_memory_in_the_optimizer_is_one_error(make_config, monkeypatch) -> No
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(torch.optim.AdamW, "step", out_of_memory)
-    with pytest.raises(UpdateError, match=r"in the optimizer's step; with optim\.name: adamw_8bit"):
+    with pytest.raises(UpdateError, match=r"in the optimizer's step; begin anew with optim\.name: adamw_8bit"):
         train(make_config(train={"check_packing": False}))

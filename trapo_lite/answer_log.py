@@ -111,7 +111,7 @@ class AnswerLog:
 def regraded(summary_file: Path, verifier: Grader) -> tuple[EvalResult, int]:
     """Grade the answers beside NAME.json again and write both files anew; the result, and how many verdicts changed."""
     answers_file, summary = summary_file.with_suffix(".jsonl"), read_summary(summary_file)
-    before = read_answers(answers_file)
+    before = read_answers(answers_file, num=summary["num_problems"] * summary["num_samples"])
     verdicts = verifier.grade([(answer.completion, answer.gold) for answer in before])
     after = [
         replace(answer, verdict=verdict.kind, answer=verdict.answer)
@@ -131,10 +131,13 @@ def result_of(answers: Sequence[Answer], seed: int) -> EvalResult:
     return EvalResult(tuple(map(tuple, groups.values())), seed)
 
 
-def read_answers(file: Path) -> list[Answer]:
-    """All lines of NAME.jsonl. DataError for a file that is not there or was changed by hand."""
+def read_answers(file: Path, *, num: int | None = None) -> list[Answer]:
+    """All lines of NAME.jsonl. DataError for a file that is missing, changed by hand, or without `num` answers."""
     try:
-        return [Answer(**json.loads(line)) for line in _whole_lines(file)]
+        answers = [Answer(**json.loads(line)) for line in _whole_lines(file)]
+        if num is not None and len(answers) != num:
+            raise ValueError(f"{len(answers)} answers, {num} were drawn")
+        return answers
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{file}: holds no answers that can be read ({error}); draw again with --restart") from None
 
@@ -155,8 +158,9 @@ def _whole_lines(file: Path) -> list[str]:
 def read_summary(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or "seed" not in found:
-            raise ValueError("no seed")
+        missing = {"seed", "num_problems", "num_samples"} - set(found)
+        if missing:
+            raise ValueError(f"no {', '.join(sorted(missing))}")
         return found
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{file}: cannot be read ({error}); draw again with --restart") from None

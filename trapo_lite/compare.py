@@ -20,11 +20,12 @@ from trapo_lite.answer_log import read_answers, read_summary, result_of
 from trapo_lite.config import ConfigError
 from trapo_lite.config.fields import Section
 from trapo_lite.evaluation import EvalResult
+from trapo_lite.files import replace_text
 
 PAPER_SETS = ("aime24", "amc", "math500", "minerva", "olympiad")
 AVERAGE = "avg"
 SAME_PROBLEMS = ("fingerprint", "num_problems")
-SAME_DRAWING = ("temperature", "top_p", "max_response_tokens", "num_samples")
+SAME_DRAWING = ("temperature", "top_p", "max_response_tokens", "num_samples", "seed")
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def compare(folders: Sequence[Path], *, published: Path | None, out: Path | None
             {"name": row.name, "scores": {name: score.summary for name, score in row.scores.items()}} for row in rows
         ]
         found = {"rows": own, "tests": tests, "published": [row.model_dump() for row in literature]}
-        out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        replace_text(out, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_rows(folder: Path) -> list[ResultRow]:
@@ -97,10 +98,14 @@ def read_rows(folder: Path) -> list[ResultRow]:
         found = {}
         for file in files:
             summary = read_summary(file)
-            found[file.stem] = Score(summary, result_of(read_answers(file.with_suffix(".jsonl")), summary["seed"]))
+            answers = read_answers(file.with_suffix(".jsonl"), num=summary["num_problems"] * summary["num_samples"])
+            found[file.stem] = Score(summary, result_of(answers, summary["seed"]))
         if found:
             rows.append(ResultRow(str(place), found))
     if not rows:
+        unfinished = [str(file) for place in places for file in place.glob("*.partial.jsonl")]
+        if unfinished:
+            raise ConfigError(f"{unfinished[0]}: is unfinished; give the command that began it again")
         raise ConfigError(f"{folder}: holds no results; give the --out of an evaluation, or a run that was evaluated")
     return rows
 
@@ -155,7 +160,8 @@ def _cell(score: Score | None) -> str:
 
 def _title(rows: Sequence[ResultRow], name: str) -> str:
     counts = sorted({row.scores[name].result.num_samples for row in rows if name in row.scores})
-    return f"{name}\navg@{'/'.join(map(str, counts))}"
+    problems = sorted({len(row.scores[name].result.groups) for row in rows if name in row.scores})
+    return f"{name}\n{'/'.join(map(str, problems))} x {'/'.join(map(str, counts))}"
 
 
 def _percent(value: float, interval: tuple[float, float]) -> str:
@@ -166,6 +172,8 @@ def _differences_in_drawing(rows: Sequence[ResultRow]) -> list[str]:
     """A line where two rows of a column were not made alike: other problems, or drawn in another way."""
     lines = []
     for row in rows[1:]:
+        if not rows[0].scores.keys() & row.scores.keys():
+            lines.append(f"WARNING {row.name}: has no set of problems in common with {rows[0].name}")
         for name in rows[0].scores.keys() & row.scores.keys():
             ours, theirs = rows[0].scores[name].summary, row.scores[name].summary
             keys = [key for key in (*SAME_PROBLEMS, *SAME_DRAWING) if ours.get(key) != theirs.get(key)]

@@ -80,3 +80,8 @@ class Ranks:
 
     def wait(self) -> None:
         self._accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Before the process ends: gloo's threads abort it now and then if they are still there."""
+        if self.count > 1:
+            torch.distributed.destroy_process_group()

@@ -93,7 +93,8 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     share = successes / trials
     centre = (share + _Z * _Z / (2 * trials)) / (1 + _Z * _Z / trials)
     half = _Z / (1 + _Z * _Z / trials) * math.sqrt(share * (1 - share) / trials + _Z * _Z / (4 * trials * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    low = 0.0 if successes == 0 else centre - half  # by arithmetic 0 up to rounding; and so at the other end
+    return low, 1.0 if successes == trials else centre + half
 
 
 @dataclass(frozen=True)

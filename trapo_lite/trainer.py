@@ -47,6 +47,7 @@ def train(config: Config, *, restart: bool = False) -> Path:
     with contextlib.ExitStack() as stack:
         run = _Run(config, stack, restart=restart)
         if run.is_complete:
+            run.ranks.close()
             return run.folder.path
         with run.keeping_what_is_done():
             for step in range(run.first_step, config.train.max_steps):
@@ -59,7 +60,9 @@ def train(config: Config, *, restart: bool = False) -> Path:
                 run.log(step + 1, metrics, groups, seconds=time.perf_counter() - started)
                 if (step + 1) % config.train.save_every == 0 or step + 1 == config.train.max_steps:
                     run.save(step + 1)
-        return run.finish()
+        folder = run.finish()
+        run.ranks.close()
+        return folder
 
 
 class _Run:

@@ -38,7 +38,7 @@ class BuildTally:
     """What became of rows and traces. Counters as they stand in the report: name or number of tokens -> how many.
 
     rows_by_set:         kept or removed rows that share a run of words with a set that is evaluated on
-    num_second:          problems that got a second trace
+    num_second:          problems that got a second trace;  has_second: whether one was looked for
     num_graded:          traces put to the verifier;  num_wrong: whole solutions it did not find correct
     num_wrong_thoughts:  of the same traces, where only what stands inside <think> is read
     """
@@ -51,6 +51,7 @@ class BuildTally:
     prompt_lengths: Counter[str] = field(default_factory=Counter)
     trace_lengths: Counter[str] = field(default_factory=Counter)
     rows_by_set: Counter[str] = field(default_factory=Counter)
+    has_second: bool = False
     num_second: int = 0
     num_graded: int = 0
     num_wrong: int = 0
@@ -71,7 +72,7 @@ class BuildTally:
         for what, counts in (("rows dropped", self.rows_dropped), ("traces dropped", self.traces_dropped)):
             if counts:
                 lines.append(f"  {what}: " + ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items())))
-        if self.num_second:
+        if self.has_second:
             lines.append(f"  second traces: {self.num_second}")
         if self.rows_by_set:
             shared = ", ".join(f"{name} {count}" for name, count in sorted(self.rows_by_set.items()))
@@ -136,6 +137,7 @@ def build_training_set(build: Build, tokenizer: PreTrainedTokenizerBase, say: Ca
     counts = BuildTally.from_row(state["counts"]) if "counts" in state else BuildTally()
     if "counts" not in state:
         counts.num_rows, counts.rows_dropped = tally.num_rows, Counter(tally.rows)
+        counts.has_second = build.second is not None
     _cut(kept_file, state.get("kept_bytes", 0))
     rows = islice(_examples(sources, ids), state.get("num_done", 0), None)
     with kept_file.open("ab") as kept:
@@ -148,7 +150,8 @@ def build_training_set(build: Build, tokenizer: PreTrainedTokenizerBase, say: Ca
             replace_text(state_file, json.dumps(state))
     if counts.num_kept == 0:
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.rows_dropped.items())
-        raise DataError(f"data {', '.join(sources)}: none of {counts.num_rows} rows is left ({reasons}); mend them")
+        shutil.rmtree(work)
+        raise DataError(f"data {', '.join(sources)}: none of {counts.num_rows} rows is left ({reasons})")
     report = {**build.described(), **counts.to_row()}
     replace_text(build.out.with_suffix(".report.json"), json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     state_file.unlink()  # killed from here on, the next build begins anew and finds the same
