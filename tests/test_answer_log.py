@@ -17,7 +17,6 @@ from trapo_lite.evaluation import Answer
 from trapo_lite.tiny_world import BASE_DIR, DATA_DIR
 
 ROOT = Path(__file__).parents[1]
-TIMES = ("seconds",)
 
 
 def answer(problem: int, sample: int, verdict: str = "wrong") -> Answer:
@@ -37,8 +36,7 @@ def test_answers_come_back_in_order_and_only_whole_problems(tmp_path: Path) -> N
     again = log_in(tmp_path)
     assert again.done == {"p1"} and not again.is_complete
     again.append([answer(0, 0, "correct"), answer(0, 1)])
-    result = again.result(seed=3)
-    again.finish(result)
+    result = again.finish(seed=3)
     assert [(a.problem_id, a.sample) for a in read_answers(tmp_path / "made.jsonl")] == [
         ("p0", 0), ("p0", 1), ("p1", 0), ("p1", 1),
     ]  # fmt: skip
@@ -52,9 +50,20 @@ def test_a_group_is_kept_once_and_a_log_without_its_last_step_is_not_finished(tm
     for problem in (0, 1, 1):
         log.append([answer(problem, 0), answer(problem, 1)])
     again = log_in(tmp_path)
-    assert again.is_complete and not again.is_finished
-    again.finish(again.result(seed=3))
-    assert again.is_finished and len(read_answers(tmp_path / "made.jsonl")) == 4
+    assert again.is_complete and not (tmp_path / "made.json").exists()
+    again.finish(seed=3)
+    assert (tmp_path / "made.json").exists() and len(read_answers(tmp_path / "made.jsonl")) == 4
+
+
+def test_answers_that_were_cut_after_the_end_are_not_taken_for_all(tmp_path: Path) -> None:
+    log = log_in(tmp_path)
+    for problem in (0, 1):
+        log.append([answer(problem, 0), answer(problem, 1)])
+    log.finish(seed=3)
+    lines = (tmp_path / "made.jsonl").read_text().split("\n")
+    (tmp_path / "made.jsonl").write_text("\n".join(lines[:2]) + "\n")
+    with pytest.raises(DataError, match=r"made\.jsonl: .*2 answers, 4 were drawn.*--restart"):
+        log_in(tmp_path)
 
 
 @pytest.mark.parametrize("is_finished", [False, True])
@@ -63,7 +72,7 @@ def test_answers_of_something_else_are_not_mixed_in(tmp_path: Path, is_finished:
     log.append([answer(0, 0), answer(0, 1)])
     if is_finished:
         log.append([answer(1, 0), answer(1, 1)])
-        log.finish(log.result(seed=3))
+        log.finish(seed=3)
     with pytest.raises(ConfigError, match=r"answers with temperature 1\.0, now it is 0\.5; choose another --out"):
         log_in(tmp_path, temperature=0.5)
     assert log_in(tmp_path, temperature=0.5, restart=True).done == set()
@@ -91,8 +100,7 @@ def run(arguments: list[str]) -> str:
 
 
 def results(out: Path) -> tuple[str, dict]:
-    summary = json.loads((out / "dev.json").read_text())
-    return (out / "dev.jsonl").read_text(), {key: value for key, value in summary.items() if key not in TIMES}
+    return (out / "dev.jsonl").read_text(), json.loads((out / "dev.json").read_text())
 
 
 @pytest.mark.slow
@@ -128,8 +136,7 @@ def test_grading_again_mends_verdicts_without_drawing(tmp_path: Path) -> None:
     (tmp_path / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in wrong))
     # Killed after its last answer, the numbers are made of what is there.
     rows = [json.loads(line) for line in before.split("\n")[:-1]]
-    head = {key: value for key, value in summary.items()}
-    (tmp_path / "dev.partial.jsonl").write_text(json.dumps(head) + "\n" + before)
+    (tmp_path / "dev.partial.jsonl").write_text(json.dumps(summary) + "\n" + before)
     (tmp_path / "dev.json").unlink()
     (tmp_path / "dev.jsonl").unlink()
     assert "starting" not in run(command(tmp_path, "transformers"))

@@ -21,7 +21,7 @@ ROWS: list[tuple[str, str]] = [
     (
         "3 shell: parts",
         "branches tree_attention parity loggers display launch ranks device run_folder rollout_metrics model_card "
-        "model_shape scores benchmarks files "
+        "model_shape scores benchmarks files build_tally "
         "export_report",
     ),
     ("3 shell: parts", "base_model plain_decoder problem_sets"),

@@ -23,7 +23,7 @@ def write(folder: Path, name: str, accuracy: float, *, fingerprint: str = "f", t
     for one in ids:
         verdicts = ["correct" if rng.random() < accuracy else "wrong" for _ in range(2)]
         log.append([Answer(one, k, "", verdict, "1", "stop", 1, "1") for k, verdict in enumerate(verdicts)])  # type: ignore[arg-type]
-    log.finish(log.result(seed=0))
+    log.finish(seed=0)
 
 
 def test_a_table_with_intervals_tests_and_the_literature(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,12 +61,16 @@ def test_a_run_has_a_row_for_each_of_its_evaluations(tmp_path: Path) -> None:
     assert [Path(row.name).name for row in read_rows(tmp_path / "run")] == ["adapter", "base"]
     with pytest.raises(ConfigError, match="holds no results"):
         read_rows(tmp_path)
+    with pytest.raises(ConfigError, match="is no folder"):
+        read_rows(tmp_path / "nowhere")
 
 
 def test_the_published_rows_are_those_of_the_papers() -> None:
-    """The average of a row is the mean of its five sets, to the rounding of the source."""
+    """The average of a row is the mean of its five sets, to the rounding of the source; of one it is 54.24, and the
+    source says 54.3."""
     rows = {row.name: row for row in read_published(PUBLISHED)}
     assert len(rows) == 8
     for row in rows.values():
         if len(row.scores) > 1:
-            assert sum(row.scores[name] for name in PAPER_SETS) / 5 == pytest.approx(row.scores["avg"], abs=0.1)
+            average = 54.24 if row.name == "SFT-then-RL" else pytest.approx(row.scores["avg"], abs=0.051)
+            assert sum(row.scores[name] for name in PAPER_SETS) / 5 == pytest.approx(average)

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from byte_model import byte_tokenizer
 
+from trapo_lite.build_tally import BuildTally, histogram
 from trapo_lite.config import Config, load_config
 from trapo_lite.data import DataError, load_problems
 from trapo_lite.data.overlap import Overlap
 from trapo_lite.reward import MathVerifier
-from trapo_lite.training_set import Build, BuildTally, build_training_set, histogram
+from trapo_lite.training_set import Build, build_training_set
 
 ROOT = Path(__file__).parents[1]
 

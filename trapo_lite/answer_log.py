@@ -44,7 +44,7 @@ class AnswerLog:
                 file.unlink(missing_ok=True)
         if self.summary_file.exists():
             self._require_same(self.summary_file, read_summary(self.summary_file))
-            self._take(read_answers(self.answers_file))
+            self._take(read_answers(self.answers_file, num=len(self._ids) * num_samples))
         elif self.partial_file.exists():
             head, *lines = _whole_lines(self.partial_file) or ["{}"]
             self._require_same(self.partial_file, json.loads(head))
@@ -54,10 +54,6 @@ class AnswerLog:
     @property
     def is_complete(self) -> bool:
         return len(self._groups) == len(self._ids)
-
-    @property
-    def is_finished(self) -> bool:
-        return self.summary_file.exists()
 
     @property
     def done(self) -> frozenset[str]:
@@ -72,16 +68,16 @@ class AnswerLog:
         with errors_named(self.partial_file), self.partial_file.open("a", encoding="utf-8") as file:
             file.write(_lines(group))
 
-    def result(self, *, seed: int) -> EvalResult:
-        """Of all answers, in the order of the problems."""
-        return EvalResult(tuple(self._groups[one] for one in self._ids), seed)
-
-    def finish(self, result: EvalResult, **more: Any) -> None:
-        """Put the answers in order and the numbers beside them; answers first, so that numbers never stand alone."""
-        replace_text(self.answers_file, _lines(result.answers))
-        summary = {**self._described, **result.summary(), **more, "answers": self.answers_file.name}
-        replace_text(self.summary_file, _to_json(summary))
+    def finish(self, *, seed: int) -> EvalResult:
+        """What all answers come to, in the order of the problems; unless that is done, the answers are put in order and
+        the numbers beside them: answers first, so that numbers never stand alone."""
+        result = EvalResult(tuple(self._groups[one] for one in self._ids), seed)
+        if not self.summary_file.exists():
+            replace_text(self.answers_file, _lines(result.answers))
+            summary = {**self._described, **result.summary(), "answers": self.answers_file.name}
+            replace_text(self.summary_file, _to_json(summary))
         self.partial_file.unlink(missing_ok=True)
+        return result
 
     def _begin(self) -> None:
         """Write what was kept again: a line that was cut off must not run into the next one."""
@@ -132,7 +128,7 @@ def result_of(answers: Sequence[Answer], seed: int) -> EvalResult:
 
 
 def read_answers(file: Path, *, num: int | None = None) -> list[Answer]:
-    """All lines of NAME.jsonl. DataError for a file that is missing, changed by hand, or without `num` answers."""
+    """All lines of NAME.jsonl. DataError for a file that is missing, changed by hand, or has not `num` answers."""
     try:
         answers = [Answer(**json.loads(line)) for line in _whole_lines(file)]
         if num is not None and len(answers) != num:

@@ -91,6 +91,8 @@ def compare(folders: Sequence[Path], *, published: Path | None, out: Path | None
 
 def read_rows(folder: Path) -> list[ResultRow]:
     """The results in a folder; in a run's folder, those of each of its evaluations."""
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: is no folder; give the --out of an evaluation, or a run that was evaluated")
     places = [folder, *sorted(path for path in (folder / "eval").glob("*") if path.is_dir())]
     rows = []
     for place in places:
@@ -120,7 +122,7 @@ def read_published(file: Path) -> list[PublishedRow]:
 def paired_tests(first: ResultRow, second: ResultRow) -> list[dict[str, Any]]:
     """On each set that both were evaluated on with the same problems: second minus first, its interval, a p-value."""
     tests = []
-    for name in first.scores.keys() & second.scores.keys():
+    for name in _shared(first, second):
         ours, theirs = first.scores[name], second.scores[name]
         if any(ours.summary.get(key) != theirs.summary.get(key) for key in SAME_PROBLEMS):
             continue
@@ -137,7 +139,12 @@ def paired_tests(first: ResultRow, second: ResultRow) -> list[dict[str, Any]]:
                 "p_value": found.p_value,
             }
         )
-    return sorted(tests, key=lambda test: list(first.scores).index(test["set"]))
+    return tests
+
+
+def _shared(first: ResultRow, second: ResultRow) -> list[str]:
+    """Names of the sets that both have, in order."""
+    return [name for name in first.scores if name in second.scores]
 
 
 def _table(rows: Sequence[ResultRow], literature: Sequence[PublishedRow], names: Sequence[str]) -> Table:
@@ -172,9 +179,9 @@ def _differences_in_drawing(rows: Sequence[ResultRow]) -> list[str]:
     """A line where two rows of a column were not made alike: other problems, or drawn in another way."""
     lines = []
     for row in rows[1:]:
-        if not rows[0].scores.keys() & row.scores.keys():
+        if not _shared(rows[0], row):
             lines.append(f"WARNING {row.name}: has no set of problems in common with {rows[0].name}")
-        for name in rows[0].scores.keys() & row.scores.keys():
+        for name in _shared(rows[0], row):
             ours, theirs = rows[0].scores[name].summary, row.scores[name].summary
             keys = [key for key in (*SAME_PROBLEMS, *SAME_DRAWING) if ours.get(key) != theirs.get(key)]
             if keys:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +18,7 @@ from trapo_lite.answer_log import AnswerLog, read_summary, regraded
 from trapo_lite.base_model import model_config
 from trapo_lite.benchmarks import Benchmark, choose, load_registry
 from trapo_lite.config import Config, ConfigError, load_config
-from trapo_lite.config.model_name import check_name
+from trapo_lite.config.folders import check_name
 from trapo_lite.data import DataError, load_tokenizer, text_of
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.start import start_engine
@@ -135,6 +134,7 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(lock(target.out, option="--out"))
         logs = [_log_of(target, one, tokenizer) for one in sets]
+        engine, verifier = None, None
         if not all(log.is_complete for log in logs):
             num_done = sum(len(log.done) for log in logs)
             going_on = f"; {num_done} problems are done" if num_done else ""
@@ -150,12 +150,11 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
             stack.callback(engine.close)
             if target.adapter_dir is not None:
                 _publish(engine, target.adapter_dir, dtype=getattr(torch, config.model.dtype))
-            for one, log in zip(sets, logs, strict=True):
+        results = {}
+        for one, log in zip(sets, logs, strict=True):
+            if engine is not None and verifier is not None and not log.is_complete:
                 _draw(config, one, log, engine, verifier, tokenizer, console)
-        for log in logs:
-            if not log.is_finished:  # killed after its last answer
-                log.finish(log.result(seed=config.run.seed))
-        results = {one.name: log.result(seed=config.run.seed) for one, log in zip(sets, logs, strict=True)}
+            results[one.name] = log.finish(seed=config.run.seed)
     if len(sets) == 1:
         say("\n".join(table_lines(target, sets[0], results[sets[0].name])))
     else:
@@ -174,9 +173,6 @@ def _draw(
     console: Console,
 ) -> None:
     """What is missing of one set; each problem's answers are on disk as soon as they are graded."""
-    if log.is_complete:
-        return
-    started = time.perf_counter()
     missing = [problem for problem in problem_set.problems if problem.id not in log.done]
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(problem_set.name, total=len(missing) * problem_set.num_samples)
@@ -190,7 +186,6 @@ def _draw(
             on_progress=lambda done, expected: progress.update(task, completed=done),
             on_group=log.append,
         )
-    log.finish(log.result(seed=config.run.seed), seconds=round(time.perf_counter() - started, 1))
 
 
 def regrade(folder: Path, config: Config) -> dict[str, EvalResult]:

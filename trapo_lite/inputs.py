@@ -7,10 +7,9 @@ from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.base_model import check_targets, model_config
 from trapo_lite.config import Config, ConfigError
-from trapo_lite.config.model_name import check_name
+from trapo_lite.config.folders import check_adapter, check_name
 from trapo_lite.data import DataReport, check_sources, end_of_text_id, load_problems, load_tokenizer, require_experts
 from trapo_lite.loggers import check_loggers
-from trapo_lite.policy import check_adapter
 from trapo_lite.sampler import SamplingSettings, Schedule
 from trapo_lite.types import Problem
 

@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 
 from trapo_lite.config import Config, ConfigError
-from trapo_lite.config.model_name import check_name
+from trapo_lite.config.folders import check_name
 from trapo_lite.gpus import GIB, GPUS, Gpu
 from trapo_lite.memory_plan import plan_memory, plan_time, remedies, shortcoming
 from trapo_lite.model_shape import ModelShape

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trapo_lite import tree_attention
 from trapo_lite.base_model import ModelError, check_rope, load_base
 from trapo_lite.config import ConfigError, LoraSection, ModelSection
+from trapo_lite.config.folders import check_adapter
 from trapo_lite.head import token_logprobs
 from trapo_lite.model_shape import ModelShape
 from trapo_lite.tree import Group, bucket, pack
@@ -290,32 +290,6 @@ class Policy:
         if not self._offloads:
             return contextlib.nullcontext()
         return torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda")
-
-
-def check_adapter(folder: Path, lora: LoraSection) -> None:
-    """An adapter to start from must have the configured rank and scale: they are part of what is trained."""
-    file = folder / "adapter_config.json"
-    if not file.is_file():
-        raise ConfigError(f"lora.init_from: {folder} holds no adapter_config.json; give the folder of a PEFT adapter")
-    found = json.loads(file.read_text(encoding="utf-8"))
-    for key, wanted in (("r", lora.r), ("lora_alpha", lora.alpha)):
-        if found[key] != wanted:
-            name = {"r": "r", "lora_alpha": "alpha"}[key]
-            raise ConfigError(f"lora.{name}: {wanted}, but the adapter {folder} has {found[key]}; set it to that")
-    neutral = {"use_dora": False, "bias": "none", "lora_dropout": 0.0, "use_rslora": False}
-    neutral |= {"modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {}, "layers_to_transform": None}
-    for key, value in neutral.items():
-        if found.get(key, value) not in (value, None, [], {}):
-            raise ConfigError(
-                f"lora.init_from: the adapter {folder} has {key}: {found[key]!r}, which cannot be trained and served "
-                "here; start from a plain LoRA adapter"
-            )
-    targets = found.get("target_modules") or []
-    if isinstance(lora.target_modules, list) and set(targets) != set(lora.target_modules):
-        raise ConfigError(
-            f"lora.target_modules: {sorted(lora.target_modules)}, but the adapter {folder} has {sorted(targets)}; "
-            "set it to that"
-        )
 
 
 def _name(item: tuple[str, Any]) -> str:

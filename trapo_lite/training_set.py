@@ -10,19 +10,19 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from trapo_lite.build_tally import BuildTally
 from trapo_lite.config import Config
 from trapo_lite.data import DataError, Grader, check_sources, end_of_text_id, expert_text
 from trapo_lite.data.errors import BadRow
 from trapo_lite.data.loading import Tally, drop_long_prompts, read_examples, resolve_ids, with_traces
 from trapo_lite.data.overlap import Overlap
-from trapo_lite.data.report import QUANTILES
 from trapo_lite.data.rows import Example, read_example
 from trapo_lite.data.sources import read_rows
 from trapo_lite.files import replace_text
@@ -30,61 +30,6 @@ from trapo_lite.types import Problem
 
 ROWS_AT_ONCE = 64
 MAX_CANDIDATES = 3  # second traces kept of a problem until one is found that differs from the first
-NUM_BARS = 12
-
-
-@dataclass
-class BuildTally:
-    """What became of rows and traces. Counters as they stand in the report: name or number of tokens -> how many.
-
-    rows_by_set:         kept or removed rows that share a run of words with a set that is evaluated on
-    num_second:          problems that got a second trace;  has_second: whether one was looked for
-    num_graded:          traces put to the verifier;  num_wrong: whole solutions it did not find correct
-    num_wrong_thoughts:  of the same traces, where only what stands inside <think> is read
-    """
-
-    num_rows: int = 0
-    num_kept: int = 0
-    rows_dropped: Counter[str] = field(default_factory=Counter)
-    traces_dropped: Counter[str] = field(default_factory=Counter)
-    problems_by_traces: Counter[str] = field(default_factory=Counter)
-    prompt_lengths: Counter[str] = field(default_factory=Counter)
-    trace_lengths: Counter[str] = field(default_factory=Counter)
-    rows_by_set: Counter[str] = field(default_factory=Counter)
-    has_second: bool = False
-    num_second: int = 0
-    num_graded: int = 0
-    num_wrong: int = 0
-    num_wrong_thoughts: int = 0
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> "BuildTally":
-        read: dict[str, Any] = {key: Counter(value) if isinstance(value, dict) else value for key, value in row.items()}
-        return cls(**read)
-
-    def to_row(self) -> dict[str, Any]:
-        return {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()}
-
-    def lines(self) -> list[str]:
-        """For people; whatever did not happen is left out."""
-        by_traces = ", ".join(f"{n} with {traces}" for traces, n in sorted(self.problems_by_traces.items()))
-        lines = [f"{self.num_kept} of {self.num_rows} rows kept; problems by traces: {by_traces}"]
-        for what, counts in (("rows dropped", self.rows_dropped), ("traces dropped", self.traces_dropped)):
-            if counts:
-                lines.append(f"  {what}: " + ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items())))
-        if self.has_second:
-            lines.append(f"  second traces: {self.num_second}")
-        if self.rows_by_set:
-            shared = ", ".join(f"{name} {count}" for name, count in sorted(self.rows_by_set.items()))
-            lines.append(f"  rows that share a run of words with a benchmark: {shared}")
-        if self.num_graded:
-            whole, thought = (
-                f"{wrong} ({wrong / self.num_graded:.1%})" for wrong in (self.num_wrong, self.num_wrong_thoughts)
-            )
-            lines.append(f"  of {self.num_graded} traces {whole} do not verify, {thought} by their thoughts alone")
-        for what, lengths in (("prompt", self.prompt_lengths), ("trace", self.trace_lengths)):
-            lines += histogram(what, {int(length): count for length, count in lengths.items()})
-        return lines
 
 
 @dataclass(frozen=True)
@@ -137,7 +82,7 @@ def build_training_set(build: Build, tokenizer: PreTrainedTokenizerBase, say: Ca
     counts = BuildTally.from_row(state["counts"]) if "counts" in state else BuildTally()
     if "counts" not in state:
         counts.num_rows, counts.rows_dropped = tally.num_rows, Counter(tally.rows)
-        counts.has_second = build.second is not None
+        counts.num_second = None if build.second is None else 0
     _cut(kept_file, state.get("kept_bytes", 0))
     rows = islice(_examples(sources, ids), state.get("num_done", 0), None)
     with kept_file.open("ab") as kept:
@@ -163,28 +108,6 @@ def build_training_set(build: Build, tokenizer: PreTrainedTokenizerBase, say: Ca
 def matching_key(problem: str) -> str:
     """The same for problems that differ in blanks and case."""
     return " ".join(problem.casefold().split())
-
-
-def histogram(what: str, counts: Mapping[int, int]) -> list[str]:
-    """Quantiles, and a bar for each range of tokens."""
-    total = sum(counts.values())
-    if not total:
-        return []
-    places = sorted(counts)
-    running, quantiles = 0, {}
-    for length in places:
-        running += counts[length]
-        quantiles |= {name: length for name, q in QUANTILES.items() if name not in quantiles and running >= q * total}
-    width = max(1, -(-(places[-1] + 1) // NUM_BARS))
-    bars: Counter[int] = Counter()
-    for length, count in counts.items():
-        bars[length // width] += count
-    most = max(bars.values())
-    lines = [f"  {what} tokens: " + ", ".join(f"{name} {length}" for name, length in quantiles.items())]
-    for number in range(max(bars) + 1):
-        bar = "#" * round(40 * bars[number] / most)
-        lines.append(f"    {number * width:>6} to {(number + 1) * width - 1:<6} {bars[number]:>7} {bar}".rstrip())
-    return lines
 
 
 def _open_work(work: Path, state_file: Path, described: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
@@ -299,8 +222,9 @@ def _finished_rows(
     counts.rows_dropped.update(tally.rows)
     counts.traces_dropped.update(tally.traces)
     _count_lengths(problems, counts)
-    added = {two.id: two.solutions[-1] for one, two in zip(batch, joined, strict=True) if one is not two}
-    counts.num_second += sum(added.get(example.id) in example.solutions for example in kept)
+    if counts.num_second is not None:
+        added = {two.id: two.solutions[-1] for one, two in zip(batch, joined, strict=True) if one is not two}
+        counts.num_second += sum(added.get(example.id) in example.solutions for example in kept)
     if build.verifier is not None:
         _grade(build.verifier, kept, counts)
     return [_simple_row(example, keep_system=data.system == "row") for example in kept]

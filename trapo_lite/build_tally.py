@@ -1,0 +1,85 @@
+"""What building a training set found: what was kept, dropped and joined in, how long things are."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from trapo_lite.data.report import QUANTILES
+
+NUM_BARS = 12
+
+
+@dataclass
+class BuildTally:
+    """What became of rows and traces. Counters as they stand in the report: name or number of tokens -> how many.
+
+    rows_by_set:         kept or removed rows that share a run of words with a set that is evaluated on
+    num_second:          problems that got a second trace; None where there is no second source
+    num_graded:          traces put to the verifier;  num_wrong: whole solutions it did not find correct
+    num_wrong_thoughts:  of the same traces, where only what stands inside <think> is read
+    """
+
+    num_rows: int = 0
+    num_kept: int = 0
+    rows_dropped: Counter[str] = field(default_factory=Counter)
+    traces_dropped: Counter[str] = field(default_factory=Counter)
+    problems_by_traces: Counter[str] = field(default_factory=Counter)
+    prompt_lengths: Counter[str] = field(default_factory=Counter)
+    trace_lengths: Counter[str] = field(default_factory=Counter)
+    rows_by_set: Counter[str] = field(default_factory=Counter)
+    num_second: int | None = None
+    num_graded: int = 0
+    num_wrong: int = 0
+    num_wrong_thoughts: int = 0
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "BuildTally":
+        read: dict[str, Any] = {key: Counter(value) if isinstance(value, dict) else value for key, value in row.items()}
+        return cls(**read)
+
+    def to_row(self) -> dict[str, Any]:
+        return {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()}
+
+    def lines(self) -> list[str]:
+        """For people; whatever did not happen is left out."""
+        by_traces = ", ".join(f"{n} with {traces}" for traces, n in sorted(self.problems_by_traces.items()))
+        lines = [f"{self.num_kept} of {self.num_rows} rows kept; problems by traces: {by_traces}"]
+        for what, counts in (("rows dropped", self.rows_dropped), ("traces dropped", self.traces_dropped)):
+            if counts:
+                lines.append(f"  {what}: " + ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items())))
+        if self.num_second is not None:
+            lines.append(f"  second traces: {self.num_second}")
+        if self.rows_by_set:
+            shared = ", ".join(f"{name} {count}" for name, count in sorted(self.rows_by_set.items()))
+            lines.append(f"  rows that share a run of words with a benchmark: {shared}")
+        if self.num_graded:
+            whole, thought = (
+                f"{wrong} ({wrong / self.num_graded:.1%})" for wrong in (self.num_wrong, self.num_wrong_thoughts)
+            )
+            lines.append(f"  of {self.num_graded} traces {whole} do not verify, {thought} by their thoughts alone")
+        for what, lengths in (("prompt", self.prompt_lengths), ("trace", self.trace_lengths)):
+            lines += histogram(what, {int(length): count for length, count in lengths.items()})
+        return lines
+
+
+def histogram(what: str, counts: Mapping[int, int]) -> list[str]:
+    """Quantiles, and a bar for each range of tokens."""
+    total = sum(counts.values())
+    if not total:
+        return []
+    places = sorted(counts)
+    running, quantiles = 0, {}
+    for length in places:
+        running += counts[length]
+        quantiles |= {name: length for name, q in QUANTILES.items() if name not in quantiles and running >= q * total}
+    width = max(1, -(-(places[-1] + 1) // NUM_BARS))
+    bars: Counter[int] = Counter()
+    for length, count in counts.items():
+        bars[length // width] += count
+    most = max(bars.values())
+    lines = [f"  {what} tokens: " + ", ".join(f"{name} {length}" for name, length in quantiles.items())]
+    for number in range(max(bars) + 1):
+        bar = "#" * round(40 * bars[number] / most)
+        lines.append(f"    {number * width:>6} to {(number + 1) * width - 1:<6} {bars[number]:>7} {bar}".rstrip())
+    return lines
