@@ -54,7 +54,7 @@ class Work:
 
 FULL = {"tiny": Work(8, 128, 10, 1), "0.1B": Work(4, 128, 3, 2)}
 TINY_PATH = "trapo_lite/tiny_world/base"
-QUICK = {"tiny": Work(8, 32, 2, 1), "0.1B": Work(3, 36, 2, 2)}
+QUICK = {"tiny": Work(8, 32, 2, 1), "0.1B": Work(3, 40, 2, 2)}
 
 
 def main() -> None:

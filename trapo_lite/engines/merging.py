@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 CHUNK_ELEMENTS = 2**22  # of a weight at a time, so that float32 copies stay small
-MIXER = 0x9E3779B97F4A7C15 - 2**64  # odd, its bits look random: consecutive multiples of it do too
 
 
 class MergeError(RuntimeError):
@@ -69,8 +68,8 @@ def merge(weight: Tensor, update: Update) -> tuple[Undo, Kept]:
         lost = _bits((merged.float() - change).to(weight.dtype)).ne(_bits(rows)).flatten().nonzero().squeeze(1)
         positions.append(lost + start * weight.shape[1])
         values.append(rows.flatten()[lost])
-        moved = (merged.float() - rows.float()) * change
-        sums.append(torch.stack([part.sum(dtype=torch.float64) for part in (moved, change * change)]))
+        moved, change = (merged.float() - rows.float()).flatten(), change.flatten()
+        sums.append(torch.stack([moved.dot(change), change.dot(change)]).double())
         rows.copy_(merged)
     along, whole = torch.stack(sums).sum(dim=0).tolist()
     return Undo(torch.cat(positions), torch.cat(values), bits), Kept(along, whole)
@@ -87,19 +86,19 @@ def restore(weight: Tensor, update: Update, undo: Undo) -> None:
 
 
 def fingerprint(weight: Tensor) -> int:
-    """A weighted sum, modulo 2^64, of the bit patterns of (rows, columns); every place has a weight of its own.
+    """A sum, modulo 2^64, of the bit patterns of (rows, columns), each times 2 n + 1 for the n-th place.
 
-    So neither an element that differs goes unseen, nor two that differ by as much or have changed places.
+    So neither an element that differs goes unseen, nor two that differ by as much or have changed places. It is made
+    of the sums of rows and columns, so that the weight is read twice and nothing as large as it is written.
 
     >>> one = fingerprint(torch.tensor([[1.0, 2.0]]))
     >>> [fingerprint(torch.tensor([other])) == one for other in ([1.0, 2.0], [1.0, 2.0000002], [2.0, 1.0])]
     [True, False, False]
     """
-    total = torch.zeros((), dtype=torch.int64, device=weight.device)
-    for start, rows in _chunks(weight):
-        first = start * weight.shape[1]
-        place = torch.arange(first, first + rows.numel(), device=weight.device)
-        total += (_bits(rows).flatten().long() * (place * MIXER | 1)).sum()
+    bits, (num_rows, num_columns) = _bits(weight), weight.shape
+    by_row, by_column = (bits.sum(dim=dim, dtype=torch.int64) for dim in (1, 0))
+    row, column = (torch.arange(count, device=weight.device) for count in (num_rows, num_columns))
+    total = (by_row * (2 * num_columns * row + 1)).sum() + (by_column * 2 * column).sum()
     return int(total.item())
 
 
