@@ -15,7 +15,7 @@ from scripted import STOP_ID, ScriptedEngine, ScriptedVerifier, decode, is_bound
 from trapo_lite.cli import REGISTRY
 from trapo_lite.config import Config, validate
 from trapo_lite.engines.base import SampleRequest
-from trapo_lite.evaluate import evaluate, target_from_arguments
+from trapo_lite.evaluate import _name_of, evaluate, target_from_arguments
 from trapo_lite.evaluation import EvalResult, evaluate_problems
 from trapo_lite.sampler import Sampler, SamplingSettings
 from trapo_lite.scores import bootstrap_interval
@@ -256,9 +256,10 @@ def test_the_same_seed_gives_the_same_answers_and_another_seed_others(tmp_path: 
         (["--run", "{run}", "--adapter", "{run}/adapter", "--base"], "choose one"),
         (["--model", "{run}/nowhere", "--data", "{data}"], "model.name"),
         (["--model", str(BASE_DIR), "--base"], "give --run instead"),
-        (["--run", "{run}", "--data", "{data}", "--num-samples", "0"], "eval.num_samples"),
+        (["--run", "{run}", "--data", "{data}", "--num-samples", "0"], "--num-samples: found 0"),
         (["--run", "{run}", "--data", "{data}", "eval.max_response_tokens=600"], "positions for 512"),
         (["--run", "{run}", "--data", "{data}", "--out", "{data}/x"], "--out"),
+        (["--run", "{run}", "--data", "{data}", "--out", "{data}"], "is a file; give a folder"),
     ],
 )
 def test_mistakes_end_in_one_message(
@@ -273,6 +274,14 @@ def test_mistakes_end_in_one_message(
         call_script(monkeypatch, *(argument.format(run=run_dir, data=easy_file) for argument in arguments))
     assert exit_info.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_results_of_two_merged_folders_do_not_meet(tmp_path: Path):
+    """By default; a hub id gives its last part."""
+    (tmp_path / "first" / "merged").mkdir(parents=True)
+    assert _name_of(str(tmp_path / "first" / "merged")) == "first-merged"
+    assert _name_of("/") == ""  # never a path that leaves ./eval
+    assert _name_of("owner/name") == "name"
 
 
 OFFICIAL = {

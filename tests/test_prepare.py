@@ -121,7 +121,9 @@ def test_errors_are_one_message_and_exit_code_2(overrides, tmp_path, capsys):
         with pytest.raises(SystemExit) as ended, exit_on_user_error():
             prepare(load_config(overrides=[*overrides, *more]), **options)
         assert ended.value.code == 2
-        return capsys.readouterr().err
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        return printed.err
 
     assert "did you mean 'train'" in fails("data.trian=x")
     message = fails("data.train=absent.parquet")
@@ -130,6 +132,8 @@ def test_errors_are_one_message_and_exit_code_2(overrides, tmp_path, capsys):
     assert "data.eos_token: '<|end|>' is 7 tokens" in fails("data.eos_token=<|end|>")
     assert "model.name: no tokenizer at" in fails(f"model.name={tmp_path}")
     assert "an index from 0 to 2" in fails(inspect="3")
+    assert "then give data.train=b.jsonl" in fails(out="b.jsonl", inspect="0")
+    assert "--restart: are about the set that is written" in fails(restart=True)
     assert "there is no folder" in fails(out=str(tmp_path / "absent" / "clean.jsonl"))
     assert "also read by data.train" in fails(out=str(tmp_path / "made.jsonl"))
     assert "ends in .jsonl" in fails(out=str(tmp_path / "clean.parquet"))

@@ -17,6 +17,8 @@ from trapo_lite.build_tally import BuildTally, histogram
 from trapo_lite.config import Config, load_config
 from trapo_lite.data import DataError, load_problems
 from trapo_lite.data.overlap import Overlap
+from trapo_lite.data.rows import Example, read_example
+from trapo_lite.data.sources import Row
 from trapo_lite.reward import MathVerifier
 from trapo_lite.training_set import Build, build_training_set
 
@@ -98,7 +100,7 @@ def test_second_traces_are_joined_where_they_are_right_finished_new_and_fit(tmp_
     assert [len(problem.expert_ids) for problem in problems] == [1, 1, 2, 2, 1, 1]
     assert len({problem.id for problem in problems}) == 6  # the group key is always set
     report = json.loads((tmp_path / "set.report.json").read_text())
-    assert report["num_kept"] == 6 and report["second"] == second and not (tmp_path / "set.work").exists()
+    assert report["num_kept"] == 6 and report["--second"] == second and not (tmp_path / "set.work").exists()
 
 
 def test_rows_of_a_benchmark_are_counted_or_removed(tmp_path: Path) -> None:
@@ -162,8 +164,42 @@ def test_a_build_of_something_else_is_not_gone_on_with(tmp_path: Path) -> None:
     work.mkdir()
     described = Build(config_of(train), tmp_path / "set.jsonl", second="owner/name").described()
     (work / "state.json").write_text(json.dumps({"described": described}))
-    with pytest.raises(DataError, match=r"holds a build with second 'owner/name', now it is None; remove that folder"):
+    with pytest.raises(DataError, match=r"unfinished build with --second 'owner/name', now it is None; .* --restart"):
         built(Build(config_of(train), tmp_path / "set.jsonl"))
+    assert len(built(Build(config_of(train), tmp_path / "set.jsonl", restart=True))[0]) == 6
+
+
+def test_looking_for_second_traces_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped at row 2,500 of the second source, whose first 2,000 rows are then not read again."""
+    num = 3000
+    train = first_source(tmp_path / "one.jsonl", num=num)
+    others = [
+        {"problem": f"What is {n} + {n}?", "answer": str(2 * n), "solutions": [f"Other: \\boxed{{{2 * n}}}"]}
+        for n in range(num)
+    ]
+    second = write(tmp_path / "two.jsonl", others)
+    whole, _ = built(Build(config_of(train), tmp_path / "whole.jsonl", second=second))
+    assert all(len(row["solutions"]) == 2 for row in whole)
+    examined: list[str] = []
+
+    def stopping(row: Row) -> Example:
+        examined.append(row.key)
+        if row.key == "two-2500":
+            raise KeyboardInterrupt
+        return read_example(row)
+
+    killed = Build(config_of(train), tmp_path / "killed.jsonl", second=second)
+    with monkeypatch.context() as patched:
+        patched.setattr("trapo_lite.training_set.read_example", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            built(killed)
+        examined.clear()
+        patched.setattr(
+            "trapo_lite.training_set.read_example", lambda row: examined.append(row.key) or read_example(row)
+        )
+        resumed, counts = built(killed)
+    assert examined[0] == "two-2000" and len(examined) == 1000
+    assert resumed == whole and counts.num_second == num
 
 
 def test_a_histogram_holds_everything_once() -> None:

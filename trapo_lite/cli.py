@@ -124,6 +124,7 @@ def prepare(args: argparse.Namespace) -> None:
             overlap=choose(load_registry(args.registry), args.benchmarks) if args.benchmarks else {},
             remove_overlap=args.remove,
             allow_part=args.allow_part,
+            restart=args.restart,
             verify=args.verify,
             inspect=args.inspect,
         )

@@ -76,8 +76,10 @@ def target_from_arguments(
 
     run:   its adapter (`adapter`, by default run/adapter) unmerged on its base, or with `base` the base alone;
            results in run/eval/NAME
-    model: by itself; results in ./eval/NAME
+    model: by itself; results in ./eval/NAME, or ./eval/RUN-merged of RUN/merged
     """
+    if num_samples is not None and num_samples < 1:
+        raise ConfigError(f"--num-samples: found {num_samples}; draw at least one answer a problem")
     given = {"eval.data": data, "eval.num_samples": num_samples, "model.name": model}
     set_by_options = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     every_override = [*overrides, *set_by_options]
@@ -85,7 +87,7 @@ def target_from_arguments(
     if run is None:
         if base or adapter is not None:
             raise ConfigError("--base, --adapter: say which adapter of a run; give --run instead of --model")
-        name, adapter_dir = Path(resolved.model.name).name, None
+        name, adapter_dir = _name_of(resolved.model.name), None
     else:
         adapter_dir = _adapter_of(run, adapter, base=base)
         name = "base" if adapter_dir is None else adapter_dir.name
@@ -100,6 +102,12 @@ def target_from_arguments(
         allow_part=allow_part,
         restart=restart,
     )
+
+
+def _name_of(model: str) -> str:
+    """RUN-merged of a folder RUN/merged, NAME of a hub id OWNER/NAME."""
+    folder = Path(model)
+    return "-".join(folder.resolve().parts[1:][-2:]) if folder.is_dir() else folder.name
 
 
 def _adapter_of(run: Path, adapter: Path | None, *, base: bool) -> Path | None:
@@ -280,6 +288,8 @@ def _publish(engine: RolloutEngine, adapter_dir: Path, *, dtype: torch.dtype) ->
 
 
 def _make_folder(out: Path) -> None:
+    if out.is_file():
+        raise ConfigError(f"--out {out}: is a file; give a folder for the results")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -31,20 +31,25 @@ def prepare(
     overlap: Mapping[str, Benchmark] | None = None,
     remove_overlap: bool = False,
     allow_part: bool = False,
+    restart: bool = False,
     verify: bool = False,
     inspect: str | None = None,
 ) -> None:
     """Print what the data holds, or with `out` build a training set of it; show the problem `inspect` (id or index).
 
-    second, overlap, remove_overlap: as in training_set.Build;  allow_part: as in benchmarks.read_benchmark
+    second, overlap, remove_overlap, restart: as in training_set.Build;  allow_part: as in benchmarks.read_benchmark
     verify: grade the expert traces, in both readings of data.expert_text
 
     Loads a tokenizer, never a model. Raises ConfigError, DataError for anything wrong with what it is given.
     """
     console = console or Console()
     sources = check_sources(config.data.train)
-    if out is None and (second is not None or overlap):
-        raise ConfigError("--second, --decontaminate: act on the set that is written; give --out FILE.jsonl")
+    if out is None and (second is not None or overlap or restart):
+        raise ConfigError(
+            "--second, --decontaminate, --restart: are about the set that is written; give --out FILE.jsonl"
+        )
+    if out is not None and inspect is not None:
+        raise ConfigError(f"--inspect: shows a row of data.train, not of what is built; then give data.train={out}")
     if out is not None:
         _check_out(Path(out), [*sources, *([second] if second else [])])
     tokenizer = load_tokenizer(config.model.name)
@@ -59,16 +64,17 @@ def prepare(
                 overlap_names=tuple(f"{name}={one.source}" for name, one in (overlap or {}).items()),
                 remove_overlap=remove_overlap,
                 verifier=grader,
+                restart=restart,
             )
             counts = build_training_set(build, tokenizer, partial(_print_line, console))
             _print_lines(console, [*counts.lines(), f"wrote {counts.num_kept} rows to {out}"])
         else:
             loaded = _load(config, config.data, tokenizer, grader)
+            shown = None if inspect is None else find_problem(loaded.problems, inspect)
             _print_lines(console, loaded.report.lines())
             _print_lines(console, [_other_reading(config, loaded.report, tokenizer, grader)])
-    if inspect is not None:
-        problems_shown = _load(config, config.data, tokenizer, None).problems
-        show_problem(console, find_problem(problems_shown, inspect), config.algorithm, tokenizer)
+            if shown is not None:
+                show_problem(console, shown, config.algorithm, tokenizer)
 
 
 def _texts(name: str, benchmark: Benchmark, *, allow_part: bool) -> list[str]:

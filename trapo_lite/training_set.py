@@ -40,6 +40,7 @@ class Build:
     overlap:    sets that are evaluated on, named with their sources by overlap_names;  remove_overlap: drop rows that
                 share a run of words with them
     verifier:   grades every trace; None: no grading
+    restart:    forget what a build that was killed has done
     """
 
     config: Config
@@ -49,22 +50,23 @@ class Build:
     overlap_names: tuple[str, ...] = ()
     remove_overlap: bool = False
     verifier: Grader | None = None
+    restart: bool = False
 
     def _local_sources(self) -> list[str]:
         sources = [*check_sources(self.config.data.train), *([self.second] if self.second else [])]
         return [source for source in sources if Path(source).is_file()]
 
     def described(self) -> dict[str, Any]:
-        """What decides what comes out: a build is only gone on with if it is the same."""
+        """What decides what comes out, by the names users know: a build is only gone on with if it is the same."""
         return {
-            "data": self.config.data.model_dump(mode="json"),
-            "tokenizer": self.config.model.name,
-            "max_response_tokens": self.config.rollout.max_response_tokens,
-            "second": self.second,
-            "overlap": list(self.overlap_names),
-            "remove_overlap": self.remove_overlap,
-            "verified": self.verifier is not None,
-            "files": {name: Path(name).stat().st_size for name in self._local_sources()},
+            **{f"data.{key}": value for key, value in self.config.data.model_dump(mode="json").items()},
+            "model.name": self.config.model.name,
+            "rollout.max_response_tokens": self.config.rollout.max_response_tokens,
+            "--second": self.second,
+            "--decontaminate": list(self.overlap_names),
+            "--remove": self.remove_overlap,
+            "--verify": self.verifier is not None,
+            "bytes of the files": {name: Path(name).stat().st_size for name in self._local_sources()},
         }
 
 
@@ -73,6 +75,8 @@ def build_training_set(build: Build, tokenizer: PreTrainedTokenizerBase, say: Ca
     work = build.out.with_suffix(".work")
     sources = check_sources(build.config.data.train)
     state_file, kept_file, second_file = work / "state.json", work / "kept.jsonl", work / "second.jsonl"
+    if build.restart:
+        shutil.rmtree(work, ignore_errors=True)
     state = _open_work(work, state_file, build.described(), say)
     tally = Tally(skip_bad_rows=build.config.data.on_bad_row == "skip")
     ids, keys = _name_rows(sources, tally)
@@ -114,10 +118,10 @@ def _open_work(work: Path, state_file: Path, described: dict[str, Any], say: Cal
     if state_file.is_file():
         state = json.loads(state_file.read_text(encoding="utf-8"))
         for key, wanted in described.items():
-            if state["described"][key] != wanted:
+            if state["described"].get(key) != wanted:
                 raise DataError(
-                    f"--out: {work} holds a build with {key} {state['described'][key]!r:.200}, now it is "
-                    f"{wanted!r:.200}; remove that folder to begin anew"
+                    f"--out: {work} holds an unfinished build with {key} {state['described'].get(key)!r:.200}, now it "
+                    f"is {wanted!r:.200}; choose another --out, or give --restart to begin anew"
                 )
         say(f"going on with {work}: {state.get('num_done', 0)} rows done")
         return state
@@ -197,7 +201,7 @@ def _cut(file: Path, length: int) -> None:
     """To what the state knows of: lines after it are written again. DataError where there is less."""
     with file.open("ab") as opened:
         if opened.tell() < length:
-            raise DataError(f"{file}: is shorter than {length} bytes; remove {file.parent} to begin anew")
+            raise DataError(f"{file}: is shorter than {length} bytes; give --restart to begin anew")
         opened.truncate(length)
 
 
