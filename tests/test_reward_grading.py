@@ -6,12 +6,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from math_verify.parser import parse_latex_cached
 
 from trapo_lite.reward import MathVerifier
-from trapo_lite.reward.extraction import find_answer, nesting_depth
+from trapo_lite.reward.extraction import find_answer, is_readable, nesting_depth
 from trapo_lite.reward.grading import gold_readings, grade
+from trapo_lite.reward.notation import plain
 from trapo_lite.reward.quantity import read_quantity
-from trapo_lite.reward.symbolic import same_expression
+from trapo_lite.reward.symbolic import _Latex2Sympy, _parse_formula, parse_quickly, same_expression
 
 SHARED = Path(os.environ.get("TRAPO_LITE_SHARED", Path(__file__).parents[2] / "shared"))
 BENCHMARKS = SHARED / "data" / "benchmarks"
@@ -48,6 +50,18 @@ SAME = [  # (gold, what stands in the box)
     (r"1-\frac{1}{e}", r"1 - e^{-1}"),
     ("8", "2³"),
     (r"\frac{\pi}{6}", "π/6"),
+    ("10,11,12,13,14,-2,-1,0,1,2", "-2,-1,0,1,2,10,11,12,13,14"),
+    ("1000000", "1 000 000"),
+    ("3/2", "1 1/2"),
+    ("5 kJ", "5"),
+    ("60 mph", r"60\text{ miles per hour}"),
+    (r"60 \text{ km/h}", "60 km per hour"),
+    ("2 mg", "2"),
+    ("B", "B) 42"),
+    ("B", r"\textbf{(B) } 42"),
+    ("B", "B. 3.5 m"),
+    ("B", "B) -5"),
+    ("B", r"\text{Option B}"),
 ]
 DIFFERENT = [
     ("4.5e33", "4.5e32"),
@@ -74,6 +88,16 @@ DIFFERENT = [
     ("", "1"),
     ("$", "1"),
     (r"\boxed{}", "1"),
+    ("10,11,12,13,14,-2,-1,0,1,2", "-2,-1,0,1,2,10,11,12,13,13"),
+    ("11/2", "1 1/2"),
+    ("12", "1 2"),
+    (r"5\text{ kJ}", r"5 \text{ J}"),
+    ("5 kW", "5 W"),
+    (r"60\text{ km/h}", r"60\text{ m/s}"),
+    ("2mg", "2"),
+    (r"\frac{1}{2}mg", r"\frac12"),
+    ("B", "C) B is false"),
+    ("B", "42"),
 ]
 
 
@@ -139,6 +163,22 @@ def test_depth_and_exact_values_are_what_they_say():
     assert nesting_depth("((1))") == 2
     assert read_quantity("-1/3").value * 3 == -1
     assert read_quantity("1e999999999") is None  # never computed
+
+
+def test_the_quick_parser_reads_what_the_slow_one_reads(monkeypatch):
+    pairs = [*SAME, *DIFFERENT]
+    golds = [gold for path in BENCHMARKS.glob("*") for gold in benchmark_golds(path)] if BENCHMARKS.exists() else []
+    formulas = [text for text in map(plain, {*golds, *(text for pair in pairs for text in pair)}) if "\\" in text]
+
+    def readings() -> list[str]:
+        parse_latex_cached.cache_clear()
+        return [repr(_parse_formula.__wrapped__(text)) for text in formulas if is_readable(text)]
+
+    slow = readings()
+    monkeypatch.setattr(_Latex2Sympy, "create_parser", _Latex2Sympy.create_parser)  # put back at the end
+    parse_quickly()
+    assert readings() == slow
+    assert sum(reading != "()" for reading in slow) > 20
 
 
 def test_math_verify_alone_would_call_tiny_numbers_equal():

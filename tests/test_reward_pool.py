@@ -1,5 +1,7 @@
 r"""The pool: deadlines, crashes, threads, and that nothing stays behind."""
 
+import errno
+import json
 import os
 import signal
 import socket
@@ -17,6 +19,8 @@ from trapo_lite.reward.pool import BOOTSTRAP
 from trapo_lite.reward.worker import read_frame, write_frame
 
 ROOT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("TRAPO_LITE_SHARED", ROOT.parent / "shared"))
+CASES = SHARED / "data" / "verifier_cases.jsonl"
 DEADLINE = 1.5
 GOOD = (r"so \boxed{\frac{1}{2}}", "0.5")
 TOWER = (r"\boxed{9^{9^{9^{9}}}}", "5")  # neither number nor word, and SymPy never returns
@@ -48,6 +52,13 @@ def is_alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
+
+
+def resident_bytes(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (FileNotFoundError, ProcessLookupError, IndexError):
+        return 0
 
 
 def wait_until(condition, seconds: float = 10.0) -> bool:
@@ -152,11 +163,63 @@ def test_a_worker_that_cannot_start_is_an_error_and_not_a_verdict(monkeypatch):
         broken.grade([GOOD])
 
 
-def test_at_its_memory_limit_a_worker_gives_up():
-    hungry = r"\boxed{2^{10^{10}} - 2^{10^{10}-1}}"  # 1.2 GB each
-    with MathVerifier(num_workers=1, deadline_seconds=DEADLINE, memory_limit_bytes=512 << 20) as small:
-        assert small.submit(hungry, "1").result().kind in ("wrong", "crash", "timeout")
-        assert small.submit(*GOOD).result().is_correct
+def test_a_worker_that_cannot_be_started_now_is_started_later(monkeypatch):
+    def no_more(*args, **kwargs):
+        raise OSError(errno.EAGAIN, "no more processes")
+
+    with MathVerifier(num_workers=1, deadline_seconds=DEADLINE) as pool:
+        assert pool.submit(*GOOD).result().is_correct
+        with monkeypatch.context() as patched:
+            patched.setattr(subprocess, "Popen", no_more)
+            assert pool.submit(*TOWER).result().kind == "timeout"
+            with pytest.raises(VerifierError, match="cannot be started: .*no more processes"):
+                pool.submit(*GOOD).result(timeout=10.0)
+        assert pool.submit(*GOOD).result(timeout=60.0).is_correct
+
+
+@pytest.mark.parametrize(("limit", "kind"), [(512 << 20, "crash"), (8 << 30, "wrong")])
+def test_at_its_memory_limit_a_worker_ends(monkeypatch, limit, kind):
+    """A grader that takes 1 GiB for the tower, and nothing for other answers."""
+    hungry = (
+        "import trapo_lite.reward.worker as w; load = w._load_grader; "
+        "w._load_grader = lambda: (lambda text, *rest, grade=load(): "
+        "(bytearray(1 << 30) and ('wrong', None)) if '9^' in text else grade(text, *rest)); "
+    )
+    imported = "from trapo_lite.reward.worker import main; "
+    monkeypatch.setattr("trapo_lite.reward.pool.BOOTSTRAP", BOOTSTRAP.replace(imported, hungry + imported))
+    with MathVerifier(num_workers=1, deadline_seconds=60.0, memory_limit_bytes=limit) as pool:
+        assert pool.submit(*TOWER).result().kind == kind
+        assert pool.submit(*GOOD).result().is_correct
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CASES.exists(), reason=f"the shared verifier cases are not at {CASES}")
+def test_open_cases_from_four_threads_neither_hang_nor_crash_nor_grow(capsys):
+    rows = [row for row in map(json.loads, CASES.read_text().splitlines()) if row["rule"] == "open"]
+    deadline, seconds, kinds, most = 2.0, [], [], 0
+    with MathVerifier(num_workers=2, deadline_seconds=deadline) as pool, ThreadPoolExecutor(4) as threads:
+        pool.grade([GOOD] * 4)
+
+        def ask(row: dict) -> None:
+            ticket = pool.submit(row["answer_text"], row["gold"])
+            while not (ticket.running() or ticket.done()):
+                time.sleep(0.005)
+            start = time.monotonic()  # a worker has taken it up
+            kinds.append(ticket.result(timeout=60.0).kind)
+            seconds.append(time.monotonic() - start)
+
+        asked = [threads.submit(ask, row) for row in rows]
+        while not all(one.done() for one in asked):
+            most = max(most, sum(map(resident_bytes, pool.worker_pids())))
+            time.sleep(0.05)
+        for one in asked:
+            one.result()
+        assert [v.kind for v in pool.grade([GOOD] * 4)] == ["correct"] * 4
+    with capsys.disabled():
+        print(f"[{len(kinds)} open cases: slowest {max(seconds):.2f} s, {most / 2**20:.0f} MiB]", end=" ")
+    assert len(kinds) == len(rows) == 174
+    assert max(seconds) < deadline + 0.5
+    assert most < 2 * (2 << 30)
 
 
 @pytest.mark.parametrize("arguments", [{"num_workers": 0}, {"deadline_seconds": 0.0}, {"memory_limit_bytes": 1 << 20}])

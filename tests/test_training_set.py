@@ -14,12 +14,13 @@ import pytest
 from byte_model import byte_tokenizer
 
 from trapo_lite.build_tally import BuildTally, histogram
-from trapo_lite.config import Config, load_config
+from trapo_lite.config import Config, ConfigError, load_config
 from trapo_lite.data import DataError, load_problems
 from trapo_lite.data.overlap import Overlap
 from trapo_lite.data.rows import Example, read_example
 from trapo_lite.data.sources import Row
 from trapo_lite.reward import MathVerifier
+from trapo_lite.run_folder import lock
 from trapo_lite.training_set import Build, build_training_set
 
 ROOT = Path(__file__).parents[1]
@@ -109,6 +110,8 @@ def test_rows_of_a_benchmark_are_counted_or_removed(tmp_path: Path) -> None:
     options = {"overlap": overlap, "overlap_names": ("amc", "aime24")}
     rows, counts = built(Build(config_of(train), tmp_path / "a.jsonl", **options))
     assert len(rows) == 6 and counts.rows_by_set == {"amc": 1}
+    report = json.loads((tmp_path / "a.report.json").read_text())
+    assert report["found_overlap"] == [[rows[3]["id"], ["amc"]]] and report["num_graded"] is None
     rows, counts = built(Build(config_of(train), tmp_path / "b.jsonl", **options, remove_overlap=True))
     assert len(rows) == 5 and counts.rows_dropped == {"shares words with a benchmark": 1}
     assert "What is 3 + 3?" not in {row["problem"] for row in rows}
@@ -134,7 +137,27 @@ def test_a_short_problem_is_found_in_a_longer_text_and_a_way_of_speaking_is_not(
         "math500",
     )
     assert overlap.sets_with(f"A fair die is rolled. The chance is m/n, {speech}") == ()
+    assert overlap.sets_with(f"Let us see: {speech}") == ()
     assert overlap.sets_with("If a cube of 7 blue faces rolls until it stops at rest, with what chance?") == ("aime24",)
+
+
+def test_a_problem_in_two_sets_and_two_questions_on_one_text_are_found() -> None:
+    problem = (
+        "A dog runs around a round field of radius 7 and a cat walks along its rim until they meet. Where is that?"
+    )
+    text = "Two stars of masses 3 and 5 circle one another in the plane of the sky, seen from very far away. "
+    one, other = text + "What is the mass of the first star in suns?", text + "What is the period in years of them?"
+    overlap = Overlap({"amc": [problem], "amc23": [problem + " Write a number."], "minerva": [one, other]})
+    assert overlap.sets_with(f"Problem. {problem}") == ("amc", "amc23")
+    assert overlap.sets_with(f"Hm: {one} Thanks.") == ("minerva",)
+
+
+def test_a_problem_of_nothing_but_ways_of_speaking_is_found_as_a_whole() -> None:
+    first = "let m and n be relatively prime positive integers such that the chance is m over n"
+    second = "find the sum of m and n where both of these are as small as they can be"
+    others = [f"{first} for a die number {n} that red Bob and blue Ann throw in turns all day long" for n in range(2)]
+    overlap = Overlap({"a": [f"{first} {second}"], "b": [f"Tom has {second}" + " many cows eat grass" * 9, *others]})
+    assert overlap.sets_with(f"Now {first} {second}!") == ("a",) and overlap.sets_with(f"Now {first}") == ()
 
 
 def test_what_was_kept_is_never_made_up(tmp_path: Path) -> None:
@@ -145,6 +168,14 @@ def test_what_was_kept_is_never_made_up(tmp_path: Path) -> None:
     (tmp_path / "set.work" / "state.json").write_text(json.dumps(state))
     with pytest.raises(DataError, match="is shorter than 99 bytes"):
         built(build)
+
+
+def test_one_process_at_a_time_writes_a_set(tmp_path: Path) -> None:
+    build = Build(config_of(first_source(tmp_path / "one.jsonl")), tmp_path / "set.jsonl")
+    (tmp_path / "set.work").mkdir()
+    with lock(tmp_path / "set.work", option="--out"), pytest.raises(ConfigError, match="another process is writing"):
+        built(build)
+    assert len(built(build)[0]) == 6
 
 
 def test_bad_rows_are_errors_or_counted(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ class BuildTally:
 
     rows_by_set:         kept or removed rows that share a run of words with a set that is evaluated on
     num_second:          problems that got a second trace; None where there is no second source
-    num_graded:          traces put to the verifier;  num_wrong: whole solutions it did not find correct
+    found_overlap:       [id of such a row, names of the sets]
+    num_graded:          traces put to the verifier, None without one;  num_wrong: whole solutions it did not find correct
     num_wrong_thoughts:  of the same traces, where only what stands inside <think> is read
     """
 
@@ -28,10 +29,11 @@ class BuildTally:
     prompt_lengths: Counter[str] = field(default_factory=Counter)
     trace_lengths: Counter[str] = field(default_factory=Counter)
     rows_by_set: Counter[str] = field(default_factory=Counter)
+    found_overlap: list[list[Any]] = field(default_factory=list)
     num_second: int | None = None
-    num_graded: int = 0
-    num_wrong: int = 0
-    num_wrong_thoughts: int = 0
+    num_graded: int | None = None
+    num_wrong: int | None = None
+    num_wrong_thoughts: int | None = None
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "BuildTally":
@@ -53,7 +55,7 @@ class BuildTally:
         if self.rows_by_set:
             shared = ", ".join(f"{name} {count}" for name, count in sorted(self.rows_by_set.items()))
             lines.append(f"  rows that share a run of words with a benchmark: {shared}")
-        if self.num_graded:
+        if self.num_graded and self.num_wrong is not None and self.num_wrong_thoughts is not None:
             whole, thought = (
                 f"{wrong} ({wrong / self.num_graded:.1%})" for wrong in (self.num_wrong, self.num_wrong_thoughts)
             )

@@ -26,6 +26,7 @@ from trapo_lite.data.overlap import Overlap
 from trapo_lite.data.rows import Example, read_example
 from trapo_lite.data.sources import read_rows
 from trapo_lite.files import replace_text
+from trapo_lite.run_folder import lock
 from trapo_lite.types import Problem
 
 ROWS_AT_ONCE = 64
@@ -71,12 +72,19 @@ class Build:
 
 
 def build_training_set(build: Build, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]) -> BuildTally:
-    """Write build.out and build.out.report.json; returns what the report holds. DataError for what cannot be used."""
+    """Write build.out and build.out.report.json; returns what the report holds. DataError for what cannot be used,
+    ConfigError where another process is writing to the same `out`."""
     work = build.out.with_suffix(".work")
+    work.mkdir(parents=True, exist_ok=True)
+    with lock(work, option="--out"):
+        return _build(build, work, tokenizer, say)
+
+
+def _build(build: Build, work: Path, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]) -> BuildTally:
     sources = check_sources(build.config.data.train)
     state_file, kept_file, second_file = work / "state.json", work / "kept.jsonl", work / "second.jsonl"
     if build.restart:
-        shutil.rmtree(work, ignore_errors=True)
+        _clear(work)
     state = _open_work(work, state_file, build.described(), say)
     tally = Tally(skip_bad_rows=build.config.data.on_bad_row == "skip")
     ids, keys = _name_rows(sources, tally)
@@ -125,11 +133,15 @@ def _open_work(work: Path, state_file: Path, described: dict[str, Any], say: Cal
                 )
         say(f"going on with {work}: {state.get('num_done', 0)} rows done")
         return state
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    _clear(work)
     state = {"described": described}
     replace_text(state_file, json.dumps(state))
     return state
+
+
+def _clear(work: Path) -> None:
+    for file in work.iterdir():
+        file.unlink()
 
 
 def _name_rows(sources: Sequence[str], tally: Tally) -> tuple[dict[str, str], set[str]]:
@@ -259,6 +271,8 @@ def _with_second(
 def _is_removed(build: Build, example: Example, counts: BuildTally) -> bool:
     names = build.overlap.sets_with(example.problem) if build.overlap is not None else ()
     counts.rows_by_set.update(names)
+    if names:
+        counts.found_overlap.append([example.id, list(names)])
     if names and build.remove_overlap:
         counts.rows_dropped["shares words with a benchmark"] += 1
         return True
@@ -276,9 +290,9 @@ def _grade(verifier: Grader, examples: Sequence[Example], counts: BuildTally) ->
     traces = [(solution, example.answer) for example in examples for solution in example.solutions]
     whole = verifier.grade(traces)
     thoughts = verifier.grade([(expert_text(solution, "thought"), answer) for solution, answer in traces])
-    counts.num_graded += len(traces)
-    counts.num_wrong += sum(not verdict.is_correct for verdict in whole)
-    counts.num_wrong_thoughts += sum(not verdict.is_correct for verdict in thoughts)
+    counts.num_graded = (counts.num_graded or 0) + len(traces)
+    counts.num_wrong = (counts.num_wrong or 0) + sum(not verdict.is_correct for verdict in whole)
+    counts.num_wrong_thoughts = (counts.num_wrong_thoughts or 0) + sum(not verdict.is_correct for verdict in thoughts)
 
 
 def _simple_row(example: Example, *, keep_system: bool) -> dict[str, Any]:

@@ -11,7 +11,9 @@ _WORD = re.compile(r"[a-z0-9]+")
 class Overlap:
     """The runs of `num_words` words of each set's problems; of a shorter problem, all its words as one run.
 
-    A run that several problems share is a way of speaking ("where m and n are relatively prime ...") and not counted.
+    A run that problems share which are otherwise unlike is a way of speaking ("where m and n are relatively prime ...")
+    and not counted; a problem made of nothing else is found as a whole. Like are two that share half of their runs:
+    the same problem in two sets, or two questions on one text.
 
     >>> overlap = Overlap({"amc": ["How many positive whole numbers divide 196?"]})
     >>> overlap.sets_with("7. How many positive whole-numbers divide 196? Box it."), overlap.sets_with("How many?")
@@ -22,23 +24,18 @@ class Overlap:
         self._num_words = num_words
         self._names: dict[int, set[str]] = {}
         self._wholes: dict[tuple[str, ...], set[str]] = {}
-        self._lengths: set[int] = {num_words}
-        first: dict[int, tuple[str, ...]] = {}
-        shared: set[int] = set()
+        self._lengths: set[int] = set()
         for name, texts in problems.items():
             for text in texts:
-                words = _words(text)
-                self._wholes.setdefault(words, set()).add(name)
-                length = min(num_words, len(words))
-                if length < min(num_words, FEWEST_WORDS):
-                    continue
-                self._lengths.add(length)
-                for run in _runs(words, length):
-                    if first.setdefault(run, words) != words:
-                        shared.add(run)
-                    self._names.setdefault(run, set()).add(name)
-        for run in shared:
-            del self._names[run]
+                self._wholes.setdefault(_words(text), set()).add(name)
+        long_enough = [words for words in self._wholes if len(words) >= min(num_words, FEWEST_WORDS)]
+        runs_of = {words: frozenset(_runs(words, min(num_words, len(words)))) for words in long_enough}
+        speech = _ways_of_speaking(runs_of.values())
+        for words, runs in runs_of.items():
+            telling = runs - speech
+            self._lengths.add(min(num_words, len(words)) if telling else len(words))
+            for run in telling or _runs(words, len(words)):
+                self._names.setdefault(run, set()).update(self._wholes[words])
 
     def sets_with(self, text: str) -> tuple[str, ...]:
         """Names of the sets that share a run of words, or the whole text, with this one."""
@@ -47,6 +44,17 @@ class Overlap:
         for length in self._lengths:
             found |= {name for run in _runs(words, length) for name in self._names.get(run, ())}
         return tuple(sorted(found))
+
+
+def _ways_of_speaking(texts: Iterable[frozenset[int]]) -> set[int]:
+    """Runs that stand in two texts which share less than half of their runs; each text is given as its runs."""
+    first: dict[int, frozenset[int]] = {}
+    return {
+        run
+        for runs in texts
+        for run in runs
+        if 2 * len(runs & first.setdefault(run, runs)) < min(len(runs), len(first[run]))
+    }
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -4,23 +4,27 @@ Every layer may answer "not mine" (None); the first that decides wins. docs/veri
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 from trapo_lite.reward import notation
 from trapo_lite.reward.extraction import MAX_DEPTH, AnswerSpan, find_answer, is_readable, nesting_depth
-from trapo_lite.reward.quantity import read_quantity, same_quantity
+from trapo_lite.reward.quantity import Quantity, read_quantity, same_quantity
 from trapo_lite.reward.symbolic import extract, same_expression
 
 MAX_TAIL_CHARS = 1_500
 MAX_GOLD_CHARS = 300  # the longest benchmark gold has 210; anything longer is a solution
-MAX_UNORDERED = 8
+MAX_UNORDERED = 16  # formulas; numbers are compared however many there are
 _HEDGES = re.compile(r"\\(?:ldots|dots|cdots|forall|exists)(?![a-zA-Z])|\.\.\.")
 _ANSWER_LINE = re.compile(
     r"(?:(?:^|\n)\s*(?:####|A:)|\banswer\**\s*(?:is|:)\s*:?)\s*([^\n]{1,200}?)\s*$", re.IGNORECASE
 )
 _MARKED_CHOICE = re.compile(r"(?i:answer)\s*(?:is)?\s*:?\s*\**\s*\(?([A-J])\)?\**\s*(?:[.,:;\n]|$)")
+_INTERVALS = {"()", "(]", "[)", "[]"}
 _RATIO = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*")
+
+Element = TypeVar("Element")
 
 
 def grade(answer_text: str, gold: str, *, require_box: bool) -> tuple[str, str | None]:
@@ -147,31 +151,41 @@ def _same_list(answer: str, gold: str) -> bool | None:
     answers, golds = notation.split_list(answer_inside), notation.split_list(gold_inside)
     if max(len(answers), len(golds)) < 2:
         return None
+    answer_numbers, gold_numbers = _numbers(answers), _numbers(golds)
     if answer_kind != gold_kind and {answer_kind, gold_kind} not in ({"", "()"}, {"", "{}"}):
-        return None
+        are_intervals = {answer_kind, gold_kind} <= _INTERVALS and {answer_kind, gold_kind} & {"(]", "[)"}
+        return False if are_intervals and answer_numbers is not None and gold_numbers is not None else None
+    in_any_order = {answer_kind, gold_kind} <= {"", "{}"}
+    if answer_numbers is not None and gold_numbers is not None:
+        return _match(answer_numbers, gold_numbers, same_quantity, in_any_order=in_any_order)
+    in_any_order = in_any_order and len(golds) <= MAX_UNORDERED
+    return _match(answers, golds, _is_same_plain, in_any_order=in_any_order) or None
+
+
+def _match(
+    answers: Sequence[Element],
+    golds: Sequence[Element],
+    same: Callable[[Element, Element], bool],
+    *,
+    in_any_order: bool,
+) -> bool:
+    """Whether every element of one is one element of the other."""
     if len(answers) != len(golds):
-        return False if _all_numbers(answers) and _all_numbers(golds) else None
-    if {answer_kind, gold_kind} <= {"", "{}"} and len(golds) <= MAX_UNORDERED:
-        is_same_list = _match_in_any_order(answers, golds)
-    else:
-        is_same_list = all(_is_same_plain(a, g) for a, g in zip(answers, golds, strict=True))
-    if is_same_list:
-        return True
-    return False if _all_numbers(answers) and _all_numbers(golds) else None
-
-
-def _match_in_any_order(answers: Sequence[str], golds: Sequence[str]) -> bool:
+        return False
+    if not in_any_order:
+        return all(map(same, answers, golds))
     left = list(golds)
     for answer in answers:
-        match = next((gold for gold in left if _is_same_plain(answer, gold)), None)
+        match = next((index for index, gold in enumerate(left) if same(answer, gold)), None)
         if match is None:
             return False
-        left.remove(match)
+        del left[match]
     return True
 
 
-def _all_numbers(elements: Sequence[str]) -> bool:
-    return all(read_quantity(element) is not None for element in elements)
+def _numbers(elements: Sequence[str]) -> list[Quantity] | None:
+    numbers = [read_quantity(element) for element in elements]
+    return None if None in numbers else [number for number in numbers if number is not None]
 
 
 def _unboxed_answer(span: AnswerSpan, golds: Sequence[str]) -> str | None:

@@ -54,6 +54,7 @@ _NAME = r"(?:\\?[a-zA-Z]+\s*(?:_\s*(?:\{[^{}]*\}|\w))?\s*'*\s*(?:\([a-zA-Z_\\, ]
 _RATIO = rf"(?:{_NAME}|\\frac\s*\{{{_NAME}\}}\s*\{{{_NAME}\}}|\|{_NAME}\|)"
 _LEFT_SIDE = re.compile(rf"\s*({_RATIO}(?:\s*[:/]\s*{_RATIO})*|\(\s*{_NAME}(?:\s*,\s*{_NAME})+\s*\))\s*$")
 _RELATION = re.compile(r"(?<![<>!:\\])=|\\(?:approx|in|equiv|sim)(?![a-zA-Z])|\\(?:le|ge|ne)(?![a-zA-Z])|[<>]")
+_CHOICE = re.compile(r"(?:(?i:option|choice)\s+)?\(?\s*([A-Ja-j])\s*(?:[).:].*)?", re.DOTALL)
 _OPEN, _CLOSE = "([{", ")]}"
 
 
@@ -79,9 +80,16 @@ def with_plain_constants(text: str) -> str:
 
 
 def squeezed(text: str) -> str:
-    r"""`plain` text without spaces and text commands, for comparison as a string: `x _1 \text{ or } 2` -> `x_1or2`."""
+    r"""`plain` text without spaces and text commands, for comparison as a string: `x _1 \text{ or } 2` -> `x_1or2`.
+
+    Two numbers stay two; `1 000` is one.
+
+    >>> squeezed("1 1/2"), squeezed("12 000")
+    ('1 1/2', '12000')
+    """
     text = _TEXT_GROUP.sub(r"\1", text)
-    return re.sub(r"\s+|(?<=[_^])\{(\w)\}", lambda match: match[1] or "", text)
+    text = re.sub(r"(?<=\d)\s+(?=\d)(?!\d{3}(?!\d))", "\0", text)
+    return re.sub(r"\s+|(?<=[_^])\{(\w)\}", lambda match: match[1] or "", text).replace("\0", " ")
 
 
 def words(text: str) -> str | None:
@@ -100,8 +108,8 @@ def has_text(text: str) -> bool:
 
 
 def choice_letter(text: str) -> str | None:
-    r"""The letter of a multiple-choice answer: `C`, `(C)`, `\text{(C)}`, `C) sunlight`, `c.`; None otherwise."""
-    match = re.fullmatch(r"\(?\s*([A-Ja-j])\s*(?:[).:]\s*(?:[A-Za-z].*)?)?", _TEXT_GROUP.sub(r"\1", text).strip())
+    r"""The letter of a multiple-choice answer: `C`, `(C)`, `\text{(C)} 42`, `C) sunlight`, `c.`, `Option C`; else None."""
+    match = _CHOICE.fullmatch(_TEXT_GROUP.sub(r"\1", text).strip())
     return match[1].upper() if match else None
 
 

@@ -1,5 +1,6 @@
 """The pool of grading processes: hard deadlines by killing, one warm replacement per kill, nothing left behind."""
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -157,6 +158,8 @@ def _start(worker: "_Worker") -> VerifierError | None:
         worker.start()
     except VerifierError as error:
         return error
+    except OSError as error:  # no more files, processes or memory: the next answer tries again
+        return VerifierError(f"MathVerifier: a worker process cannot be started: {error}")
     return None
 
 
@@ -184,10 +187,10 @@ class _Worker:
         ours, theirs = socket.socketpair()
         options = [str(os.getpid()), str(self._deadline_seconds), str(self._memory_limit_bytes)]
         paths = [os.path.abspath(path) for path in sys.path]
-        with tempfile.TemporaryFile() as errors, theirs:
+        with contextlib.ExitStack() as unless_started, theirs, tempfile.TemporaryFile() as errors:
+            unless_started.callback(ours.close)
             with self._lock:
                 if self._is_closed:
-                    ours.close()
                     raise VerifierError("MathVerifier: closed while a worker was starting")
                 self._process = subprocess.Popen(
                     [sys.executable, "-c", BOOTSTRAP, *options, *paths],
@@ -197,6 +200,7 @@ class _Worker:
                 )
             theirs.close()
             self._connection = ours
+            unless_started.pop_all()
             ours.settimeout(START_SECONDS)
             try:
                 read_frame(ours)
@@ -222,7 +226,7 @@ class _Worker:
         except TimeoutError:
             self._stop()
             return Verdict("timeout")
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):
             self._stop()
             if self._is_closed:
                 return None

@@ -14,7 +14,7 @@ _UNITS_BY_NAME = {
     "time": "ms,s sec second,min minute,h hr hour,day,week,month,year yr",
     "mass": "mg,g gram,kg kilogram,lb pound,ton tonne,oz ounce",
     "other": "dollar USD,cent,euro,yuan,rupee,unit,degree deg,radian rad,L l liter litre,mL ml,gallon,mph,Hz,kHz,"
-    "MHz,J kJ,W kW,N,Pa,V,A,K,C,mol,people person,student,way,point,side,square sq,cubic cu,per,erg,AU,pc,ly,eV",
+    "MHz,J,kJ,W,kW,N,Pa,V,A,K,C,mol,people person,student,way,point,side,square sq,cubic cu,per,erg,AU,pc,ly,eV",
 }
 _UNIT_BY_WORD = {
     spelling: spellings.split()[0]
@@ -23,6 +23,8 @@ _UNIT_BY_WORD = {
     for word in spellings.split()
     for spelling in (word, word + "s")
 }
+_UNIT_BY_WORD |= {"mph": "mile h", "kph": "km h", "kmh": "km h"}
+_PRODUCTS = ("mg", "ms", "mi", "hr", "pc")  # directly behind a number: mass times acceleration, say
 _LONG_UNIT = "|".join(sorted((w for w in _UNIT_BY_WORD if len(w) > 1), key=len, reverse=True))
 _TEXT_UNIT = re.compile(rf"\s*{TEXT_COMMAND}\s*\{{([^{{}}]*)\}}\s*(?:\^\s*\{{?([-\d]+)\}}?)?\s*$")
 _WORD_UNIT = re.compile(
@@ -81,8 +83,12 @@ def split_unit(text: str) -> tuple[str, str]:
     r"""(`text` without its unit, unit): `\text{...}` at the end, or words that are units wherever they stand alone."""
     for pattern in (_TEXT_UNIT, _WORD_UNIT):
         match = pattern.search(text)
-        if match and match.start() > 0:
-            words = [_UNIT_BY_WORD.get(word, word) for word in re.split(r"[\s/.]+", match[1].strip()) if word]
+        if match and match.start() > 0 and not (pattern is _WORD_UNIT and match[0] in _PRODUCTS):
+            words = [
+                _UNIT_BY_WORD.get(word, word)
+                for word in re.split(r"[\s/.]+", match[1].strip())
+                if word not in ("", "per")
+            ]
             power = f"^{match[2]}" if match[2] else ""
             return text[: match.start()], " ".join(words) + power
     return text, ""
@@ -118,8 +124,8 @@ def _digits_agree(answer: Quantity, gold: Quantity) -> bool:
 
 
 def _are_known(*units: str) -> bool:
-    names = set(_UNIT_BY_WORD.values()) - {"unit", "per", "square", "cubic"}
-    return all(unit.split("^")[0] in names for unit in units)
+    names = set(_UNIT_BY_WORD.values()) - {"unit", "square", "cubic"}
+    return all(part.split("^")[0] in names for unit in units for part in unit.split())
 
 
 def _close(answer: Fraction, gold: Fraction, *, is_exact: bool) -> bool:

@@ -84,6 +84,9 @@ def _read_questions(connection: socket.socket, questions: "queue.SimpleQueue[lis
 def _load_grader() -> Callable[[str, str, bool], tuple[str, str | None]]:
     """Import math-verify and grade once, so that the first answer doesn't pay for SymPy's lazy set-up."""
     from trapo_lite.reward.grading import grade
+    from trapo_lite.reward.symbolic import parse_quickly
+
+    parse_quickly()
 
     def grade_one(answer_text: str, gold: str, require_box: bool) -> tuple[str, str | None]:
         try:
