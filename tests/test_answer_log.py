@@ -23,8 +23,8 @@ def answer(problem: int, sample: int, verdict: str = "wrong") -> Answer:
     return Answer(f"p{problem}", sample, "It is\u20288.", verdict, "8", "stop", 4, "7")  # type: ignore[arg-type]
 
 
-def log_in(folder: Path, *, temperature: float = 1.0, **options) -> AnswerLog:
-    described = {"model": "made", "temperature": temperature, "seed": 3}
+def log_in(folder: Path, *, temperature: float = 1.0, verifier: str = "rules", **options) -> AnswerLog:
+    described = {"weights": "made", "temperature": temperature, "verifier": verifier, "seed": 3}
     return AnswerLog(folder, "made", described=described, problem_ids=["p0", "p1"], num_samples=2, **options)
 
 
@@ -76,6 +76,17 @@ def test_answers_of_something_else_are_not_mixed_in(tmp_path: Path, is_finished:
     with pytest.raises(ConfigError, match=r"answers with temperature 1\.0, now it is 0\.5; choose another --out"):
         log_in(tmp_path, temperature=0.5)
     assert log_in(tmp_path, temperature=0.5, restart=True).done == set()
+
+
+def test_where_things_lay_and_how_they_were_graded(tmp_path: Path) -> None:
+    """Another place is no other model; other rules are named, with what can be done."""
+    log = log_in(tmp_path, verifier="old rules", noted={"model": "/here"})
+    for problem in (0, 1):
+        log.append([answer(problem, 0), answer(problem, 1)])
+    log.finish(seed=3)
+    assert log_in(tmp_path, verifier="old rules", noted={"model": "/there"}).is_complete
+    with pytest.raises(ConfigError, match=r"verifier 'old rules', now it is 'new rules'; .*--regrade .* to grade them"):
+        log_in(tmp_path, verifier="new rules")
 
 
 def test_a_line_changed_by_hand_is_named(tmp_path: Path) -> None:
@@ -146,3 +157,12 @@ def test_grading_again_mends_verdicts_without_drawing(tmp_path: Path) -> None:
     printed = run([sys.executable, "scripts/evaluate.py", "--regrade", str(tmp_path)])
     assert f"{num_correct} of 48 verdicts changed" in printed
     assert results(tmp_path) == (before, summary)
+
+    # By another rule, to another place: every answer is made one without a box.
+    bare = [row | {"completion": row["completion"].replace("boxed", "text")} for row in rows]
+    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bare))
+    regrade = [sys.executable, "scripts/evaluate.py", "--regrade", str(tmp_path), "--out", str(tmp_path / "again")]
+    run([*regrade, "reward.require_box=true"])
+    strict, found = results(tmp_path / "again")
+    assert found["verdicts"] == {"no_answer": 48} and found["require_box"] is True and found["verifier"]
+    assert results(tmp_path)[1] == summary and strict.count('"no_answer"') == 48

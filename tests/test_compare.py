@@ -14,11 +14,13 @@ from trapo_lite.evaluation import Answer
 PUBLISHED = Path(__file__).parents[1] / "evals" / "published.yaml"
 
 
-def write(folder: Path, name: str, accuracy: float, *, fingerprint: str = "f", temperature: float = 0.6) -> None:
+def write(
+    folder: Path, name: str, accuracy: float, *, fingerprint: str = "f", temperature: float = 0.6, **more: object
+) -> None:
     """40 problems with two draws each, correct at random."""
     folder.mkdir(parents=True, exist_ok=True)
     rng, ids = random.Random(f"{name} {accuracy}"), [f"{name}-{n}" for n in range(40)]
-    described = {"fingerprint": fingerprint, "seed": 0, "temperature": temperature}
+    described = {"fingerprint": fingerprint, "seed": 0, "temperature": temperature, **more}
     log = AnswerLog(folder, name, described=described, problem_ids=ids, num_samples=2)
     for one in ids:
         verdicts = ["correct" if rng.random() < accuracy else "wrong" for _ in range(2)]
@@ -53,6 +55,26 @@ def test_other_problems_are_not_compared_and_other_drawing_is_said(
     printed = capsys.readouterr().out
     assert "two differ in fingerprint 'f' and 'g'" in printed and "three differ in temperature 0.6 and 1.0" in printed
     assert [Path(test["second"]).name for test in json.loads((tmp_path / "t.json").read_text())["tests"]] == ["three"]
+
+
+@pytest.mark.parametrize(
+    "more", [{"require_box": True}, {"verifier": "other rules"}, {"prompts": "p"}, {"top_k": 20}, {"dtype": "float16"}]
+)
+def test_what_else_differs_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], more: dict[str, object]) -> None:
+    write(tmp_path / "one", "amc", 0.5)
+    write(tmp_path / "two", "amc", 0.5, **more)
+    compare([tmp_path / "one", tmp_path / "two"], published=None, out=None)
+    assert f"two differ in {next(iter(more))} None and {next(iter(more.values()))!r:.12}" in capsys.readouterr().out
+
+
+def test_the_average_is_of_whole_sets(tmp_path: Path) -> None:
+    for name in PAPER_SETS:
+        write(tmp_path / "whole", name, 0.0, is_part=False)
+        write(tmp_path / "part", name, 0.0, is_part=name == "amc")
+    [whole], [part] = read_rows(tmp_path / "whole"), read_rows(tmp_path / "part")
+    assert part.average() is None
+    value, (low, high) = whole.average()  # type: ignore[misc]
+    assert value == low == 0.0 < high
 
 
 def test_a_run_has_a_row_for_each_of_its_evaluations(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from scripted import STOP_ID, ScriptedEngine, ScriptedVerifier, decode, is_bound
 from trapo_lite.cli import REGISTRY
 from trapo_lite.config import Config, validate
 from trapo_lite.engines.base import SampleRequest
-from trapo_lite.evaluate import _name_of, evaluate, target_from_arguments
+from trapo_lite.evaluate import EvalTarget, _name_of, evaluate, target_from_arguments
 from trapo_lite.evaluation import EvalResult, evaluate_problems
 from trapo_lite.sampler import Sampler, SamplingSettings
 from trapo_lite.scores import bootstrap_interval
@@ -260,6 +260,9 @@ def test_the_same_seed_gives_the_same_answers_and_another_seed_others(tmp_path: 
         (["--run", "{run}", "--data", "{data}", "eval.max_response_tokens=600"], "positions for 512"),
         (["--run", "{run}", "--data", "{data}", "--out", "{data}/x"], "--out"),
         (["--run", "{run}", "--data", "{data}", "--out", "{data}"], "is a file; give a folder"),
+        (["--regrade", "{run}", "--num-samples", "4"], "so --num-samples says nothing"),
+        (["--regrade", "{run}", "--partial"], "so --partial says nothing"),
+        (["--regrade", "{run}", "eval.temperature=1"], "so eval.temperature=1 says nothing"),
     ],
 )
 def test_mistakes_end_in_one_message(
@@ -301,7 +304,7 @@ OFFICIAL = {
 def test_every_official_file_runs_through_the_harness(
     shared_benchmarks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """Two problems of each, through the door, overrides behind the names included."""
+    """Two problems of each, through the door, overrides behind the names included; then the second file of a set."""
     config = tmp_path / "config.yaml"
     config.write_text(tiny_config(tmp_path).to_yaml(), encoding="utf-8")
     named = [f"{name}={shared_benchmarks / file}" for name, file in OFFICIAL.items()]
@@ -317,3 +320,34 @@ def test_every_official_file_runs_through_the_harness(
         summary = json.loads((tmp_path / "out" / f"{name}.json").read_text())
         assert (summary["num_problems"], summary["num_samples"]) == (2, 2) and "2 of " in summary["benchmark"]
         assert len((tmp_path / "out" / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")) == 5
+    left_over = {file.name for file in shared_benchmarks.iterdir()} - set(OFFICIAL.values())
+    assert left_over == {"valid.math.parquet"}
+    script[script.index("--out") + 1] = tmp_path / "math"
+    call_script(monkeypatch, *script, "--benchmarks", f"math500={shared_benchmarks / 'valid.math.parquet'}", *overrides)
+    assert json.loads((tmp_path / "math" / "math500.json").read_text())["benchmark"] == "MATH-500, 2 of 500 problems"
+
+
+def test_the_configuration_does_not_cut_benchmarks(run_dir: Path):
+    """Its eval.num_problems is for the set that training looks at; on the command line it is meant."""
+    config = run_dir / "config.yaml"
+    config.write_text(config.read_text().replace("num_problems: null", "num_problems: 3"))
+    assert "num_problems: 3" in config.read_text()
+
+    def target(*overrides: str) -> EvalTarget:
+        return target_from_arguments(
+            run=run_dir,
+            model=None,
+            adapter=None,
+            base=False,
+            data=None,
+            benchmarks=["gsm8k"],
+            registry=REGISTRY,
+            allow_part=False,
+            num_samples=None,
+            out=None,
+            restart=False,
+            config=[],
+            overrides=overrides,
+        )
+
+    assert target().num_problems is None and target("eval.num_problems=2").num_problems == 2

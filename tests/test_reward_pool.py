@@ -172,7 +172,7 @@ def test_a_worker_that_cannot_be_started_now_is_started_later(monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(subprocess, "Popen", no_more)
             assert pool.submit(*TOWER).result().kind == "timeout"
-            with pytest.raises(VerifierError, match="cannot be started: .*no more processes"):
+            with pytest.raises(VerifierError, match=r"cannot be started: .*no more processes"):
                 pool.submit(*GOOD).result(timeout=10.0)
         assert pool.submit(*GOOD).result(timeout=60.0).is_correct
 

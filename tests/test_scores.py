@@ -64,7 +64,13 @@ def test_paired_values_must_pair() -> None:
         scores.paired_difference([0.0], [0.0, 1.0], seed=0)
 
 
-def test_sets_count_the_same_whatever_their_size() -> None:
-    small, large = [0.0, 1.0], [0.5] * 500
-    low, high = scores.stratified_interval([small, large], seed=0)
-    assert (low, high) == (0.25, 0.75)  # the mean of the small set is 0, 0.5 or 1
+def test_the_interval_of_an_average_is_that_of_resampling_each_set_and_never_empty() -> None:
+    rng = random.Random(3)
+    groups = [[float(rng.random() < p) for _ in range(n)] for p, n in ((0.5, 30), (0.3, 80), (0.8, 500))]
+    low, high = scores.interval_of_mean(
+        [statistics.mean(values) for values in groups], [scores.interval_95(values, seed=0) for values in groups]
+    )
+    means = sorted(statistics.fmean(statistics.fmean(rng.choices(g, k=len(g))) for g in groups) for _ in range(2000))
+    assert low == pytest.approx(means[50], abs=0.01) and high == pytest.approx(means[1950], abs=0.01)
+    none = scores.interval_of_mean([0.0] * 5, [scores.interval_95([0.0] * 40, seed=0)] * 5)
+    assert none[0] == 0.0 and none[1] > 0.03

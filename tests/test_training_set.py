@@ -142,9 +142,7 @@ def test_a_short_problem_is_found_in_a_longer_text_and_a_way_of_speaking_is_not(
 
 
 def test_a_problem_in_two_sets_and_two_questions_on_one_text_are_found() -> None:
-    problem = (
-        "A dog runs around a round field of radius 7 and a cat walks along its rim until they meet. Where is that?"
-    )
+    problem = "A dog runs around a field of radius 7 and a cat walks along its rim until they meet. Where is that?"
     text = "Two stars of masses 3 and 5 circle one another in the plane of the sky, seen from very far away. "
     one, other = text + "What is the mass of the first star in suns?", text + "What is the period in years of them?"
     overlap = Overlap({"amc": [problem], "amc23": [problem + " Write a number."], "minerva": [one, other]})

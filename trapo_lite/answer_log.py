@@ -18,8 +18,10 @@ from trapo_lite.files import errors_named, replace_text
 
 
 class AnswerLog:
-    """The answers to one set of problems. `described`: all that decides what is drawn; other answers are not mixed in.
+    """The answers to one set of problems.
 
+    described:   all that decides what is drawn, and graded how; other answers are not mixed in
+    noted:       also goes into NAME.json, whatever it was before
     problem_ids: in their order;  num_samples: of each
     ConfigError where the folder holds answers of something else, unless `restart` says to forget them.
     """
@@ -30,13 +32,14 @@ class AnswerLog:
         name: str,
         *,
         described: Mapping[str, Any],
+        noted: Mapping[str, Any] | None = None,
         problem_ids: Sequence[str],
         num_samples: int,
         restart: bool = False,
     ) -> None:
         self.summary_file, self.answers_file = folder / f"{name}.json", folder / f"{name}.jsonl"
         self.partial_file = folder / f"{name}.partial.jsonl"
-        self._described, self._num_samples = dict(described), num_samples
+        self._described, self._noted, self._num_samples = dict(described), dict(noted or {}), num_samples
         self._ids = dict.fromkeys(problem_ids)
         self._groups: dict[str, tuple[Answer, ...]] = {}
         if restart:
@@ -74,7 +77,7 @@ class AnswerLog:
         result = EvalResult(tuple(self._groups[one] for one in self._ids), seed)
         if not self.summary_file.exists():
             replace_text(self.answers_file, _lines(result.answers))
-            summary = {**self._described, **result.summary(), "answers": self.answers_file.name}
+            summary = {**self._noted, **self._described, **result.summary(), "answers": self.answers_file.name}
             replace_text(self.summary_file, _to_json(summary))
         self.partial_file.unlink(missing_ok=True)
         return result
@@ -98,14 +101,18 @@ class AnswerLog:
     def _require_same(self, file: Path, found: Mapping[str, Any]) -> None:
         for key, wanted in self._described.items():
             if found.get(key) != wanted:
+                regrade = f", --regrade {file.parent} to grade them again" if key == "verifier" else ""
                 raise ConfigError(
-                    f"{file}: holds answers with {key} {found.get(key)!r}, now it is {wanted!r}; choose another --out, "
-                    "or give --restart to draw them again"
+                    f"{file}: holds answers with {key} {found.get(key)!r}, now it is {wanted!r}; choose another --out"
+                    f"{regrade}, or give --restart to draw them again"
                 )
 
 
-def regraded(summary_file: Path, verifier: Grader) -> tuple[EvalResult, int]:
-    """Grade the answers beside NAME.json again and write both files anew; the result, and how many verdicts changed."""
+def regraded(
+    summary_file: Path, verifier: Grader, *, rules: Mapping[str, Any], out: Path | None = None
+) -> tuple[EvalResult, int]:
+    """Grade the answers beside NAME.json again, write both files (to `out`: beside the first ones) and the `rules` of
+    the verifier; the result, and how many verdicts changed."""
     answers_file, summary = summary_file.with_suffix(".jsonl"), read_summary(summary_file)
     before = read_answers(answers_file, num=summary["num_problems"] * summary["num_samples"])
     verdicts = verifier.grade([(answer.completion, answer.gold) for answer in before])
@@ -114,8 +121,9 @@ def regraded(summary_file: Path, verifier: Grader) -> tuple[EvalResult, int]:
         for answer, verdict in zip(before, verdicts, strict=True)
     ]
     result = result_of(after, summary["seed"])
-    replace_text(answers_file, _lines(after))
-    replace_text(summary_file, _to_json({**summary, **result.summary()}))
+    folder = out or summary_file.parent
+    replace_text(folder / answers_file.name, _lines(after))
+    replace_text(folder / summary_file.name, _to_json({**summary, **rules, **result.summary()}))
     return result, sum(old.verdict != new.verdict for old, new in zip(before, after, strict=True))
 
 

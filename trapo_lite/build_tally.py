@@ -17,7 +17,8 @@ class BuildTally:
     rows_by_set:         kept or removed rows that share a run of words with a set that is evaluated on
     num_second:          problems that got a second trace; None where there is no second source
     found_overlap:       [id of such a row, names of the sets]
-    num_graded:          traces put to the verifier, None without one;  num_wrong: whole solutions it did not find correct
+    num_graded:          traces put to the verifier, None without one
+    num_wrong:           whole solutions that it did not find correct
     num_wrong_thoughts:  of the same traces, where only what stands inside <think> is read
     """
 

@@ -100,10 +100,12 @@ def evaluate(args: argparse.Namespace) -> None:
         options = vars(_without_overrides(args))
         folder = options.pop("regrade")
         if folder is not None:
-            given = [name for name in ("benchmarks", "data", "adapter", "base", "out", "restart") if options[name]]
+            says_nothing = ("benchmarks", "data", "adapter", "base", "restart", "num_samples", "allow_part")
+            given = [name for name in says_nothing if options[name] not in (None, False, [])]
             if given:
-                raise ConfigError(f"--regrade: draws nothing, so --{given[0]} says nothing; leave it out")
-            regrade(folder, load_config(options["config"], options["overrides"]))
+                option = "--partial" if given[0] == "allow_part" else "--" + given[0].replace("_", "-")
+                raise ConfigError(f"--regrade: draws nothing, so {option} says nothing; leave it out")
+            regrade(folder, options["config"], options["overrides"], out=options["out"])
         else:
             evaluate_job(target_from_arguments(**options))
 

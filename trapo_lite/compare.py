@@ -25,7 +25,10 @@ from trapo_lite.files import replace_text
 PAPER_SETS = ("aime24", "amc", "math500", "minerva", "olympiad")
 AVERAGE = "avg"
 SAME_PROBLEMS = ("fingerprint", "num_problems")
-SAME_DRAWING = ("temperature", "top_p", "max_response_tokens", "num_samples", "seed")
+SAME_DRAWING = ("prompts", "temperature", "top_p", "top_k", "max_response_tokens", "stop_ids", "num_samples", "seed")
+SAME_ENGINE = ("engine", "dtype", "quantize")
+SAME_GRADING = ("require_box", "verifier")
+SAME = (*SAME_PROBLEMS, *SAME_DRAWING, *SAME_ENGINE, *SAME_GRADING)
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,13 @@ class ResultRow:
     scores: dict[str, Score]
 
     def average(self) -> tuple[float, tuple[float, float]] | None:
-        """Of the five sets of the paper, with its interval; None unless all are there. Each set counts the same."""
-        if not set(PAPER_SETS) <= set(self.scores):
+        """Of the five sets of the paper, with its interval; None unless all are there, whole. Each counts the same."""
+        found = [self.scores.get(name) for name in PAPER_SETS]
+        results = [score.result for score in found if score is not None and not score.summary.get("is_part")]
+        if len(results) < len(PAPER_SETS):
             return None
-        results = [self.scores[name].result for name in PAPER_SETS]
-        seed = results[0].seed
-        return (
-            scores.mean([result.accuracy for result in results]),
-            scores.stratified_interval([result.problem_accuracies for result in results], seed=seed),
-        )
+        accuracies = [result.accuracy for result in results]
+        return scores.mean(accuracies), scores.interval_of_mean(accuracies, [one.interval_95 for one in results])
 
 
 class PublishedRow(Section):
@@ -183,7 +184,7 @@ def _differences_in_drawing(rows: Sequence[ResultRow]) -> list[str]:
             lines.append(f"WARNING {row.name}: has no set of problems in common with {rows[0].name}")
         for name in _shared(rows[0], row):
             ours, theirs = rows[0].scores[name].summary, row.scores[name].summary
-            keys = [key for key in (*SAME_PROBLEMS, *SAME_DRAWING) if ours.get(key) != theirs.get(key)]
+            keys = [key for key in SAME if ours.get(key) != theirs.get(key)]
             if keys:
                 what = ", ".join(f"{key} {ours.get(key)!r:.12} and {theirs.get(key)!r:.12}" for key in keys)
                 lines.append(f"WARNING {name}: {rows[0].name} and {row.name} differ in {what}")

@@ -23,7 +23,7 @@ from trapo_lite.data import DataError, load_tokenizer, text_of
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.start import start_engine
 from trapo_lite.evaluation import EvalResult, evaluate_problems
-from trapo_lite.identity import weights_fingerprint
+from trapo_lite.identity import verifier_fingerprint, weights_fingerprint
 from trapo_lite.inputs import sampling_settings
 from trapo_lite.launch import set_threads
 from trapo_lite.problem_sets import ProblemSet, read_sets, require_positions
@@ -38,7 +38,8 @@ class EvalTarget:
     adapter_dir:  a PEFT adapter on config.model; None: the model by itself
     benchmarks:   by name; empty: config.eval.data
     num_samples:  draws a problem of the benchmarks; None: what each says
-    allow_part:   fewer problems than a benchmark has will do
+    num_problems: the first ones of each benchmark; None: all
+    allow_part:   a benchmark's file may hold fewer problems than it has
     restart:      forget what is in `out` of the same names
     """
 
@@ -47,6 +48,7 @@ class EvalTarget:
     out: Path
     benchmarks: Mapping[str, Benchmark] = field(default_factory=dict)
     num_samples: int | None = None
+    num_problems: int | None = None
     allow_part: bool = False
     restart: bool = False
 
@@ -99,9 +101,15 @@ def target_from_arguments(
         out=out or (Path("eval") if run is None else run / "eval") / name,
         benchmarks=choose(load_registry(registry), benchmarks) if benchmarks else {},
         num_samples=num_samples,
+        # The configuration's is for the small set that training looks at now and then.
+        num_problems=resolved.eval.num_problems if _sets("eval.num_problems", overrides) else None,
         allow_part=allow_part,
         restart=restart,
     )
+
+
+def _sets(key: str, overrides: Sequence[str]) -> bool:
+    return any(text.partition("=")[0] == key for text in overrides)
 
 
 def _name_of(model: str) -> str:
@@ -135,7 +143,14 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
     set_threads(config)
     check_name(config.model.name)
     tokenizer = load_tokenizer(config.model.name)
-    sets = read_sets(config, target.benchmarks, tokenizer, num_samples=target.num_samples, allow_part=target.allow_part)
+    sets = read_sets(
+        config,
+        target.benchmarks,
+        tokenizer,
+        num_samples=target.num_samples,
+        num_problems=target.num_problems,
+        allow_part=target.allow_part,
+    )
     max_model_len = require_positions(config, sets, available=model_config(config.model).max_position_embeddings)
     say("\n".join(line for one in sets for line in one.report))
     _make_folder(target.out)
@@ -196,20 +211,32 @@ def _draw(
         )
 
 
-def regrade(folder: Path, config: Config) -> dict[str, EvalResult]:
+def regrade(
+    folder: Path, config_files: Sequence[str], overrides: Sequence[str], *, out: Path | None = None
+) -> dict[str, EvalResult]:
     """Grade the answers in a folder of results again, by the verifier as it is now; nothing is drawn.
 
-    ConfigError where it holds none, DataError where they cannot be read.
+    A box is required if it was, unless an override says otherwise. out: for the new verdicts; None: over the old ones.
+    ConfigError where the folder holds none, DataError where they cannot be read.
     """
+    config = load_config(config_files, overrides)
+    other = next((text for text in overrides if not text.startswith("reward.")), None)
+    if other is not None:
+        raise ConfigError(f"--regrade: draws nothing, so {other} says nothing; leave it out")
+    kept_rules = () if _sets("reward.require_box", overrides) else ("require_box",)
     files = [file for file in sorted(folder.glob("*.json")) if file.with_suffix(".jsonl").is_file()]
     if not files:
         raise ConfigError(f"--regrade {folder}: holds no NAME.json beside a NAME.jsonl; give a folder of results")
+    if out is not None:
+        _make_folder(out)
     results = {}
-    with lock(folder, option="--regrade"):
+    with lock(out or folder, option="--regrade" if out is None else "--out"):
         for file in files:
-            box = {"require_box": read_summary(file).get("require_box", config.reward.require_box)}  # as it was drawn
-            with MathVerifier.from_config(config.reward.model_copy(update=box)) as verifier:
-                results[file.stem], num_changed = regraded(file, verifier)
+            summary = read_summary(file)
+            section = config.reward.model_copy(update={key: summary[key] for key in kept_rules if key in summary})
+            rules = {"require_box": section.require_box, "verifier": verifier_fingerprint()}
+            with MathVerifier.from_config(section) as verifier:
+                results[file.stem], num_changed = regraded(file, verifier, rules=rules, out=out)
             result = results[file.stem]
             print(f"{file.stem}: {result.accuracy:.3f}; {num_changed} of {len(result.answers)} verdicts changed")
     return results
@@ -220,7 +247,7 @@ def brief_line(problem_set: ProblemSet, result: EvalResult) -> str:
     low, high = result.interval_95
     drawn = f"{len(result.groups)} problems x {result.num_samples}"
     return (
-        f"  {problem_set.name:<10} {result.accuracy:.3f}  (95 %: {low:.3f} to {high:.3f})  {drawn}, "
+        f"  {problem_set.title:<30} {result.accuracy:.3f}  (95 %: {low:.3f} to {high:.3f})  {drawn}, "
         f"no answer {result.no_answer_share:.1%}, truncated {result.truncated_share:.1%}"
     )
 
@@ -254,9 +281,7 @@ def table_lines(target: EvalTarget, problem_set: ProblemSet, result: EvalResult)
 def _log_of(target: EvalTarget, problem_set: ProblemSet, tokenizer: PreTrainedTokenizerBase) -> AnswerLog:
     config, settings = target.config, sampling_settings(target.config, tokenizer, for_eval=True)
     described: dict[str, Any] = {
-        "model": config.model.name,
         "weights": weights_fingerprint(config.model.name),
-        "adapter": None if target.adapter_dir is None else str(target.adapter_dir.resolve()),
         "adapter_weights": None if target.adapter_dir is None else weights_fingerprint(str(target.adapter_dir)),
         "config_overrides": config.model.config_overrides,
         "quantize": config.model.quantize,
@@ -270,12 +295,18 @@ def _log_of(target: EvalTarget, problem_set: ProblemSet, tokenizer: PreTrainedTo
         "top_k": config.rollout.top_k,
         "max_response_tokens": config.eval.max_response_tokens or config.rollout.max_response_tokens,
         "require_box": config.reward.require_box,
+        "verifier": verifier_fingerprint(),
         "seed": config.run.seed,
+    }
+    places = {
+        "model": config.model.name,
+        "adapter": None if target.adapter_dir is None else str(target.adapter_dir.resolve()),
     }
     return AnswerLog(
         target.out,
         problem_set.name,
         described=described,
+        noted=places,
         problem_ids=[problem.id for problem in problem_set.problems],
         num_samples=problem_set.num_samples,
         restart=target.restart,

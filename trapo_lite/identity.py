@@ -1,6 +1,7 @@
 """What a run is made of: a checkpoint is only good for a run that is made of the same."""
 
 import hashlib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,14 @@ def run_identity(config: Config, *, data_fingerprint: str, num_processes: int) -
         "data": data_fingerprint,
         "processes": num_processes,
     }
+
+
+def verifier_fingerprint() -> str:
+    """What tells one state of the rules of grading from another: math-verify's version, a hash of trapo_lite.reward."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).with_name("reward").glob("*.py")):
+        digest.update(file.read_bytes())
+    return f"math-verify {version('math-verify')}, rules {digest.hexdigest()[:12]}"
 
 
 def weights_fingerprint(name: str) -> str:

@@ -153,14 +153,15 @@ def _describe(number: int, micro_group: MicroGroup, is_helped: bool) -> str:
 def _losses(algorithm: AlgorithmSection, micro_group: MicroGroup, is_helped: bool) -> str:
     """What trains the tokens of such a rollout."""
     parts = []
-    if is_helped and algorithm.has_prefix_loss:
+    entropy = [f"entropy x {algorithm.entropy_weight:g}"] if algorithm.entropy_weight else []
+    if is_helped:
         which = "" if micro_group.num_trained is None else f" of the last {micro_group.num_trained}"
-        parts.append(f"prefix{which}: {algorithm.prefix_loss} x {algorithm.prefix_weight:g}")
-    elif is_helped:
-        parts.append("prefix: not trained")
+        loss = f"{algorithm.prefix_loss} x {algorithm.prefix_weight:g}" if algorithm.has_prefix_loss else "no SFT loss"
+        parts.append(f"prefix{which}: " + ", ".join([loss, *entropy]))
     is_all_expert = micro_group.prefix_ratio == 1.0 and micro_group.help_below is None
     if not is_all_expert:
-        parts.append("own tokens: policy gradient")
+        kl = [f"KL to the base x {algorithm.kl_weight:g}"] if algorithm.kl_weight else []
+        parts.append("own tokens: " + ", ".join(["policy gradient", *entropy, *kl]))
     return "; ".join(parts)
 
 

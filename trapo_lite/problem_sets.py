@@ -16,7 +16,8 @@ from trapo_lite.types import Problem
 
 @dataclass(frozen=True)
 class ProblemSet:
-    """name: of its files among the results;  report: lines for people, of what was read;  texts: problems and golds."""
+    """name: of its files among the results;  report: lines for people, of what was read;  texts: problems and golds;
+    is_part: it is a benchmark, and not the whole of it."""
 
     name: str
     title: str
@@ -24,6 +25,7 @@ class ProblemSet:
     problems: tuple[Problem, ...]
     num_samples: int
     report: tuple[str, ...]
+    is_part: bool = False
     texts: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -34,6 +36,7 @@ class ProblemSet:
         """For the results: what tells this set from another."""
         return {
             "benchmark": self.title,
+            "is_part": self.is_part,
             "data": self.source,
             "fingerprint": hashlib.sha256(repr(self.texts).encode()).hexdigest(),
             "prompts": fingerprint([Problem(p.id, p.prompt_ids, p.answer) for p in self.problems]),
@@ -46,17 +49,27 @@ def read_sets(
     tokenizer: PreTrainedTokenizerBase,
     *,
     num_samples: int | None,
+    num_problems: int | None,
     allow_part: bool,
 ) -> list[ProblemSet]:
     """The benchmarks, or eval.data where there are none. ConfigError, DataError for what cannot be evaluated on.
 
-    num_samples: draws a problem instead of what the benchmark says
-    allow_part:  of a benchmark, fewer problems than it has will do
+    num_samples:  draws a problem instead of what the benchmark says
+    num_problems: the first ones of each benchmark; None: all (eval.num_problems is of eval.data)
+    allow_part:   a benchmark's file may hold fewer problems than it has
     """
     if not benchmarks:
         return [_read_data(config, tokenizer)]
     return [
-        _read_benchmark(name, benchmark, config, tokenizer, num_samples or benchmark.num_samples, allow_part=allow_part)
+        _read_benchmark(
+            name,
+            benchmark,
+            config,
+            tokenizer,
+            num_samples=num_samples or benchmark.num_samples,
+            num_problems=num_problems,
+            allow_part=allow_part,
+        )
         for name, benchmark in benchmarks.items()
     ]
 
@@ -76,7 +89,7 @@ def _read_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> ProblemSet
     name = Path(source).stem.replace(":", "-")
     chosen = tuple(problems[: config.eval.num_problems])
     texts = tuple((example.problem, example.answer) for example in loaded.examples[: len(chosen)])
-    return ProblemSet(name, source, source, chosen, config.eval.num_samples, tuple(lines), texts)
+    return ProblemSet(name, source, source, chosen, config.eval.num_samples, tuple(lines), texts=texts)
 
 
 def _read_benchmark(
@@ -84,21 +97,23 @@ def _read_benchmark(
     benchmark: Benchmark,
     config: Config,
     tokenizer: PreTrainedTokenizerBase,
-    num_samples: int,
     *,
+    num_samples: int,
+    num_problems: int | None,
     allow_part: bool,
 ) -> ProblemSet:
     pairs = read_benchmark(name, benchmark, allow_part=allow_part)
-    chosen = pairs[: config.eval.num_problems]
+    chosen = pairs[:num_problems]
     prompts = encode(tokenizer, [prompt_text(config.data.prompt_template, problem) for problem, _ in chosen])
     problems = tuple(
         Problem(f"{name}-{number}", prompt_ids, gold, source=name)
         for number, (prompt_ids, (_, gold)) in enumerate(zip(prompts, chosen, strict=True))
     )
     whole = benchmark.num_problems[0] if len(pairs) not in benchmark.num_problems else len(pairs)
-    title = benchmark.title + (f", {len(problems)} of {whole:,} problems" if len(problems) < whole else "")
+    is_part = len(problems) < whole
+    title = benchmark.title + (f", {len(problems)} of {whole:,} problems" if is_part else "")
     line = f"{name}: {title}; {benchmark.source}, {len(problems)} problems x {num_samples}"
-    return ProblemSet(name, title, benchmark.source, problems, num_samples, (line,), tuple(chosen))
+    return ProblemSet(name, title, benchmark.source, problems, num_samples, (line,), is_part, tuple(chosen))
 
 
 def require_positions(config: Config, sets: Sequence[ProblemSet], *, available: int) -> int:

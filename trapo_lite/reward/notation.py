@@ -108,7 +108,7 @@ def has_text(text: str) -> bool:
 
 
 def choice_letter(text: str) -> str | None:
-    r"""The letter of a multiple-choice answer: `C`, `(C)`, `\text{(C)} 42`, `C) sunlight`, `c.`, `Option C`; else None."""
+    r"""The letter of a multiple-choice answer: `C`, `(C)`, `\text{(C)} 42`, `C) light`, `c.`, `Option C`; or None."""
     match = _CHOICE.fullmatch(_TEXT_GROUP.sub(r"\1", text).strip())
     return match[1].upper() if match else None
 

@@ -19,7 +19,7 @@ FORMULA_OR_NUMBER = (LatexExtractionConfig(), ExprExtractionConfig())
 
 
 def parse_quickly() -> None:
-    """Have math-verify's parser try ANTLR's SLL prediction before LL, which does not cache what it found: 3 times faster.
+    """Have math-verify's parser try ANTLR's SLL prediction before LL, which caches nothing: 3 times faster.
 
     SLL gives the tree that LL gives or a syntax error (antlr4.atn.PredictionMode), and after an error LL has its turn.
     """
