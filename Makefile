@@ -6,6 +6,8 @@ SHELL := /bin/sh
 PY := .venv/bin/python
 # One thread: on tensors as small as the tests' two are several times slower. Nothing in the tests needs a network.
 TEST_ENV := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1
+# Two tests at a time: an engine's start takes one core for half a minute. WORKERS= runs one after the other.
+WORKERS := -n 2 --dist loadgroup
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -17,10 +19,10 @@ quickstart: setup ## train, evaluate and export on the CPU; SEED=1 changes the s
 	@$(PY) scripts/quickstart.py $(if $(SEED),--seed $(SEED))
 
 test: setup ## all tests; ARGS="-k loss" is passed to pytest
-	@$(TEST_ENV) $(PY) -m pytest --durations=10 $(ARGS)
+	@$(TEST_ENV) $(PY) -m pytest $(WORKERS) --durations=10 $(ARGS)
 
 test-fast: setup ## the tests that need neither a real engine nor a whole run
-	@$(TEST_ENV) $(PY) -m pytest --durations=10 -m "not slow" $(ARGS)
+	@$(TEST_ENV) $(PY) -m pytest $(WORKERS) --durations=10 -m "not slow" $(ARGS)
 
 lint: setup ## ruff and pyright
 	$(PY) -m ruff check .

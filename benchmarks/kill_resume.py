@@ -120,10 +120,12 @@ def shared_memory() -> set[str]:
 
 
 def is_held(name: str) -> bool:
-    """Whether a living process (another run, say) has something of it open or mapped."""
+    """Whether a living process (another run, say) was given it, or has something of it open or mapped."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
+                if name.encode() in (folder / "cmdline").read_bytes():
+                    return True
                 opened = [os.readlink(link) for link in (folder / "fd").iterdir()]
                 if any(target.startswith(name) for target in opened) or name in (folder / "maps").read_text():
                     return True

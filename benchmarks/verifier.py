@@ -8,7 +8,7 @@ roots, expressions, intervals, lists and words, half of the answers wrong. Every
 so that what a worker keeps of earlier ones does not help; "repeated" are the same ones once more, as the rollouts of a
 group repeat their gold and often their answer. Ours: one worker process, answers submitted all at once, so that
 everything a verdict costs is in it. math-verify: parse and verify in this process as the official reward calls it (its
-timers on: it needs the main thread for them). The two take turns; the pool has graded 200 others before.
+timers on: it needs the main thread for them). The two take turns; the pool has graded 1,000 others before.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from pathlib import Path
 from trapo_lite.reward import MathVerifier
 
 NUM_CHARACTERS = 8_000
+NUM_WARM = 1_000
 Pair = tuple[str, str]
 
 
@@ -35,7 +36,7 @@ def main() -> None:
     num, rounds = (500, 3) if args.quick else (2_000, 5)
     ours_rates, repeated_rates, theirs_rates, agreements = [], [], [], []
     with MathVerifier(num_workers=1) as verifier:
-        verifier.grade(make_pairs(200, seed=0))
+        verifier.grade(make_pairs(NUM_WARM, seed=0))
         for number in range(1, rounds + 1):
             pairs = make_pairs(num, seed=number)
             ours, rate = timed(partial(by_ours, verifier, pairs), num)

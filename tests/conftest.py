@@ -16,6 +16,16 @@ TINY_MAX_LEN = 640
 TINY_RANK = 6  # not one of vLLM's ranks, so that its padding is tested too
 
 
+LOOK_AT_SHARED_MEMORY = ("test_end_to_end", "test_engines_process", "test_engines_server")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers, a file's tests stay together, and those that look into /dev/shm too."""
+    for item in items:
+        group = "shared memory" if item.path.stem in LOOK_AT_SHARED_MEMORY else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def shared_benchmarks() -> Path:
     """The official evaluation files, which are no part of this repository."""

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import kill_resume
 import pytest
 from byte_model import write_byte_model
 
@@ -15,10 +16,6 @@ from trapo_lite.run_folder import differences, read_metrics
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("TRAPO_LITE_SHARED", ROOT.parent / "shared"))
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import kill_resume  # noqa: E402
-
 TINY = ["--config", "configs/tiny_cpu.yaml"]
 SMALL = ["rollout.num_problems=2", "eval.every=0", "run.tensorboard=false"]
 pytestmark = pytest.mark.slow
@@ -43,7 +40,7 @@ def start_and_signal(arguments: list[str], folder: Path, *, after_steps: int, si
     while not metrics.exists() or len(metrics.read_text().splitlines()) < after_steps:
         assert process.poll() is None and time.monotonic() < deadline, "the run ended or hung before the signal"
         time.sleep(0.05)
-    time.sleep(0.5)
+    time.sleep(0.2)
     process.send_signal(signum)
     return process.wait(timeout=60)
 
@@ -51,25 +48,26 @@ def start_and_signal(arguments: list[str], folder: Path, *, after_steps: int, si
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    done = run(command(folder, "whole", "train.max_steps=5", "train.save_every=2"))
+    done = run(command(folder, "whole", "train.max_steps=12", "train.save_every=3"))
     assert done.returncode == 0, done.stderr[-3000:]
     return folder / "whole"
 
 
-@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)])
-def test_a_signalled_run_leaves_nothing_behind_and_resumes_exactly(
-    uninterrupted: Path, tmp_path: Path, signum: int, exit_code: int
-) -> None:
+def test_a_signalled_run_leaves_nothing_behind_and_resumes_exactly(uninterrupted: Path, tmp_path: Path) -> None:
+    """Stopped by SIGTERM, gone on with, killed, gone on with."""
     shared_before = kill_resume.shared_memory()
-    arguments = command(tmp_path, "parts", "train.max_steps=5", "train.save_every=2")
-    mark = f"test-{os.getpid()}-{signum}"
-    folder = tmp_path / "parts"
-    assert start_and_signal(arguments, folder, after_steps=3, signum=signum, mark=mark) == exit_code
+    arguments = command(tmp_path, "parts", "train.max_steps=12", "train.save_every=3")
+    mark, folder = f"test-{os.getpid()}", tmp_path / "parts"
+    assert start_and_signal(arguments, folder, after_steps=1, signum=signal.SIGTERM, mark=mark) == 143
+    assert kill_resume.left_behind(mark, folder, shared_before) == []
+    stopped_at = len(read_metrics(folder / "metrics.jsonl"))
+    assert max((folder / "checkpoints").glob("step-*")).name == f"step-{stopped_at:06d}"  # whatever save_every says
+    killed = start_and_signal(arguments, folder, after_steps=stopped_at + 2, signum=signal.SIGKILL, mark=mark)
+    assert killed == -signal.SIGKILL
     assert kill_resume.left_behind(mark, folder, shared_before) == []
     done = run(arguments)
     assert done.returncode == 0, done.stderr[-3000:]
-    resumed_at = 2 if signum == signal.SIGKILL else 3
-    assert any(f"going on after step {step}" in done.stdout for step in range(resumed_at, 5)), done.stdout
+    assert any(f"going on after step {step}" in done.stdout for step in range(stopped_at, 12)), done.stdout
     assert differences(uninterrupted, folder) == []
 
 
@@ -90,13 +88,17 @@ def test_schedule_and_merging_change_when_tokens_are_drawn_and_not_which(uninter
             assert [line[name] for line in one] == [line[name] for line in other], (step, name)
 
 
-def test_two_processes_choose_schedule_and_merging_as_one(tmp_path: Path) -> None:
+def test_two_processes_each_with_their_own_engine_choose_as_one(tmp_path: Path) -> None:
     two = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     options = ["rollout.schedule=auto", "rollout.merge=auto", "run.deterministic=false", "train.max_steps=2"]
-    done = run(command(tmp_path, "auto", *options, launcher=two))
+    done = run(command(tmp_path, "auto", *options, launcher=two), timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("rollout.schedule auto:") == 1 and done.stdout.count("rollout.merge auto:") == 1
-    assert len(read_metrics(tmp_path / "auto/metrics.jsonl")) == 2
+    assert "2 processes on cpu" in done.stdout
+    assert [row["step"] for row in read_metrics(tmp_path / "auto/metrics.jsonl")] == [1, 2]
+    lines = [json.loads(line) for line in (tmp_path / "auto/rollouts/step-000001.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 * 8 and len({line["problem_id"] for line in lines}) == 2
+    assert {p.name for p in (tmp_path / "auto").glob("engine-*.log")} == {"engine-0.log", "engine-1.log"}
 
 
 def test_a_killed_launcher_takes_its_run_with_it(tmp_path: Path) -> None:
@@ -106,18 +108,6 @@ def test_a_killed_launcher_takes_its_run_with_it(tmp_path: Path) -> None:
     arguments = command(tmp_path, "launched", "train.max_steps=50", launcher=launcher)
     start_and_signal(arguments, tmp_path / "launched", after_steps=1, signum=signal.SIGKILL, mark=mark)
     assert kill_resume.left_behind(mark, tmp_path / "launched", shared_before) == []
-
-
-def test_two_processes_each_with_their_own_engine(tmp_path: Path) -> None:
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    done = run(command(tmp_path, "two", "train.max_steps=2", launcher=launcher), timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 processes on cpu" in done.stdout
-    rows = read_metrics(tmp_path / "two/metrics.jsonl")
-    assert [row["step"] for row in rows] == [1, 2]
-    lines = [json.loads(line) for line in (tmp_path / "two/rollouts/step-000001.jsonl").read_text().splitlines()]
-    assert len(lines) == 2 * 8 and len({line["problem_id"] for line in lines}) == 2
-    assert {p.name for p in (tmp_path / "two").glob("engine-*.log")} == {"engine-0.log", "engine-1.log"}
 
 
 def test_two_processes_are_stopped_killed_and_resumed_exactly(tmp_path: Path) -> None:

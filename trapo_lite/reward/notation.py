@@ -6,6 +6,7 @@ take a plain text apart.
 
 import re
 import unicodedata
+from functools import lru_cache
 
 _CHARACTERS = str.maketrans(
     {
@@ -58,6 +59,7 @@ _CHOICE = re.compile(r"(?:(?i:option|choice)\s+)?\(?\s*([A-Ja-j])\s*(?:[).:].*)?
 _OPEN, _CLOSE = "([{", ")]}"
 
 
+@lru_cache(maxsize=2048)
 def plain(text: str) -> str:
     r"""Remove math delimiters, spacing, sizes, currency signs and end punctuation; settle variants of one command.
 
