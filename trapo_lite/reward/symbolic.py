@@ -6,7 +6,7 @@ from typing import Any
 from antlr4.atn.PredictionMode import PredictionMode
 from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, _Latex2Sympy
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-from sympy import Expr, Float, Rational, expand
+from sympy import Expr, Float, Rational, Symbol, expand
 
 EXACT_DIGITS = 30  # two expressions without decimals are equal if they agree to this many digits, less five
 RELATIVE_TOLERANCE = 1e-6
@@ -41,7 +41,7 @@ def parse_quickly() -> None:
         parser.math = math
         return parser
 
-    _Latex2Sympy.create_parser = create_quick_parser
+    _Latex2Sympy.create_parser = create_quick_parser  # type: ignore[method-assign]
 
 
 def same_expression(answer: str, gold: str) -> bool:
@@ -95,8 +95,8 @@ def _are_algebraic(*readings: object) -> bool:
 
 def _differ_at_a_point(answer: Expr, gold: Expr) -> bool:
     """What has two values at one point is not the same; to simplify the difference takes ten times as long."""
-    symbols = sorted(answer.free_symbols | gold.free_symbols, key=lambda symbol: symbol.name)
-    point = {symbol: 1 + Rational(2 * number + 1, 97) for number, symbol in enumerate(symbols)}
+    symbols = sorted(answer.atoms(Symbol) | gold.atoms(Symbol), key=lambda symbol: symbol.name)
+    point = [(symbol, 1 + Rational(2 * number + 1, 97)) for number, symbol in enumerate(symbols)]
     here, there = (one.subs(point).evalf(EXACT_DIGITS) for one in (answer, gold))
     difference, size = abs(here - there), abs(there)
     return bool(difference.is_Float and size.is_Float and difference > 1e-12 * size)
