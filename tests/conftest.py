@@ -19,6 +19,7 @@ TINY_RANK = 6  # not one of vLLM's ranks, so that its padding is tested too
 LOOK_AT_SHARED_MEMORY = ("test_end_to_end", "test_engines_process", "test_engines_server")
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several workers, a file's tests stay together, and those that look into /dev/shm too."""
     for item in items:

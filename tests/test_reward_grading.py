@@ -97,6 +97,9 @@ DIFFERENT = [
     ("2mg", "2"),
     (r"\frac{1}{2}mg", r"\frac12"),
     ("B", "C) B is false"),
+    ("B", "B) or C)"),
+    ("B", "B) and C"),
+    ("B", "(B), (C)"),
     ("B", "42"),
 ]
 

@@ -55,7 +55,8 @@ _NAME = r"(?:\\?[a-zA-Z]+\s*(?:_\s*(?:\{[^{}]*\}|\w))?\s*'*\s*(?:\([a-zA-Z_\\, ]
 _RATIO = rf"(?:{_NAME}|\\frac\s*\{{{_NAME}\}}\s*\{{{_NAME}\}}|\|{_NAME}\|)"
 _LEFT_SIDE = re.compile(rf"\s*({_RATIO}(?:\s*[:/]\s*{_RATIO})*|\(\s*{_NAME}(?:\s*,\s*{_NAME})+\s*\))\s*$")
 _RELATION = re.compile(r"(?<![<>!:\\])=|\\(?:approx|in|equiv|sim)(?![a-zA-Z])|\\(?:le|ge|ne)(?![a-zA-Z])|[<>]")
-_CHOICE = re.compile(r"(?:(?i:option|choice)\s+)?\(?\s*([A-Ja-j])\s*(?:[).:].*)?", re.DOTALL)
+_CHOICE = re.compile(r"(?:(?i:option|choice)\s+)?\(?\s*([A-Ja-j])\s*(?:[).:](.*))?", re.DOTALL)
+_SECOND_CHOICE = re.compile(r"(?<![a-zA-Z])[A-J]\s*[).:]|(?:and|or|[,/&])\s*\(?[A-J]\)?\s*$")
 _OPEN, _CLOSE = "([{", ")]}"
 
 
@@ -112,7 +113,7 @@ def has_text(text: str) -> bool:
 def choice_letter(text: str) -> str | None:
     r"""The letter of a multiple-choice answer: `C`, `(C)`, `\text{(C)} 42`, `C) light`, `c.`, `Option C`; or None."""
     match = _CHOICE.fullmatch(_TEXT_GROUP.sub(r"\1", text).strip())
-    return match[1].upper() if match else None
+    return match[1].upper() if match and not _SECOND_CHOICE.search(match[2] or "") else None
 
 
 def assignment(text: str) -> tuple[str | None, str]:
