@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -16,15 +17,19 @@ TINY_MAX_LEN = 640
 TINY_RANK = 6  # not one of vLLM's ranks, so that its padding is tested too
 
 
-LOOK_AT_SHARED_MEMORY = ("test_end_to_end", "test_engines_process", "test_engines_server")
+LOOK_INTO_SHARED_MEMORY = ("test_end_to_end", "test_engines_process", "test_engines_server")
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers, a file's tests stay together, and those that look into /dev/shm too."""
-    for item in items:
-        group = "shared memory" if item.path.stem in LOOK_AT_SHARED_MEMORY else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With several workers, a file's tests stay together, and so do those that look for things left in /dev/shm."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "shared memory" if Path(file).stem in LOOK_INTO_SHARED_MEMORY else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
