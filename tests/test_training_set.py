@@ -151,11 +151,13 @@ def test_a_problem_in_two_sets_and_two_questions_on_one_text_are_found() -> None
 
 
 def test_a_problem_of_nothing_but_ways_of_speaking_is_found_as_a_whole() -> None:
-    first = "let m and n be relatively prime positive integers such that the chance is m over n"
-    second = "find the sum of m and n where both of these are as small as they can be"
-    others = [f"{first} for a die number {n} that red Bob and blue Ann throw in turns all day long" for n in range(2)]
-    overlap = Overlap({"a": [f"{first} {second}"], "b": [f"Tom has {second}" + " many cows eat grass" * 9, *others]})
-    assert overlap.sets_with(f"Now {first} {second}!") == ("a",) and overlap.sets_with(f"Now {first}") == ()
+    """25 words, each run of 13 in one of three others that are about something else."""
+    words = [f"w{n}" for n in range(25)]
+    pieces = [words[:17], words[5:21], words[9:]]
+    others = [" ".join([*piece, *(f"other{n}{k}" for k in range(40))]) for n, piece in enumerate(pieces)]
+    overlap = Overlap({"a": [" ".join(words)], "b": others})
+    assert overlap.sets_with(f"Now {' '.join(words)}!") == ("a",)
+    assert overlap.sets_with(" ".join(words[:20])) == ()
 
 
 def test_what_was_kept_is_never_made_up(tmp_path: Path) -> None:
