@@ -7,7 +7,7 @@ PY := .venv/bin/python
 # One thread: on tensors as small as the tests' two are several times slower. Nothing in the tests needs a network.
 TEST_ENV := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1
 # Two files of tests at a time: the start of an engine keeps one core busy for half a minute. WORKERS= runs one by one.
-WORKERS := -n 2 --dist loadfile
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
