@@ -89,6 +89,16 @@ def test_where_things_lay_and_how_they_were_graded(tmp_path: Path) -> None:
         log_in(tmp_path, verifier="new rules")
 
 
+def test_a_damaged_line_of_an_unfinished_evaluation_is_named_and_an_empty_one_says_nothing(tmp_path: Path) -> None:
+    log = log_in(tmp_path)
+    assert log_in(tmp_path, temperature=0.5).done == set()  # nothing was drawn at 1.0
+    log = log_in(tmp_path)
+    log.append([answer(0, 0), answer(0, 1)])
+    log.partial_file.write_text(log.partial_file.read_text() + '{"half\n')
+    with pytest.raises(DataError, match=r"made\.partial\.jsonl: a line cannot be read .*--restart"):
+        log_in(tmp_path)
+
+
 def test_a_line_changed_by_hand_is_named(tmp_path: Path) -> None:
     (tmp_path / "made.jsonl").write_text('{"problem_id": 1}\n')
     with pytest.raises(DataError, match=r"made\.jsonl: holds no answers that can be read"):
@@ -167,3 +177,5 @@ def test_grading_again_mends_verdicts_without_drawing(tmp_path: Path) -> None:
     strict, found = results(tmp_path / "again")
     assert found["verdicts"] == {"no_answer": 48} and found["require_box"] is True and found["verifier"]
     assert results(tmp_path)[1] == summary and strict.count('"no_answer"') == 48
+    refused = subprocess.run(regrade, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert refused.returncode == 2 and "holds dev.json already" in refused.stderr

@@ -139,6 +139,10 @@ def test_errors_are_one_message_and_exit_code_2(overrides, tmp_path, capsys):
     assert "--restart: are about the set that is written" in fails(restart=True)
     assert "there is no folder" in fails(out=str(tmp_path / "absent" / "clean.jsonl"))
     assert "also read by data.train" in fails(out=str(tmp_path / "made.jsonl"))
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "done.jsonl").write_text("{}\n")
+    assert "is in the way" in fails(out=str(tmp_path / "folder.jsonl"))
+    assert "is there already; choose another name, or give --restart" in fails(out=str(tmp_path / "done.jsonl"))
     assert "ends in .jsonl" in fails(out=str(tmp_path / "clean.parquet"))
 
 

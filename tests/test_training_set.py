@@ -93,6 +93,7 @@ def test_second_traces_are_joined_where_they_are_right_finished_new_and_fit(tmp_
     assert [len(row["solutions"]) for row in rows] == [1, 1, 2, 2, 1, 1]
     assert rows[2]["solutions"][1] == trace(4, thought="twice two")
     assert rows[3]["solutions"][1] == trace(6, thought="thrice {}") and counts.num_second == 2
+    assert (counts.num_second_rows, counts.num_second_bad) == (6, 1)
     assert counts.traces_dropped == {}
     assert (counts.num_graded, counts.num_wrong, counts.num_wrong_thoughts) == (8, 0, 1)  # "twice two" says no number
     problems, _ = load_problems(
@@ -194,10 +195,22 @@ def test_a_build_of_something_else_is_not_gone_on_with(tmp_path: Path) -> None:
     work = tmp_path / "set.work"
     work.mkdir()
     described = Build(config_of(train), tmp_path / "set.jsonl", second="owner/name").described()
-    (work / "state.json").write_text(json.dumps({"described": described}))
+    state = {"described": described, "second_rows": 1000}
+    (work / "state.json").write_text(json.dumps(state))
     with pytest.raises(DataError, match=r"unfinished build with --second 'owner/name', now it is None; .* --restart"):
         built(Build(config_of(train), tmp_path / "set.jsonl"))
     assert len(built(Build(config_of(train), tmp_path / "set.jsonl", restart=True))[0]) == 6
+    work.mkdir()
+    (work / "state.json").write_text('{"descr')
+    with pytest.raises(DataError, match=r"state\.json: cannot be read .*--restart"):
+        built(Build(config_of(train), tmp_path / "set.jsonl"))
+
+
+def test_a_mistake_does_not_stand_in_the_way_of_its_correction(tmp_path: Path) -> None:
+    train = write(tmp_path / "one.jsonl", [{"problem": "?"}, {"problem": "1?", "answer": "1", "solution": "x"}])
+    with pytest.raises(DataError, match="found none"):
+        built(Build(config_of(train), tmp_path / "set.jsonl"))
+    assert len(built(Build(config_of(train, "data.on_bad_row=skip"), tmp_path / "set.jsonl"))[0]) == 1
 
 
 def test_looking_for_second_traces_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

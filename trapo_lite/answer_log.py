@@ -50,8 +50,15 @@ class AnswerLog:
             self._take(read_answers(self.answers_file, num=len(self._ids) * num_samples))
         elif self.partial_file.exists():
             head, *lines = _whole_lines(self.partial_file) or ["{}"]
-            self._require_same(self.partial_file, json.loads(head))
-            self._take([Answer(**json.loads(line)) for line in lines])
+            try:
+                found, answers = json.loads(head), [Answer(**json.loads(line)) for line in lines]
+            except (ValueError, TypeError) as error:
+                raise DataError(
+                    f"{self.partial_file}: a line cannot be read ({error}); give --restart to draw anew"
+                ) from None
+            if answers:  # else nothing was drawn yet, of whatever
+                self._require_same(self.partial_file, found)
+            self._take(answers)
         self._begin()
 
     @property

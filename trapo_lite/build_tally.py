@@ -16,6 +16,7 @@ class BuildTally:
 
     rows_by_set:         kept or removed rows that share a run of words with a set that is evaluated on
     num_second:          problems that got a second trace; None where there is no second source
+    num_second_rows:     of the second source, num_second_bad of which could not be read
     found_overlap:       [id of such a row, names of the sets]
     num_graded:          traces put to the verifier, None without one
     num_wrong:           whole solutions that it did not find correct
@@ -32,6 +33,8 @@ class BuildTally:
     rows_by_set: Counter[str] = field(default_factory=Counter)
     found_overlap: list[list[Any]] = field(default_factory=list)
     num_second: int | None = None
+    num_second_rows: int | None = None
+    num_second_bad: int | None = None
     num_graded: int | None = None
     num_wrong: int | None = None
     num_wrong_thoughts: int | None = None
@@ -52,7 +55,10 @@ class BuildTally:
             if counts:
                 lines.append(f"  {what}: " + ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items())))
         if self.num_second is not None:
-            lines.append(f"  second traces: {self.num_second}")
+            lines.append(
+                f"  second traces: {self.num_second}; of the second source's {self.num_second_rows} rows "
+                f"{self.num_second_bad} could not be read"
+            )
         if self.rows_by_set:
             shared = ", ".join(f"{name} {count}" for name, count in sorted(self.rows_by_set.items()))
             lines.append(f"  rows that share a run of words with a benchmark: {shared}")

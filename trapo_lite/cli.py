@@ -93,7 +93,7 @@ def _without_overrides(args: argparse.Namespace) -> argparse.Namespace:
 
 def evaluate(args: argparse.Namespace) -> None:
     """scripts/evaluate.py"""
-    with exit_on_user_error():
+    with exit_on_user_error(), exit_when_interrupted():
         from trapo_lite.evaluate import evaluate as evaluate_job
         from trapo_lite.evaluate import regrade, target_from_arguments
 
@@ -112,7 +112,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def prepare(args: argparse.Namespace) -> None:
     """scripts/prepare_data.py"""
-    with exit_on_user_error():
+    with exit_on_user_error(), exit_when_interrupted():
         from trapo_lite.benchmarks import choose, load_registry
         from trapo_lite.prepare import prepare as prepare_job
 
@@ -147,6 +147,16 @@ def quickstart(*, seed: int, restart: bool) -> None:
         from trapo_lite.quickstart import quickstart as quickstart_job
 
         quickstart_job(seed=seed, restart=restart)
+
+
+@contextlib.contextmanager
+def exit_when_interrupted() -> Iterator[None]:
+    """Inside, Ctrl-C is one line and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopped by SIGINT; the same command goes on where it was", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 @contextlib.contextmanager

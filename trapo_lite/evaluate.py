@@ -228,6 +228,9 @@ def regrade(
     if not files:
         raise ConfigError(f"--regrade {folder}: holds no NAME.json beside a NAME.jsonl; give a folder of results")
     if out is not None:
+        taken = [file.name for file in files if (out / file.name).exists()]
+        if taken:
+            raise ConfigError(f"--out {out}: holds {taken[0]} already; choose another folder for the new verdicts")
         _make_folder(out)
     results = {}
     with lock(out or folder, option="--regrade" if out is None else "--out"):

@@ -51,7 +51,7 @@ def prepare(
     if out is not None and inspect is not None:
         raise ConfigError(f"--inspect: shows a row of data.train, not of what is built; then give data.train={out}")
     if out is not None:
-        _check_out(Path(out), [*sources, *([second] if second else [])])
+        _check_out(Path(out), [*sources, *([second] if second else [])], restart=restart)
     tokenizer = load_tokenizer(config.model.name)
     with MathVerifier.from_config(config.reward) if verify else nullcontext() as grader:
         if out is not None:
@@ -83,13 +83,18 @@ def _texts(name: str, benchmark: Benchmark, *, allow_part: bool) -> list[str]:
     return [problem for problem, _ in read_benchmark(name, bare, allow_part=allow_part)]
 
 
-def _check_out(path: Path, sources: Sequence[str]) -> None:
+def _check_out(path: Path, sources: Sequence[str], *, restart: bool) -> None:
     if not path.parent.is_dir():
         raise DataError(f"--out {path}: there is no folder {path.parent}; make it or choose another place")
     if path.suffix != ".jsonl":
         raise DataError(f"--out {path}: is written as JSON lines; give it a name that ends in .jsonl")
     if any(path.resolve() == Path(source).expanduser().resolve() for source in sources):
         raise DataError(f"--out {path}: is also read by data.train or --second; choose another place")
+    work = path.with_suffix(".work")
+    if path.is_dir() or work.is_file():
+        raise DataError(f"--out {path}: {path if path.is_dir() else work} is in the way; choose another name")
+    if path.exists() and not restart and not (work / "state.json").exists():
+        raise DataError(f"--out {path}: is there already; choose another name, or give --restart to build it anew")
 
 
 def find_problem(problems: Sequence[Problem], key: str) -> Problem:

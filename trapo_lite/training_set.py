@@ -95,6 +95,7 @@ def _build(build: Build, work: Path, tokenizer: PreTrainedTokenizerBase, say: Ca
     if "counts" not in state:
         counts.num_rows, counts.rows_dropped = tally.num_rows, Counter(tally.rows)
         counts.num_second = None if build.second is None else 0
+        counts.num_second_rows, counts.num_second_bad = state.get("second_rows"), state.get("second_bad")
     _cut(kept_file, state.get("kept_bytes", 0))
     rows = islice(_examples(sources, ids), state.get("num_done", 0), None)
     with kept_file.open("ab") as kept:
@@ -124,15 +125,21 @@ def matching_key(problem: str) -> str:
 
 def _open_work(work: Path, state_file: Path, described: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     if state_file.is_file():
-        state = json.loads(state_file.read_text(encoding="utf-8"))
+        try:
+            state = json.loads(state_file.read_text(encoding="utf-8"))
+            before = state["described"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{state_file}: cannot be read ({error!r}); give --restart to begin anew") from None
+        is_begun = len(state) > 1  # else it only says what was asked for: a mistake, perhaps
         for key, wanted in described.items():
-            if state["described"].get(key) != wanted:
+            if is_begun and before.get(key) != wanted:
                 raise DataError(
-                    f"--out: {work} holds an unfinished build with {key} {state['described'].get(key)!r:.200}, now it "
+                    f"--out: {work} holds an unfinished build with {key} {before.get(key)!r:.200}, now it "
                     f"is {wanted!r:.200}; choose another --out, or give --restart to begin anew"
                 )
-        say(f"going on with {work}: {state.get('num_done', 0)} rows done")
-        return state
+        if is_begun:
+            say(f"going on with {work}: {state.get('num_done', 0)} rows done")
+            return state
     _clear(work)
     state = {"described": described}
     replace_text(state_file, json.dumps(state))
@@ -177,13 +184,14 @@ def _find_second_traces(
     say(f"looking for second traces in {source}")
     _cut(file, state.get("second_bytes", 0))
     missing = keys - _places_of(file).keys()
-    num_read = state.get("second_rows", 0)
+    num_read, num_bad = state.get("second_rows", 0), state.get("second_bad", 0)
     with file.open("ab") as found:
         for row in islice(read_rows(source), num_read, None):
             num_read += 1
             try:
                 example = read_example(row)
             except BadRow:
+                num_bad += 1
                 continue
             key = matching_key(example.problem)
             if key in missing and example.solutions:
@@ -192,9 +200,9 @@ def _find_second_traces(
                 found.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
             if num_read % 1000 == 0:
                 found.flush()
-                state |= {"second_rows": num_read, "second_bytes": found.tell()}
+                state |= {"second_rows": num_read, "second_bad": num_bad, "second_bytes": found.tell()}
                 replace_text(state_file, json.dumps(state))
-        state |= {"second_rows": num_read, "second_bytes": found.tell(), "second_done": True}
+        state |= {"second_rows": num_read, "second_bad": num_bad, "second_bytes": found.tell(), "second_done": True}
     replace_text(state_file, json.dumps(state))
 
 
