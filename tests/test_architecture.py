@@ -24,7 +24,7 @@ ROWS: list[tuple[str, str]] = [
         "model_shape scores benchmarks files build_tally "
         "export_report",
     ),
-    ("3 shell: parts", "base_model plain_decoder problem_sets"),
+    ("3 shell: parts", "base_model plain_decoder problem_sets second_traces"),
     ("3 shell: owners", "policy sampler engines"),
     (
         "3 shell: put together",
@@ -33,7 +33,7 @@ ROWS: list[tuple[str, str]] = [
     ),
     ("3 shell: put together", "rollout_stage answer_log"),
     ("3 shell: put together", "training_set"),
-    ("4 jobs", "trainer evaluate compare planner prepare tiny_world"),
+    ("4 jobs", "trainer evaluate regrade compare planner prepare tiny_world"),
     ("5 doors", "quickstart"),
     ("5 doors", "cli"),
 ]

@@ -234,12 +234,12 @@ def test_looking_for_second_traces_goes_on_where_it_was(tmp_path: Path, monkeypa
 
     killed = Build(config_of(train), tmp_path / "killed.jsonl", second=second)
     with monkeypatch.context() as patched:
-        patched.setattr("trapo_lite.training_set.read_example", stopping)
+        patched.setattr("trapo_lite.second_traces.read_example", stopping)
         with pytest.raises(KeyboardInterrupt):
             built(killed)
         examined.clear()
         patched.setattr(
-            "trapo_lite.training_set.read_example", lambda row: examined.append(row.key) or read_example(row)
+            "trapo_lite.second_traces.read_example", lambda row: examined.append(row.key) or read_example(row)
         )
         resumed, counts = built(killed)
     assert examined[0] == "two-2000" and len(examined) == 1000

@@ -14,10 +14,10 @@ NUM_BARS = 12
 class BuildTally:
     """What became of rows and traces. Counters as they stand in the report: name or number of tokens -> how many.
 
-    rows_by_set:         kept or removed rows that share a run of words with a set that is evaluated on
     num_second:          problems that got a second trace; None where there is no second source
     num_second_rows:     of the second source, num_second_bad of which could not be read
-    found_overlap:       [id of such a row, names of the sets]
+    found_overlap:       [id, names of the sets] of each kept or removed row that shares a run of words with sets that
+                         are evaluated on
     num_graded:          traces put to the verifier, None without one
     num_wrong:           whole solutions that it did not find correct
     num_wrong_thoughts:  of the same traces, where only what stands inside <think> is read
@@ -30,7 +30,6 @@ class BuildTally:
     problems_by_traces: Counter[str] = field(default_factory=Counter)
     prompt_lengths: Counter[str] = field(default_factory=Counter)
     trace_lengths: Counter[str] = field(default_factory=Counter)
-    rows_by_set: Counter[str] = field(default_factory=Counter)
     found_overlap: list[list[Any]] = field(default_factory=list)
     num_second: int | None = None
     num_second_rows: int | None = None
@@ -38,6 +37,11 @@ class BuildTally:
     num_graded: int | None = None
     num_wrong: int | None = None
     num_wrong_thoughts: int | None = None
+
+    @property
+    def rows_by_set(self) -> Counter[str]:
+        """Name of a set -> how many rows share a run of words with it."""
+        return Counter(name for _, names in self.found_overlap for name in names)
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "BuildTally":

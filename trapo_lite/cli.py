@@ -95,7 +95,8 @@ def evaluate(args: argparse.Namespace) -> None:
     """scripts/evaluate.py"""
     with exit_on_user_error(), exit_when_interrupted():
         from trapo_lite.evaluate import evaluate as evaluate_job
-        from trapo_lite.evaluate import regrade, target_from_arguments
+        from trapo_lite.evaluate import target_from_arguments
+        from trapo_lite.regrade import regrade
 
         options = vars(_without_overrides(args))
         folder = options.pop("regrade")

@@ -14,15 +14,17 @@ from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
 from trapo_lite import parity
-from trapo_lite.answer_log import AnswerLog, read_summary, regraded
+from trapo_lite.answer_log import AnswerLog
 from trapo_lite.base_model import model_config
 from trapo_lite.benchmarks import Benchmark, choose, load_registry
 from trapo_lite.config import Config, ConfigError, load_config
 from trapo_lite.config.folders import check_name
-from trapo_lite.data import DataError, load_tokenizer, text_of
+from trapo_lite.config.loading import sets
+from trapo_lite.data import load_tokenizer, text_of
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.start import start_engine
 from trapo_lite.evaluation import EvalResult, evaluate_problems
+from trapo_lite.files import make_folder
 from trapo_lite.identity import verifier_fingerprint, weights_fingerprint
 from trapo_lite.inputs import sampling_settings
 from trapo_lite.launch import set_threads
@@ -102,14 +104,10 @@ def target_from_arguments(
         benchmarks=choose(load_registry(registry), benchmarks) if benchmarks else {},
         num_samples=num_samples,
         # The configuration's is for the small set that training looks at now and then.
-        num_problems=resolved.eval.num_problems if _sets("eval.num_problems", overrides) else None,
+        num_problems=resolved.eval.num_problems if sets("eval.num_problems", overrides) else None,
         allow_part=allow_part,
         restart=restart,
     )
-
-
-def _sets(key: str, overrides: Sequence[str]) -> bool:
-    return any(text.partition("=")[0] == key for text in overrides)
 
 
 def _name_of(model: str) -> str:
@@ -153,7 +151,7 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
     )
     max_model_len = require_positions(config, sets, available=model_config(config.model).max_position_embeddings)
     say("\n".join(line for one in sets for line in one.report))
-    _make_folder(target.out)
+    make_folder(target.out)
     with contextlib.ExitStack() as stack:
         stack.enter_context(lock(target.out, option="--out"))
         logs = [_log_of(target, one, tokenizer) for one in sets]
@@ -209,40 +207,6 @@ def _draw(
             on_progress=lambda done, expected: progress.update(task, completed=done),
             on_group=log.append,
         )
-
-
-def regrade(
-    folder: Path, config_files: Sequence[str], overrides: Sequence[str], *, out: Path | None = None
-) -> dict[str, EvalResult]:
-    """Grade the answers in a folder of results again, by the verifier as it is now; nothing is drawn.
-
-    A box is required if it was, unless an override says otherwise. out: for the new verdicts; None: over the old ones.
-    ConfigError where the folder holds none, DataError where they cannot be read.
-    """
-    config = load_config(config_files, overrides)
-    other = next((text for text in overrides if not text.startswith("reward.")), None)
-    if other is not None:
-        raise ConfigError(f"--regrade: draws nothing, so {other} says nothing; leave it out")
-    kept_rules = () if _sets("reward.require_box", overrides) else ("require_box",)
-    files = [file for file in sorted(folder.glob("*.json")) if file.with_suffix(".jsonl").is_file()]
-    if not files:
-        raise ConfigError(f"--regrade {folder}: holds no NAME.json beside a NAME.jsonl; give a folder of results")
-    if out is not None:
-        taken = [file.name for file in files if (out / file.name).exists()]
-        if taken:
-            raise ConfigError(f"--out {out}: holds {taken[0]} already; choose another folder for the new verdicts")
-        _make_folder(out)
-    results = {}
-    with lock(out or folder, option="--regrade" if out is None else "--out"):
-        for file in files:
-            summary = read_summary(file)
-            section = config.reward.model_copy(update={key: summary[key] for key in kept_rules if key in summary})
-            rules = {"require_box": section.require_box, "verifier": verifier_fingerprint()}
-            with MathVerifier.from_config(section) as verifier:
-                results[file.stem], num_changed = regraded(file, verifier, rules=rules, out=out)
-            result = results[file.stem]
-            print(f"{file.stem}: {result.accuracy:.3f}; {num_changed} of {len(result.answers)} verdicts changed")
-    return results
 
 
 def brief_line(problem_set: ProblemSet, result: EvalResult) -> str:
@@ -319,12 +283,3 @@ def _log_of(target: EvalTarget, problem_set: ProblemSet, tokenizer: PreTrainedTo
 def _publish(engine: RolloutEngine, adapter_dir: Path, *, dtype: torch.dtype) -> None:
     engine.publish(adapter_dir, 1)
     parity.require_checksum(engine.adapter_checksum(), expected=parity.checksum(adapter_dir, dtype=dtype), version=1)
-
-
-def _make_folder(out: Path) -> None:
-    if out.is_file():
-        raise ConfigError(f"--out {out}: is a file; give a folder for the results")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--out {out}: cannot be made: {error.strerror}; give a folder you may write to") from None

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from trapo_lite.config import ConfigError
 from trapo_lite.data.errors import DataError
 
 
@@ -27,3 +28,13 @@ def errors_named(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"--out {path}: cannot be written: {reason}; make room or choose another place") from None
+
+
+def make_folder(out: Path) -> None:
+    """ConfigError where `--out` is a file, DataError where the system refuses."""
+    if out.is_file():
+        raise ConfigError(f"--out {out}: is a file; give a folder for the results")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--out {out}: cannot be made: {error.strerror}; give a folder you may write to") from None

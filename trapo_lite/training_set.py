@@ -20,17 +20,15 @@ from transformers import PreTrainedTokenizerBase
 from trapo_lite.build_tally import BuildTally
 from trapo_lite.config import Config
 from trapo_lite.data import DataError, Grader, check_sources, end_of_text_id, expert_text
-from trapo_lite.data.errors import BadRow
 from trapo_lite.data.loading import Tally, drop_long_prompts, read_examples, resolve_ids, with_traces
 from trapo_lite.data.overlap import Overlap
-from trapo_lite.data.rows import Example, read_example
-from trapo_lite.data.sources import read_rows
+from trapo_lite.data.rows import Example
 from trapo_lite.files import replace_text
 from trapo_lite.run_folder import lock
+from trapo_lite.second_traces import cut_to, find_second_traces, matching_key, places_of
 from trapo_lite.types import Problem
 
 ROWS_AT_ONCE = 64
-MAX_CANDIDATES = 3  # second traces kept of a problem until one is found that differs from the first
 
 
 @dataclass(frozen=True)
@@ -89,14 +87,14 @@ def _build(build: Build, work: Path, tokenizer: PreTrainedTokenizerBase, say: Ca
     tally = Tally(skip_bad_rows=build.config.data.on_bad_row == "skip")
     ids, keys = _name_rows(sources, tally)
     if build.second is not None:
-        _find_second_traces(build.second, keys, second_file, state, state_file, say)
-    more_traces = _places_of(second_file) if build.second is not None else {}
+        find_second_traces(build.second, keys, second_file, state, state_file, say)
+    more_traces = places_of(second_file) if build.second is not None else {}
     counts = BuildTally.from_row(state["counts"]) if "counts" in state else BuildTally()
     if "counts" not in state:
         counts.num_rows, counts.rows_dropped = tally.num_rows, Counter(tally.rows)
         counts.num_second = None if build.second is None else 0
         counts.num_second_rows, counts.num_second_bad = state.get("second_rows"), state.get("second_bad")
-    _cut(kept_file, state.get("kept_bytes", 0))
+    cut_to(kept_file, state.get("kept_bytes", 0))
     rows = islice(_examples(sources, ids), state.get("num_done", 0), None)
     with kept_file.open("ab") as kept:
         while batch := list(islice(rows, ROWS_AT_ONCE)):
@@ -116,11 +114,6 @@ def _build(build: Build, work: Path, tokenizer: PreTrainedTokenizerBase, say: Ca
     kept_file.rename(build.out)
     shutil.rmtree(work)
     return counts
-
-
-def matching_key(problem: str) -> str:
-    """The same for problems that differ in blanks and case."""
-    return " ".join(problem.casefold().split())
 
 
 def _open_work(work: Path, state_file: Path, described: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
@@ -168,61 +161,6 @@ def _examples(sources: Sequence[str], ids: Mapping[str, str]) -> Iterator[Exampl
     for example in read_examples(sources, Tally(skip_bad_rows=True)):
         if example.row_key in ids:
             yield replace(example, id=ids[example.row_key])
-
-
-def _find_second_traces(
-    source: str,
-    keys: set[str],
-    file: Path,
-    state: dict[str, Any],
-    state_file: Path,
-    say: Callable[[str], None],
-) -> None:
-    """Write what the source has on the problems: {key, solutions}, one line a problem."""
-    if state.get("second_done"):
-        return
-    say(f"looking for second traces in {source}")
-    _cut(file, state.get("second_bytes", 0))
-    missing = keys - _places_of(file).keys()
-    num_read, num_bad = state.get("second_rows", 0), state.get("second_bad", 0)
-    with file.open("ab") as found:
-        for row in islice(read_rows(source), num_read, None):
-            num_read += 1
-            try:
-                example = read_example(row)
-            except BadRow:
-                num_bad += 1
-                continue
-            key = matching_key(example.problem)
-            if key in missing and example.solutions:
-                missing.remove(key)
-                line = {"key": key, "solutions": list(example.solutions[:MAX_CANDIDATES])}
-                found.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
-            if num_read % 1000 == 0:
-                found.flush()
-                state |= {"second_rows": num_read, "second_bad": num_bad, "second_bytes": found.tell()}
-                replace_text(state_file, json.dumps(state))
-        state |= {"second_rows": num_read, "second_bad": num_bad, "second_bytes": found.tell(), "second_done": True}
-    replace_text(state_file, json.dumps(state))
-
-
-def _places_of(file: Path) -> dict[str, int]:
-    """Key -> where its line begins."""
-    places = {}
-    with file.open("rb") as lines:
-        start = 0
-        for line in lines:
-            places[json.loads(line)["key"]] = start
-            start += len(line)
-    return places
-
-
-def _cut(file: Path, length: int) -> None:
-    """To what the state knows of: lines after it are written again. DataError where there is less."""
-    with file.open("ab") as opened:
-        if opened.tell() < length:
-            raise DataError(f"{file}: is shorter than {length} bytes; give --restart to begin anew")
-        opened.truncate(length)
 
 
 def _finished_rows(
@@ -278,7 +216,6 @@ def _with_second(
 
 def _is_removed(build: Build, example: Example, counts: BuildTally) -> bool:
     names = build.overlap.sets_with(example.problem) if build.overlap is not None else ()
-    counts.rows_by_set.update(names)
     if names:
         counts.found_overlap.append([example.id, list(names)])
     if names and build.remove_overlap:

@@ -132,3 +132,12 @@ def _describe(problem: Any) -> str:
         separator = ": " if message.startswith("found ") else "."
         return f"{where}{separator}{message}" if where else message
     return f"{where}: {message[0].lower()}{message[1:]}; found {problem['input']!r}"
+
+
+def sets(key: str, overrides: Sequence[str]) -> bool:
+    """Whether one of the overrides is of this key.
+
+    >>> sets("eval.every", ["eval.every=5"]), sets("eval.every", ["eval.num_problems=5"])
+    (True, False)
+    """
+    return any(text.partition("=")[0] == key for text in overrides)

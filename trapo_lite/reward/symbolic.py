@@ -33,7 +33,9 @@ def parse_quickly() -> None:
             parser._interp.predictionMode = PredictionMode.SLL
             try:
                 return parse_all()
-            except Exception:  # what their error listener raises
+            except (MemoryError, RecursionError):
+                raise
+            except Exception:  # their error listener raises the class itself
                 parser.reset()
                 parser._interp.predictionMode = PredictionMode.LL
                 return parse_all()
