@@ -13,6 +13,7 @@ from trapo_lite.reward.extraction import find_answer, is_readable, nesting_depth
 from trapo_lite.reward.grading import gold_readings, grade
 from trapo_lite.reward.notation import plain
 from trapo_lite.reward.quantity import read_quantity
+from trapo_lite.reward.spelling import spelling
 from trapo_lite.reward.symbolic import _Latex2Sympy, _parse_formula, parse_quickly, same_expression
 
 SHARED = Path(os.environ.get("TRAPO_LITE_SHARED", Path(__file__).parents[2] / "shared"))
@@ -62,6 +63,12 @@ SAME = [  # (gold, what stands in the box)
     ("B", "B. 3.5 m"),
     ("B", "B) -5"),
     ("B", r"\text{Option B}"),
+    ("B) 12", "B"),
+    ("5", r"5\,\mathrm{J}"),
+    ("5", r"5\,m"),
+    (r"5\text{ m}", "5 m"),
+    ("5 h", "5 hours"),
+    ("5 hours", "5 h"),
 ]
 DIFFERENT = [
     ("4.5e33", "4.5e32"),
@@ -103,6 +110,11 @@ DIFFERENT = [
     ("B", "B) and C"),
     ("B", "(B), (C)"),
     ("B", "42"),
+    ("B) 12", "B) 13"),
+    ("B) 12", "C"),
+    ("5 m", "5"),  # m may be a length or a variable
+    ("5 m", "5 s"),
+    (r"5\text{ m}", "5 s"),
 ]
 
 
@@ -156,6 +168,33 @@ def test_without_a_box_the_end_of_the_text_counts_unless_a_box_is_required():
     assert grade("The answer is B.", "B", require_box=False)[0] == "correct"
     assert grade("The answer is a little hard to see.", "A", require_box=False) == ("no_answer", None)
     assert grade("work\n#### 1,300", "1300", require_box=False)[0] == "correct"
+
+
+@pytest.mark.parametrize(
+    ("text", "one", "graded"),
+    [
+        ("So the answer is 7 or 8.", "7", "7 or 8"),
+        ("The answer is between 3 and 10.", "3", "3 and 10"),
+        ("The answer is A, B.", "A", "A, B"),
+        ("Answer: (A) or (C)", "A", "(A) or (C)"),
+        ("It is $-2$ or 3.", "3", "$-2$ or 3"),
+        ("We find 1, 2, and 3", "3", "1, 2, and 3"),
+    ],
+)
+def test_without_a_box_one_of_several_answers_is_none_of_them(text, one, graded):
+    assert grade(text, one, require_box=False) == ("wrong", graded)
+    assert grade(text, graded, require_box=False) == ("correct", graded)
+
+
+def test_without_a_box_numbers_elsewhere_are_not_offered_beside_the_answer():
+    assert grade("It holds for 1, 2 and 3; the answer is 5.", "5", require_box=False)[0] == "correct"
+    assert grade("It is 3 or 4, but the final answer is 4.", "4", require_box=False)[0] == "correct"
+    assert grade("The answer is A, I think.", "A", require_box=False) == ("correct", "A")
+    assert grade("The answer is 1,234 apples.", "1234", require_box=False)[0] == "correct"
+
+
+def test_a_vote_counts_a_letter_with_and_without_its_text_as_one_choice():
+    assert spelling("B") == spelling(r"\text{(B)}") == spelling("B) 42") != spelling("C) 42")
 
 
 def test_a_gold_that_is_a_whole_solution_is_read_like_an_answer():

@@ -9,18 +9,14 @@ from functools import lru_cache
 from typing import TypeVar
 
 from trapo_lite.reward import notation
-from trapo_lite.reward.extraction import MAX_DEPTH, AnswerSpan, find_answer, is_readable, nesting_depth
+from trapo_lite.reward.extraction import find_answer, is_readable
 from trapo_lite.reward.quantity import Quantity, read_quantity, same_quantity
 from trapo_lite.reward.symbolic import extract, same_expression
+from trapo_lite.reward.unboxed import MAX_TAIL_CHARS, answer_line, unboxed_answer
 
-MAX_TAIL_CHARS = 1_500
 MAX_GOLD_CHARS = 300  # the longest benchmark gold has 210; anything longer is a solution
 MAX_UNORDERED = 16  # formulas; numbers are compared however many there are
 _HEDGES = re.compile(r"\\(?:ldots|dots|cdots|forall|exists)(?![a-zA-Z])|\.\.\.")
-_ANSWER_LINE = re.compile(
-    r"(?:(?:^|\n)\s*(?:####|A:)|\banswer\**\s*(?:is|:)\s*:?)\s*([^\n]{1,200}?)\s*$", re.IGNORECASE
-)
-_MARKED_CHOICE = re.compile(r"(?i:answer)\s*(?:is)?\s*:?\s*\**\s*\(?([A-J])\)?\**\s*(?:[.,:;\n]|$)")
 _INTERVALS = {"()", "(]", "[)", "[]"}
 _RATIO = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*")
 
@@ -37,7 +33,9 @@ def grade(answer_text: str, gold: str, *, require_box: bool) -> tuple[str, str |
     """
     golds = gold_readings(gold)
     span = find_answer(answer_text)
-    text = span.last if span.last is not None or require_box else _unboxed_answer(span, golds)
+    text = span.last
+    if text is None and not require_box and not span.is_open:  # a box that was begun and cut off earns nothing
+        text = unboxed_answer(span.tail, golds)
     if text is None or not notation.plain(text):
         return "no_answer", None
     if any(is_same(text, reading) for reading in golds):
@@ -58,8 +56,8 @@ def gold_readings(gold: str) -> tuple[str, ...]:
         readings = [span.merged or span.last]
     elif len(gold) > MAX_GOLD_CHARS or "\n" in gold.strip():
         readings = [extract(gold[-MAX_TAIL_CHARS:])]
-    elif line := _ANSWER_LINE.search(gold):
-        readings = [line[1]]
+    elif line := answer_line(gold):
+        readings = [line]
     else:
         readings = [gold]
     return tuple(reading for reading in readings if reading and notation.plain(reading))
@@ -88,7 +86,7 @@ def _is_same_plain(answer: str, gold: str) -> bool:
 
 def _same_words(answer: str, gold: str) -> bool | None:
     letter = notation.choice_letter(gold)
-    if letter and len(notation.squeezed(gold).strip("()")) == 1 and notation.choice_letter(answer) == letter:
+    if letter and letter == notation.choice_letter(answer) and (notation.is_letter(gold) or notation.is_letter(answer)):
         return True
     answer_words, gold_words = notation.words(answer), notation.words(gold)
     if answer_words and answer_words == gold_words:
@@ -99,7 +97,12 @@ def _same_words(answer: str, gold: str) -> bool | None:
 
 
 def _same_number(answer: str, gold: str) -> bool | None:
-    answer_number, gold_number = read_quantity(answer), read_quantity(gold)
+    """In the gold `5 m` the letter is a unit only if the answer has it as one: it might be a product."""
+    answer_number, gold_number = read_quantity(answer, letter_is_unit=True), read_quantity(gold)
+    if answer_number is not None and answer_number.unit and gold_number is None:
+        gold_number = read_quantity(gold, letter_is_unit=True)
+        if gold_number is not None and gold_number.unit != answer_number.unit:
+            return None
     if answer_number is None or gold_number is None:
         return None
     return same_quantity(answer_number, gold_number)
@@ -186,22 +189,3 @@ def _match(
 def _numbers(elements: Sequence[str]) -> list[Quantity] | None:
     numbers = [read_quantity(element) for element in elements]
     return None if None in numbers else [number for number in numbers if number is not None]
-
-
-def _unboxed_answer(span: AnswerSpan, golds: Sequence[str]) -> str | None:
-    """The answer of a text without a box; None if a box was begun, so that a cut-off answer earns nothing."""
-    if span.is_open:
-        return None
-    tail = span.tail[-MAX_TAIL_CHARS:]
-    if len(span.tail) > len(tail) and "\n" in tail[:-200]:
-        tail = tail[tail.index("\n") :]  # not in the middle of a formula
-    if any(notation.choice_letter(gold) for gold in golds):
-        choices = _MARKED_CHOICE.findall(tail)
-        if choices:
-            return choices[-1]
-    line = _ANSWER_LINE.search(tail)
-    if line and read_quantity(notation.plain(line[1])):
-        return line[1]
-    if nesting_depth(tail) > MAX_DEPTH:
-        return None
-    return extract(notation.with_plain_constants(tail))

@@ -116,6 +116,11 @@ def choice_letter(text: str) -> str | None:
     return match[1].upper() if match and not _SECOND_CHOICE.search(match[2] or "") else None
 
 
+def is_letter(text: str) -> bool:
+    r"""Whether it is one letter and no more: `C`, `(C)`, `\text{c}`; not `C) light`."""
+    return len(squeezed(text).strip("()")) == 1
+
+
 def assignment(text: str) -> tuple[str | None, str]:
     r"""(name, value) of `name = value` or `name \in value`; (None, text) where nothing is assigned to a name.
 

@@ -30,6 +30,7 @@ _TEXT_UNIT = re.compile(rf"\s*{TEXT_COMMAND}\s*\{{([^{{}}]*)\}}\s*(?:\^\s*\{{?([
 _WORD_UNIT = re.compile(
     rf"(?<![\\a-zA-Z])\s*((?:{_LONG_UNIT})(?:[ /]+(?:{_LONG_UNIT}))*)\.?\s*(?:\^\s*\{{?(-?\d)\}}?)?\s*$"
 )
+_LETTER_UNIT = re.compile(r"(?<=\d)\s+([msghLJNWKVAC])\s*$")
 _PERCENT = re.compile(rf"\s*(?:\\?%|{TEXT_COMMAND}\s*\{{\s*(?:\\?%|percent)\s*\}}|[Pp]ercent(?:age)?|[Pp]ct)\s*$")
 _DEGREE = re.compile(r"\s*\^\\circ\s*(?:C|F)?\s*$")
 _DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.?\d*|\.\d+)"
@@ -58,8 +59,10 @@ class Quantity:
     base: int | None = None
 
 
-def read_quantity(text: str) -> Quantity | None:
+def read_quantity(text: str, *, letter_is_unit: bool = False) -> Quantity | None:
     r"""The number that the plain text `text` is, or None if it is anything else, an expression to compute included.
+
+    letter_is_unit: a letter set off by a blank (`5 m`) is a unit; without it, a symbol
 
     >>> read_quantity(r"1\frac{1}{2}").value, read_quantity("4.5e3").value, read_quantity("28 percent").is_percent
     (Fraction(3, 2), Fraction(4500, 1), True)
@@ -69,6 +72,8 @@ def read_quantity(text: str) -> Quantity | None:
     text, is_percent = _PERCENT.subn("", text)
     text, is_degree = _DEGREE.subn("", text)
     text, unit = (text, "degree") if is_degree else split_unit(text)
+    if letter_is_unit and not unit and (letter := _LETTER_UNIT.search(text)):
+        text, unit = text[: letter.start()], letter[1]
     text = re.sub(r"^\(([^()]*)\)$|^\{([^{}]*)\}$", lambda match: match[1] or match[2] or "", text.strip()).strip()
     if in_base := _IN_BASE.fullmatch(text):
         sign, digits, base = in_base[1], in_base[2], int(in_base[3])
