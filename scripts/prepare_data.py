@@ -8,7 +8,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     cli.add_config_arguments(parser, required=False)
     parser.add_argument("--out", metavar="FILE.jsonl", help="build a training set; killed, it goes on where it was")
-    parser.add_argument("--second", metavar="SOURCE", help="with --out: more traces of the same problems")
+    parser.add_argument(
+        "--second", action="append", default=[], metavar="SOURCE", help="with --out: more traces of the same problems"
+    )
     parser.add_argument("--restart", action="store_true", help="with --out: begin anew, whatever is there")
     cli.add_benchmark_arguments(parser, option="--decontaminate")
     parser.add_argument("--remove", action="store_true", help="with --decontaminate: drop what is found")

@@ -16,6 +16,13 @@ from trapo_lite.data import DataError, Grader
 from trapo_lite.evaluation import Answer, EvalResult
 from trapo_lite.files import errors_named, replace_text
 
+SAID = {  # of what only a fingerprint is kept
+    "weights": "of other weights than model.name has now",
+    "adapter_weights": "of another adapter",
+    "fingerprint": "to other problems than the file holds now",
+    "prompts": "to other prompts (data.prompt_template, the tokenizer)",
+}
+
 
 class AnswerLog:
     """The answers to one set of problems.
@@ -108,10 +115,10 @@ class AnswerLog:
     def _require_same(self, file: Path, found: Mapping[str, Any]) -> None:
         for key, wanted in self._described.items():
             if found.get(key) != wanted:
+                what = SAID.get(key, f"with {key} {found.get(key)!r}, now it is {wanted!r}")
                 regrade = f", --regrade {file.parent} to grade them again" if key == "verifier" else ""
                 raise ConfigError(
-                    f"{file}: holds answers with {key} {found.get(key)!r}, now it is {wanted!r}; choose another --out"
-                    f"{regrade}, or give --restart to draw them again"
+                    f"{file}: holds answers {what}; choose another --out{regrade}, or give --restart to draw them again"
                 )
 
 
@@ -150,7 +157,9 @@ def read_answers(file: Path, *, num: int | None = None) -> list[Answer]:
             raise ValueError(f"{len(answers)} answers, {num} were drawn")
         return answers
     except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{file}: holds no answers that can be read ({error}); draw again with --restart") from None
+        raise DataError(
+            f"{file}: holds no answers that can be read ({error}); give the evaluation's command again, with --restart"
+        ) from None
 
 
 def _to_json(summary: Mapping[str, Any]) -> str:
@@ -174,4 +183,6 @@ def read_summary(file: Path) -> dict[str, Any]:
             raise ValueError(f"no {', '.join(sorted(missing))}")
         return found
     except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{file}: cannot be read ({error}); draw again with --restart") from None
+        raise DataError(
+            f"{file}: cannot be read ({error}); give the evaluation's command again, with --restart"
+        ) from None

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,11 +12,19 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator
 from trapo_lite.config import ConfigError
 from trapo_lite.config.fields import PositiveInt, Section
 from trapo_lite.data.errors import BadRow, DataError
-from trapo_lite.data.options import OptionColumns, choice_problem
+from trapo_lite.data.options import OptionColumns, choice_problem, column
 from trapo_lite.data.rows import read_example
-from trapo_lite.data.sources import Row, check_sources, read_rows
+from trapo_lite.data.sources import FILE_SUFFIXES, Row, check_sources, read_rows
 
+MAX_MISTAKES_SHOWN = 5
 Counts = Annotated[list[PositiveInt], Field(min_length=1)]
+
+
+class Columns(Section):
+    """Where a row holds its problem and its gold answer, under names that are not found by themselves."""
+
+    problem: str
+    answer: str
 
 
 class Benchmark(Section):
@@ -26,6 +35,7 @@ class Benchmark(Section):
     num_problems: Counts
     num_samples: PositiveInt = 1
     template: str = "{problem}"
+    columns: Columns | None = None
     options: OptionColumns | None = None
 
     @field_validator("num_problems", mode="before")
@@ -53,25 +63,40 @@ def load_registry(path: Path) -> dict[str, Benchmark]:
         return TypeAdapter(dict[str, Benchmark]).validate_python(content)
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}; found {e['input']!r:.80}" for e in error.errors()]
-        raise ConfigError(f"--registry {path}: " + "\n".join(lines)) from None
+        more = (
+            [f"and {len(lines) - MAX_MISTAKES_SHOWN} more; is it a registry?"]
+            if len(lines) > MAX_MISTAKES_SHOWN
+            else []
+        )
+        raise ConfigError(f"--registry {path}: " + "\n".join(lines[:MAX_MISTAKES_SHOWN] + more)) from None
 
 
-def choose(registry: dict[str, Benchmark], names: Sequence[str]) -> dict[str, Benchmark]:
-    """Those that are named, in that order; NAME=SOURCE reads it from another file or hub id. ConfigError for others."""
+def choose(
+    registry: dict[str, Benchmark], names: Sequence[str], *, option: str = "--benchmarks"
+) -> dict[str, Benchmark]:
+    """Those that `option` names, in that order; NAME=SOURCE reads it from another file or hub id. ConfigError for
+    others, DataError for a file that is not there."""
     chosen: dict[str, Benchmark] = {}
     for text in names:
         name, equals, source = text.partition("=")
         if name not in registry:
-            near = difflib.get_close_matches(name, registry, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(registry)}"
-            raise ConfigError(f"--benchmarks: found {name!r}; {hint}")
+            raise ConfigError(f"{option}: found {text!r}; {_hint(name, registry)}")
         if name in chosen:
-            raise ConfigError(f"--benchmarks: {name} is named twice; once will do")
+            raise ConfigError(f"{option}: {name} is named twice; once will do")
         if equals and not source:
-            raise ConfigError(f"--benchmarks: {text!r} names no file; write {name}=FILE or {name}")
+            raise ConfigError(f"{option}: {text!r} names no file; write {name}=FILE without blanks, or {name}")
         chosen[name] = registry[name].model_copy(update={"source": source}) if equals else registry[name]
-        check_sources(chosen[name].source)
+        check_sources(chosen[name].source, option=f"{option} {name}:")
     return chosen
+
+
+def _hint(name: str, registry: dict[str, Benchmark]) -> str:
+    near = difflib.get_close_matches(name.casefold(), registry, n=1)
+    if near:
+        return f"did you mean {near[0]}?"
+    if not name or "/" in name or Path(name).suffix in FILE_SUFFIXES:
+        return f"write NAME=FILE without blanks, where NAME is one of {', '.join(registry)}"
+    return f"known are {', '.join(registry)}"
 
 
 def read_benchmark(name: str, benchmark: Benchmark, *, allow_part: bool = False) -> list[tuple[str, str]]:
@@ -94,7 +119,7 @@ def read_benchmark(name: str, benchmark: Benchmark, *, allow_part: bool = False)
     if not {len(found), num_rows} & set(benchmark.num_problems) and not is_part:
         expected = " or ".join(f"{count:,}" for count in benchmark.num_problems)
         raise DataError(
-            f"--benchmarks {name}: {benchmark.source} holds {len(found):,} different problems, {benchmark.title} has "
+            f"benchmark {name}: {benchmark.source} holds {len(found):,} different problems, {benchmark.title} has "
             f"{expected}; give the whole set, or say --partial"
         )
     return list(found)
@@ -102,6 +127,9 @@ def read_benchmark(name: str, benchmark: Benchmark, *, allow_part: bool = False)
 
 def _question(row: Row, benchmark: Benchmark) -> tuple[str, str]:
     """Rows that already hold one text and its answer are read as any other, whatever columns the set has on the hub."""
+    if benchmark.columns is not None and row.bad is None:
+        named = benchmark.columns.model_dump()
+        row = replace(row, fields={key: column(row.fields, name) for key, name in named.items()})
     if benchmark.options is None or "reward_model" in row.fields or row.bad is not None:
         example = read_example(row)
         return example.problem.strip(), example.answer

@@ -83,6 +83,12 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser, *, option: str = "-
     )
 
 
+def _check_benchmark_options(args: argparse.Namespace, *, option: str = "--benchmarks") -> None:
+    if not args.benchmarks and (args.allow_part or args.registry != REGISTRY):
+        given = "--partial" if args.allow_part else "--registry"
+        raise ConfigError(f"{given}: is about benchmarks; name some with {option}, or leave it out")
+
+
 def _without_overrides(args: argparse.Namespace) -> argparse.Namespace:
     """Overrides that stand behind NAME[=FILE] ..., which takes all it finds, put where they belong."""
     strays = [text for text in args.benchmarks if "=" in text and "." in text.partition("=")[0]]
@@ -108,6 +114,7 @@ def evaluate(args: argparse.Namespace) -> None:
                 raise ConfigError(f"--regrade: draws nothing, so {option} says nothing; leave it out")
             regrade(folder, options["config"], options["overrides"], out=options["out"])
         else:
+            _check_benchmark_options(args)
             evaluate_job(target_from_arguments(**options))
 
 
@@ -120,11 +127,15 @@ def prepare(args: argparse.Namespace) -> None:
         args = _without_overrides(args)
         if args.remove and not args.benchmarks:
             raise ConfigError("--remove: drops what --decontaminate finds; name benchmarks with that")
+        _check_benchmark_options(args, option="--decontaminate")
+        if len(args.second) > 1:
+            raise ConfigError(f"--second: found {len(args.second)} sources; give one, with all traces in it")
+        overlap = choose(load_registry(args.registry), args.benchmarks, option="--decontaminate")
         prepare_job(
             load_config(args.config, args.overrides),
             out=args.out,
-            second=args.second,
-            overlap=choose(load_registry(args.registry), args.benchmarks) if args.benchmarks else {},
+            second=args.second[0] if args.second else None,
+            overlap=overlap,
             remove_overlap=args.remove,
             allow_part=args.allow_part,
             restart=args.restart,

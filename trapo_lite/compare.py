@@ -78,7 +78,7 @@ def compare(folders: Sequence[Path], *, published: Path | None, out: Path | None
     Console(width=max(console.width, needed)).print(table)  # a terminal's lines break sooner than a number may
     sources = dict.fromkeys(row.source for row in literature)
     cited = [f"{'; '.join(row.name for row in literature if row.source == source)}: {source}" for source in sources]
-    say = [*_differences_in_drawing(rows), *cited]
+    say = [*_parts(rows), *_differences_in_drawing(rows), *cited]
     tests = [test for row in rows[1:] for test in paired_tests(rows[0], row)]
     for line in [*say, *map(_spelt, tests)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -87,7 +87,7 @@ def compare(folders: Sequence[Path], *, published: Path | None, out: Path | None
             {"name": row.name, "scores": {name: score.summary for name, score in row.scores.items()}} for row in rows
         ]
         found = {"rows": own, "tests": tests, "published": [row.model_dump() for row in literature]}
-        replace_text(out, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        replace_text(out, json.dumps(found, indent=1, ensure_ascii=False) + "\n", option="--json")
 
 
 def read_rows(folder: Path) -> list[ResultRow]:
@@ -163,7 +163,8 @@ def _table(rows: Sequence[ResultRow], literature: Sequence[PublishedRow], names:
 def _cell(score: Score | None) -> str:
     if score is None:
         return ""
-    return _percent(score.result.accuracy, score.result.interval_95)
+    mark = "*" if score.summary.get("is_part") else ""
+    return _percent(score.result.accuracy, score.result.interval_95, mark)
 
 
 def _title(rows: Sequence[ResultRow], name: str) -> str:
@@ -172,8 +173,18 @@ def _title(rows: Sequence[ResultRow], name: str) -> str:
     return f"{name}\n{'/'.join(map(str, problems))} x {'/'.join(map(str, counts))}"
 
 
-def _percent(value: float, interval: tuple[float, float]) -> str:
-    return f"{100 * value:.1f}\n{100 * interval[0]:.1f}-{100 * interval[1]:.1f}"
+def _percent(value: float, interval: tuple[float, float], mark: str = "") -> str:
+    return f"{100 * value:.1f}{mark}\n{100 * interval[0]:.1f}-{100 * interval[1]:.1f}"
+
+
+def _parts(rows: Sequence[ResultRow]) -> list[str]:
+    """A line where a score is not of a whole set."""
+    return [
+        f"* {name} of {row.name}: {score.summary.get('benchmark', 'not the whole set')}"
+        for row in rows
+        for name, score in row.scores.items()
+        if score.summary.get("is_part")
+    ]
 
 
 def _differences_in_drawing(rows: Sequence[ResultRow]) -> list[str]:
@@ -187,7 +198,8 @@ def _differences_in_drawing(rows: Sequence[ResultRow]) -> list[str]:
             keys = [key for key in SAME if ours.get(key) != theirs.get(key)]
             if keys:
                 what = ", ".join(f"{key} {ours.get(key)!r:.12} and {theirs.get(key)!r:.12}" for key in keys)
-                lines.append(f"WARNING {name}: {rows[0].name} and {row.name} differ in {what}")
+                untested = "; not tested against each other" if set(keys) & set(SAME_PROBLEMS) else ""
+                lines.append(f"WARNING {name}: {rows[0].name} and {row.name} differ in {what}{untested}")
     return lines
 
 

@@ -20,7 +20,7 @@ from trapo_lite.benchmarks import Benchmark, choose, load_registry
 from trapo_lite.config import Config, ConfigError, load_config
 from trapo_lite.config.folders import check_name
 from trapo_lite.config.loading import sets
-from trapo_lite.data import load_tokenizer, text_of
+from trapo_lite.data import check_sources, load_tokenizer, text_of
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.start import start_engine
 from trapo_lite.evaluation import EvalResult, evaluate_problems
@@ -85,6 +85,9 @@ def target_from_arguments(
     if num_samples is not None and num_samples < 1:
         raise ConfigError(f"--num-samples: found {num_samples}; draw at least one answer a problem")
     given = {"eval.data": data, "eval.num_samples": num_samples, "model.name": model}
+    for key, option in (("eval.data", "--data"), ("eval.num_samples", "--num-samples"), ("model.name", "--model")):
+        if given[key] is not None and sets(key, overrides):
+            raise ConfigError(f"{option}: {key} is given as well; give one of them")
     set_by_options = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     every_override = [*overrides, *set_by_options]
     resolved = load_config(config, every_override) if run is None else load_run_config(run, config, every_override)
@@ -95,6 +98,8 @@ def target_from_arguments(
     else:
         adapter_dir = _adapter_of(run, adapter, base=base)
         name = "base" if adapter_dir is None else adapter_dir.name
+    if data is not None:
+        check_sources(data, option="--data")
     if benchmarks and data is not None:
         raise ConfigError("--data, --benchmarks: two kinds of problems; give one of them")
     return EvalTarget(

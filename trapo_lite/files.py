@@ -8,10 +8,10 @@ from trapo_lite.config import ConfigError
 from trapo_lite.data.errors import DataError
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write the file in one rename."""
+def replace_text(path: Path, text: str, *, option: str = "--out") -> None:
+    """Write the file, which `option` named, in one rename."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with errors_named(path):
+    with errors_named(path, option=option):
         try:
             temporary.write_text(text, encoding="utf-8")
             temporary.rename(path)
@@ -21,13 +21,13 @@ def replace_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def errors_named(path: Path) -> Iterator[None]:
+def errors_named(path: Path, *, option: str = "--out") -> Iterator[None]:
     """Inside, what the system refuses is one DataError that names the file."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise DataError(f"--out {path}: cannot be written: {reason}; make room or choose another place") from None
+        raise DataError(f"{option} {path}: cannot be written: {reason}; make room or choose another place") from None
 
 
 def make_folder(out: Path) -> None:

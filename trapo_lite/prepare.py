@@ -50,6 +50,8 @@ def prepare(
         )
     if out is not None and inspect is not None:
         raise ConfigError(f"--inspect: shows a row of data.train, not of what is built; then give data.train={out}")
+    if second is not None:
+        check_sources(second, option="--second")
     if out is not None:
         _check_out(Path(out), [*sources, *([second] if second else [])], restart=restart)
     tokenizer = load_tokenizer(config.model.name)

@@ -17,7 +17,7 @@ from trapo_lite.types import Problem
 @dataclass(frozen=True)
 class ProblemSet:
     """name: of its files among the results;  report: lines for people, of what was read;  texts: problems and golds;
-    is_part: it is a benchmark, and not the whole of it."""
+    is_part: it is not the whole of what the benchmark or the file holds."""
 
     name: str
     title: str
@@ -89,7 +89,9 @@ def _read_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> ProblemSet
     name = Path(source).stem.replace(":", "-")
     chosen = tuple(problems[: config.eval.num_problems])
     texts = tuple((example.problem, example.answer) for example in loaded.examples[: len(chosen)])
-    return ProblemSet(name, source, source, chosen, config.eval.num_samples, tuple(lines), texts=texts)
+    is_part = len(chosen) < len(problems)
+    title = source + (f", {len(chosen)} of {len(problems):,} problems" if is_part else "")
+    return ProblemSet(name, title, source, chosen, config.eval.num_samples, tuple(lines), is_part, texts)
 
 
 def _read_benchmark(
@@ -119,11 +121,14 @@ def _read_benchmark(
 def require_positions(config: Config, sets: Sequence[ProblemSet], *, available: int) -> int:
     """Tokens of the longest prompt and answer; ConfigError if the model has not the positions for them."""
     longest = max(sets, key=lambda one: one.longest_prompt)
-    needed = longest.longest_prompt + (config.eval.max_response_tokens or config.rollout.max_response_tokens)
+    prompt, answer = longest.longest_prompt, config.eval.max_response_tokens or config.rollout.max_response_tokens
+    needed = prompt + answer
     if needed > available:
         raise ConfigError(
             f"eval.max_response_tokens: prompt and answer need {needed} tokens ({longest.name}), but "
-            f"{config.model.name} has positions for {available}; lower it, or give --config with the settings that the "
-            "model was trained with"
+            f"{config.model.name} has positions for {available}; "
+            + (f"lower it to {available - prompt} or less, or give " if available > prompt else "give ")
+            + "--config with the settings that the model was trained with, such as "
+            f"'model.config_overrides={{max_position_embeddings: {needed}}}'"
         )
     return needed

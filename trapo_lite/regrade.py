@@ -21,7 +21,9 @@ def regrade(
     A box is required if it was, unless an override says otherwise. out: for the new verdicts; None: over the old ones.
     ConfigError where the folder holds none, DataError where they cannot be read.
     """
-    config = load_config(config_files, overrides)
+    if config_files:
+        raise ConfigError("--regrade: reads no --config; leave it out and write reward.KEY=VALUE by itself")
+    config = load_config(overrides=overrides)
     other = next((text for text in overrides if not text.startswith("reward.")), None)
     if other is not None:
         raise ConfigError(f"--regrade: draws nothing, so {other} says nothing; leave it out")

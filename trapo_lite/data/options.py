@@ -40,17 +40,17 @@ def choice_problem(fields: dict[str, Any], columns: OptionColumns) -> tuple[str,
     >>> choice_problem({"q": "Even?", "o": {"text": ["1", "2"], "label": ["1", "2"]}, "key": "2"}, columns)
     ('Even?\n\nA) 1\nB) 2', 'B')
     """
-    question = str(_column(fields, columns.question)).strip()
+    question = str(column(fields, columns.question)).strip()
     if columns.correct is not None:
-        texts = [str(_column(fields, name)).strip() for name in (columns.correct, *columns.incorrect)]
+        texts = [str(column(fields, name)).strip() for name in (columns.correct, *columns.incorrect)]
         order = list(range(len(texts)))
         random.Random(hashlib.sha256(question.encode()).digest()).shuffle(order)
         texts, right = [texts[place] for place in order], order.index(0)
     else:
         assert columns.texts is not None and columns.answer is not None
-        texts = [str(text).strip() for text in _column(fields, columns.texts)]
-        labels = list(string.ascii_uppercase) if columns.labels is None else _column(fields, columns.labels)
-        answer = str(_column(fields, columns.answer)).strip()
+        texts = [str(text).strip() for text in column(fields, columns.texts)]
+        labels = list(string.ascii_uppercase) if columns.labels is None else column(fields, columns.labels)
+        answer = str(column(fields, columns.answer)).strip()
         if answer not in labels[: len(texts)]:
             raise BadRow("unknown option", field=columns.answer, found=f"found {answer!r}", fix="give a label")
         right = list(labels).index(answer)
@@ -60,7 +60,8 @@ def choice_problem(fields: dict[str, Any], columns: OptionColumns) -> tuple[str,
     return f"{question}\n\n{listed}", string.ascii_uppercase[right]
 
 
-def _column(fields: dict[str, Any], path: str) -> Any:
+def column(fields: dict[str, Any], path: str) -> Any:
+    """What the row holds there; "a.b" is column b inside a. BadRow where there is nothing."""
     value: Any = fields
     for name in path.split("."):
         value = value.get(name) if isinstance(value, dict) else None

@@ -26,28 +26,33 @@ class Row:
     """Why there are no fields: a line that could not be read."""
 
 
-def check_sources(files: str | Sequence[str]) -> list[str]:
-    """The sources as a list; DataError unless each is a file of a known kind or reads like a hub id. Opens nothing."""
+def check_sources(files: str | Sequence[str], *, option: str = "data") -> list[str]:
+    """The sources as a list; DataError unless each is a file of a known kind or reads like a hub id. Opens nothing.
+
+    option: what named them, for messages
+    """
     sources = [files] if isinstance(files, str) else list(files)
     if not sources:
-        raise DataError("data: the list of files is empty; name at least one")
+        raise DataError(f"{option}: the list of files is empty; name at least one")
     for source in sources:
-        _check_source(source)
+        _check_source(source, option)
     return sources
 
 
-def _check_source(source: str) -> None:
+def _check_source(source: str, option: str = "data") -> None:
     path = Path(source).expanduser()
     if path.is_dir():
-        raise DataError(f"data {source}: is a folder; name the {', '.join(SUFFIXES)} files in it")
+        raise DataError(f"{option} {source}: is a folder; name the {', '.join(SUFFIXES)} files in it")
     if path.is_file():
         if path.suffix not in SUFFIXES:
-            raise DataError(f"data {source}: ends in {path.suffix!r}; give a {', '.join(SUFFIXES)} file or a hub id")
+            raise DataError(
+                f"{option} {source}: ends in {path.suffix!r}; give a {', '.join(SUFFIXES)} file or a hub id"
+            )
         if path.stat().st_size == 0:
-            raise DataError(f"data {source}: the file is empty; give one with rows")
+            raise DataError(f"{option} {source}: the file is empty; give one with rows")
     elif path.suffix in FILE_SUFFIXES or not HUB_NAME.fullmatch(source) or source.startswith("."):
         raise DataError(
-            f"data {source}: no such file; check the path (relative to {Path.cwd()}) or give a hub id: "
+            f"{option} {source}: no such file; check the path (relative to {Path.cwd()}) or give a hub id: "
             "owner/name[@revision][:config][:split]"
         )
 
