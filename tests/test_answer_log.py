@@ -23,8 +23,10 @@ def answer(problem: int, sample: int, verdict: str = "wrong") -> Answer:
     return Answer(f"p{problem}", sample, "It is\u20288.", verdict, "8", "stop", 4, "7")  # type: ignore[arg-type]
 
 
-def log_in(folder: Path, *, temperature: float = 1.0, verifier: str = "rules", **options) -> AnswerLog:
-    described = {"weights": "made", "temperature": temperature, "verifier": verifier, "seed": 3}
+def log_in(
+    folder: Path, *, temperature: float = 1.0, verifier: str = "rules", weights: str = "made", **options
+) -> AnswerLog:
+    described = {"weights": weights, "temperature": temperature, "verifier": verifier, "seed": 3}
     return AnswerLog(folder, "made", described=described, problem_ids=["p0", "p1"], num_samples=2, **options)
 
 
@@ -87,6 +89,13 @@ def test_where_things_lay_and_how_they_were_graded(tmp_path: Path) -> None:
     assert log_in(tmp_path, verifier="old rules", noted={"model": "/there"}).is_complete
     with pytest.raises(ConfigError, match=r"verifier 'old rules', now it is 'new rules'; .*--regrade .* to grade them"):
         log_in(tmp_path, verifier="new rules")
+
+
+def test_a_fingerprint_is_not_shown_but_said_in_words(tmp_path: Path) -> None:
+    log = log_in(tmp_path, weights="a1b2")
+    log.append([answer(0, 0), answer(0, 1)])
+    with pytest.raises(ConfigError, match=r"holds answers of other weights than model\.name has now; choose another"):
+        log_in(tmp_path, weights="c3d4")
 
 
 def test_a_damaged_line_of_an_unfinished_evaluation_is_named_and_an_empty_one_says_nothing(tmp_path: Path) -> None:

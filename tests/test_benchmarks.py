@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trapo_lite.benchmarks import Benchmark, choose, load_registry, read_benchmark
+from trapo_lite.benchmarks import Benchmark, Columns, choose, load_registry, read_benchmark
 from trapo_lite.cli import REGISTRY
 from trapo_lite.config import ConfigError
 from trapo_lite.data import DataError
@@ -78,6 +78,21 @@ def test_the_template_stands_around_the_problem(tmp_path: Path) -> None:
     assert read_benchmark("made", made(file, num_problems=1, template="Q: {problem}!")) == [("Q: {x}?!", "1, 2")]
 
 
+def test_columns_of_any_name_can_be_named(tmp_path: Path) -> None:
+    file = lines(tmp_path / "made.jsonl", [{"aufgabe": {"text": "1 + 1?"}, "loesung": 2}])
+    columns = Columns(problem="aufgabe.text", answer="loesung")
+    assert read_benchmark("made", made(file, num_problems=1, columns=columns)) == [("1 + 1?", "2")]
+    with pytest.raises(DataError, match="line 1: lsg: found aufgabe, loesung; name another"):
+        read_benchmark("made", made(file, num_problems=1, columns=Columns(problem="aufgabe.text", answer="lsg")))
+
+
+def test_a_file_that_is_no_registry_is_not_printed_whole(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("\n".join(f"section{n}: {{key: {n}}}" for n in range(20)))
+    with pytest.raises(ConfigError, match=r"and 75 more; is it a registry\?") as error:
+        load_registry(tmp_path / "own.yaml")
+    assert str(error.value).count("\n") == 5
+
+
 def test_options_with_labels_of_their_own_get_letters() -> None:
     """ARC's rows: 22 of them are labelled 1 to 4."""
     columns = OptionColumns(question="question", texts="choices.text", labels="choices.label", answer="answerKey")
@@ -106,18 +121,21 @@ def test_the_right_option_of_separate_columns_lands_anywhere() -> None:
     [
         (["math501"], "found 'math501'; did you mean math500?"),
         (["imo"], "known are aime24"),
+        (["AIME24"], "did you mean aime24?"),
+        (["data/imo.parquet"], "write NAME=FILE without blanks, where NAME is one of aime24"),
+        (["amc23", "="], "write NAME=FILE without blanks"),
         (["amc", "amc"], "amc is named twice"),
         (["amc="], "names no file"),
     ],
 )
 def test_names_that_are_not_known(names: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        choose(load_registry(REGISTRY), names)
-    assert message in str(error.value)
+        choose(load_registry(REGISTRY), names, option="--decontaminate")
+    assert message in str(error.value) and str(error.value).startswith("--decontaminate: ")
 
 
 def test_a_file_that_is_not_there() -> None:
-    with pytest.raises(DataError, match=r"nowhere\.parquet: no such file"):
+    with pytest.raises(DataError, match=r"--benchmarks amc: nowhere\.parquet: no such file"):
         choose(load_registry(REGISTRY), ["amc=nowhere.parquet"])
 
 

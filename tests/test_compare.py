@@ -53,7 +53,8 @@ def test_other_problems_are_not_compared_and_other_drawing_is_said(
     write(tmp_path / "three", "amc", 0.4, temperature=1.0)
     compare([tmp_path / name for name in ("one", "two", "three")], published=None, out=tmp_path / "t.json")
     printed = capsys.readouterr().out
-    assert "two differ in fingerprint 'f' and 'g'" in printed and "three differ in temperature 0.6 and 1.0" in printed
+    assert "two differ in fingerprint 'f' and 'g'; not tested against each other" in printed
+    assert printed.count("not tested") == 1 and "three differ in temperature 0.6 and 1.0" in printed
     assert [Path(test["second"]).name for test in json.loads((tmp_path / "t.json").read_text())["tests"]] == ["three"]
 
 
@@ -67,10 +68,13 @@ def test_what_else_differs_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
     assert f"two differ in {next(iter(more))} None and {next(iter(more.values()))!r:.12}" in capsys.readouterr().out
 
 
-def test_the_average_is_of_whole_sets(tmp_path: Path) -> None:
+def test_the_average_is_of_whole_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in PAPER_SETS:
         write(tmp_path / "whole", name, 0.0, is_part=False)
-        write(tmp_path / "part", name, 0.0, is_part=name == "amc")
+        write(tmp_path / "part", name, 0.0, is_part=name == "amc", benchmark=f"{name}, 40 of 83 problems")
+    compare([tmp_path / "part"], published=PUBLISHED, out=None)
+    printed = capsys.readouterr().out
+    assert printed.count("0.0*") == 1 and "* amc of" in printed and "amc, 40 of 83 problems" in printed
     [whole], [part] = read_rows(tmp_path / "whole"), read_rows(tmp_path / "part")
     assert part.average() is None
     value, (low, high) = whole.average()  # type: ignore[misc]

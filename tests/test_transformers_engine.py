@@ -14,7 +14,7 @@ from trapo_lite.engines.base import EngineError, SampleRequest
 from trapo_lite.engines.decoding import BLOCK, GrowingLayer, grouped_attention
 from trapo_lite.engines.sampling import draw, processed_logprobs
 from trapo_lite.engines.start import start_engine
-from trapo_lite.engines.transformers import TransformersEngine
+from trapo_lite.engines.transformers import MAX_SCORES, Row, TransformersEngine, read_at_once
 
 LOGITS = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()  # probabilities 0.4, 0.3, 0.2, 0.1
 
@@ -61,6 +61,36 @@ def test_a_draw_inverts_the_cumulative_distribution():
     logprobs = torch.tensor([0.4, 0.0, 0.4, 0.2], dtype=torch.float64).log().repeat(6, 1)
     uniform = torch.tensor([0.0, 0.39, 0.4, 0.79, 0.81, 1 - 2**-53], dtype=torch.float64)
     assert draw(logprobs, uniform).tolist() == [0, 0, 2, 2, 3, 3]
+
+
+def test_prompts_are_read_as_many_at_a_time_as_there_is_memory_for(tiny_model_dir, monkeypatch):
+    """Attention over 250 prompts of 4,000 tokens would take 16 GB a head; one is always read, whatever it takes."""
+    lengths = [100] * 300 + [4000] * 3 + [6000] + [10] * 2
+    rows = [
+        Row(SampleRequest(f"r{i}", (i, *range(length - 1)), seed=0, max_tokens=1), torch.zeros(1), None)
+        for i, length in enumerate(lengths)
+    ]
+    batches = list(read_at_once(rows))
+    assert [row for batch in batches for row in batch] == rows
+    assert [len(batch) for batch in batches] == [300, 1, 1, 1, 1, 2]
+    for batch in batches:
+        longest = max(len(row.request.token_ids) for row in batch)
+        assert len(batch) == 1 or len(batch) * longest**2 <= MAX_SCORES
+    same = [Row(SampleRequest(f"s{i}", tuple(range(4000)), seed=i, max_tokens=1), torch.zeros(1), None) for i in (0, 1)]
+    assert list(read_at_once(same)) == [same]  # one prompt, read once
+
+    def drawn() -> dict[str, tuple[int, ...]]:
+        engine = TransformersEngine(str(tiny_model_dir), max_model_len=TINY_MAX_LEN)
+        for i in range(6):
+            engine.submit(SampleRequest(f"r{i}", tuple(range(5 + 9 * i)), seed=i, max_tokens=8))
+        found: dict[str, tuple[int, ...]] = {}
+        while len(found) < 6:
+            found |= {one.request_id: one.token_ids for one in engine.poll()}
+        return found
+
+    at_once = drawn()
+    monkeypatch.setattr("trapo_lite.engines.transformers.MAX_SCORES", 1000)
+    assert drawn() == at_once
 
 
 def test_rows_join_and_leave_without_disturbing_each_other(tiny_model_dir):
