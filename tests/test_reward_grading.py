@@ -2,6 +2,7 @@ r"""What counts as the same answer: examples of every rule in docs/verifier.md, 
 
 import json
 import os
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -69,6 +70,24 @@ SAME = [  # (gold, what stands in the box)
     (r"5\text{ m}", "5 m"),
     ("5 h", "5 hours"),
     ("5 hours", "5 h"),
+    ("5000000", r"5 \text{ million}"),
+    ("5 million dollars", r"\$5{,}000{,}000"),
+    (r"5\text{ red apples}", r"5\text{ Apples}"),
+    ("5", r"5\text{ square units}"),
+    (r"5\text{ square cm}", r"5\text{ cm}^2"),
+    (r"75^\circ C", r"75\text{ degrees Celsius}"),
+    (r"75^\circ", r"75^\circ C"),
+    (r"\$3, \$4", r"\$4, \$3"),
+    (r"\$x+5", "x+5"),
+    ("0.5", r"\displaystyle .5"),
+    (r"0.\overline{3}", "0.3\u0305"),
+    (r"3\text{ pm}", r"3\text{ p.m.}"),
+    ("{1,3}", "3, 1"),  # braces that are not printed
+    ("04:40", "4:40"),
+    ("A: light", "A"),
+    ("A: light", "A: light"),
+    ("B", "B) f(a)"),
+    ("\\begin{pmatrix}1\\\\\n2\\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
 ]
 DIFFERENT = [
     ("4.5e33", "4.5e32"),
@@ -115,6 +134,33 @@ DIFFERENT = [
     ("5 m", "5"),  # m may be a length or a variable
     ("5 m", "5 s"),
     (r"5\text{ m}", "5 s"),
+    (r"5\text{ million}", r"5\text{ billion}"),
+    ("5", r"5\text{ million}"),
+    ("5", r"5\text{ or more}"),
+    ("5", r"5\text{ does not work}"),
+    (r"3\mathbf{i}", r"3\mathbf{j}"),
+    ("2", r"2\mathbf{i}"),
+    ("2", r"2\mathrm{x}"),
+    (r"3\text{ p.m.}", r"3\text{ a.m.}"),
+    (r"30\text{ north}", r"30\text{ south}"),
+    (r"5\text{ m}", r"5\text{ nm}"),
+    (r"3\text{ MeV}", r"3\text{ keV}"),
+    (r"5^\circ C", r"5^\circ F"),
+    (r"\$50", r"50\text{ cents}"),
+    (r"\$5", r"5\text{ euros}"),
+    (r"60\text{ km/h}", r"60\text{ km}"),
+    (r"5\text{ cm}", r"5\text{ cm}^2"),
+    ("5", r"\displaystyle .5"),
+    ("0.3", "0.3\u0305"),
+    ("(1,100)", "1100"),
+    ("(1,2)", r"\{1,2\}"),
+    (r"\{1,2\}", "(2,1)"),
+    ("4:40", "2:20"),
+    ("(a)^2", "a"),
+    ("a", "a:b"),
+    ("e", "e.5"),
+    ("A", "(a), (b)"),
+    ("A", "(A) and (b)"),
 ]
 
 
@@ -179,11 +225,49 @@ def test_without_a_box_the_end_of_the_text_counts_unless_a_box_is_required():
         ("Answer: (A) or (C)", "A", "(A) or (C)"),
         ("It is $-2$ or 3.", "3", "$-2$ or 3"),
         ("We find 1, 2, and 3", "3", "1, 2, and 3"),
+        ("The final answer is 7 or 8, because 7 is odd.", "7", "7 or 8"),
+        ("So x = 7 or x = 8", "7", "x = 7 or x = 8"),
     ],
 )
 def test_without_a_box_one_of_several_answers_is_none_of_them(text, one, graded):
     assert grade(text, one, require_box=False) == ("wrong", graded)
     assert grade(text, graded, require_box=False) == ("correct", graded)
+
+
+@pytest.mark.parametrize("text", ["It is 7 or maybe 8", "either 7, or perhaps 8", "7 and/or 8", "**8** or **7**"])
+def test_without_a_box_hedges_of_other_words_are_wrong(text):
+    assert grade(text, "7", require_box=False)[0] == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("text", "gold"),
+    [
+        ("The final answer is $14$. It lies between 140 and 150.", "14"),
+        ("The final answer is $5$, since 15 or 25 fail.", "5"),
+        ("The final answer is 5. (We also tried 3, 4, 5.)", "5"),
+        ("The answer is (3,4).", "(3,4)"),
+        ("The answer is C) light", "C"),
+        (r"The answer is \text{C}.", "C"),
+        ("The answer is **C**.", "C"),
+        ("the correct option is C", "C"),
+        ("Answer: option C", "C"),
+        ("I think so.\n(C).", "C"),
+        ("The answer is A? No, the answer is B.", "B"),
+    ],
+)
+def test_without_a_box_the_answer_is_found_in_its_place(text, gold):
+    assert grade(text, gold, require_box=False)[0] == "correct"
+
+
+@pytest.mark.parametrize(
+    "text", ["answer is" + " " * 1400 + "7\nx y", "answer" + "*" * 1400, "answer is" + "\n" * 1400]
+)
+def test_a_text_without_an_answer_is_read_at_once(text):
+    """It took half a minute where blanks, stars and letters could be shared out among parts of a pattern."""
+    started = time.process_time()
+    for gold in ("7", "A"):
+        grade(text, gold, require_box=False)
+    assert time.process_time() - started < 5
 
 
 def test_without_a_box_numbers_elsewhere_are_not_offered_beside_the_answer():
@@ -194,6 +278,7 @@ def test_without_a_box_numbers_elsewhere_are_not_offered_beside_the_answer():
 
 
 def test_a_vote_counts_a_letter_with_and_without_its_text_as_one_choice():
+    assert spelling("(a)^2") != spelling("a") != spelling("a:b")
     assert spelling("B") == spelling(r"\text{(B)}") == spelling("B) 42") != spelling("C) 42")
 
 

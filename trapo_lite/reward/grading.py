@@ -54,10 +54,10 @@ def gold_readings(gold: str) -> tuple[str, ...]:
     span = find_answer(gold)
     if span.last is not None:
         readings = [span.merged or span.last]
-    elif len(gold) > MAX_GOLD_CHARS or "\n" in gold.strip():
+    elif len(gold) > MAX_GOLD_CHARS or ("\n" in gold.strip() and r"\begin" not in gold):
         readings = [extract(gold[-MAX_TAIL_CHARS:])]
     elif line := answer_line(gold):
-        readings = [line]
+        readings = [line, gold] if notation.choice_letter(notation.plain(gold)) else [line]  # `A: light`
     else:
         readings = [gold]
     return tuple(reading for reading in readings if reading and notation.plain(reading))
@@ -109,10 +109,13 @@ def _same_number(answer: str, gold: str) -> bool | None:
 
 
 def _same_ratio(answer: str, gold: str) -> bool | None:
+    """`3:4` is `6:8`; `4:40` and `2:20`, which may be times of day, are two."""
     ratios = _RATIO.fullmatch(answer), _RATIO.fullmatch(gold)
     if not all(ratios):
         return None
     (a, b), (c, d) = ((int(ratio[1]), int(ratio[2])) for ratio in ratios if ratio)
+    if all(ratio and len(ratio[2]) == 2 for ratio in ratios):
+        return (a, b) == (c, d)
     return (a, b) == (c, d) or (b != 0 and d != 0 and a * d == b * c)
 
 
@@ -142,7 +145,7 @@ def _is_function(name: str) -> bool:
 
 def _is_list(text: str) -> bool:
     brackets, inside = notation.unbracketed(notation.plain(text))
-    return len(notation.split_list(inside if brackets in ("{}", "[]") else notation.plain(text))) > 1
+    return len(notation.split_list(inside if brackets in ("", "{}", "[]") else notation.plain(text))) > 1
 
 
 def _same_list(answer: str, gold: str) -> bool | None:
@@ -157,7 +160,8 @@ def _same_list(answer: str, gold: str) -> bool | None:
     answer_numbers, gold_numbers = _numbers(answers), _numbers(golds)
     if answer_kind != gold_kind and {answer_kind, gold_kind} not in ({"", "()"}, {"", "{}"}):
         are_intervals = {answer_kind, gold_kind} <= _INTERVALS and {answer_kind, gold_kind} & {"(]", "[)"}
-        return False if are_intervals and answer_numbers is not None and gold_numbers is not None else None
+        is_decided = are_intervals or "{}" in (answer_kind, gold_kind)
+        return False if is_decided and answer_numbers is not None and gold_numbers is not None else None
     in_any_order = {answer_kind, gold_kind} <= {"", "{}"}
     if answer_numbers is not None and gold_numbers is not None:
         return _match(answer_numbers, gold_numbers, same_quantity, in_any_order=in_any_order)

@@ -16,16 +16,20 @@ _CHARACTERS = str.maketrans(
         "β": r"\beta ", "⁄": "/", "，": ",", "：": ":", "（": "(", "）": ")",
     }
 )  # fmt: skip
+_OVERLINED = re.compile(r"(?:(\d)[\u0304\u0305])")  # a repeating decimal: combining marks vanish otherwise
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+# A whole amount; `\$x + 5` and `\$5 million` only lose the sign.
+_CURRENCY = r"(\\\$|€)\s*(\d[\d,]*(?:\.\d+)?)(?=\s*(?:$|[,;.)\]}$]|\\text\s*\{\s*(?:and|or)\b|and\b|or\b))"
 _REWRITES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
         (r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{[^{}]*\})*)\}", r" \1 "),
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
-        (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|hfill)(?![a-zA-Z])\s*\.?", ""),
+        (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|hfill)(?![a-zA-Z])\s*(?:\.(?!\d))?", ""),
         (r"(?<=\d)(?:\{,\}|\\[,!]\s*|,\\!\s*|~)(?=\d{3}(?!\d))", ","),
         (r"\\!", ""),
         (r"(?<!\\)\\(?:[,;: ]|q?quad(?![a-zA-Z]))|~|&nbsp;", " "),
+        (_CURRENCY, lambda m: rf"{m[2]} \text{{{'euro' if m[1] == '€' else 'dollar'}}}"),
         (r"\\\$|\$|(?<!\\)\\[()\[\]]|[£€¥]", ""),
         (r"_\s*\{?\s*\\(odot|oplus|star|perp|parallel)(?![a-zA-Z])\s*\}?", r"_{\1}"),
         (r"_\s*\{\s*\\(?:text|mathrm|rm)\s*\{(\w+)\}\s*\}", r"_{\1}"),
@@ -47,6 +51,7 @@ _REWRITES = [
 _DOUBLED_BACKSLASH = re.compile(r"\\\\(?=[a-zA-Z!,;:(){}\[\]$%])")
 _WORDS = re.compile(r"[a-z][a-z \-']*[a-z]")
 TEXT_COMMAND = r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it|sf)|mbox|operatorname|emph|hbox)"
+SET_UPRIGHT = r"\\(?:text(?:rm|normal)?|mathrm|mbox|hbox)"  # as units are; what is bold is a vector
 _TEXT_GROUP = re.compile(TEXT_COMMAND + r"\s*\{([^{}]*)\}")
 _CONJUNCTION = re.compile(
     rf"\s*(?:{TEXT_COMMAND}\s*\{{\s*,?\s*(?:and|or)\s*\}}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z]))\s*"
@@ -55,8 +60,12 @@ _NAME = r"(?:\\?[a-zA-Z]+\s*(?:_\s*(?:\{[^{}]*\}|\w))?\s*'*\s*(?:\([a-zA-Z_\\, ]
 _RATIO = rf"(?:{_NAME}|\\frac\s*\{{{_NAME}\}}\s*\{{{_NAME}\}}|\|{_NAME}\|)"
 _LEFT_SIDE = re.compile(rf"\s*({_RATIO}(?:\s*[:/]\s*{_RATIO})*|\(\s*{_NAME}(?:\s*,\s*{_NAME})+\s*\))\s*$")
 _RELATION = re.compile(r"(?<![<>!:\\])=|\\(?:approx|in|equiv|sim)(?![a-zA-Z])|\\(?:le|ge|ne)(?![a-zA-Z])|[<>]")
-_CHOICE = re.compile(r"(?:(?i:option|choice)\s+)?\(?\s*([A-Ja-j])\s*(?:[).:](.*))?", re.DOTALL)
-_SECOND_CHOICE = re.compile(r"(?<![a-zA-Z])[A-J]\s*[).:]|(?:and|or|[,/&])\s*\(?[A-J]\)?\s*$")
+# `B) 42`, not `(a)^2` or `a:b`: what follows the mark is set off by a blank.
+_CHOICE = re.compile(r"(?:(?i:option|choice)\s+)?\(?\s*([A-Ja-j])\s*(?:[).:](?:\s+(.*))?)?", re.DOTALL)
+_LETTER = r"(?:[A-J]|(?<![\w^_=+*/-])(?<!\w\()[a-j])"
+_SECOND_CHOICE = re.compile(
+    rf"(?<![a-zA-Z]){_LETTER}\s*[).:](?!\S)|(?:and|or|[,/&])\s*\(?{_LETTER}\)?\s*$|^\s*\(?{_LETTER}\)?\s*$"
+)
 _OPEN, _CLOSE = "([{", ")]}"
 
 
@@ -68,6 +77,7 @@ def plain(text: str) -> str:
     ('\\frac{1}{2}', '11,111,000', '2^{3} - \\pi')
     """
     text = with_plain_constants(text)
+    text = _OVERLINED.sub(r"\\overline{\1}", text)
     text = re.sub("[⁰¹²³⁴-⁹⁻⁺]+", lambda run: "^{" + run[0].translate(_SUPERSCRIPTS) + "}", text)
     text = "".join(_ascii(character) for character in text).translate(_CHARACTERS)
     if r"\begin" not in text:
@@ -112,7 +122,7 @@ def has_text(text: str) -> bool:
 
 def choice_letter(text: str) -> str | None:
     r"""The letter of a multiple-choice answer: `C`, `(C)`, `\text{(C)} 42`, `C) light`, `c.`, `Option C`; or None."""
-    match = _CHOICE.fullmatch(_TEXT_GROUP.sub(r"\1", text).strip())
+    match = _CHOICE.fullmatch(_TEXT_GROUP.sub(r"\1 ", text).strip())
     return match[1].upper() if match and not _SECOND_CHOICE.search(match[2] or "") else None
 
 
@@ -162,9 +172,12 @@ def split_list(text: str) -> list[str]:
 def unbracketed(text: str) -> tuple[str, str]:
     r"""(brackets, inside): the pair of brackets around the whole text, "" if there is none or it does not span it.
 
-    >>> unbracketed(r"\{1, 2\}"), unbracketed("[0, 1)"), unbracketed("(1)(2)")
-    (('{}', '1, 2'), ('[)', '0, 1'), ('', '(1)(2)'))
+    Braces without a backslash are not printed: what stands in them has no brackets.
+
+    >>> unbracketed(r"\{1, 2\}"), unbracketed("[0, 1)"), unbracketed("(1)(2)"), unbracketed("{1, 2}")
+    (('{}', '1, 2'), ('[)', '0, 1'), ('', '(1)(2)'), ('', '1, 2'))
     """
+    is_group = text.strip().startswith("{")
     text = re.sub(r"\\([{}])", r"\1", text.strip())
     if len(text) < 2 or text[0] not in _OPEN or text[-1] not in _CLOSE:
         return "", text
@@ -173,7 +186,7 @@ def unbracketed(text: str) -> tuple[str, str]:
         depth += (character in _OPEN) - (character in _CLOSE)
         if depth == 0:
             return "", text
-    return text[0] + text[-1], text[1:-1].strip()
+    return "" if is_group else text[0] + text[-1], text[1:-1].strip()
 
 
 def _ascii(character: str) -> str:

@@ -5,34 +5,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from trapo_lite.reward.notation import TEXT_COMMAND
+from trapo_lite.reward.units import may_be_same, multiplied, split_unit
 
 MAX_EXPONENT = 400
 RELATIVE_TOLERANCE = Fraction(1, 10**6)
 
-_UNITS_BY_NAME = {
-    "length": "mm millimeter,cm centimeter,dm,m meter,km kilometer,in inch inches,ft foot feet,yd yard,mile mi",
-    "time": "ms,s sec second,min minute,h hr hour,day,week,month,year yr",
-    "mass": "mg,g gram,kg kilogram,lb pound,ton tonne,oz ounce",
-    "other": "dollar USD,cent,euro,yuan,rupee,unit,degree deg,radian rad,L l liter litre,mL ml,gallon,mph,Hz,kHz,"
-    "MHz,J,kJ,W,kW,N,Pa,V,A,K,C,mol,people person,student,way,point,side,square sq,cubic cu,per,erg,AU,pc,ly,eV",
-}
-_UNIT_BY_WORD = {
-    spelling: spellings.split()[0]
-    for group in _UNITS_BY_NAME.values()
-    for spellings in group.split(",")
-    for word in spellings.split()
-    for spelling in (word, word + "s")
-}
-_UNIT_BY_WORD |= {"mph": "mile h", "kph": "km h", "kmh": "km h"}
-_PRODUCTS = ("mg", "ms", "mi", "hr", "pc")  # directly behind a number: mass times acceleration, say
-_LONG_UNIT = "|".join(sorted((w for w in _UNIT_BY_WORD if len(w) > 1), key=len, reverse=True))
-_TEXT_UNIT = re.compile(rf"\s*{TEXT_COMMAND}\s*\{{([^{{}}]*)\}}\s*(?:\^\s*\{{?([-\d]+)\}}?)?\s*$")
-_WORD_UNIT = re.compile(
-    rf"(?<![\\a-zA-Z])\s*((?:{_LONG_UNIT})(?:[ /]+(?:{_LONG_UNIT}))*)\.?\s*(?:\^\s*\{{?(-?\d)\}}?)?\s*$"
-)
 _LETTER_UNIT = re.compile(r"(?<=\d)\s+([msghLJNWKVAC])\s*$")
 _PERCENT = re.compile(rf"\s*(?:\\?%|{TEXT_COMMAND}\s*\{{\s*(?:\\?%|percent)\s*\}}|[Pp]ercent(?:age)?|[Pp]ct)\s*$")
-_DEGREE = re.compile(r"\s*\^\\circ\s*(?:C|F)?\s*$")
 _DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.?\d*|\.\d+)"
 _SIGNED = rf"[-+]?\s*{_DECIMAL}"
 _TIMES = r"\s*(?:\\times|\\cdot|\*|x)\s*"
@@ -70,42 +49,30 @@ def read_quantity(text: str, *, letter_is_unit: bool = False) -> Quantity | None
     ('cm^2', None, None)
     """
     text, is_percent = _PERCENT.subn("", text)
-    text, is_degree = _DEGREE.subn("", text)
-    text, unit = (text, "degree") if is_degree else split_unit(text)
+    text, unit = split_unit(text)
+    factor, unit = multiplied(unit)
     if letter_is_unit and not unit and (letter := _LETTER_UNIT.search(text)):
         text, unit = text[: letter.start()], letter[1]
-    text = re.sub(r"^\(([^()]*)\)$|^\{([^{}]*)\}$", lambda match: match[1] or match[2] or "", text.strip()).strip()
+    text = re.sub(r"^\(([^(),]*)\)$|^\{([^{}]*)\}$", lambda match: match[1] or match[2] or "", text.strip()).strip()
     if in_base := _IN_BASE.fullmatch(text):
         sign, digits, base = in_base[1], in_base[2], int(in_base[3])
         if not 2 <= base <= 10 or any(int(digit) >= base for digit in digits):
             return None
         return Quantity(Fraction(int(sign + digits, base)), is_exact=True, base=base)
     number = _read_number(text)
-    return None if number is None else Quantity(*number, is_percent=bool(is_percent), unit=unit)
-
-
-def split_unit(text: str) -> tuple[str, str]:
-    r"""(`text` without its unit, unit): `\text{...}` at the end, or words that are units wherever they stand alone."""
-    for pattern in (_TEXT_UNIT, _WORD_UNIT):
-        match = pattern.search(text)
-        if match and match.start() > 0 and not (pattern is _WORD_UNIT and match[0] in _PRODUCTS):
-            words = [
-                _UNIT_BY_WORD.get(word, word)
-                for word in re.split(r"[\s/.]+", match[1].strip())
-                if word not in ("", "per")
-            ]
-            power = f"^{match[2]}" if match[2] else ""
-            return text[: match.start()], " ".join(words) + power
-    return text, ""
+    if number is None:
+        return None
+    value, is_exact = number
+    return Quantity(factor * value, is_exact, is_percent=bool(is_percent), unit=unit)
 
 
 def same_quantity(answer: Quantity, gold: Quantity) -> bool:
     """Exact numbers are equal or not; decimals agree to a relative 1e-6, or to 1e-6 where the gold is an integer.
 
     A percentage is the number before its sign or that divided by a hundred, whichever fits: 28% is 0.28, and the 28
-    that a question "how many percent" asks for. Units may be left out; two different ones are two different answers.
+    that a question "how many percent" asks for. A unit may be left out; two different ones are two different answers.
     """
-    if answer.unit and gold.unit and answer.unit != gold.unit and _are_known(answer.unit, gold.unit):
+    if not may_be_same(answer.unit, gold.unit):
         return False
     if gold.base != answer.base:
         return _digits_agree(answer, gold)
@@ -126,11 +93,6 @@ def _digits_agree(answer: Quantity, gold: Quantity) -> bool:
     if len(digits) > 100 or any(int(digit) >= with_base.base for digit in digits):
         return False
     return int(digits, with_base.base) * (1 if without.value >= 0 else -1) == with_base.value
-
-
-def _are_known(*units: str) -> bool:
-    names = set(_UNIT_BY_WORD.values()) - {"unit", "square", "cubic"}
-    return all(part.split("^")[0] in names for unit in units for part in unit.split())
 
 
 def _close(answer: Fraction, gold: Fraction, *, is_exact: bool) -> bool:

@@ -10,14 +10,22 @@ from trapo_lite.reward.quantity import read_quantity
 from trapo_lite.reward.symbolic import extract
 
 MAX_TAIL_CHARS = 1_500
-_ANSWER_LINE = re.compile(
-    r"(?:(?:^|\n)\s*(?:####|A:)|\banswer\**\s*(?:is|:)\s*:?)\s*([^\n]{1,200}?)\s*$", re.IGNORECASE
+_ANCHOR = r"\b(?i:answer)\**\s*+(?i:is|:)"
+_ANSWER_LINE = re.compile(rf"(?:(?:^|\n)[^\S\n]*+(?:####|A:)|{_ANCHOR})[\s:]*+([^\n]{{1,200}})$")
+_LETTER = r"(?:\\text(?:bf|rm)?\s*\{\s*)?\(?([A-J])"
+_END = r"(?=[)}$* ]*+(?:[.,:;?!\n]|$|and\b|or\b)|\)|\s*+\})"
+_MARKED_CHOICE = re.compile(
+    r"(?:(?i:answer)\**+\s*+(?i:is)?+\s*+:?+|(?i:option|choice)\s*+(?i:is|:)|(?:^|\n)(?= *+\(?[A-J]\)?[.\s]*+$))"
+    rf"[\s*$]*+(?i:option|choice)?+[\s*$]*+{_LETTER}{_END}"
 )
-_MARKED_CHOICE = re.compile(r"(?i:answer)\s*(?:is)?\s*:?\s*\**\s*\(?([A-J])\)?\**\s*(?:[.,:;\n]|$|and\b|or\b)")
-_JOINED_BY = r"\s*(?:,\s*(?:or|and)?|or|and|to)\s*"
-_NUMBER_OR_FORMULA = r"(?:\$[^$\n=]{1,100}\$|\\\([^\n=]{1,100}?\\\)|(?<![\w.])[-+]?\d+(?:[.,/]\d+)*)"
+_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{3}")  # not a LaTeX command
+_JOINED_BY = r"[)*}\s]*(?:,\s*(?:and/or|or|and)?|and/or|or|and|to)\s+(?:(?:maybe|perhaps|possibly|else|also)\s+)?\**"
+_NUMBER_OR_FORMULA = (
+    r"(?:(?<![a-zA-Z])[a-zA-Z]\s*=\s*)?"
+    r"(?:\$[^$\n=]{1,100}\$|\\\([^\n=]{1,100}?\\\)|(?<![\w.])[-+]?\d+(?:[.,/]\d+)*)"
+)
 _NUMBERS = re.compile(rf"{_NUMBER_OR_FORMULA}(?:{_JOINED_BY}{_NUMBER_OR_FORMULA})+")
-_LETTERS = re.compile(rf"\(?[A-J]\)?(?:{_JOINED_BY}\(?[A-J]\)?(?=\s*(?:[.,;\n]|$|and\b|or\b)))+")
+_LETTERS = re.compile(rf"\(?[A-J]\)?(?:{_JOINED_BY}\(?[A-J]\)?(?=[)}}\s]*(?:[.,;?!\n]|$|and\b|or\b)))+")
 
 
 def answer_line(text: str) -> str | None:
@@ -26,7 +34,7 @@ def answer_line(text: str) -> str | None:
     >>> answer_line("So 3 + 4 is it.\\n#### 7"), answer_line("The answer is 7. I am sure.\\nYes.")
     ('7', None)
     """
-    line = _ANSWER_LINE.search(text)
+    line = _ANSWER_LINE.search(text.rstrip())
     return line[1] if line else None
 
 
@@ -52,10 +60,20 @@ def unboxed_answer(tail: str, golds: Sequence[str]) -> str | None:
         return None
     end = notation.with_plain_constants(end)
     reading = extract(end)
-    if reading is None or reading not in end:
-        return reading
-    start = end.rindex(reading)
-    return _with_its_company(_NUMBERS, end, start, start + len(reading))
+    if reading is None:
+        return line if line and (not _WORD.search(line) or any(map(notation.words, golds))) else None
+    reading = reading.strip(" *")
+    place = _place_of(reading, end)
+    return reading if place is None else _with_its_company(_NUMBERS, end, *place)
+
+
+def _place_of(reading: str, text: str) -> tuple[int, int] | None:
+    """Where math-verify found it: the first such place behind the last `answer is`, or else the last one of all."""
+    number = re.compile(rf"(?<![\w.,]){re.escape(reading)}(?![\w])(?![.,]\d)")
+    anchor = max((match.end() for match in re.finditer(_ANCHOR, text)), default=None)
+    behind = None if anchor is None else number.search(text, anchor)
+    found = behind or next(reversed(list(number.finditer(text))), None)
+    return found.span() if found else None
 
 
 def _with_its_company(series: re.Pattern[str], text: str, start: int, end: int) -> str:
