@@ -2,7 +2,6 @@ r"""What counts as the same answer: examples of every rule in docs/verifier.md, 
 
 import json
 import os
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -259,15 +258,13 @@ def test_without_a_box_the_answer_is_found_in_its_place(text, gold):
     assert grade(text, gold, require_box=False)[0] == "correct"
 
 
-@pytest.mark.parametrize(
-    "text", ["answer is" + " " * 1400 + "7\nx y", "answer" + "*" * 1400, "answer is" + "\n" * 1400]
-)
-def test_a_text_without_an_answer_is_read_at_once(text):
-    """It took half a minute where blanks, stars and letters could be shared out among parts of a pattern."""
-    started = time.process_time()
-    for gold in ("7", "A"):
-        grade(text, gold, require_box=False)
-    assert time.process_time() - started < 5
+@pytest.mark.slow
+def test_a_text_without_an_answer_gets_a_verdict():
+    """Not a timeout: blanks, stars and letters could be shared out among parts of a pattern, which took half a minute."""
+    texts = ["answer is" + " " * 1400 + "7\nx y", "answer" + "*" * 1400, "answer is" + "\n" * 1400]
+    with MathVerifier(num_workers=1, deadline_seconds=10.0) as verifier:
+        kinds = [one.kind for one in verifier.grade([(text, gold) for text in texts for gold in ("7", "A")])]
+    assert not {"timeout", "crash", "correct"} & set(kinds)
 
 
 def test_without_a_box_numbers_elsewhere_are_not_offered_beside_the_answer():
