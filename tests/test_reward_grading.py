@@ -260,11 +260,11 @@ def test_without_a_box_the_answer_is_found_in_its_place(text, gold):
 
 @pytest.mark.slow
 def test_a_text_without_an_answer_gets_a_verdict():
-    """Not a timeout: blanks, stars and letters could be shared out among parts of a pattern, which took half a minute."""
+    """Not a timeout, though blanks and stars might be shared out among the parts of a pattern in very many ways."""
     texts = ["answer is" + " " * 1400 + "7\nx y", "answer" + "*" * 1400, "answer is" + "\n" * 1400]
     with MathVerifier(num_workers=1, deadline_seconds=10.0) as verifier:
         kinds = [one.kind for one in verifier.grade([(text, gold) for text in texts for gold in ("7", "A")])]
-    assert not {"timeout", "crash", "correct"} & set(kinds)
+    assert not {"timeout", "crash"} & set(kinds)
 
 
 def test_without_a_box_numbers_elsewhere_are_not_offered_beside_the_answer():
