@@ -143,6 +143,8 @@ def test_a_child_ends_when_its_parent_is_killed(tmp_path, how):
     """process: a forked sibling still holds the socket, so that only the loss of the parent can be noticed."""
     (tmp_path / "talking_child.py").write_text(CHILD)
     (tmp_path / "in_memory").mkdir()
+    for number in range(5000):  # to remove them takes longer than the main thread's end does
+        (tmp_path / "in_memory" / str(number)).touch()
     body = f"""
 import os
 from trapo_lite.engines.child import *

@@ -1,5 +1,6 @@
 """A Python child process that answers calls over a socket, and never outlives its parent."""
 
+import atexit
 import collections
 import contextlib
 import logging
@@ -143,10 +144,13 @@ def die_with_parent(fd: int, parent_pid: int, *folders: Path) -> None:
     THREAD that started the child ends, and it leaves the folders behind.
     """
 
-    def watch() -> None:
+    def is_parent_gone(*, within_ms: int) -> bool:
         poller = select.poll()
         poller.register(fd, 0)  # no event asked for: only a hang-up wakes it
-        while not poller.poll(1000) and os.getppid() == parent_pid:
+        return bool(poller.poll(within_ms)) or os.getppid() != parent_pid
+
+    def watch() -> None:
+        while not is_parent_gone(within_ms=1000):
             pass
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
@@ -154,4 +158,11 @@ def die_with_parent(fd: int, parent_pid: int, *folders: Path) -> None:
             os.killpg(os.getpgrp(), signal.SIGKILL)  # compilers that vLLM has started end with it
         os._exit(0)
 
-    threading.Thread(target=watch, name="die-with-parent", daemon=True).start()
+    def let_the_watch_finish() -> None:
+        """The main thread reads the end of the socket too, and would take this thread with it before it is done."""
+        if is_parent_gone(within_ms=0):
+            watcher.join()
+
+    watcher = threading.Thread(target=watch, name="die-with-parent", daemon=True)
+    watcher.start()
+    atexit.register(let_the_watch_finish)
