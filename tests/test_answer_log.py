@@ -80,6 +80,25 @@ def test_answers_of_something_else_are_not_mixed_in(tmp_path: Path, is_finished:
     assert log_in(tmp_path, temperature=0.5, restart=True).done == set()
 
 
+def test_finished_results_are_kept_until_others_have_been_drawn(tmp_path: Path) -> None:
+    log = log_in(tmp_path)
+    for problem in (0, 1):
+        log.append([answer(problem, 0), answer(problem, 1)])
+    log.finish(seed=3)
+    before = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    log = log_in(tmp_path, temperature=0.5, restart=True)  # and the engine does not start
+    assert log.done == set() and all((tmp_path / name).read_text() == text for name, text in before.items())
+    assert log_in(tmp_path).is_complete  # nothing was drawn: the old ones stand
+    log = log_in(tmp_path, temperature=0.5, restart=True)
+    log.append([answer(0, 0), answer(0, 1)])
+    log = log_in(tmp_path, temperature=0.5)  # killed: goes on without --restart
+    assert log.done == {"p0"} and all((tmp_path / name).read_text() == text for name, text in before.items())
+    log.append([answer(1, 0), answer(1, 1)])
+    log.finish(seed=3)
+    assert json.loads((tmp_path / "made.json").read_text())["temperature"] == 0.5
+    assert not log.partial_file.exists() and log_in(tmp_path, temperature=0.5).is_complete
+
+
 def test_where_things_lay_and_how_they_were_graded(tmp_path: Path) -> None:
     """Another place is no other model; other rules are named, with what can be done."""
     log = log_in(tmp_path, verifier="old rules", noted={"model": "/here"})

@@ -55,7 +55,8 @@ def test_the_official_files_hold_the_sets(shared_benchmarks: Path, name: str, fi
     """Each problem once, though some stand in them 32 times."""
     registry = load_registry(REGISTRY)
     benchmark = choose(registry, [f"{name}={shared_benchmarks / file}"])[name]
-    pairs = read_benchmark(name, benchmark, allow_part=name == "mmlu_pro")
+    pairs, num_of_whole = read_benchmark(name, benchmark, allow_part=name == "mmlu_pro")
+    assert num_of_whole == (12032 if name == "mmlu_pro" else None)
     assert len(pairs) == {**NUM_PROBLEMS, "mmlu_pro": 140}[name] and len(set(pairs)) == len(pairs)
     if benchmark.options is not None:
         assert all(len(gold) == 1 and f"{gold}) " in problem and "\\boxed{}" in problem for problem, gold in pairs)
@@ -64,24 +65,30 @@ def test_the_official_files_hold_the_sets(shared_benchmarks: Path, name: str, fi
 def test_repeated_rows_are_one_problem_and_a_part_is_refused(tmp_path: Path) -> None:
     rows = [{"problem": f"{n} + 1?", "answer": str(n + 1)} for n in (1, 2, 1, 2)]
     file = lines(tmp_path / "made.jsonl", rows)
-    assert read_benchmark("made", made(file, num_problems=2)) == [("1 + 1?", "2"), ("2 + 1?", "3")]
+    assert read_benchmark("made", made(file, num_problems=2)) == ([("1 + 1?", "2"), ("2 + 1?", "3")], None)
     with pytest.raises(DataError, match=r"holds 2 different problems, Made has 5 or 6; give the whole set"):
         read_benchmark("made", made(file, num_problems=[5, 6]))
-    assert len(read_benchmark("made", made(file, num_problems=[5, 6]), allow_part=True)) == 2
-    assert len(read_benchmark("made", made(file, num_problems=4))) == 2  # a set that repeats itself, whole
+    pairs, num_of_whole = read_benchmark("made", made(file, num_problems=[5, 6]), allow_part=True)
+    assert (len(pairs), num_of_whole) == (2, 5)
+    for allow_part in (False, True):  # a set that repeats itself, whole
+        assert read_benchmark("made", made(file, num_problems=4), allow_part=allow_part) == (pairs, None)
     with pytest.raises(DataError, match="Made has 1;"):
         read_benchmark("made", made(file, num_problems=1), allow_part=True)
 
 
 def test_the_template_stands_around_the_problem(tmp_path: Path) -> None:
     file = lines(tmp_path / "made.jsonl", [{"question": " {x}? ", "final_answer": ["1", "2"]}])
-    assert read_benchmark("made", made(file, num_problems=1, template="Q: {problem}!")) == [("Q: {x}?!", "1, 2")]
+    assert read_benchmark("made", made(file, num_problems=1, template="Q: {problem}!"))[0] == [("Q: {x}?!", "1, 2")]
 
 
 def test_columns_of_any_name_can_be_named(tmp_path: Path) -> None:
     file = lines(tmp_path / "made.jsonl", [{"aufgabe": {"text": "1 + 1?"}, "loesung": 2}])
     columns = Columns(problem="aufgabe.text", answer="loesung")
-    assert read_benchmark("made", made(file, num_problems=1, columns=columns)) == [("1 + 1?", "2")]
+    assert read_benchmark("made", made(file, num_problems=1, columns=columns))[0] == [("1 + 1?", "2")]
+    official = {"prompt": [{"role": "user", "content": "2 + 1?"}], "reward_model": {"ground_truth": "3"}}
+    file = lines(tmp_path / "official.jsonl", [official])
+    assert read_benchmark("made", made(file, num_problems=1, columns=columns))[0] == [("2 + 1?", "3")]
+    file = lines(tmp_path / "made.jsonl", [{"aufgabe": {"text": "1 + 1?"}, "loesung": 2}])
     with pytest.raises(DataError, match="line 1: lsg: found aufgabe, loesung; name another"):
         read_benchmark("made", made(file, num_problems=1, columns=Columns(problem="aufgabe.text", answer="lsg")))
 
@@ -146,6 +153,11 @@ def test_a_file_that_is_not_there() -> None:
         ("made: {title: Made, source: a/b, num_problems: 3, kk: 1}", "made.kk"),
         ("made: {title: M, source: a/b, num_problems: 3, template: no slot}", "exactly once"),
         ("made: {title: M, source: a/b, num_problems: 3, options: {question: q}}", "give texts and answer"),
+        (
+            "made: {title: M, source: a/b, num_problems: 3, columns: {problem: p, answer: a}, "
+            "options: {question: q, texts: t, answer: a}}",
+            "give columns, or for multiple choice options; not both",
+        ),
         ("made: [", "not valid YAML"),
     ],
 )

@@ -142,6 +142,12 @@ def test_a_short_problem_is_found_in_a_longer_text_and_a_way_of_speaking_is_not(
     assert overlap.sets_with("If a cube of 7 blue faces rolls until it stops at rest, with what chance?") == ("aime24",)
 
 
+def test_words_of_any_alphabet_are_words() -> None:
+    overlap = Overlap({"x": ["Сколько целых положительных чисел делит число сто", "数"], "y": ["?!"]})
+    assert overlap.sets_with("а. Сколько целых положительных чисел делит число сто?") == ("x",)
+    assert overlap.sets_with("求解方程") == overlap.sets_with("...") == ()
+
+
 def test_a_problem_in_two_sets_and_two_questions_on_one_text_are_found() -> None:
     problem = "A dog runs around a field of radius 7 and a cat walks along its rim until they meet. Where is that?"
     text = "Two stars of masses 3 and 5 circle one another in the plane of the sky, seen from very far away. "

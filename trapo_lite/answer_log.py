@@ -1,13 +1,14 @@
 """Answers on disk while they are drawn: an evaluation that was killed goes on with the problems it has not finished.
 
-DIR/NAME.partial.jsonl   what the answers are of, then every answer, a problem at a time, as problems are completed
+DIR/NAME.partial.jsonl   what the answers are of, then every answer, a problem at a time, as problems are completed;
+                         while it has any, it is what counts, and finished results beside it are replaced at its end
 DIR/NAME.jsonl           all answers, in the order of problems and samples, once there are no more to draw
 DIR/NAME.json            the numbers made of them
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,24 +50,16 @@ class AnswerLog:
         self._described, self._noted, self._num_samples = dict(described), dict(noted or {}), num_samples
         self._ids = dict.fromkeys(problem_ids)
         self._groups: dict[str, tuple[Answer, ...]] = {}
-        if restart:
-            for file in (self.summary_file, self.answers_file, self.partial_file):
-                file.unlink(missing_ok=True)
-        if self.summary_file.exists():
+        found, begun = ({}, []) if restart else self._read_partial()
+        if begun:
+            self._require_same(self.partial_file, found)
+            self._take(begun)
+        elif self.summary_file.exists() and not restart:
             self._require_same(self.summary_file, read_summary(self.summary_file))
             self._take(read_answers(self.answers_file, num=len(self._ids) * num_samples))
-        elif self.partial_file.exists():
-            head, *lines = _whole_lines(self.partial_file) or ["{}"]
-            try:
-                found, answers = json.loads(head), [Answer(**json.loads(line)) for line in lines]
-            except (ValueError, TypeError) as error:
-                raise DataError(
-                    f"{self.partial_file}: a line cannot be read ({error}); give --restart to draw anew"
-                ) from None
-            if answers:  # else nothing was drawn yet, of whatever
-                self._require_same(self.partial_file, found)
-            self._take(answers)
-        self._begin()
+        self._is_finished = self.summary_file.exists() and not begun and not restart
+        if not self._is_finished:
+            self._begin()
 
     @property
     def is_complete(self) -> bool:
@@ -87,21 +80,34 @@ class AnswerLog:
 
     def finish(self, *, seed: int) -> EvalResult:
         """What all answers come to, in the order of the problems; unless that is done, the answers are put in order and
-        the numbers beside them: answers first, so that numbers never stand alone."""
+        the numbers beside them: answers first, so that numbers never stand alone or beside others."""
         result = EvalResult(tuple(self._groups[one] for one in self._ids), seed)
-        if not self.summary_file.exists():
+        if not self._is_finished:
+            self.summary_file.unlink(missing_ok=True)
             replace_text(self.answers_file, _lines(result.answers))
             summary = {**self._noted, **self._described, **result.summary(), "answers": self.answers_file.name}
             replace_text(self.summary_file, _to_json(summary))
+        self._is_finished = True
         self.partial_file.unlink(missing_ok=True)
         return result
 
+    def _read_partial(self) -> tuple[dict[str, Any], list[Answer]]:
+        """(what the answers are of, whole lines) of an evaluation that was not finished."""
+        if not self.partial_file.exists():
+            return {}, []
+        head, *lines = _whole_lines(self.partial_file) or ["{}"]
+        try:
+            return json.loads(head), [Answer(**json.loads(line)) for line in lines]
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"{self.partial_file}: a line cannot be read ({error}); give --restart to draw anew"
+            ) from None
+
     def _begin(self) -> None:
         """Write what was kept again: a line that was cut off must not run into the next one."""
-        if not self.summary_file.exists():
-            head = json.dumps(self._described, ensure_ascii=False) + "\n"
-            kept = [answer for group in self._groups.values() for answer in group]
-            replace_text(self.partial_file, head + _lines(kept))
+        head = json.dumps(self._described, ensure_ascii=False) + "\n"
+        kept = [answer for group in self._groups.values() for answer in group]
+        replace_text(self.partial_file, head + _lines(kept))
 
     def _take(self, answers: Sequence[Answer]) -> None:
         """Keep the problems that are complete."""
@@ -122,11 +128,23 @@ class AnswerLog:
                 )
 
 
-def regraded(
-    summary_file: Path, verifier: Grader, *, rules: Mapping[str, Any], out: Path | None = None
-) -> tuple[EvalResult, int]:
-    """Grade the answers beside NAME.json again, write both files (to `out`: beside the first ones) and the `rules` of
-    the verifier; the result, and how many verdicts changed."""
+@dataclass(frozen=True)
+class Regraded:
+    """The answers beside NAME.json with new verdicts, and the numbers made of them."""
+
+    summary_file: Path
+    summary: dict[str, Any]
+    result: EvalResult
+    num_changed: int
+
+    def write(self, folder: Path) -> None:
+        """Both files, under their old names."""
+        replace_text(folder / self.summary_file.with_suffix(".jsonl").name, _lines(self.result.answers))
+        replace_text(folder / self.summary_file.name, _to_json(self.summary))
+
+
+def regraded(summary_file: Path, verifier: Grader, *, rules: Mapping[str, Any]) -> Regraded:
+    """Grade the answers beside NAME.json again. rules: what to say of the verifier. Nothing is written."""
     answers_file, summary = summary_file.with_suffix(".jsonl"), read_summary(summary_file)
     before = read_answers(answers_file, num=summary["num_problems"] * summary["num_samples"])
     verdicts = verifier.grade([(answer.completion, answer.gold) for answer in before])
@@ -135,10 +153,8 @@ def regraded(
         for answer, verdict in zip(before, verdicts, strict=True)
     ]
     result = result_of(after, summary["seed"])
-    folder = out or summary_file.parent
-    replace_text(folder / answers_file.name, _lines(after))
-    replace_text(folder / summary_file.name, _to_json({**summary, **rules, **result.summary()}))
-    return result, sum(old.verdict != new.verdict for old, new in zip(before, after, strict=True))
+    num_changed = sum(old.verdict != new.verdict for old, new in zip(before, after, strict=True))
+    return Regraded(summary_file, {**summary, **rules, **result.summary()}, result, num_changed)
 
 
 def result_of(answers: Sequence[Answer], seed: int) -> EvalResult:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from trapo_lite.config import ConfigError
 from trapo_lite.config.fields import PositiveInt, Section
@@ -42,6 +42,12 @@ class Benchmark(Section):
     @classmethod
     def _as_list(cls, value: object) -> object:
         return value if isinstance(value, list) else [value]
+
+    @model_validator(mode="after")
+    def _has_one_kind_of_columns(self) -> "Benchmark":
+        if self.columns is not None and self.options is not None:
+            raise ValueError("give columns, or for multiple choice options; not both")
+        return self
 
     @field_validator("template")
     @classmethod
@@ -99,8 +105,11 @@ def _hint(name: str, registry: dict[str, Benchmark]) -> str:
     return f"known are {', '.join(registry)}"
 
 
-def read_benchmark(name: str, benchmark: Benchmark, *, allow_part: bool = False) -> list[tuple[str, str]]:
-    """(problem as it is put, gold answer) of each problem once, in the order of the source.
+def read_benchmark(
+    name: str, benchmark: Benchmark, *, allow_part: bool = False
+) -> tuple[list[tuple[str, str]], int | None]:
+    """(problem as it is put, gold answer) of each problem once, in the order of the source; and how many there would
+    be, or None if these are all.
 
     The official evaluation files hold a problem once for every draw. DataError for a row that cannot be read, and
     where neither the rows nor the different problems are as many as the set has (unless `allow_part`: or fewer): its
@@ -115,19 +124,20 @@ def read_benchmark(name: str, benchmark: Benchmark, *, allow_part: bool = False)
         except BadRow as bad:
             raise DataError(f"data {row.where}: {bad.what}") from None
         found[benchmark.template.replace("{problem}", problem), gold] = None
-    is_part = allow_part and len(found) < min(benchmark.num_problems)
-    if not {len(found), num_rows} & set(benchmark.num_problems) and not is_part:
+    is_whole = bool({len(found), num_rows} & set(benchmark.num_problems))
+    is_part = not is_whole and allow_part and len(found) < min(benchmark.num_problems)
+    if not is_whole and not is_part:
         expected = " or ".join(f"{count:,}" for count in benchmark.num_problems)
         raise DataError(
             f"benchmark {name}: {benchmark.source} holds {len(found):,} different problems, {benchmark.title} has "
             f"{expected}; give the whole set, or say --partial"
         )
-    return list(found)
+    return list(found), benchmark.num_problems[0] if is_part else None
 
 
 def _question(row: Row, benchmark: Benchmark) -> tuple[str, str]:
     """Rows that already hold one text and its answer are read as any other, whatever columns the set has on the hub."""
-    if benchmark.columns is not None and row.bad is None:
+    if benchmark.columns is not None and "reward_model" not in row.fields and row.bad is None:
         named = benchmark.columns.model_dump()
         row = replace(row, fields={key: column(row.fields, name) for key, name in named.items()})
     if benchmark.options is None or "reward_model" in row.fields or row.bad is not None:

@@ -108,6 +108,8 @@ def evaluate(args: argparse.Namespace) -> None:
         folder = options.pop("regrade")
         if folder is not None:
             says_nothing = ("benchmarks", "data", "adapter", "base", "restart", "num_samples", "allow_part")
+            if args.registry != REGISTRY:
+                raise ConfigError("--regrade: draws nothing, so --registry says nothing; leave it out")
             given = [name for name in says_nothing if options[name] not in (None, False, [])]
             if given:
                 option = "--partial" if given[0] == "allow_part" else "--" + given[0].replace("_", "-")
@@ -167,7 +169,7 @@ def exit_when_interrupted() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("stopped by SIGINT; the same command goes on where it was", file=sys.stderr)
+        print("stopped by SIGINT; the same command, without --restart, goes on where it was", file=sys.stderr)
         raise SystemExit(130) from None
 
 

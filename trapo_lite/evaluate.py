@@ -97,7 +97,7 @@ def target_from_arguments(
         name, adapter_dir = _name_of(resolved.model.name), None
     else:
         adapter_dir = _adapter_of(run, adapter, base=base)
-        name = "base" if adapter_dir is None else adapter_dir.name
+        name = "base" if adapter_dir is None else adapter_dir.resolve().name
     if data is not None:
         check_sources(data, option="--data")
     if benchmarks and data is not None:

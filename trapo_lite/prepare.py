@@ -82,7 +82,8 @@ def prepare(
 def _texts(name: str, benchmark: Benchmark, *, allow_part: bool) -> list[str]:
     """A benchmark's problems without what is put around them."""
     bare = benchmark.model_copy(update={"template": "{problem}"})
-    return [problem for problem, _ in read_benchmark(name, bare, allow_part=allow_part)]
+    pairs, _ = read_benchmark(name, bare, allow_part=allow_part)
+    return [problem for problem, _ in pairs]
 
 
 def _check_out(path: Path, sources: Sequence[str], *, restart: bool) -> None:

@@ -104,14 +104,14 @@ def _read_benchmark(
     num_problems: int | None,
     allow_part: bool,
 ) -> ProblemSet:
-    pairs = read_benchmark(name, benchmark, allow_part=allow_part)
+    pairs, num_of_whole = read_benchmark(name, benchmark, allow_part=allow_part)
     chosen = pairs[:num_problems]
     prompts = encode(tokenizer, [prompt_text(config.data.prompt_template, problem) for problem, _ in chosen])
     problems = tuple(
         Problem(f"{name}-{number}", prompt_ids, gold, source=name)
         for number, (prompt_ids, (_, gold)) in enumerate(zip(prompts, chosen, strict=True))
     )
-    whole = benchmark.num_problems[0] if len(pairs) not in benchmark.num_problems else len(pairs)
+    whole = num_of_whole or len(pairs)
     is_part = len(problems) < whole
     title = benchmark.title + (f", {len(problems)} of {whole:,} problems" if is_part else "")
     line = f"{name}: {title}; {benchmark.source}, {len(problems)} problems x {num_samples}"

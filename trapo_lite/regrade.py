@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from trapo_lite.answer_log import read_summary, regraded
+from trapo_lite.answer_log import Regraded, read_summary, regraded
 from trapo_lite.config import ConfigError, load_config
 from trapo_lite.config.loading import sets
 from trapo_lite.evaluation import EvalResult
@@ -36,14 +36,16 @@ def regrade(
         if taken:
             raise ConfigError(f"--out {out}: holds {taken[0]} already; choose another folder for the new verdicts")
         make_folder(out)
-    results = {}
+    found: list[Regraded] = []
     with lock(out or folder, option="--regrade" if out is None else "--out"):
         for file in files:
             summary = read_summary(file)
             section = config.reward.model_copy(update={key: summary[key] for key in kept_rules if key in summary})
             rules = {"require_box": section.require_box, "verifier": verifier_fingerprint()}
             with MathVerifier.from_config(section) as verifier:
-                results[file.stem], num_changed = regraded(file, verifier, rules=rules, out=out)
-            result = results[file.stem]
-            print(f"{file.stem}: {result.accuracy:.3f}; {num_changed} of {len(result.answers)} verdicts changed")
-    return results
+                found.append(regraded(file, verifier, rules=rules))
+        for one in found:  # all of them, or none where it was interrupted
+            one.write(out or folder)
+            changed = f"{one.num_changed} of {len(one.result.answers)} verdicts changed"
+            print(f"{one.summary_file.stem}: {one.result.accuracy:.3f}; {changed}")
+    return {one.summary_file.stem: one.result for one in found}

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 NUM_WORDS = 13  # as in the GPT-3 paper's decontamination (arXiv:2005.14165, appendix C)
 FEWEST_WORDS = 6  # of a shorter problem, only the whole text
-_WORD = re.compile(r"[a-z0-9]+")
+_WORD = re.compile(r"[^\W_]+")
 
 
 class Overlap:
@@ -28,6 +28,7 @@ class Overlap:
         for name, texts in problems.items():
             for text in texts:
                 self._wholes.setdefault(_words(text), set()).add(name)
+        self._wholes.pop((), None)
         long_enough = [words for words in self._wholes if len(words) >= min(num_words, FEWEST_WORDS)]
         runs_of = {words: frozenset(_runs(words, min(num_words, len(words)))) for words in long_enough}
         speech = _ways_of_speaking(runs_of.values())
