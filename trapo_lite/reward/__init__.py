@@ -5,7 +5,8 @@ r"""Verdicts on answers to mathematical problems, from worker processes that can
 
 `pool` owns the processes, `worker` is what runs in them, `grading` decides, with `extraction` (which part of the text
 is the answer), `unboxed` (texts without a box), `notation` (one spelling for equal spellings), `quantity` and `units`
-(exact numbers and what stands behind them) and `symbolic` (math-verify). `spelling` is what a vote counts. The rules are written down in docs/verifier.md.
+(exact numbers and what stands behind them) and `symbolic` (math-verify). `spelling` is what a vote counts. The
+rules are written down in docs/verifier.md.
 """
 
 from typing import TYPE_CHECKING
