@@ -13,12 +13,15 @@ from trapo_lite.reward.extraction import find_answer, is_readable
 from trapo_lite.reward.quantity import Quantity, read_quantity, same_quantity
 from trapo_lite.reward.symbolic import extract, same_expression
 from trapo_lite.reward.unboxed import MAX_TAIL_CHARS, answer_line, unboxed_answer
+from trapo_lite.reward.units import may_be_same, split_known_unit
 
 MAX_GOLD_CHARS = 300  # the longest benchmark gold has 210; anything longer is a solution
 MAX_UNORDERED = 16  # formulas; numbers are compared however many there are
 _HEDGES = re.compile(r"\\(?:ldots|dots|cdots|forall|exists)(?![a-zA-Z])|\.\.\.")
 _INTERVALS = {"()", "(]", "[)", "[]"}
-_RATIO = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*")
+_RATIO = re.compile(r"\d+(?:\s*(?::|\\colon)\s*\d+)+")
+# Otherwise products of letters: `on` would be `no`.
+_BARE_WORDS = {"yes", "no", "true", "false", "even", "odd", "none", "never", "north", "south", "east", "west"}
 
 Element = TypeVar("Element")
 
@@ -77,7 +80,7 @@ def _is_same_plain(answer: str, gold: str) -> bool:
         return True
     if _HEDGES.search(answer) or _HEDGES.search(gold):
         return False  # sequences given by a few terms and statements for all x: only the same text is the same
-    for decide in (_same_words, _same_number, _same_ratio, _same_assignment, _same_list):
+    for decide in (_same_words, _same_number, _same_ratio, _same_assignment, _same_list, _same_with_unit):
         decision = decide(answer, gold)
         if decision is not None:
             return decision
@@ -93,6 +96,10 @@ def _same_words(answer: str, gold: str) -> bool | None:
         return True
     if answer_words and gold_words and (notation.has_text(answer) or notation.has_text(gold)):
         return False
+    if {answer_words, gold_words} & _BARE_WORDS:
+        return False
+    if r"\angle" in answer and r"\angle" in gold:
+        return False  # points are no factors
     return None
 
 
@@ -110,17 +117,23 @@ def _same_number(answer: str, gold: str) -> bool | None:
 
 def _same_ratio(answer: str, gold: str) -> bool | None:
     """`3:4` is `6:8`; `4:40` and `2:20`, which may be times of day, are two."""
-    ratios = _RATIO.fullmatch(answer), _RATIO.fullmatch(gold)
-    if not all(ratios):
+    if not _RATIO.fullmatch(answer) or not _RATIO.fullmatch(gold):
         return None
-    (a, b), (c, d) = ((int(ratio[1]), int(ratio[2])) for ratio in ratios if ratio)
-    if all(ratio and len(ratio[2]) == 2 for ratio in ratios):
-        return (a, b) == (c, d)
-    return (a, b) == (c, d) or (b != 0 and d != 0 and a * d == b * c)
+    ours, theirs = (re.findall(r"\d+", text) for text in (answer, gold))
+    a, b = list(map(int, ours)), list(map(int, theirs))
+    if a == b or len(a) != len(b) or all(len(part) == 2 for part in (*ours[1:], *theirs[1:])):
+        return a == b
+    return 0 not in (*a, *b) and all(one * b[0] == other * a[0] for one, other in zip(a, b, strict=True))
 
 
 def _same_assignment(answer: str, gold: str) -> bool | None:
-    """`x = 1` is `1`, and `f(x) = 2x` is `y = 2x`; two other names are not interchangeable."""
+    """`x = 1` is `1`, and `f(x) = 2x` is `y = 2x`; two other names are not interchangeable.
+
+    Of `a \\approx b` a counts.
+    """
+    exact, is_rounded, _ = answer.partition(r"\approx")
+    if is_rounded and not notation.is_relation(gold) and not notation.is_name(exact):
+        return _is_same_plain(exact.strip(), gold)
     (answer_name, answer_value), (gold_name, gold_value) = notation.assignment(answer), notation.assignment(gold)
     if "=" in answer and not notation.is_relation(gold):
         return _is_same_plain(answer.rpartition("=")[2].strip(), gold) if notation.is_equation_chain(answer) else None
@@ -151,22 +164,53 @@ def _is_list(text: str) -> bool:
 def _same_list(answer: str, gold: str) -> bool | None:
     """Sets and bare lists in any order, tuples in theirs; None where math-verify should have a look.
 
-    It should where an element may stand for several (`x = 1, 2`, `1 \\pm 2`) or where brackets differ.
+    It should where an element may stand for several (`1 \\pm 2`) or is a relation, and where brackets may be those of
+    an interval.
     """
     (answer_kind, answer_inside), (gold_kind, gold_inside) = notation.unbracketed(answer), notation.unbracketed(gold)
     answers, golds = notation.split_list(answer_inside), notation.split_list(gold_inside)
     if max(len(answers), len(golds)) < 2:
         return None
-    answer_numbers, gold_numbers = _numbers(answers), _numbers(golds)
+    answer_names, gold_names = _names(answers), _names(golds)
+    if (answer_names is None) != (gold_names is None):
+        return _same_values(answers, golds, answer_names or gold_names or [])
+    is_open = any(map(_stands_for_more, (*answers, *golds))) and (answer_names is None or gold_names is None)
+    numbers = _numbers(answers), _numbers(golds)
     if answer_kind != gold_kind and {answer_kind, gold_kind} not in ({"", "()"}, {"", "{}"}):
         are_intervals = {answer_kind, gold_kind} <= _INTERVALS and {answer_kind, gold_kind} & {"(]", "[)"}
-        is_decided = are_intervals or "{}" in (answer_kind, gold_kind)
-        return False if is_decided and answer_numbers is not None and gold_numbers is not None else None
+        is_decided = "{}" in (answer_kind, gold_kind) or (are_intervals and None not in numbers)
+        return False if is_decided and not is_open else None
     in_any_order = {answer_kind, gold_kind} <= {"", "{}"}
-    if answer_numbers is not None and gold_numbers is not None:
-        return _match(answer_numbers, gold_numbers, same_quantity, in_any_order=in_any_order)
+    if numbers[0] is not None and numbers[1] is not None:
+        return _match(*numbers, same_quantity, in_any_order=in_any_order)
     in_any_order = in_any_order and len(golds) <= MAX_UNORDERED
-    return _match(answers, golds, _is_same_plain, in_any_order=in_any_order) or None
+    return _match(answers, golds, _is_same_plain, in_any_order=in_any_order) or (None if is_open else False)
+
+
+def _names(elements: Sequence[str]) -> list[str] | None:
+    """Of `x = 1, y = 2`; None unless each has one."""
+    names = [notation.assignment(element)[0] for element in elements]
+    return None if None in names else [name for name in names if name is not None]
+
+
+def _same_values(answers: Sequence[str], golds: Sequence[str], names: Sequence[str]) -> bool | None:
+    """Names on one side only: of several names in their order, of one name (`x = 1, x = 2`) in any."""
+    if any(map(notation.is_relation, answers)) and any(map(notation.is_relation, golds)):
+        return None
+    ours, theirs = ([notation.assignment(element)[1] for element in side] for side in (answers, golds))
+    return _match(ours, theirs, _is_same_plain, in_any_order=len(set(names)) == 1 and len(names) > 1)
+
+
+def _stands_for_more(element: str) -> bool:
+    return r"\pm" in element or r"\mp" in element or notation.is_relation(element)
+
+
+def _same_with_unit(answer: str, gold: str) -> bool | None:
+    """`12\\pi \\text{ cm}^2` is `12\\pi`: as for numbers, where all words of the unit are known."""
+    (ours, our_unit), (theirs, their_unit) = split_known_unit(answer), split_known_unit(gold)
+    if (ours, theirs) == (answer, gold):
+        return None
+    return may_be_same(our_unit, their_unit) and _is_same_plain(ours, theirs)
 
 
 def _match(

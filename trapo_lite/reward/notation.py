@@ -35,12 +35,19 @@ _REWRITES = [
         (r"_\s*\{\s*\\(?:text|mathrm|rm)\s*\{(\w+)\}\s*\}", r"_{\1}"),
         (r"\\(?:lt|gt)(?![a-zA-Z])", lambda m: "<" if m[0] == r"\lt" else ">"),
         (r"\\(leq?|geq?|neq?)(?:slant)?(?![a-zA-Z])", lambda m: "\\" + m[1][:2]),
+        (r"\\not\s*=|!=", r"\\ne "),
+        (r"\\varnothing(?![a-zA-Z])", r"\\emptyset"),
+        (r"\\pmod\s*(\w)", r"\\pmod{\1}"),
+        (r"\\(?:text)?color\s*\{\w+\}|\\(?:bf|it|rm)(?![a-zA-Z])|\\underline(?![a-zA-Z])", ""),
+        (r"(?<![a-zA-Z\\])pi(?![a-zA-Z])", r"\\pi "),
+        (r"^\s*(?:=|\\approx(?![a-zA-Z]))\s*", ""),
         (r">=", r"\\ge "),
         (r"<=", r"\\le "),
         (r"\\(?:lbrace|rbrace)", lambda m: r"\{" if m[0] == r"\lbrace" else r"\}"),
         (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"\\sqrt\s*([0-9a-zA-Z])(?![a-zA-Z])", r"\\sqrt{\1}"),
         (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
+        (r"\\frac\s*(\\pi(?![a-zA-Z])|[a-zA-Z])\s*(\d|[a-zA-Z])(?![\d{])", r"\\frac{\1}{\2}"),
         (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
         (r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
         (r"\*\*(?=.*\*\*)|\*\*$|^\*\*", ""),
@@ -50,7 +57,7 @@ _REWRITES = [
 ]  # fmt: skip
 _DOUBLED_BACKSLASH = re.compile(r"\\\\(?=[a-zA-Z!,;:(){}\[\]$%])")
 _WORDS = re.compile(r"[a-z][a-z \-']*[a-z]")
-TEXT_COMMAND = r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it|sf)|mbox|operatorname|emph|hbox)"
+TEXT_COMMAND = r"\\(?:text(?:bf|it|rm|tt|sf|sc|normal)?|math(?:rm|bf|it|sf)|mbox|operatorname|emph|hbox)"
 SET_UPRIGHT = r"\\(?:text(?:rm|normal)?|mathrm|mbox|hbox)"  # as units are; what is bold is a vector
 _TEXT_GROUP = re.compile(TEXT_COMMAND + r"\s*\{([^{}]*)\}")
 _CONJUNCTION = re.compile(
@@ -61,10 +68,15 @@ _RATIO = rf"(?:{_NAME}|\\frac\s*\{{{_NAME}\}}\s*\{{{_NAME}\}}|\|{_NAME}\|)"
 _LEFT_SIDE = re.compile(rf"\s*({_RATIO}(?:\s*[:/]\s*{_RATIO})*|\(\s*{_NAME}(?:\s*,\s*{_NAME})+\s*\))\s*$")
 _RELATION = re.compile(r"(?<![<>!:\\])=|\\(?:approx|in|equiv|sim)(?![a-zA-Z])|\\(?:le|ge|ne)(?![a-zA-Z])|[<>]")
 # `B) 42`, not `(a)^2` or `a:b`: what follows the mark is set off by a blank.
-_CHOICE = re.compile(r"(?:(?i:option|choice)\s+)?\(?\s*([A-Ja-j])\s*(?:[).:](?:\s+(.*))?)?", re.DOTALL)
+_OPERATOR = re.compile(r"\s*\\(?:lim|int|sum|prod|max|min|gcd|lcm|det)(?![a-zA-Z])")
+_CHOICE = re.compile(
+    r"(?:(?i:option|choice|answer)\s*:?\s+)?\(?\s*([A-Ja-j])\s*(?:[).:](?:\s+(?![+*/=!^|,;&]|\\l?or\b|\\vee|or\b|and\b)(.*))?)?",
+    re.DOTALL,
+)
 _LETTER = r"(?:[A-J]|(?<![\w^_=+*/-])(?<!\w\()[a-j])"
 _SECOND_CHOICE = re.compile(
     rf"(?<![a-zA-Z]){_LETTER}\s*[).:](?!\S)|(?:and|or|[,/&])\s*\(?{_LETTER}\)?\s*$|^\s*\(?{_LETTER}\)?\s*$"
+    r"|\b(?:or|and|also|but|maybe|option|choice|answer)\b[^a-z]*[A-J]\b"
 )
 _OPEN, _CLOSE = "([{", ")]}"
 
@@ -84,7 +96,10 @@ def plain(text: str) -> str:
         text = _DOUBLED_BACKSLASH.sub(lambda _: "\\", text)  # LaTeX that was escaped once too often
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-    return re.sub(r"[\s.,;\\]+$", "", text.strip()).lstrip(" ,;")
+    text = re.sub(r"[\s.,;\\]+$", "", text.strip()).lstrip(" ,;")
+    while text.startswith("{") and _spans(text):
+        text = text[1:-1].strip()  # braces that are not printed
+    return text
 
 
 def with_plain_constants(text: str) -> str:
@@ -172,21 +187,23 @@ def split_list(text: str) -> list[str]:
 def unbracketed(text: str) -> tuple[str, str]:
     r"""(brackets, inside): the pair of brackets around the whole text, "" if there is none or it does not span it.
 
-    Braces without a backslash are not printed: what stands in them has no brackets.
-
-    >>> unbracketed(r"\{1, 2\}"), unbracketed("[0, 1)"), unbracketed("(1)(2)"), unbracketed("{1, 2}")
-    (('{}', '1, 2'), ('[)', '0, 1'), ('', '(1)(2)'), ('', '1, 2'))
+    >>> unbracketed(r"\{1, 2\}"), unbracketed("[0, 1)"), unbracketed("(1)(2)")
+    (('{}', '1, 2'), ('[)', '0, 1'), ('', '(1)(2)'))
     """
-    is_group = text.strip().startswith("{")
     text = re.sub(r"\\([{}])", r"\1", text.strip())
-    if len(text) < 2 or text[0] not in _OPEN or text[-1] not in _CLOSE:
-        return "", text
+    return (text[0] + text[-1], text[1:-1].strip()) if _spans(text) else ("", text)
+
+
+def _spans(text: str) -> bool:
+    """Whether the bracket that `text` begins with is closed at its end."""
+    if len(text) < 2 or text[0] not in _OPEN or text[-1] not in _CLOSE or text[-2] == "\\":
+        return False
     depth = 0
     for character in text[:-1]:
         depth += (character in _OPEN) - (character in _CLOSE)
         if depth == 0:
-            return "", text
-    return "" if is_group else text[0] + text[-1], text[1:-1].strip()
+            return False
+    return True
 
 
 def _ascii(character: str) -> str:
@@ -205,12 +222,29 @@ def _ascii(character: str) -> str:
     return simple
 
 
+def is_name(text: str) -> bool:
+    """Whether it is what a value may be assigned to."""
+    return bool(_LEFT_SIDE.match(text))
+
+
 def is_relation(text: str) -> bool:
     """Whether the text states an equation or an inequality."""
     return bool(_RELATION.search(text))
 
 
 def is_equation_chain(text: str) -> bool:
-    """Whether the text is `a = b` or `a = b = c ...`, with no other relation and no list of equations."""
+    """Whether the text is `a = b` or `a = b = c ...` and all but the last are names (`m + n`) or computed (`3 + 4`).
+
+    >>> is_equation_chain("m + n = 3 + 4 = 7"), is_equation_chain("2x = 7"), is_equation_chain("x = 8, x = 7")
+    (True, False, False)
+    """
     relations = [match[0] for match in _RELATION.finditer(text)]
-    return bool(relations) and set(relations) == {"="} and len(split_list(text.rpartition("=")[0])) == 1
+    *parts, _ = text.split("=")
+    return bool(relations) and set(relations) == {"="} and all(map(_is_named_or_computed, parts))
+
+
+def _is_named_or_computed(text: str) -> bool:
+    is_computed = _OPERATOR.match(text) or not re.search("[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", " ", text))
+    if _LEFT_SIDE.match(text) or is_computed:
+        return not has_text(text) and len(split_list(text)) == 1
+    return bool(re.fullmatch(rf"\s*{_NAME}(?:\s*(?:[-+*/]|\\cdot|\\times)\s*{_NAME})+\s*", text))

@@ -24,6 +24,7 @@ _FRACTION = re.compile(
     rf"|({_SIGNED})\s*/\s*({_DECIMAL})"
     rf"|([-+]?)\s*(\d+)\s+(\d+)\s*/\s*(\d+)"
 )
+_REPEATING = re.compile(r"([-+]?)\s*(\d*)\.(\d*)(?:\\(?:overline|bar)\s*\{(\d+)\}|\\dot\s*\{(\d)\})")
 _IN_BASE = re.compile(r"([-+]?)(\d+)\s*_\s*\{?\s*(\d{1,2})\s*\}?")
 
 
@@ -112,6 +113,10 @@ def _read_number(text: str) -> tuple[Fraction, bool] | None:
             return None
         mantissa = _decimal(match[1]) if match[1] else Fraction(1)
         return mantissa * Fraction(10) ** exponent, not match[1] or "." not in match[1]
+    if match := _REPEATING.fullmatch(text):
+        before, once, again = match[2], match[3], match[4] or match[5]
+        ends = int((before + once + again) or 0) - int((before + once) or 0)
+        return (-1 if match[1] == "-" else 1) * Fraction(ends, (10 ** len(again) - 1) * 10 ** len(once)), True
     if match := _FRACTION.fullmatch(text):
         numerator, denominator = match[3] or match[5] or match[9], match[4] or match[6] or match[10]
         if _decimal(denominator) == 0:

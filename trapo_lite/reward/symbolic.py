@@ -1,12 +1,36 @@
 """math-verify, for everything that is neither a number nor a word. No SymPy object is ever turned into a string."""
 
+import re
 from functools import lru_cache
 from typing import Any
 
 from antlr4.atn.PredictionMode import PredictionMode
-from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, _Latex2Sympy
+from latex2sympy2_extended.latex2sympy2 import (
+    ConversionConfig,
+    NormalizationConfig,
+    _Latex2Sympy,
+    latex2sympy,
+    normalize_latex,
+)
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-from sympy import Expr, Float, Rational, Symbol, expand
+from math_verify.grader import should_treat_as_complex
+from sympy import (
+    Add,
+    Derivative,
+    Equality,
+    Expr,
+    Float,
+    Mul,
+    Number,
+    NumberSymbol,
+    Pow,
+    Rational,
+    Symbol,
+    expand,
+    preorder_traversal,
+    symbols,
+)
+from sympy.core.function import AppliedUndef
 
 EXACT_DIGITS = 30  # two expressions without decimals are equal if they agree to this many digits, less five
 RELATIVE_TOLERANCE = 1e-6
@@ -14,8 +38,25 @@ RELATIVE_TOLERANCE = 1e-6
 NORMALIZATION = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all", equations=False
 )
-FORMULA = (LatexExtractionConfig(normalization_config=NORMALIZATION),)
+CASE_MATTERS = ConversionConfig(lowercase_symbols=False)
 FORMULA_OR_NUMBER = (LatexExtractionConfig(), ExprExtractionConfig())
+_ALGEBRA = (Add, Mul, Pow, Symbol, Number, NumberSymbol)
+# What the parser drops or computes away becomes a symbol of its own: transposes, primes, derivatives of what it takes
+# for constants. And `1e-10` is no product.
+_TOLD_APART = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in [
+        (r"\^\s*(?:\{\s*(?:T|\\top)\s*\}|T(?![a-zA-Z])|\\top(?![a-zA-Z]))", r"_{T}"),
+        (r"(?<=[a-zA-Z}])\s*(?:'|\^\s*\{?\s*\\prime\s*\}?)", r"_{p}"),
+        (
+            r"\\frac\s*\{\s*(?:d|\\partial)\s*(?:\\?([a-zA-Z]+)|\{\s*\\?([a-zA-Z]+)\s*\})\s*\}"
+            r"\s*\{\s*(?:d|\\partial)\s*\\?([a-zA-Z]+)\s*\}",
+            lambda m: rf"D_{{{m[1] or m[2]}o{m[3]}}}",
+        ),
+        (r"\\d(d?)ot\s*\{\s*\\?([a-zA-Z]+)\s*\}(?:\(\w\))?", lambda m: rf"D_{{{m[1]}t{m[2]}}}"),
+        (r"(?<=\d)[eE](?=[-+]?\d)([-+]?\d+)", r"\\cdot 10^{\1}"),
+    ]
+]
 
 
 def parse_quickly() -> None:
@@ -50,20 +91,34 @@ def same_expression(answer: str, gold: str) -> bool:
     """Whether two plain texts are the same mathematics by math-verify's reading.
 
     Numbers, however they are computed, are compared here instead: math-verify rounds to six absolute decimals, which
-    makes every pair of small numbers equal.
+    makes every pair of small numbers equal. So are equations that some point tells apart: math-verify would solve them.
+    What SymPy cannot compute with is not the same.
     """
     gold_parsed, answer_parsed = _parse_formula(gold), _parse_formula(answer)
-    if not gold_parsed or not answer_parsed:
+    if gold_parsed is None or answer_parsed is None:
         return False
-    numbers = [reading[0] for reading in (answer_parsed, gold_parsed) if _is_number(reading[0])]
-    if len(numbers) == 2:
-        return _same_number(*numbers)
-    if _are_algebraic(answer_parsed[0], gold_parsed[0]):
-        if _differ_at_a_point(answer_parsed[0], gold_parsed[0]):
+    try:
+        return _same_parsed(answer_parsed, gold_parsed)
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:
+        return False
+
+
+def _same_parsed(answer: Any, gold: Any) -> bool:
+    if _is_number(answer) and _is_number(gold):
+        return _same_number(answer, gold)
+    if _are_algebraic(answer, gold):
+        if _differ_at_a_point(answer, gold):
             return False
-        if expand(answer_parsed[0] - gold_parsed[0]) == 0:
+        if expand(answer - gold) == 0:
             return True
-    return verify(list(gold_parsed), list(answer_parsed), allow_set_relation_comp=True, timeout_seconds=0)
+    if isinstance(answer, Equality) or isinstance(gold, Equality):
+        if isinstance(answer, Expr) or isinstance(gold, Expr):
+            return False  # `x + y = 3` is not its right side; names of values are dealt with before
+        if isinstance(answer, Equality) and isinstance(gold, Equality) and _have_other_solutions(answer, gold):
+            return False
+    return verify([gold], [answer], allow_set_relation_comp=True, timeout_seconds=0)
 
 
 def extract(text: str) -> str | None:
@@ -77,13 +132,22 @@ def extract(text: str) -> str | None:
 
 
 @lru_cache(maxsize=512)
-def _parse_formula(text: str) -> tuple:
-    """What math-verify reads in `text` taken as one formula.
+def _parse_formula(text: str) -> Any:
+    """The SymPy object that math-verify's parser reads in `text` taken as one formula, capitals kept apart; or None.
 
     Its reader of plain numbers is left out: where the formula does not parse it would pick a number out of it, and
     `1 - \\frac{1}{...}` would equal `1 + \\frac{1}{...}` because both hold a 1.
     """
-    return tuple(parse(f"${text}$", FORMULA, parsing_timeout=0))
+    for pattern, replacement in _TOLD_APART:
+        text = pattern.sub(replacement, text)
+    latex = normalize_latex(text, NORMALIZATION)
+    is_real = not should_treat_as_complex(latex)
+    try:
+        return latex2sympy(latex, is_real=is_real, normalization_config=None, conversion_config=CASE_MATTERS)
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:
+        return None
 
 
 def _is_number(reading: object) -> bool:
@@ -92,7 +156,13 @@ def _is_number(reading: object) -> bool:
 
 def _are_algebraic(*readings: object) -> bool:
     """Whether they are built from symbols and exact numbers by arithmetic and roots."""
-    return all(isinstance(one, Expr) and one.is_algebraic_expr() and not one.has(Float) for one in readings)
+    return all(
+        isinstance(one, Expr)
+        and not one.has(Float)
+        and all(isinstance(part, _ALGEBRA) for part in preorder_traversal(one))
+        and one.is_algebraic_expr()
+        for one in readings
+    )
 
 
 def _differ_at_a_point(answer: Expr, gold: Expr) -> bool:
@@ -104,9 +174,31 @@ def _differ_at_a_point(answer: Expr, gold: Expr) -> bool:
     return bool(difference.is_Float and size.is_Float and difference > 1e-12 * size)
 
 
+def _have_other_solutions(answer: Equality, gold: Equality) -> bool:
+    """Whether left minus right are not in one ratio at two points: then neither equation is a multiple of the other.
+
+    An undefined function is a symbol here, `\\theta(t)` as well as `t`.
+    """
+    here, there = (Add(one.lhs, -one.rhs) for one in (answer, gold))
+    atoms = sorted(here.atoms(Symbol, AppliedUndef) | there.atoms(Symbol, AppliedUndef), key=str)
+    if len(atoms) < 2 or here.has(Derivative) or there.has(Derivative):
+        return False  # in one unknown, equations of other forms have the same solutions
+    names = dict(zip(sorted(atoms, key=lambda atom: -len(atom.args)), symbols(f"x:{len(atoms)}"), strict=True))
+    ratios = []
+    for start in (3, 5):
+        point = {name: 1 + Rational(2 * number + start, 97) for number, name in enumerate(names.values())}
+        values = [one.subs(names).subs(point).evalf(EXACT_DIGITS) for one in (here, there)]
+        if not all(value.is_Float and abs(value) > 1e-12 for value in values):
+            return False
+        ratios.append(values[0] / values[1])
+    return bool(abs(ratios[0] - ratios[1]) > 1e-12 * abs(ratios[0]))
+
+
 def _same_number(answer: Expr, gold: Expr) -> bool:
     if answer == gold:
         return True
+    if (answer - gold).is_Rational and not answer.has(Float) and not gold.has(Float):
+        return answer - gold == 0
     tolerance = RELATIVE_TOLERANCE if answer.has(Float) or gold.has(Float) else 10.0 ** (5 - EXACT_DIGITS)
     difference, size = abs((answer - gold).evalf(EXACT_DIGITS)), abs(gold.evalf(EXACT_DIGITS))
     if not (difference.is_Float or difference.is_Integer) or not (size.is_Float or size.is_Integer):

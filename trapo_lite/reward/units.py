@@ -6,6 +6,7 @@ from trapo_lite.reward.notation import SET_UPRIGHT
 
 MULTIPLIERS = {
     "dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
+    "quadrillion": 10**15, "lakh": 10**5, "crore": 10**7,
 }  # fmt: skip
 MAX_WORDS = 4  # of what is counted: `5 \text{ small red balls}`
 _UNITS = (
@@ -21,7 +22,7 @@ _UNIT_BY_WORD = {
     for word in spellings.split()
     for spelling in (word, word + "s")
 }
-_UNIT_BY_WORD |= {"mph": "mile h", "kph": "km h", "kmh": "km h"}
+_UNIT_BY_WORD |= {"mph": "mile per h", "kph": "km per h", "kmh": "km per h"}
 _PRODUCTS = ("mg", "ms", "mi", "hr", "pc")  # directly behind a number: mass times acceleration, say
 _LONG_WORDS = [word for word in (*_UNIT_BY_WORD, *MULTIPLIERS) if len(word) > 1]
 _LONG_UNIT = "|".join(sorted(_LONG_WORDS, key=len, reverse=True))
@@ -29,13 +30,17 @@ _TEXT_UNIT = re.compile(rf"\s*{SET_UPRIGHT}\s*\{{([^{{}}]*)\}}\s*(?:\^\s*\{{?([-
 _WORD_UNIT = re.compile(
     rf"(?<![\\a-zA-Z])\s*((?:{_LONG_UNIT})(?:[ /]+(?:{_LONG_UNIT}))*)\.?\s*(?:\^\s*\{{?(-?\d)\}}?)?\s*$"
 )
-_DEGREE = re.compile(r"\s*\^\\circ\s*([CF])?\s*$")
+_DEGREE = re.compile(r"\s*\^\\circ\s*(?:\\(?:text|mathrm)\s*\{\s*)?([CF])?\s*\}?\s*$")
 _POWERS = [(re.compile(rf"\b{name} (\S+)"), rf"\1^{power}") for name, power in (("square", 2), ("cubic", 3))]
 _TEMPERATURE = re.compile(r"\bdegree (?:([CF])\b|(celsiu|fahrenheit)\b)")
 # Who writes `5 \text{ or more}` has said something else than 5.
 NOT_COUNTED = (
-    "or and not no more less fewer least most than about almost approximately nearly only is are was does do if when "
-    "where for unless except either neither maybe perhaps possible other false true"
+    "or and not no more less fewer least most than about almost approximately nearly only is are was does do if "
+    "when where for unless except either neither maybe perhaps possible other false true wrong incorrect "
+    "undefined impossible cannot none approx roughly around probably likely guess otherwise else but also then "
+    "six xor nor versus upwards up under above below beyond exceeding within minimum maximum to through one two "
+    "three four five seven eight nine ten zero half halves third quarter tenth hundredth pi times root plus minus "
+    "negative squared cubed factorial inverse reciprocal remainder mod modulo base infinity permille ppm"
 )
 
 
@@ -55,6 +60,17 @@ def split_unit(text: str) -> tuple[str, str]:
     return text, ""
 
 
+def split_known_unit(text: str) -> tuple[str, str]:
+    r"""The same behind any expression, where a word that is no known unit may be part of what is said.
+
+    >>> split_known_unit(r"12\pi \text{ cm}^2"), split_known_unit(r"n \text{ odd}"), split_known_unit("2mg")
+    (('12\\pi', 'cm^2'), ('n \\text{ odd}', ''), ('2mg', ''))
+    """
+    rest, unit = split_unit(text)
+    is_set_off = not rest or not rest[-1].isalnum() or text[len(rest) :][:1] in (" ", "\\", "^")
+    return (rest, unit) if is_set_off and all(map(_is_known, unit.split())) else (text, "")
+
+
 def multiplied(unit: str) -> tuple[int, str]:
     """(factor, unit without it): `5 million dollars` is a number of dollars.
 
@@ -70,7 +86,7 @@ def multiplied(unit: str) -> tuple[int, str]:
 def may_be_same(one: str, other: str) -> bool:
     """Whether equal numbers with these units are one answer: equal units, one left out, or one said more closely.
 
-    >>> may_be_same("cm", ""), may_be_same("cm", "km"), may_be_same("red ball", "ball"), may_be_same("km h", "km")
+    >>> may_be_same("cm", ""), may_be_same("cm", "km"), may_be_same("red ball", "ball"), may_be_same("km per h", "km")
     (True, False, True, False)
     """
     if one == other or not one or not other:
@@ -84,8 +100,8 @@ def may_be_same(one: str, other: str) -> bool:
 def _unit_of(text: str, power: str | None) -> str | None:
     """In one spelling, "" for `units`; None for words that are no unit and nothing that is counted."""
     text = re.sub(r"\b([ap])\.\s*m\b\.?", r"\1m", text)
-    words = [_UNIT_BY_WORD.get(word) or _singular(word) for word in re.split(r"[\s/.,]+", text) if word]
-    words = [word for word in words if word != "per"]
+    text = re.sub(r"\s*/\s*|\bper\b", " per ", text)
+    words = [_UNIT_BY_WORD.get(word) or _singular(word) for word in re.split(r"[\s.,]+", text) if word]
     if len(words) > MAX_WORDS or not all(map(_is_word, words)):
         return None
     unit = " ".join(words) + (f"^{power}" if power and words else "")
