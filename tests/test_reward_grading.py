@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from math_verify.parser import parse_latex_cached
 
 from trapo_lite.reward import MathVerifier
 from trapo_lite.reward.extraction import find_answer, is_readable, nesting_depth
@@ -87,6 +86,31 @@ SAME = [  # (gold, what stands in the box)
     ("A: light", "A: light"),
     ("B", "B) f(a)"),
     ("\\begin{pmatrix}1\\\\\n2\\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+    (r"5\sqrt{2}", r"5\sqrt{2}\ \mathrm{cm}"),
+    (r"12\pi\text{ cm}^2", r"12\pi"),
+    (r"12\pi", r"12\pi \text{ square units}"),
+    (r"0.\overline{3}", r"\frac13"),
+    (r"\frac16", r"0.1\dot{6}"),
+    ("60", r"60^\circ\text{C}"),
+    ("1:2:3", "2:4:6"),
+    ("1e-10", r"\frac{1}{10^{10}}"),
+    (r"\emptyset", r"\varnothing"),
+    ("(2,4)", "{(2,4)}"),
+    ("12", r"\color{red}{12}"),
+    ("12", "=12"),
+    (r"(3,\frac{\pi}{2})", r"\left(3,\frac\pi2\right)"),
+    ("C", "Answer: C"),
+    (r"\frac13", r"x = \frac13 \approx 0.333"),
+    ("7", "m+n=3+4=7"),
+    (r"\frac12", r"\sin x = \frac12"),
+    ("x=1,y=2", "(1,2)"),
+    ("x=1,y=2", "y=2,x=1"),
+    ("1,2", r"x=2 \text{ or } x=1"),
+    (r"\{1\pm\sqrt5,-2\}", r"\{-2,1+\sqrt5,1-\sqrt5\}"),
+    ("y=2x+1", "2x-y+1=0"),
+    ("A^T", "A^{T}"),
+    (r"I \frac{d \omega}{d t}+2 B \omega=T", r"T=I\frac{d\omega}{dt}+2B\omega"),
+    ("2^{1009}", "2^{1009}"),
 ]
 DIFFERENT = [
     ("4.5e33", "4.5e32"),
@@ -160,6 +184,45 @@ DIFFERENT = [
     ("e", "e.5"),
     ("A", "(a), (b)"),
     ("A", "(A) and (b)"),
+    ("R-r", "r-R"),
+    (r"\pi(R^2-r^2)", "0"),
+    (r"\frac{m}{m+M}", r"\frac12"),
+    (r"\Omega", r"\omega"),
+    ("AB", "ab"),
+    ("x+y=3", "3"),
+    ("a+b=c", "c"),
+    (r"\frac{dx}{dt}=kx-a", r"\frac{dt}{dx}=kx-a"),
+    (r"I \frac{d \omega}{d t}+2 B \omega=T", r"q \frac{d\omega}{dt}+2B\omega=T"),
+    (r"\{0,\pi\}", r"(0,\pi)"),
+    (r"\{1,\sqrt2,3\}", r"(3,1,\sqrt2)"),
+    (r"0,\pi", r"(\pi,0)"),
+    ("x=1,y=2", "2,1"),
+    ("m=3,n=5", "(5,3)"),
+    (r"\sqrt2,\sqrt3", r"\sqrt2,\sqrt3,\sqrt2"),
+    ("2^{1009}", "2^{1009}+1"),
+    (r"1-\frac{1}{2^{100}}", "1"),
+    (r"\frac{2^{100}-1}{3}", r"\frac{2^{100}+1}{3}"),
+    ("7", r"x \not= 7"),
+    ("7", r"x=8 \lor x=7"),
+    ("7", r"8 \text{ for } n=7"),
+    ("7", "2x=7"),
+    ("7", "x^2=7"),
+    ("5", r"5 \text{ thirds}"),
+    ("5", r"5\text{ squared}"),
+    (r"5\text{ m/s}", r"5\text{ m s}"),
+    ("C", r"\text{(C)} \text{ or } 17"),
+    ("C", "C) light or option D"),
+    ("f'(x)", "f(x)"),
+    ("f''(x)", "f'(x)"),
+    (r"\angle ABC", r"\angle ACB"),
+    ("A^T", "A"),
+    ("no", "on"),
+    (r"\lim_{x\to 0}x", "1024"),
+    (r"m l \ddot{\theta}(t)-m g \sin \theta(t)=f(t) \cos \theta(t)", "x=x"),
+    (
+        r"m l \ddot{\theta}(t)-m g \sin \theta(t)=f(t) \cos \theta(t)",
+        r"m l \ddot{\theta}(t)+m g \sin \theta(t)=f(t) \cos \theta(t)",
+    ),
 ]
 
 
@@ -204,76 +267,6 @@ def test_neighbouring_boxes_are_one_list_only_for_a_gold_that_is_a_list():
     assert grade(far_apart, "-4, 3", require_box=True)[0] == "wrong"
 
 
-def test_without_a_box_the_end_of_the_text_counts_unless_a_box_is_required():
-    unfinished = "First 30 - 4 = 26, then 26 / 2 is 13"
-    assert grade(unfinished, "13", require_box=False)[0] == "correct"
-    assert grade(unfinished, "13", require_box=True) == ("no_answer", None)
-    assert grade("It has no numbers.", "13", require_box=False) == ("no_answer", None)
-    assert grade(r"We get $13$, so \boxed{13", "13", require_box=False) == ("no_answer", None)
-    assert grade("The answer is B.", "B", require_box=False)[0] == "correct"
-    assert grade("The answer is a little hard to see.", "A", require_box=False) == ("no_answer", None)
-    assert grade("work\n#### 1,300", "1300", require_box=False)[0] == "correct"
-
-
-@pytest.mark.parametrize(
-    ("text", "one", "graded"),
-    [
-        ("So the answer is 7 or 8.", "7", "7 or 8"),
-        ("The answer is between 3 and 10.", "3", "3 and 10"),
-        ("The answer is A, B.", "A", "A, B"),
-        ("Answer: (A) or (C)", "A", "(A) or (C)"),
-        ("It is $-2$ or 3.", "3", "$-2$ or 3"),
-        ("We find 1, 2, and 3", "3", "1, 2, and 3"),
-        ("The final answer is 7 or 8, because 7 is odd.", "7", "7 or 8"),
-        ("So x = 7 or x = 8", "7", "x = 7 or x = 8"),
-    ],
-)
-def test_without_a_box_one_of_several_answers_is_none_of_them(text, one, graded):
-    assert grade(text, one, require_box=False) == ("wrong", graded)
-    assert grade(text, graded, require_box=False) == ("correct", graded)
-
-
-@pytest.mark.parametrize("text", ["It is 7 or maybe 8", "either 7, or perhaps 8", "7 and/or 8", "**8** or **7**"])
-def test_without_a_box_hedges_of_other_words_are_wrong(text):
-    assert grade(text, "7", require_box=False)[0] == "wrong"
-
-
-@pytest.mark.parametrize(
-    ("text", "gold"),
-    [
-        ("The final answer is $14$. It lies between 140 and 150.", "14"),
-        ("The final answer is $5$, since 15 or 25 fail.", "5"),
-        ("The final answer is 5. (We also tried 3, 4, 5.)", "5"),
-        ("The answer is (3,4).", "(3,4)"),
-        ("The answer is C) light", "C"),
-        (r"The answer is \text{C}.", "C"),
-        ("The answer is **C**.", "C"),
-        ("the correct option is C", "C"),
-        ("Answer: option C", "C"),
-        ("I think so.\n(C).", "C"),
-        ("The answer is A? No, the answer is B.", "B"),
-    ],
-)
-def test_without_a_box_the_answer_is_found_in_its_place(text, gold):
-    assert grade(text, gold, require_box=False)[0] == "correct"
-
-
-@pytest.mark.slow
-def test_a_text_without_an_answer_gets_a_verdict():
-    """Not a timeout, though blanks and stars might be shared out among the parts of a pattern in very many ways."""
-    texts = ["answer is" + " " * 1400 + "7\nx y", "answer" + "*" * 1400, "answer is" + "\n" * 1400]
-    with MathVerifier(num_workers=1, deadline_seconds=10.0) as verifier:
-        kinds = [one.kind for one in verifier.grade([(text, gold) for text in texts for gold in ("7", "A")])]
-    assert not {"timeout", "crash"} & set(kinds)
-
-
-def test_without_a_box_numbers_elsewhere_are_not_offered_beside_the_answer():
-    assert grade("It holds for 1, 2 and 3; the answer is 5.", "5", require_box=False)[0] == "correct"
-    assert grade("It is 3 or 4, but the final answer is 4.", "4", require_box=False)[0] == "correct"
-    assert grade("The answer is A, I think.", "A", require_box=False) == ("correct", "A")
-    assert grade("The answer is 1,234 apples.", "1234", require_box=False)[0] == "correct"
-
-
 def test_a_vote_counts_a_letter_with_and_without_its_text_as_one_choice():
     assert spelling("(a)^2") != spelling("a") != spelling("a:b")
     assert spelling("B") == spelling(r"\text{(B)}") == spelling("B) 42") != spelling("C) 42")
@@ -294,17 +287,21 @@ def test_depth_and_exact_values_are_what_they_say():
 def test_the_quick_parser_reads_what_the_slow_one_reads(monkeypatch):
     pairs = [*SAME, *DIFFERENT]
     golds = [gold for path in BENCHMARKS.glob("*") for gold in benchmark_golds(path)] if BENCHMARKS.exists() else []
-    formulas = [text for text in map(plain, {*golds, *(text for pair in pairs for text in pair)}) if "\\" in text]
+    texts = map(plain, {*golds, *(text for pair in pairs for text in pair)})
+    formulas = [text for text in texts if "\\" in text and is_readable(text)]
 
     def readings() -> list[str]:
-        parse_latex_cached.cache_clear()
-        return [repr(_parse_formula.__wrapped__(text)) for text in formulas if is_readable(text)]
+        return [repr(_parse_formula.__wrapped__(text)) for text in formulas]
 
     slow = readings()
     monkeypatch.setattr(_Latex2Sympy, "create_parser", _Latex2Sympy.create_parser)  # put back at the end
     parse_quickly()
-    assert readings() == slow
-    assert sum(reading != "()" for reading in slow) > 20
+    quick = readings()
+    others = [(text, a, b) for text, a, b in zip(formulas, slow, quick, strict=True) if a != b]
+    assert all(reading == "None" for _, reading, _ in others) and len(others) <= 2, (
+        others
+    )  # no formula, to the slow one
+    assert sum(reading != "None" for reading in slow) > 20
 
 
 def test_math_verify_alone_would_call_tiny_numbers_equal():

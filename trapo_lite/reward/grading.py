@@ -21,6 +21,7 @@ _HEDGES = re.compile(r"\\(?:ldots|dots|cdots|forall|exists)(?![a-zA-Z])|\.\.\.")
 _INTERVALS = {"()", "(]", "[)", "[]"}
 _RATIO = re.compile(r"\d+(?:\s*(?::|\\colon)\s*\d+)+")
 # Otherwise products of letters: `on` would be `no`.
+_WORD = re.compile("[a-z]{3}")  # shorter ones may be products, in which capitals are other letters
 _BARE_WORDS = {"yes", "no", "true", "false", "even", "odd", "none", "never", "north", "south", "east", "west"}
 
 Element = TypeVar("Element")
@@ -92,9 +93,10 @@ def _same_words(answer: str, gold: str) -> bool | None:
     if letter and letter == notation.choice_letter(answer) and (notation.is_letter(gold) or notation.is_letter(answer)):
         return True
     answer_words, gold_words = notation.words(answer), notation.words(gold)
-    if answer_words and answer_words == gold_words:
+    is_text = notation.has_text(answer) or notation.has_text(gold)
+    if answer_words and answer_words == gold_words and (is_text or _WORD.search(answer_words)):
         return True
-    if answer_words and gold_words and (notation.has_text(answer) or notation.has_text(gold)):
+    if answer_words and gold_words and is_text:
         return False
     if {answer_words, gold_words} & _BARE_WORDS:
         return False
@@ -136,7 +138,9 @@ def _same_assignment(answer: str, gold: str) -> bool | None:
         return _is_same_plain(exact.strip(), gold)
     (answer_name, answer_value), (gold_name, gold_value) = notation.assignment(answer), notation.assignment(gold)
     if "=" in answer and not notation.is_relation(gold):
-        return _is_same_plain(answer.rpartition("=")[2].strip(), gold) if notation.is_equation_chain(answer) else None
+        if notation.is_equation_chain(answer):
+            return _is_same_plain(answer.rpartition("=")[2].strip(), gold)
+        return False if len(notation.split_list(answer)) == 1 else None
     if answer_name is None and gold_name is None:
         return None
     if (
@@ -175,14 +179,15 @@ def _same_list(answer: str, gold: str) -> bool | None:
     if (answer_names is None) != (gold_names is None):
         return _same_values(answers, golds, answer_names or gold_names or [])
     is_open = any(map(_stands_for_more, (*answers, *golds))) and (answer_names is None or gold_names is None)
-    numbers = _numbers(answers), _numbers(golds)
+    answer_numbers, gold_numbers = _numbers(answers), _numbers(golds)
+    are_numbers = answer_numbers is not None and gold_numbers is not None
     if answer_kind != gold_kind and {answer_kind, gold_kind} not in ({"", "()"}, {"", "{}"}):
         are_intervals = {answer_kind, gold_kind} <= _INTERVALS and {answer_kind, gold_kind} & {"(]", "[)"}
-        is_decided = "{}" in (answer_kind, gold_kind) or (are_intervals and None not in numbers)
+        is_decided = "{}" in (answer_kind, gold_kind) or (are_intervals and are_numbers)
         return False if is_decided and not is_open else None
     in_any_order = {answer_kind, gold_kind} <= {"", "{}"}
-    if numbers[0] is not None and numbers[1] is not None:
-        return _match(*numbers, same_quantity, in_any_order=in_any_order)
+    if answer_numbers is not None and gold_numbers is not None:
+        return _match(answer_numbers, gold_numbers, same_quantity, in_any_order=in_any_order)
     in_any_order = in_any_order and len(golds) <= MAX_UNORDERED
     return _match(answers, golds, _is_same_plain, in_any_order=in_any_order) or (None if is_open else False)
 

@@ -67,15 +67,18 @@ _NAME = r"(?:\\?[a-zA-Z]+\s*(?:_\s*(?:\{[^{}]*\}|\w))?\s*'*\s*(?:\([a-zA-Z_\\, ]
 _RATIO = rf"(?:{_NAME}|\\frac\s*\{{{_NAME}\}}\s*\{{{_NAME}\}}|\|{_NAME}\|)"
 _LEFT_SIDE = re.compile(rf"\s*({_RATIO}(?:\s*[:/]\s*{_RATIO})*|\(\s*{_NAME}(?:\s*,\s*{_NAME})+\s*\))\s*$")
 _RELATION = re.compile(r"(?<![<>!:\\])=|\\(?:approx|in|equiv|sim)(?![a-zA-Z])|\\(?:le|ge|ne)(?![a-zA-Z])|[<>]")
+_OPERATOR = re.compile(
+    r"\s*\\(?:lim|int|sum|prod|max|min|gcd|lcm|det|sin|cos|tan|cot|sec|csc|log|ln|angle|overline|vec)(?![a-zA-Z])"
+)
 # `B) 42`, not `(a)^2` or `a:b`: what follows the mark is set off by a blank.
-_OPERATOR = re.compile(r"\s*\\(?:lim|int|sum|prod|max|min|gcd|lcm|det)(?![a-zA-Z])")
 _CHOICE = re.compile(
-    r"(?:(?i:option|choice|answer)\s*:?\s+)?\(?\s*([A-Ja-j])\s*(?:[).:](?:\s+(?![+*/=!^|,;&]|\\l?or\b|\\vee|or\b|and\b)(.*))?)?",
+    r"(?:(?i:option|choice|answer)\s*:?\s+)?\(?\s*([A-Ja-j])\s*"
+    r"(?:[).:](?:\s++(?![+*/=!^|,;&]|\\l?or\b|\\vee|or\b|and\b)(.*))?)?",
     re.DOTALL,
 )
 _LETTER = r"(?:[A-J]|(?<![\w^_=+*/-])(?<!\w\()[a-j])"
 _SECOND_CHOICE = re.compile(
-    rf"(?<![a-zA-Z]){_LETTER}\s*[).:](?!\S)|(?:and|or|[,/&])\s*\(?{_LETTER}\)?\s*$|^\s*\(?{_LETTER}\)?\s*$"
+    rf"(?<![a-zA-Z]){_LETTER}\s*[).:](?!\S)|(?:and|or|[,/&])\s*\(?{_LETTER}\)?\s*$|^\s*\(?{_LETTER}\)?\W*$"
     r"|\b(?:or|and|also|but|maybe|option|choice|answer)\b[^a-z]*[A-J]\b"
 )
 _OPEN, _CLOSE = "([{", ")]}"

@@ -20,6 +20,7 @@ from sympy import (
     Equality,
     Expr,
     Float,
+    Function,
     Mul,
     Number,
     NumberSymbol,
@@ -27,19 +28,28 @@ from sympy import (
     Rational,
     Symbol,
     expand,
+    false,
     preorder_traversal,
     symbols,
+    true,
 )
 from sympy.core.function import AppliedUndef
 
 EXACT_DIGITS = 30  # two expressions without decimals are equal if they agree to this many digits, less five
 RELATIVE_TOLERANCE = 1e-6
+MAX_EXACT = 5_000  # exponent, or argument of a factorial
 # Units are dealt with before; math-verify's own unit reader also drops variables (`m`, `e`) that stand behind a space.
 NORMALIZATION = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all", equations=False
 )
 CASE_MATTERS = ConversionConfig(lowercase_symbols=False)
 FORMULA_OR_NUMBER = (LatexExtractionConfig(), ExprExtractionConfig())
+
+
+def _num_primes(text: str) -> int:
+    return text.count("'") + text.count(r"\prime")
+
+
 _ALGEBRA = (Add, Mul, Pow, Symbol, Number, NumberSymbol)
 # What the parser drops or computes away becomes a symbol of its own: transposes, primes, derivatives of what it takes
 # for constants. And `1e-10` is no product.
@@ -47,7 +57,7 @@ _TOLD_APART = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
         (r"\^\s*(?:\{\s*(?:T|\\top)\s*\}|T(?![a-zA-Z])|\\top(?![a-zA-Z]))", r"_{T}"),
-        (r"(?<=[a-zA-Z}])\s*(?:'|\^\s*\{?\s*\\prime\s*\}?)", r"_{p}"),
+        (r"(?<=[a-zA-Z}])\s*('+|\^\s*\{?\s*(?:\\prime\s*)+\}?)", lambda m: f"_{{{_num_primes(m[1]) * 'p'}}}"),
         (
             r"\\frac\s*\{\s*(?:d|\\partial)\s*(?:\\?([a-zA-Z]+)|\{\s*\\?([a-zA-Z]+)\s*\})\s*\}"
             r"\s*\{\s*(?:d|\\partial)\s*\\?([a-zA-Z]+)\s*\}",
@@ -113,6 +123,8 @@ def _same_parsed(answer: Any, gold: Any) -> bool:
             return False
         if expand(answer - gold) == 0:
             return True
+    if answer in (true, false) or gold in (true, false):
+        return False  # `x = x`: nothing is said
     if isinstance(answer, Equality) or isinstance(gold, Equality):
         if isinstance(answer, Expr) or isinstance(gold, Expr):
             return False  # `x + y = 3` is not its right side; names of values are dealt with before
@@ -179,11 +191,13 @@ def _have_other_solutions(answer: Equality, gold: Equality) -> bool:
 
     An undefined function is a symbol here, `\\theta(t)` as well as `t`.
     """
-    here, there = (Add(one.lhs, -one.rhs) for one in (answer, gold))
+    here, there = (_left_minus_right(one) for one in (answer, gold))
+    if 0 in (here, there):
+        return here != there  # `x = x` says nothing
     atoms = sorted(here.atoms(Symbol, AppliedUndef) | there.atoms(Symbol, AppliedUndef), key=str)
     if len(atoms) < 2 or here.has(Derivative) or there.has(Derivative):
         return False  # in one unknown, equations of other forms have the same solutions
-    names = dict(zip(sorted(atoms, key=lambda atom: -len(atom.args)), symbols(f"x:{len(atoms)}"), strict=True))
+    names: Any = dict(zip(sorted(atoms, key=lambda atom: -len(atom.args)), symbols(f"x:{len(atoms)}"), strict=True))
     ratios = []
     for start in (3, 5):
         point = {name: 1 + Rational(2 * number + start, 97) for number, name in enumerate(names.values())}
@@ -194,11 +208,24 @@ def _have_other_solutions(answer: Equality, gold: Equality) -> bool:
     return bool(abs(ratios[0] - ratios[1]) > 1e-12 * abs(ratios[0]))
 
 
+def _left_minus_right(equation: Any) -> Any:
+    return equation.lhs - equation.rhs
+
+
+def _is_small(number: Expr) -> bool:
+    """Whether it can be computed exactly, without decimals, in no time: `2^{1009} + 1` can, `9^{9^9}` cannot."""
+    exponents: list[Any] = [power.exp for power in number.atoms(Pow)]
+    arguments: list[Any] = [argument for function in number.atoms(Function) for argument in function.args]
+    return not number.has(Float) and all(one.is_Integer and abs(one) <= MAX_EXACT for one in exponents + arguments)
+
+
 def _same_number(answer: Expr, gold: Expr) -> bool:
     if answer == gold:
         return True
-    if (answer - gold).is_Rational and not answer.has(Float) and not gold.has(Float):
-        return answer - gold == 0
+    if answer.is_rational and gold.is_rational and _is_small(answer) and _is_small(gold):
+        difference = (answer - gold).doit()
+        if difference.is_Rational:
+            return difference == 0
     tolerance = RELATIVE_TOLERANCE if answer.has(Float) or gold.has(Float) else 10.0 ** (5 - EXACT_DIGITS)
     difference, size = abs((answer - gold).evalf(EXACT_DIGITS)), abs(gold.evalf(EXACT_DIGITS))
     if not (difference.is_Float or difference.is_Integer) or not (size.is_Float or size.is_Integer):

@@ -19,13 +19,25 @@ _MARKED_CHOICE = re.compile(
     rf"[\s*$]*+(?i:option|choice)?+[\s*$]*+{_LETTER}{_END}"
 )
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{3}")  # not a LaTeX command
-_JOINED_BY = r"[)*}\s]*(?:,\s*(?:and/or|or|and)?|and/or|or|and|to)\s+(?:(?:maybe|perhaps|possibly|else|also)\s+)?\**"
+_JOINED_BY = (
+    r"[)*}?\s]*(?:[,;]\s*(?:and/or|or|and)?|\(?\s*(?:and/or|or|and|to|vs|otherwise)|[|&])"
+    r"\s*(?:(?:maybe|perhaps|possibly|else|also|it is|then)\s+)*\**"
+)
 _NUMBER_OR_FORMULA = (
-    r"(?:(?<![a-zA-Z])[a-zA-Z]\s*=\s*)?"
+    r"(?:(?<![a-zA-Z])[a-zA-Z](?:_\w)?\s*=\s*)?"
     r"(?:\$[^$\n=]{1,100}\$|\\\([^\n=]{1,100}?\\\)|(?<![\w.])[-+]?\d+(?:[.,/]\d+)*)"
 )
+# What makes another answer of the number that it stands beside.
+_QUALIFIED_BEFORE = re.compile(
+    r"(?:(?i:\b(?:not|cannot be|minus|negative|least|most|than|over|under|root of|log|from|between|above|below)|n't)"
+    r"|[<>≤≥≠√^]=?|!=|\\(?:neq?|leq?|geq?|log|ln|sqrt))[\s$({\\]*$"
+)
+_QUALIFIED_AFTER = re.compile(
+    r"[)$}\s]*(?:!|\^|[+*/·]\s*(?:[.\s]*$|[\w$])|(?i:squared|cubed|factorial|choose|mod|remainder"
+    r"|or (?:more|less|fewer)|and more|dozen|hundred|thousand|million|billion)\b)"
+)
 _NUMBERS = re.compile(rf"{_NUMBER_OR_FORMULA}(?:{_JOINED_BY}{_NUMBER_OR_FORMULA})+")
-_LETTERS = re.compile(rf"\(?[A-J]\)?(?:{_JOINED_BY}\(?[A-J]\)?(?=[)}}\s]*(?:[.,;?!\n]|$|and\b|or\b)))+")
+_LETTERS = re.compile(rf"\(?[A-J]\)?(?:(?:{_JOINED_BY}|\.\s+)\(?[A-J]\)?(?=[)}}\s]*(?:[.,;?!\n]|$|and\b|or\b)))+")
 
 
 def answer_line(text: str) -> str | None:
@@ -35,7 +47,7 @@ def answer_line(text: str) -> str | None:
     ('7', None)
     """
     line = _ANSWER_LINE.search(text.rstrip())
-    return line[1] if line else None
+    return line[1].replace("**", "").strip(" .") if line else None
 
 
 def unboxed_answer(tail: str, golds: Sequence[str]) -> str | None:
@@ -44,7 +56,7 @@ def unboxed_answer(tail: str, golds: Sequence[str]) -> str | None:
     One of several that are offered (`7 or 8`) stands for all of them: who hedges has not answered 7.
 
     >>> unboxed_answer("Hence the answer is 7.", ["7"]), unboxed_answer("The answer is 7 or 8.", ["7"])
-    ('7.', '7 or 8')
+    ('7', '7 or 8')
     """
     end = tail[-MAX_TAIL_CHARS:]
     if len(tail) > len(end) and "\n" in end[:-200]:
@@ -54,26 +66,42 @@ def unboxed_answer(tail: str, golds: Sequence[str]) -> str | None:
         if choices:
             return _with_its_company(_LETTERS, end, *choices[-1].span(1))
     line = answer_line(end)
-    if line and read_quantity(notation.plain(line)):
+    if line and (not _WORD.search(line) or read_quantity(notation.plain(line))):
         return line
     if nesting_depth(end) > MAX_DEPTH:
         return None
     end = notation.with_plain_constants(end)
     reading = extract(end)
     if reading is None:
-        return line if line and (not _WORD.search(line) or any(map(notation.words, golds))) else None
+        return line if line and any(map(notation.words, golds)) else None
     reading = reading.strip(" *")
     place = _place_of(reading, end)
-    return reading if place is None else _with_its_company(_NUMBERS, end, *place)
+    if place is None:
+        return reading
+    found = _with_its_company(_NUMBERS, end, *place)
+    is_alone = found == end[slice(*place)]
+    if is_alone and (_QUALIFIED_BEFORE.search(end[: place[0]]) or _QUALIFIED_AFTER.match(end[place[1] :])):
+        return _around(end, *place)
+    return found
 
 
 def _place_of(reading: str, text: str) -> tuple[int, int] | None:
-    """Where math-verify found it: the first such place behind the last `answer is`, or else the last one of all."""
-    number = re.compile(rf"(?<![\w.,]){re.escape(reading)}(?![\w])(?![.,]\d)")
+    """Where math-verify found it: the first such place behind the last `answer is`, or else the last one of all.
+
+    A reading with letters directly behind it (`7x`, `7cm`) stands there with them.
+    """
+    number = re.compile(rf"(?<![\w.,]){re.escape(reading)}(?!\d)[a-zA-Zπ]*(?![.,]\d)")
     anchor = max((match.end() for match in re.finditer(_ANCHOR, text)), default=None)
     behind = None if anchor is None else number.search(text, anchor)
     found = behind or next(reversed(list(number.finditer(text))), None)
     return found.span() if found else None
+
+
+def _around(text: str, start: int, end: int) -> str:
+    """The words about it, three before and two behind: as an answer they are not the number."""
+    before = re.search(r"(?:\S+\s*){0,3}$", text[max(0, start - 40) : start])
+    after = re.match(r"\s*\S*\s*\S*", text[end : end + 40])
+    return f"{before[0] if before else ''}{text[start:end]}{after[0] if after else ''}".strip()
 
 
 def _with_its_company(series: re.Pattern[str], text: str, start: int, end: int) -> str:
