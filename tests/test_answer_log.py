@@ -93,6 +93,10 @@ def test_finished_results_are_kept_until_others_have_been_drawn(tmp_path: Path) 
     log.append([answer(0, 0), answer(0, 1)])
     log = log_in(tmp_path, temperature=0.5)  # killed: goes on without --restart
     assert log.done == {"p0"} and all((tmp_path / name).read_text() == text for name, text in before.items())
+    assert log_in(tmp_path).is_complete and log.partial_file.exists()  # the old settings again: both are kept
+    with pytest.raises(ConfigError, match=r"made\.partial\.jsonl: holds answers with temperature 0\.5"):
+        log_in(tmp_path, temperature=0.1)
+    log = log_in(tmp_path, temperature=0.5)
     log.append([answer(1, 0), answer(1, 1)])
     log.finish(seed=3)
     assert json.loads((tmp_path / "made.json").read_text())["temperature"] == 0.5
@@ -129,7 +133,7 @@ def test_a_damaged_line_of_an_unfinished_evaluation_is_named_and_an_empty_one_sa
 
 def test_a_line_changed_by_hand_is_named(tmp_path: Path) -> None:
     (tmp_path / "made.jsonl").write_text('{"problem_id": 1}\n')
-    with pytest.raises(DataError, match=r"made\.jsonl: holds no answers that can be read"):
+    with pytest.raises(DataError, match=r"made\.jsonl: cannot be used"):
         read_answers(tmp_path / "made.jsonl")
 
 

@@ -72,7 +72,7 @@ def test_repeated_rows_are_one_problem_and_a_part_is_refused(tmp_path: Path) -> 
     assert (len(pairs), num_of_whole) == (2, 5)
     for allow_part in (False, True):  # a set that repeats itself, whole
         assert read_benchmark("made", made(file, num_problems=4), allow_part=allow_part) == (pairs, None)
-    with pytest.raises(DataError, match="Made has 1;"):
+    with pytest.raises(DataError, match=r"Made has 1; give the whole set$"):
         read_benchmark("made", made(file, num_problems=1), allow_part=True)
 
 
@@ -158,6 +158,8 @@ def test_a_file_that_is_not_there() -> None:
             "options: {question: q, texts: t, answer: a}}",
             "give columns, or for multiple choice options; not both",
         ),
+        ("../made: {title: M, source: a/b, num_problems: 3}", "found the name '../made'"),
+        ("", "holds no benchmarks"),
         ("made: [", "not valid YAML"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 from trapo_lite.answer_log import AnswerLog
 from trapo_lite.compare import PAPER_SETS, compare, read_published, read_rows
 from trapo_lite.config import ConfigError
+from trapo_lite.data import DataError
 from trapo_lite.evaluation import Answer
 
 PUBLISHED = Path(__file__).parents[1] / "evals" / "published.yaml"
@@ -79,6 +80,16 @@ def test_the_average_is_of_whole_sets(tmp_path: Path, capsys: pytest.CaptureFixt
     assert part.average() is None
     value, (low, high) = whole.average()  # type: ignore[misc]
     assert value == low == 0.0 < high
+
+
+def test_results_without_their_answers_and_a_place_that_cannot_be_written_are_errors(tmp_path: Path) -> None:
+    write(tmp_path / "one", "amc", 0.5)
+    for place in (tmp_path, tmp_path / "nowhere" / "t.json"):
+        with pytest.raises(ConfigError, match=r"--json .*; name a file"):
+            compare([tmp_path / "one"], published=None, out=place)
+    (tmp_path / "one" / "amc.jsonl").unlink()
+    with pytest.raises(DataError, match=r"amc\.jsonl: cannot be used"):
+        compare([tmp_path / "one"], published=None, out=None)
 
 
 def test_a_run_has_a_row_for_each_of_its_evaluations(tmp_path: Path) -> None:

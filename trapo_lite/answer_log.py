@@ -51,13 +51,15 @@ class AnswerLog:
         self._ids = dict.fromkeys(problem_ids)
         self._groups: dict[str, tuple[Answer, ...]] = {}
         found, begun = ({}, []) if restart else self._read_partial()
-        if begun:
+        finished = read_summary(self.summary_file) if self.summary_file.exists() and not restart else None
+        self._is_finished = finished is not None and (not begun or self._differs_in(finished) is None)
+        if begun and (self._differs_in(found) is None or not self._is_finished):
+            self._is_finished = False
             self._require_same(self.partial_file, found)
             self._take(begun)
-        elif self.summary_file.exists() and not restart:
-            self._require_same(self.summary_file, read_summary(self.summary_file))
+        elif finished is not None:
+            self._require_same(self.summary_file, finished)
             self._take(read_answers(self.answers_file, num=len(self._ids) * num_samples))
-        self._is_finished = self.summary_file.exists() and not begun and not restart
         if not self._is_finished:
             self._begin()
 
@@ -87,8 +89,8 @@ class AnswerLog:
             replace_text(self.answers_file, _lines(result.answers))
             summary = {**self._noted, **self._described, **result.summary(), "answers": self.answers_file.name}
             replace_text(self.summary_file, _to_json(summary))
-        self._is_finished = True
-        self.partial_file.unlink(missing_ok=True)
+            self.partial_file.unlink(missing_ok=True)
+            self._is_finished = True
         return result
 
     def _read_partial(self) -> tuple[dict[str, Any], list[Answer]]:
@@ -117,6 +119,9 @@ class AnswerLog:
         for problem_id, group in found.items():
             if problem_id in self._ids and len(group) == self._num_samples:
                 self._groups[problem_id] = tuple(sorted(group, key=lambda answer: answer.sample))
+
+    def _differs_in(self, found: Mapping[str, Any]) -> str | None:
+        return next((key for key, wanted in self._described.items() if found.get(key) != wanted), None)
 
     def _require_same(self, file: Path, found: Mapping[str, Any]) -> None:
         for key, wanted in self._described.items():
@@ -165,6 +170,15 @@ def result_of(answers: Sequence[Answer], seed: int) -> EvalResult:
     return EvalResult(tuple(map(tuple, groups.values())), seed)
 
 
+def result_files(folder: Path) -> list[Path]:
+    """Each NAME.json of results, whether or not its answers are still beside it."""
+    return [
+        file
+        for file in sorted(folder.glob("*.json"))
+        if file.with_suffix(".jsonl").is_file() or f'"answers": "{file.stem}.jsonl"' in file.read_text(encoding="utf-8")
+    ]
+
+
 def read_answers(file: Path, *, num: int | None = None) -> list[Answer]:
     """All lines of NAME.jsonl. DataError for a file that is missing, changed by hand, or has not `num` answers."""
     try:
@@ -174,7 +188,7 @@ def read_answers(file: Path, *, num: int | None = None) -> list[Answer]:
         return answers
     except (OSError, ValueError, TypeError) as error:
         raise DataError(
-            f"{file}: holds no answers that can be read ({error}); give the evaluation's command again, with --restart"
+            f"{file}: cannot be used ({error}); give the evaluation's command again, with --restart"
         ) from None
 
 

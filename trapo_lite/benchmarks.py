@@ -1,6 +1,7 @@
 """Sets of problems whose scores are compared with other people's: where they are, how they are put, what they hold."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,15 @@ def load_registry(path: Path) -> dict[str, Benchmark]:
         raise ConfigError(f"--registry {path}: {error.strerror}; name a file like evals/benchmarks.yaml") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--registry {path}: not valid YAML: {error}; mend the file") from None
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(
+            f"--registry {path}: holds no benchmarks; write NAME: {{title: ..., source: ..., num_problems: ...}}"
+        )
+    for name in content:
+        if not re.fullmatch(r"\w[\w.-]*", str(name)):
+            raise ConfigError(
+                f"--registry {path}: found the name {name!r}; results are files of that name, so use letters"
+            )
     try:
         return TypeAdapter(dict[str, Benchmark]).validate_python(content)
     except ValidationError as error:
@@ -130,7 +140,8 @@ def read_benchmark(
         expected = " or ".join(f"{count:,}" for count in benchmark.num_problems)
         raise DataError(
             f"benchmark {name}: {benchmark.source} holds {len(found):,} different problems, {benchmark.title} has "
-            f"{expected}; give the whole set, or say --partial"
+            f"{expected}; give the whole set"
+            + (", or say --partial" if len(found) < min(benchmark.num_problems) else "")
         )
     return list(found), benchmark.num_problems[0] if is_part else None
 

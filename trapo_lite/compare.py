@@ -16,7 +16,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from trapo_lite import scores
-from trapo_lite.answer_log import read_answers, read_summary, result_of
+from trapo_lite.answer_log import read_answers, read_summary, result_files, result_of
 from trapo_lite.config import ConfigError
 from trapo_lite.config.fields import Section
 from trapo_lite.evaluation import EvalResult
@@ -69,6 +69,8 @@ def compare(folders: Sequence[Path], *, published: Path | None, out: Path | None
 
     ConfigError for a folder without results or a damaged file of published rows.
     """
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise ConfigError(f"--json {out}: {'is a folder' if out.is_dir() else 'its folder is not there'}; name a file")
     console = Console()
     rows = [row for folder in folders for row in read_rows(folder)]
     literature = [] if published is None else read_published(published)
@@ -97,9 +99,8 @@ def read_rows(folder: Path) -> list[ResultRow]:
     places = [folder, *sorted(path for path in (folder / "eval").glob("*") if path.is_dir())]
     rows = []
     for place in places:
-        files = [file for file in sorted(place.glob("*.json")) if file.with_suffix(".jsonl").is_file()]
         found = {}
-        for file in files:
+        for file in result_files(place):
             summary = read_summary(file)
             answers = read_answers(file.with_suffix(".jsonl"), num=summary["num_problems"] * summary["num_samples"])
             found[file.stem] = Score(summary, result_of(answers, summary["seed"]))

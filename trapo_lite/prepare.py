@@ -1,5 +1,6 @@
 """The data job: what a data set holds as the trainer will see it, a cleaned copy, a closer look at one problem."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -63,7 +64,10 @@ def prepare(
                 Path(out),
                 second=second,
                 overlap=Overlap(problems) if problems else None,
-                overlap_names=tuple(f"{name}={one.source}" for name, one in (overlap or {}).items()),
+                overlap_names=tuple(
+                    f"{name}={one.source} {hashlib.sha256(repr(problems[name]).encode()).hexdigest()[:12]}"
+                    for name, one in (overlap or {}).items()
+                ),
                 remove_overlap=remove_overlap,
                 verifier=grader,
                 restart=restart,

@@ -89,8 +89,9 @@ def _read_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> ProblemSet
     name = Path(source).stem.replace(":", "-")
     chosen = tuple(problems[: config.eval.num_problems])
     texts = tuple((example.problem, example.answer) for example in loaded.examples[: len(chosen)])
-    is_part = len(chosen) < len(problems)
-    title = source + (f", {len(chosen)} of {len(problems):,} problems" if is_part else "")
+    whole = len(problems) + sum(report.rows_dropped.values())
+    is_part = len(chosen) < whole
+    title = source + (f", {len(chosen)} of {whole:,} problems" if is_part else "")
     return ProblemSet(name, title, source, chosen, config.eval.num_samples, tuple(lines), is_part, texts)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from trapo_lite.answer_log import Regraded, read_summary, regraded
+from trapo_lite.answer_log import Regraded, read_summary, regraded, result_files
 from trapo_lite.config import ConfigError, load_config
 from trapo_lite.config.loading import sets
 from trapo_lite.evaluation import EvalResult
@@ -28,7 +28,7 @@ def regrade(
     if other is not None:
         raise ConfigError(f"--regrade: draws nothing, so {other} says nothing; leave it out")
     kept_rules = () if sets("reward.require_box", overrides) else ("require_box",)
-    files = [file for file in sorted(folder.glob("*.json")) if file.with_suffix(".jsonl").is_file()]
+    files = result_files(folder)
     if not files:
         raise ConfigError(f"--regrade {folder}: holds no NAME.json beside a NAME.jsonl; give a folder of results")
     if out is not None:

@@ -6,6 +6,7 @@ Traces are read where they are needed: ids, problems and counts are all that is 
 that a build that was killed goes on from there.
 """
 
+import hashlib
 import json
 import shutil
 from collections import Counter
@@ -36,8 +37,8 @@ class Build:
     """What is built, and of what.
 
     second:     a source with more traces of the same problems, or None
-    overlap:    sets that are evaluated on, named with their sources by overlap_names;  remove_overlap: drop rows that
-                share a run of words with them
+    overlap:    sets that are evaluated on, named with source and content by overlap_names
+    remove_overlap: drop rows that share a run of words with them
     verifier:   grades every trace; None: no grading
     restart:    forget what a build that was killed has done
     """
@@ -65,8 +66,13 @@ class Build:
             "--decontaminate": list(self.overlap_names),
             "--remove": self.remove_overlap,
             "--verify": self.verifier is not None,
-            "bytes of the files": {name: Path(name).stat().st_size for name in self._local_sources()},
+            "contents of the files": {name: _content(Path(name)) for name in self._local_sources()},
         }
+
+
+def _content(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def build_training_set(build: Build, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]) -> BuildTally:

@@ -27,6 +27,7 @@ from sympy import (
     Pow,
     Rational,
     Symbol,
+    default_sort_key,
     expand,
     false,
     preorder_traversal,
@@ -194,7 +195,7 @@ def _have_other_solutions(answer: Equality, gold: Equality) -> bool:
     here, there = (_left_minus_right(one) for one in (answer, gold))
     if 0 in (here, there):
         return here != there  # `x = x` says nothing
-    atoms = sorted(here.atoms(Symbol, AppliedUndef) | there.atoms(Symbol, AppliedUndef), key=str)
+    atoms = sorted(here.atoms(Symbol, AppliedUndef) | there.atoms(Symbol, AppliedUndef), key=default_sort_key)
     if len(atoms) < 2 or here.has(Derivative) or there.has(Derivative):
         return False  # in one unknown, equations of other forms have the same solutions
     names: Any = dict(zip(sorted(atoms, key=lambda atom: -len(atom.args)), symbols(f"x:{len(atoms)}"), strict=True))
