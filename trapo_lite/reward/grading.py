@@ -134,8 +134,11 @@ def _same_assignment(answer: str, gold: str) -> bool | None:
     Of `a \\approx b` a counts.
     """
     exact, is_rounded, _ = answer.partition(r"\approx")
-    if is_rounded and not notation.is_relation(gold) and not notation.is_name(exact):
-        return _is_same_plain(exact.strip(), gold)
+    if is_rounded and not notation.is_relation(gold):
+        if _is_same_plain(exact.strip(), gold):
+            return True
+        if not notation.is_name(exact):
+            return False
     (answer_name, answer_value), (gold_name, gold_value) = notation.assignment(answer), notation.assignment(gold)
     if "=" in answer and not notation.is_relation(gold):
         if notation.is_equation_chain(answer):

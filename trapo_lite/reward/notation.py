@@ -51,7 +51,7 @@ _REWRITES = [
         (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
         (r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
         (r"\*\*(?=.*\*\*)|\*\*$|^\*\*", ""),
-        (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![a-zA-Z])", r"^\\circ "),
+        (r"\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![a-zA-Z]))|\\degree(?![a-zA-Z])", r"^\\circ "),
         (r"\s+", " "),
     ]
 ]  # fmt: skip
@@ -67,9 +67,7 @@ _NAME = r"(?:\\?[a-zA-Z]+\s*(?:_\s*(?:\{[^{}]*\}|\w))?\s*'*\s*(?:\([a-zA-Z_\\, ]
 _RATIO = rf"(?:{_NAME}|\\frac\s*\{{{_NAME}\}}\s*\{{{_NAME}\}}|\|{_NAME}\|)"
 _LEFT_SIDE = re.compile(rf"\s*({_RATIO}(?:\s*[:/]\s*{_RATIO})*|\(\s*{_NAME}(?:\s*,\s*{_NAME})+\s*\))\s*$")
 _RELATION = re.compile(r"(?<![<>!:\\])=|\\(?:approx|in|equiv|sim)(?![a-zA-Z])|\\(?:le|ge|ne)(?![a-zA-Z])|[<>]")
-_OPERATOR = re.compile(
-    r"\s*\\(?:lim|int|sum|prod|max|min|gcd|lcm|det|sin|cos|tan|cot|sec|csc|log|ln|angle|overline|vec)(?![a-zA-Z])"
-)
+_LOGIC = re.compile(r"\\(?:lor|vee|land|wedge|lnot|neg|Rightarrow|implies|iff|mid|q?quad)(?![a-zA-Z])|\|\s*[a-z]\s*=")
 # `B) 42`, not `(a)^2` or `a:b`: what follows the mark is set off by a blank.
 _CHOICE = re.compile(
     r"(?:(?i:option|choice|answer)\s*:?\s+)?\(?\s*([A-Ja-j])\s*"
@@ -236,18 +234,15 @@ def is_relation(text: str) -> bool:
 
 
 def is_equation_chain(text: str) -> bool:
-    """Whether the text is `a = b` or `a = b = c ...` and all but the last are names (`m + n`) or computed (`3 + 4`).
+    r"""Whether the text is `a = b` or `a = b = c ...`: no other relation, no words, and not two statements on one name.
 
-    >>> is_equation_chain("m + n = 3 + 4 = 7"), is_equation_chain("2x = 7"), is_equation_chain("x = 8, x = 7")
+    >>> is_equation_chain("x^2 + 1 = 3 + 4 = 7"), is_equation_chain(r"x = 8 \lor x = 7"), is_equation_chain("x=8, x=7")
     (True, False, False)
     """
     relations = [match[0] for match in _RELATION.finditer(text)]
-    *parts, _ = text.split("=")
-    return bool(relations) and set(relations) == {"="} and all(map(_is_named_or_computed, parts))
-
-
-def _is_named_or_computed(text: str) -> bool:
-    is_computed = _OPERATOR.match(text) or not re.search("[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", " ", text))
-    if _LEFT_SIDE.match(text) or is_computed:
-        return not has_text(text) and len(split_list(text)) == 1
-    return bool(re.fullmatch(rf"\s*{_NAME}(?:\s*(?:[-+*/]|\\cdot|\\times)\s*{_NAME})+\s*", text))
+    if not relations or set(relations) != {"="} or has_text(text) or _LOGIC.search(text):
+        return False
+    first, *middle, _ = text.split("=")
+    name = _LEFT_SIDE.match(first)
+    is_said_again = name is not None and any(squeezed(name[1]) in squeezed(part) for part in middle)
+    return not is_said_again and len(split_list(text.rpartition("=")[0])) == 1
