@@ -103,6 +103,8 @@ SAME = [  # (gold, what stands in the box)
     (r"\frac13", r"x = \frac13 \approx 0.333"),
     ("7", "m+n=3+4=7"),
     ("5", "f(2) = 5"),
+    ("X=3", "x=3"),
+    (r"x = \pm 3", r"x=3 \text{ or } x=-3"),
     ("25", "x^2+y^2 = 3^2+4^2 = 25"),
     (r"\pi", r"\pi \approx 3.14"),
     (r"\frac12", r"\sin x = \frac12"),

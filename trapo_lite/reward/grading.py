@@ -149,7 +149,7 @@ def _same_assignment(answer: str, gold: str) -> bool | None:
     if (
         answer_name
         and gold_name
-        and answer_name != gold_name
+        and answer_name.casefold() != gold_name.casefold()
         and not (_is_function(answer_name) and _is_function(gold_name))
     ):
         return None
@@ -181,7 +181,7 @@ def _same_list(answer: str, gold: str) -> bool | None:
     answer_names, gold_names = _names(answers), _names(golds)
     if (answer_names is None) != (gold_names is None):
         return _same_values(answers, golds, answer_names or gold_names or [])
-    is_open = any(map(_stands_for_more, (*answers, *golds))) and (answer_names is None or gold_names is None)
+    is_open = any(_stands_for_more(one, is_named=answer_names is not None) for one in (*answers, *golds))
     answer_numbers, gold_numbers = _numbers(answers), _numbers(golds)
     are_numbers = answer_numbers is not None and gold_numbers is not None
     if answer_kind != gold_kind and {answer_kind, gold_kind} not in ({"", "()"}, {"", "{}"}):
@@ -209,8 +209,8 @@ def _same_values(answers: Sequence[str], golds: Sequence[str], names: Sequence[s
     return _match(ours, theirs, _is_same_plain, in_any_order=len(set(names)) == 1 and len(names) > 1)
 
 
-def _stands_for_more(element: str) -> bool:
-    return r"\pm" in element or r"\mp" in element or notation.is_relation(element)
+def _stands_for_more(element: str, *, is_named: bool) -> bool:
+    return r"\pm" in element or r"\mp" in element or (notation.is_relation(element) and not is_named)
 
 
 def _same_with_unit(answer: str, gold: str) -> bool | None:
