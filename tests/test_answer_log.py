@@ -103,6 +103,24 @@ def test_finished_results_are_kept_until_others_have_been_drawn(tmp_path: Path) 
     assert not log.partial_file.exists() and log_in(tmp_path, temperature=0.5).is_complete
 
 
+def test_numbers_never_stand_beside_other_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the two files of a --restart: the old numbers are gone with the old answers."""
+    for temperature in (1.0, 0.5):
+        log = log_in(tmp_path, temperature=temperature, restart=True)
+        for problem in (0, 1):
+            log.append([answer(problem, 0), answer(problem, 1)])
+        if temperature == 1.0:
+            log.finish(seed=3)
+
+    def killed(summary: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trapo_lite.answer_log._to_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        log.finish(seed=3)
+    assert not log.summary_file.exists() and log.answers_file.exists() and log.partial_file.exists()
+
+
 def test_where_things_lay_and_how_they_were_graded(tmp_path: Path) -> None:
     """Another place is no other model; other rules are named, with what can be done."""
     log = log_in(tmp_path, verifier="old rules", noted={"model": "/here"})

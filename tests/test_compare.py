@@ -95,7 +95,7 @@ def test_results_without_their_answers_and_a_place_that_cannot_be_written_are_er
 def test_a_run_has_a_row_for_each_of_its_evaluations(tmp_path: Path) -> None:
     write(tmp_path / "run" / "eval" / "adapter", "amc", 0.5)
     write(tmp_path / "run" / "eval" / "base", "amc", 0.2)
-    assert [Path(row.name).name for row in read_rows(tmp_path / "run")] == ["adapter", "base"]
+    assert [Path(row.name).name for row in read_rows(tmp_path / "run")] == ["base", "adapter"]
     with pytest.raises(ConfigError, match="holds no results"):
         read_rows(tmp_path)
     with pytest.raises(ConfigError, match="is no folder"):

@@ -12,11 +12,14 @@ import pytest
 import torch
 from scripted import STOP_ID, ScriptedEngine, ScriptedVerifier, decode, is_boundary
 
+from trapo_lite.benchmarks import Benchmark
 from trapo_lite.cli import REGISTRY
 from trapo_lite.config import Config, validate
+from trapo_lite.data import load_tokenizer
 from trapo_lite.engines.base import SampleRequest
 from trapo_lite.evaluate import EvalTarget, _name_of, evaluate, target_from_arguments
 from trapo_lite.evaluation import EvalResult, evaluate_problems
+from trapo_lite.problem_sets import read_sets
 from trapo_lite.sampler import Sampler, SamplingSettings
 from trapo_lite.scores import bootstrap_interval
 from trapo_lite.tiny_world import BASE_DIR, DATA_DIR
@@ -216,6 +219,25 @@ def test_a_run_and_its_base(
     trained = json.loads((run_dir / "eval" / "adapter" / "easy.json").read_text())
     assert trained["accuracy"] < 0.5 and trained["adapter"] == str(run_dir / "adapter")
     assert trained["num_samples"] == 1 and trained["max_response_tokens"] == 24
+
+
+def test_a_part_says_so(tmp_path: Path, easy_file: Path):
+    """The first problems of a file, a file with a row that was dropped, some of a benchmark."""
+    damaged = tmp_path / "damaged.jsonl"
+    damaged.write_text(easy_file.read_text() + "{\n")
+    made = {"made": Benchmark(title="Made", source=str(easy_file), num_problems=20)}
+
+    def read(benchmarks: dict[str, Benchmark], **settings: dict) -> tuple[bool, str]:
+        raw = tiny_config(tmp_path).model_dump(mode="json", exclude_unset=True)
+        config = validate({**raw, **{name: {**raw.get(name, {}), **keys} for name, keys in settings.items()}})
+        tokenizer = load_tokenizer(str(BASE_DIR))
+        [one] = read_sets(config, benchmarks, tokenizer, num_samples=None, num_problems=None, allow_part=True)
+        return one.is_part, one.title
+
+    assert read({}, eval={"data": str(easy_file)}) == (False, str(easy_file))
+    assert read({}, eval={"data": str(easy_file), "num_problems": 4}) == (True, f"{easy_file}, 4 of 12 problems")
+    assert read({}, eval={"data": str(damaged)}, data={"on_bad_row": "skip"}) == (True, f"{damaged}, 12 of 13 problems")
+    assert read(made) == (True, "Made, 12 of 20 problems")
 
 
 def test_the_same_seed_gives_the_same_answers_and_another_seed_others(tmp_path: Path):

@@ -321,6 +321,16 @@ def test_math_verify_alone_would_call_tiny_numbers_equal():
 
 
 @pytest.mark.slow
+def test_equations_that_a_point_tells_apart_are_not_solved():
+    """math-verify alone needs more than the deadline for each of these."""
+    gold = r"m l \ddot{\theta}(t)-m g \sin \theta(t)=f(t) \cos \theta(t)"
+    others = ["x=x", "0=0", gold.replace("-", "+"), gold + "+1", r"\frac12 " + gold]
+    with MathVerifier(num_workers=1, deadline_seconds=5.0) as verifier:
+        kinds = [one.kind for one in verifier.grade([(rf"\boxed{{{other}}}", gold) for other in [*others, gold]])]
+    assert kinds == ["wrong"] * len(others) + ["correct"]
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not CASES.exists(), reason=f"the shared verifier cases are not at {CASES}")
 def test_agreement_with_the_stated_verdicts():
     rows = [json.loads(line) for line in CASES.read_text().splitlines()]

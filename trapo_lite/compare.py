@@ -93,10 +93,11 @@ def compare(folders: Sequence[Path], *, published: Path | None, out: Path | None
 
 
 def read_rows(folder: Path) -> list[ResultRow]:
-    """The results in a folder; in a run's folder, those of each of its evaluations."""
+    """The results in a folder; in a run's folder, those of each of its evaluations, the base's before all others."""
     if not folder.is_dir():
         raise ConfigError(f"{folder}: is no folder; give the --out of an evaluation, or a run that was evaluated")
-    places = [folder, *sorted(path for path in (folder / "eval").glob("*") if path.is_dir())]
+    evaluations = [path for path in (folder / "eval").glob("*") if path.is_dir()]
+    places = [folder, *sorted(evaluations, key=lambda path: (path.name != "base", path.name))]
     rows = []
     for place in places:
         found = {}
