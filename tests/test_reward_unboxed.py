@@ -1,9 +1,15 @@
 """Answers without a box: where they are found, and what stands beside them."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from trapo_lite.reward import MathVerifier
 from trapo_lite.reward.grading import grade
+
+TRAIN = Path(os.environ.get("TRAPO_LITE_SHARED", Path(__file__).parents[2] / "shared")) / "data" / "train"
+ROWS = TRAIN / "gsm8k_train512_openr1_schema.parquet"
 
 
 def test_without_a_box_the_end_of_the_text_counts_unless_a_box_is_required():
@@ -114,7 +120,23 @@ def test_without_a_box_what_qualifies_a_number_is_part_of_the_answer(text):
         ("The answer is 7, because 3 > 2.", "7"),
         ("The answer is x > 7", "x > 7"),
         ("answer: 9 (nine)", "9"),
+        ("It is $0.25/post * 360 posts/hour = $90/hour.", "90"),
     ],
 )
 def test_without_a_box_an_answer_may_stand_in_a_sentence(text, gold):
     assert grade(text, gold, require_box=False)[0] == "correct"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ROWS.exists(), reason=f"the shared training rows are not at {ROWS}")
+def test_thoughts_that_people_wrote_are_read():
+    """GSM8K's, which end in a sentence and have no box. The rest states another number last, or none."""
+    from pyarrow import parquet
+
+    rows = parquet.read_table(ROWS).to_pylist()
+    pairs = [
+        (row["target"][0]["content"].partition("</think>")[0], row["reward_model"]["ground_truth"]) for row in rows
+    ]
+    with MathVerifier(num_workers=1, deadline_seconds=5.0) as verifier:
+        verdicts = verifier.grade([(thought, str(gold)) for thought, gold in pairs])
+    assert sum(verdict.is_correct for verdict in verdicts) >= 495 and len(pairs) == 512

@@ -33,7 +33,7 @@ _QUALIFIED_BEFORE = re.compile(
     r"|[<>≤≥≠√^]=?|!=|\\(?:neq?|leq?|geq?|log|ln|sqrt))[\s$({\\]*$"
 )
 _QUALIFIED_AFTER = re.compile(
-    r"[)$}\s]*(?:!|\^|[+*/·]\s*(?:[.\s]*$|[\w$])|(?i:squared|cubed|factorial|choose|mod|remainder"
+    r"[)$}\s]*(?:!|\^|[+*·]\s*(?:[.\s]*$|[\w$])|/\s*(?:[.\s]*$|[\d$])|(?i:squared|cubed|factorial|choose|mod|remainder"
     r"|or (?:more|less|fewer)|and more|dozen|hundred|thousand|million|billion)\b)"
 )
 _NUMBERS = re.compile(rf"{_NUMBER_OR_FORMULA}(?:{_JOINED_BY}{_NUMBER_OR_FORMULA})+")
