@@ -124,13 +124,13 @@ class AnswerLog:
         return next((key for key, wanted in self._described.items() if found.get(key) != wanted), None)
 
     def _require_same(self, file: Path, found: Mapping[str, Any]) -> None:
-        for key, wanted in self._described.items():
-            if found.get(key) != wanted:
-                what = SAID.get(key, f"with {key} {found.get(key)!r}, now it is {wanted!r}")
-                regrade = f", --regrade {file.parent} to grade them again" if key == "verifier" else ""
-                raise ConfigError(
-                    f"{file}: holds answers {what}; choose another --out{regrade}, or give --restart to draw them again"
-                )
+        key = self._differs_in(found)
+        if key is not None:
+            what = SAID.get(key, f"with {key} {found.get(key)!r}, now it is {self._described[key]!r}")
+            regrade = f", --regrade {file.parent} to grade them again" if key == "verifier" else ""
+            raise ConfigError(
+                f"{file}: holds answers {what}; choose another --out{regrade}, or give --restart to draw them again"
+            )
 
 
 @dataclass(frozen=True)
