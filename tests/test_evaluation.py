@@ -285,7 +285,7 @@ def test_the_same_seed_gives_the_same_answers_and_another_seed_others(tmp_path: 
         (["--regrade", "{run}", "--num-samples", "4"], "so --num-samples says nothing"),
         (["--regrade", "{run}", "--partial"], "so --partial says nothing"),
         (["--regrade", "{run}", "eval.temperature=1"], "so eval.temperature=1 says nothing"),
-        (["--regrade", "{run}", "--config", "A.yaml"], "--regrade: reads no --config"),
+        (["--regrade", "{run}", "--config", "A.yaml"], "so --config says nothing"),
         (["--run", "{run}", "--data", "{data}", "--partial"], "--partial: is about benchmarks; name some with"),
         (["--run", "{run}", "--data", "{data}", "--registry", "{data}"], "--registry: is about benchmarks"),
         (["--run", "{run}", "--data", "{data}", "eval.data=x"], "--data: eval.data is given as well"),

@@ -41,11 +41,6 @@ def test_without_a_box_one_of_several_answers_is_none_of_them(text, one, graded)
     assert grade(text, graded, require_box=False) == ("correct", graded)
 
 
-@pytest.mark.parametrize("text", ["It is 7 or maybe 8", "either 7, or perhaps 8", "7 and/or 8", "**8** or **7**"])
-def test_without_a_box_hedges_of_other_words_are_wrong(text):
-    assert grade(text, "7", require_box=False)[0] == "wrong"
-
-
 @pytest.mark.parametrize(
     ("text", "gold"),
     [
@@ -60,6 +55,17 @@ def test_without_a_box_hedges_of_other_words_are_wrong(text):
         ("Answer: option C", "C"),
         ("I think so.\n(C).", "C"),
         ("The answer is A? No, the answer is B.", "B"),
+        ("The answer is 7 dozen.", "84"),
+        ("The answer is **7**.", "7"),
+        ("The answer is 7cm.", "7"),
+        ("So there are 7 apples.", "7"),
+        ("It is at least 5, so the answer is 12.", "12"),
+        ("From 3 to 9 there are 12.", "12"),
+        ("Thus 3 + 4 = 7.", "7"),
+        ("The answer is 7, because 3 > 2.", "7"),
+        ("The answer is x > 7", "x > 7"),
+        ("answer: 9 (nine)", "9"),
+        ("It is $0.25/post * 360 posts/hour = $90/hour.", "90"),
     ],
 )
 def test_without_a_box_the_answer_is_found_in_its_place(text, gold):
@@ -101,30 +107,14 @@ def test_without_a_box_numbers_elsewhere_are_not_offered_beside_the_answer():
         "The answer is 7; 8.",
         "3 | 7",
         "x_1 = 3, x_2 = 7",
+        "It is 7 or maybe 8",
+        "either 7, or perhaps 8",
+        "7 and/or 8",
+        "**8** or **7**",
     ],
 )
 def test_without_a_box_what_qualifies_a_number_is_part_of_the_answer(text):
     assert grade(text, "7", require_box=False)[0] == "wrong"
-
-
-@pytest.mark.parametrize(
-    ("text", "gold"),
-    [
-        ("The answer is 7 dozen.", "84"),
-        ("The answer is **7**.", "7"),
-        ("The answer is 7cm.", "7"),
-        ("So there are 7 apples.", "7"),
-        ("It is at least 5, so the answer is 12.", "12"),
-        ("From 3 to 9 there are 12.", "12"),
-        ("Thus 3 + 4 = 7.", "7"),
-        ("The answer is 7, because 3 > 2.", "7"),
-        ("The answer is x > 7", "x > 7"),
-        ("answer: 9 (nine)", "9"),
-        ("It is $0.25/post * 360 posts/hour = $90/hour.", "90"),
-    ],
-)
-def test_without_a_box_an_answer_may_stand_in_a_sentence(text, gold):
-    assert grade(text, gold, require_box=False)[0] == "correct"
 
 
 @pytest.mark.slow

@@ -11,10 +11,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trapo_lite import parity
 from trapo_lite.config import load_config
 from trapo_lite.engines.base import EngineError, SampleRequest
-from trapo_lite.engines.decoding import BLOCK, GrowingLayer, grouped_attention
+from trapo_lite.engines.decoding import BLOCK, MAX_SCORES, GrowingLayer, grouped_attention, read_at_once
 from trapo_lite.engines.sampling import draw, processed_logprobs
 from trapo_lite.engines.start import start_engine
-from trapo_lite.engines.transformers import MAX_SCORES, Row, TransformersEngine, read_at_once
+from trapo_lite.engines.transformers import TransformersEngine
 
 LOGITS = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()  # probabilities 0.4, 0.3, 0.2, 0.1
 
@@ -66,18 +66,13 @@ def test_a_draw_inverts_the_cumulative_distribution():
 def test_prompts_are_read_as_many_at_a_time_as_there_is_memory_for(tiny_model_dir, monkeypatch):
     """Attention over 250 prompts of 4,000 tokens would take 16 GB a head; one is always read, whatever it takes."""
     lengths = [100] * 300 + [4000] * 3 + [6000] + [10] * 2
-    rows = [
-        Row(SampleRequest(f"r{i}", (i, *range(length - 1)), seed=0, max_tokens=1), torch.zeros(1), None)
-        for i, length in enumerate(lengths)
-    ]
-    batches = list(read_at_once(rows))
-    assert [row for batch in batches for row in batch] == rows
+    prompts = [(i, *range(length - 1)) for i, length in enumerate(lengths)]
+    batches = list(read_at_once(prompts, tuple))
+    assert [prompt for batch in batches for prompt in batch] == prompts
     assert [len(batch) for batch in batches] == [300, 1, 1, 1, 1, 2]
-    for batch in batches:
-        longest = max(len(row.request.token_ids) for row in batch)
-        assert len(batch) == 1 or len(batch) * longest**2 <= MAX_SCORES
-    same = [Row(SampleRequest(f"s{i}", tuple(range(4000)), seed=i, max_tokens=1), torch.zeros(1), None) for i in (0, 1)]
-    assert list(read_at_once(same)) == [same]  # one prompt, read once
+    assert all(len(batch) == 1 or len(batch) * max(map(len, batch)) ** 2 <= MAX_SCORES for batch in batches)
+    same = [tuple(range(4000))] * 2
+    assert list(read_at_once(same, tuple)) == [same]  # one prompt, read once
 
     def drawn() -> dict[str, tuple[int, ...]]:
         engine = TransformersEngine(str(tiny_model_dir), max_model_len=TINY_MAX_LEN)
@@ -89,7 +84,7 @@ def test_prompts_are_read_as_many_at_a_time_as_there_is_memory_for(tiny_model_di
         return found
 
     at_once = drawn()
-    monkeypatch.setattr("trapo_lite.engines.transformers.MAX_SCORES", 1000)
+    monkeypatch.setattr("trapo_lite.engines.decoding.MAX_SCORES", 1000)
     assert drawn() == at_once
 
 

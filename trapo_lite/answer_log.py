@@ -1,7 +1,7 @@
 """Answers on disk while they are drawn: an evaluation that was killed goes on with the problems it has not finished.
 
 DIR/NAME.partial.jsonl   what the answers are of, then every answer, a problem at a time, as problems are completed;
-                         while it has any, it is what counts, and finished results beside it are replaced at its end
+                         finished results of other settings beside it stay until it is complete
 DIR/NAME.jsonl           all answers, in the order of problems and samples, once there are no more to draw
 DIR/NAME.json            the numbers made of them
 """
@@ -52,14 +52,15 @@ class AnswerLog:
         self._groups: dict[str, tuple[Answer, ...]] = {}
         found, begun = ({}, []) if restart else self._read_partial()
         finished = read_summary(self.summary_file) if self.summary_file.exists() and not restart else None
-        self._is_finished = finished is not None and (not begun or self._differs_in(finished) is None)
-        if begun and (self._differs_in(found) is None or not self._is_finished):
-            self._is_finished = False
+        is_asked_for = finished is not None and self._differs_in(finished) is None
+        goes_on = bool(begun) and (self._differs_in(found) is None or not is_asked_for)
+        if goes_on:
             self._require_same(self.partial_file, found)
             self._take(begun)
         elif finished is not None:
             self._require_same(self.summary_file, finished)
             self._take(read_answers(self.answers_file, num=len(self._ids) * num_samples))
+        self._is_finished = finished is not None and not goes_on
         if not self._is_finished:
             self._begin()
 
@@ -172,11 +173,12 @@ def result_of(answers: Sequence[Answer], seed: int) -> EvalResult:
 
 def result_files(folder: Path) -> list[Path]:
     """Each NAME.json of results, whether or not its answers are still beside it."""
-    return [
-        file
-        for file in sorted(folder.glob("*.json"))
-        if file.with_suffix(".jsonl").is_file() or f'"answers": "{file.stem}.jsonl"' in file.read_text(encoding="utf-8")
-    ]
+
+    def is_one(file: Path) -> bool:
+        named = f'"answers": "{file.stem}.jsonl"'
+        return file.with_suffix(".jsonl").is_file() or named in file.read_text("utf-8", "replace")
+
+    return list(filter(is_one, sorted(folder.glob("*.json"))))
 
 
 def read_answers(file: Path, *, num: int | None = None) -> list[Answer]:

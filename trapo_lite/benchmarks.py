@@ -1,6 +1,7 @@
 """Sets of problems whose scores are compared with other people's: where they are, how they are put, what they hold."""
 
 import difflib
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -144,6 +145,11 @@ def read_benchmark(
             + (", or say --partial" if len(found) < min(benchmark.num_problems) else "")
         )
     return list(found), benchmark.num_problems[0] if is_part else None
+
+
+def texts_fingerprint(texts: Sequence[object]) -> str:
+    """What tells one set of problems, or of problems and golds, from another."""
+    return hashlib.sha256(repr(tuple(texts)).encode()).hexdigest()
 
 
 def _question(row: Row, benchmark: Benchmark) -> tuple[str, str]:

@@ -77,14 +77,14 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser, *, option: str = "-
     parser.add_argument(
         option, dest="benchmarks", action="extend", nargs="+", default=[], metavar="NAME[=FILE]", help="of --registry"
     )
-    parser.add_argument("--registry", type=Path, default=REGISTRY, metavar="FILE", help="default: %(default)s")
+    parser.add_argument("--registry", type=Path, metavar="FILE", help=f"default: {REGISTRY}")
     parser.add_argument(
         "--partial", dest="allow_part", action="store_true", help="FILE may hold fewer problems than the benchmark"
     )
 
 
 def _check_benchmark_options(args: argparse.Namespace, *, option: str = "--benchmarks") -> None:
-    if not args.benchmarks and (args.allow_part or args.registry != REGISTRY):
+    if not args.benchmarks and (args.allow_part or args.registry is not None):
         given = "--partial" if args.allow_part else "--registry"
         raise ConfigError(f"{given}: is about benchmarks; name some with {option}, or leave it out")
 
@@ -107,16 +107,16 @@ def evaluate(args: argparse.Namespace) -> None:
         options = vars(_without_overrides(args))
         folder = options.pop("regrade")
         if folder is not None:
-            says_nothing = ("benchmarks", "data", "adapter", "base", "restart", "num_samples", "allow_part")
-            if args.registry != REGISTRY:
-                raise ConfigError("--regrade: draws nothing, so --registry says nothing; leave it out")
+            drawing = ("benchmarks", "data", "adapter", "base", "restart", "num_samples", "allow_part")
+            says_nothing = (*drawing, "registry", "config")
             given = [name for name in says_nothing if options[name] not in (None, False, [])]
             if given:
                 option = "--partial" if given[0] == "allow_part" else "--" + given[0].replace("_", "-")
                 raise ConfigError(f"--regrade: draws nothing, so {option} says nothing; leave it out")
-            regrade(folder, options["config"], options["overrides"], out=options["out"])
+            regrade(folder, options["overrides"], out=options["out"])
         else:
             _check_benchmark_options(args)
+            options["registry"] = options["registry"] or REGISTRY
             evaluate_job(target_from_arguments(**options))
 
 
@@ -132,7 +132,7 @@ def prepare(args: argparse.Namespace) -> None:
         _check_benchmark_options(args, option="--decontaminate")
         if len(args.second) > 1:
             raise ConfigError(f"--second: found {len(args.second)} sources; give one, with all traces in it")
-        overlap = choose(load_registry(args.registry), args.benchmarks, option="--decontaminate")
+        overlap = choose(load_registry(args.registry or REGISTRY), args.benchmarks, option="--decontaminate")
         prepare_job(
             load_config(args.config, args.overrides),
             out=args.out,

@@ -84,11 +84,16 @@ def target_from_arguments(
     """
     if num_samples is not None and num_samples < 1:
         raise ConfigError(f"--num-samples: found {num_samples}; draw at least one answer a problem")
-    given = {"eval.data": data, "eval.num_samples": num_samples, "model.name": model}
-    for key, option in (("eval.data", "--data"), ("eval.num_samples", "--num-samples"), ("model.name", "--model")):
-        if given[key] is not None and sets(key, overrides):
+    options = (
+        ("--data", "eval.data", data),
+        ("--num-samples", "eval.num_samples", num_samples),
+        ("--model", "model.name", model),
+    )
+    given = {key: value for _, key, value in options if value is not None}
+    for option, key, _ in options:
+        if key in given and sets(key, overrides):
             raise ConfigError(f"{option}: {key} is given as well; give one of them")
-    set_by_options = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    set_by_options = [f"{key}={json.dumps(value)}" for key, value in given.items()]
     every_override = [*overrides, *set_by_options]
     resolved = load_config(config, every_override) if run is None else load_run_config(run, config, every_override)
     if run is None:

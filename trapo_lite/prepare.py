@@ -1,6 +1,5 @@
 """The data job: what a data set holds as the trainer will see it, a cleaned copy, a closer look at one problem."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -10,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from trapo_lite.benchmarks import Benchmark, read_benchmark
+from trapo_lite.benchmarks import Benchmark, read_benchmark, texts_fingerprint
 from trapo_lite.config import AlgorithmSection, Config, ConfigError, DataSection
 from trapo_lite.data import DataError, DataReport, check_sources, is_boundary_fn, load_tokenizer, text_of
 from trapo_lite.data.loading import Grader, Loaded, load_with_rows
@@ -65,7 +64,7 @@ def prepare(
                 second=second,
                 overlap=Overlap(problems) if problems else None,
                 overlap_names=tuple(
-                    f"{name}={one.source} {hashlib.sha256(repr(problems[name]).encode()).hexdigest()[:12]}"
+                    f"{name}={one.source} {texts_fingerprint(problems[name])[:12]}"
                     for name, one in (overlap or {}).items()
                 ),
                 remove_overlap=remove_overlap,

@@ -1,6 +1,5 @@
 """What an evaluation is on: benchmarks or a file of problems, as tokens."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from trapo_lite.benchmarks import Benchmark, read_benchmark
+from trapo_lite.benchmarks import Benchmark, read_benchmark, texts_fingerprint
 from trapo_lite.config import Config, ConfigError
 from trapo_lite.data import encode, fingerprint, load_with_rows, prompt_text
 from trapo_lite.types import Problem
@@ -38,7 +37,7 @@ class ProblemSet:
             "benchmark": self.title,
             "is_part": self.is_part,
             "data": self.source,
-            "fingerprint": hashlib.sha256(repr(self.texts).encode()).hexdigest(),
+            "fingerprint": texts_fingerprint(self.texts),
             "prompts": fingerprint([Problem(p.id, p.prompt_ids, p.answer) for p in self.problems]),
         }
 

@@ -13,16 +13,12 @@ from trapo_lite.reward import MathVerifier
 from trapo_lite.run_folder import lock
 
 
-def regrade(
-    folder: Path, config_files: Sequence[str], overrides: Sequence[str], *, out: Path | None = None
-) -> dict[str, EvalResult]:
+def regrade(folder: Path, overrides: Sequence[str], *, out: Path | None = None) -> dict[str, EvalResult]:
     """Grade the answers in a folder of results again, by the verifier as it is now; nothing is drawn.
 
     A box is required if it was, unless an override says otherwise. out: for the new verdicts; None: over the old ones.
     ConfigError where the folder holds none, DataError where they cannot be read.
     """
-    if config_files:
-        raise ConfigError("--regrade: reads no --config; leave it out and write reward.KEY=VALUE by itself")
     config = load_config(overrides=overrides)
     other = next((text for text in overrides if not text.startswith("reward.")), None)
     if other is not None:

@@ -54,7 +54,7 @@ class Build:
 
     def _local_sources(self) -> list[str]:
         sources = [*check_sources(self.config.data.train), *([self.second] if self.second else [])]
-        return [source for source in sources if Path(source).is_file()]
+        return [source for source in sources if Path(source).expanduser().is_file()]
 
     def described(self) -> dict[str, Any]:
         """What decides what comes out, by the names users know: a build is only gone on with if it is the same."""
@@ -66,7 +66,7 @@ class Build:
             "--decontaminate": list(self.overlap_names),
             "--remove": self.remove_overlap,
             "--verify": self.verifier is not None,
-            "contents of the files": {name: _content(Path(name)) for name in self._local_sources()},
+            "contents of the files": {name: _content(Path(name).expanduser()) for name in self._local_sources()},
         }
 
 
@@ -89,7 +89,8 @@ def _build(build: Build, work: Path, tokenizer: PreTrainedTokenizerBase, say: Ca
     state_file, kept_file, second_file = work / "state.json", work / "kept.jsonl", work / "second.jsonl"
     if build.restart:
         _clear(work)
-    state = _open_work(work, state_file, build.described(), say)
+    described = build.described()
+    state = _open_work(work, state_file, described, say)
     tally = Tally(skip_bad_rows=build.config.data.on_bad_row == "skip")
     ids, keys = _name_rows(sources, tally)
     if build.second is not None:
@@ -114,7 +115,7 @@ def _build(build: Build, work: Path, tokenizer: PreTrainedTokenizerBase, say: Ca
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.rows_dropped.items())
         shutil.rmtree(work)
         raise DataError(f"data {', '.join(sources)}: none of {counts.num_rows} rows is left ({reasons})")
-    report = {**build.described(), **counts.to_row()}
+    report = {**described, **counts.to_row()}
     replace_text(build.out.with_suffix(".report.json"), json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     state_file.unlink()  # killed from here on, the next build begins anew and finds the same
     kept_file.rename(build.out)

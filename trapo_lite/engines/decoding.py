@@ -1,6 +1,8 @@
-"""What one more token for many rows costs: attention and key-value cache that copy little (the transformers engine)."""
+"""What reading prompts and one more token for many rows cost: batches, attention and key-value cache that copy little
+(the transformers engine)."""
 
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -12,6 +14,24 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 ATTENTION = "grouped_sdpa"
 BLOCK = 64  # columns that a cache grows by
+MAX_SCORES = 2**24  # of prompts read at once: entries of the attention matrix a head, with what they are padded by
+
+Reader = TypeVar("Reader")
+
+
+def read_at_once(rows: Sequence[Reader], prompt_of: Callable[[Reader], tuple[int, ...]]) -> Iterator[list[Reader]]:
+    """The rows in their order, as many at a time as attention over their different prompts has memory for."""
+    batch: list[Reader] = []
+    prompts: set[tuple[int, ...]] = set()
+    for row in rows:
+        wider = {*prompts, prompt_of(row)}
+        if batch and len(wider) * max(map(len, wider)) ** 2 > MAX_SCORES:
+            yield batch
+            batch, wider = [], {prompt_of(row)}
+        batch.append(row)
+        prompts = wider
+    if batch:
+        yield batch
 
 
 def grouped_attention(

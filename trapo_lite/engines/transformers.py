@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +13,7 @@ from torch import Tensor
 from trapo_lite.base_model import load_base
 from trapo_lite.config import ModelSection
 from trapo_lite.engines.base import Completion, EngineError, SampleRequest, check_request
-from trapo_lite.engines.decoding import ATTENTION, RowCache
+from trapo_lite.engines.decoding import ATTENTION, RowCache, read_at_once
 from trapo_lite.engines.peft_merging import MergedAdapter
 from trapo_lite.engines.sampling import draw, processed_logprobs
 from trapo_lite.parity import PEFT_PREFIX, checksum_of_pairs
@@ -21,8 +21,6 @@ from trapo_lite.parity import PEFT_PREFIX, checksum_of_pairs
 if TYPE_CHECKING:
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
-
-MAX_SCORES = 2**24  # of prompts read at once: entries of the attention matrix a head, with what they are padded by
 
 
 @dataclass
@@ -131,7 +129,7 @@ class TransformersEngine:
         newcomers = [self._waiting.popleft() for _ in range(min(self._num_free, len(self._waiting)))]
         if self._rows:
             self._decode()
-        for batch in read_at_once(newcomers):
+        for batch in read_at_once(newcomers, lambda row: row.request.token_ids):
             self._join(batch)
         done = [row.finish_reason is not None for row in self._rows]
         finished = [completion_of(row) for row, is_done in zip(self._rows, done, strict=True) if is_done]
@@ -260,21 +258,6 @@ class TransformersEngine:
             return
         index = torch.tensor([i for i, is_wanted in enumerate(wanted) if is_wanted], device=self.device)
         self._cache.select(index, width=max(row.num_cached for row in self._rows))
-
-
-def read_at_once(rows: Sequence[Row]) -> Iterator[list[Row]]:
-    """The rows in their order, as many at a time as attention over their different prompts has memory for."""
-    batch: list[Row] = []
-    prompts: set[tuple[int, ...]] = set()
-    for row in rows:
-        wider = {*prompts, row.request.token_ids}
-        if batch and len(wider) * max(map(len, wider)) ** 2 > MAX_SCORES:
-            yield batch
-            batch, wider = [], {row.request.token_ids}
-        batch.append(row)
-        prompts = wider
-    if batch:
-        yield batch
 
 
 def completion_of(row: Row) -> Completion:

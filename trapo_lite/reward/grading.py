@@ -20,8 +20,8 @@ MAX_UNORDERED = 16  # formulas; numbers are compared however many there are
 _HEDGES = re.compile(r"\\(?:ldots|dots|cdots|forall|exists)(?![a-zA-Z])|\.\.\.")
 _INTERVALS = {"()", "(]", "[)", "[]"}
 _RATIO = re.compile(r"\d+(?:\s*(?::|\\colon)\s*\d+)+")
-# Otherwise products of letters: `on` would be `no`.
 _WORD = re.compile("[a-z]{3}")  # shorter ones may be products, in which capitals are other letters
+# Otherwise products of letters: `on` would be `no`.
 _BARE_WORDS = {"yes", "no", "true", "false", "even", "odd", "none", "never", "north", "south", "east", "west"}
 
 Element = TypeVar("Element")

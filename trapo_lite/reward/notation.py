@@ -16,7 +16,7 @@ _CHARACTERS = str.maketrans(
         "β": r"\beta ", "⁄": "/", "，": ",", "：": ":", "（": "(", "）": ")",
     }
 )  # fmt: skip
-_OVERLINED = re.compile(r"(?:(\d)[\u0304\u0305])")  # a repeating decimal: combining marks vanish otherwise
+_OVERLINED = re.compile(r"(\d)[\u0304\u0305]")  # a repeating decimal: combining marks vanish otherwise
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 # A whole amount; `\$x + 5` and `\$5 million` only lose the sign.
 _CURRENCY = r"(\\\$|€)\s*(\d[\d,]*(?:\.\d+)?)(?=\s*(?:$|[,;.)\]}$]|\\text\s*\{\s*(?:and|or)\b|and\b|or\b))"

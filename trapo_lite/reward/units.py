@@ -34,7 +34,7 @@ _DEGREE = re.compile(r"\s*\^\\circ\s*(?:\\(?:text|mathrm)\s*\{\s*)?([CF])?\s*\}?
 _POWERS = [(re.compile(rf"\b{name} (\S+)"), rf"\1^{power}") for name, power in (("square", 2), ("cubic", 3))]
 _TEMPERATURE = re.compile(r"\bdegree (?:([CF])\b|(celsiu|fahrenheit)\b)")
 # Who writes `5 \text{ or more}` has said something else than 5.
-NOT_COUNTED = (
+_RESTRICTING = (
     "or and not no more less fewer least most than about almost approximately nearly only is are was does do if "
     "when where for unless except either neither maybe perhaps possible other false true wrong incorrect "
     "undefined impossible cannot none approx roughly around probably likely guess otherwise else but also then "
@@ -42,6 +42,8 @@ NOT_COUNTED = (
     "three four five seven eight nine ten zero half halves third quarter tenth hundredth pi times root plus minus "
     "negative squared cubed factorial inverse reciprocal remainder mod modulo base infinity permille ppm"
 )
+_NOT_COUNTED = frozenset(_RESTRICTING.split())
+_KNOWN = frozenset(_UNIT_BY_WORD.values())
 
 
 def split_unit(text: str) -> tuple[str, str]:
@@ -118,8 +120,8 @@ def _singular(word: str) -> str:
 def _is_word(word: str) -> bool:
     """Of a unit or a thing; a lone letter that is no unit is a symbol."""
     is_long_enough = len(word) > 1 or word in _UNIT_BY_WORD
-    return word.split()[0].replace("-", "").isalpha() and is_long_enough and word.lower() not in NOT_COUNTED.split()
+    return word.split()[0].replace("-", "").isalpha() and is_long_enough and word.lower() not in _NOT_COUNTED
 
 
 def _is_known(word: str) -> bool:
-    return word.split("^")[0] in _UNIT_BY_WORD.values()
+    return word.split("^")[0] in _KNOWN
