@@ -90,7 +90,7 @@ def plan_memory(config: Config, shape: ModelShape, *, gpu_memory: float, num_sha
         optimizer=shape.adapter_parameters * OPTIMIZER_BYTES[config.optim.name],
         activations=FRAGMENTATION * tokens * (stored + in_backward),
         hidden=2.0 * tokens * shape.hidden_size * width,
-        head=CHUNK_ELEMENTS * (8.0 + width),
+        head=CHUNK_ELEMENTS["cuda"] * (8.0 + width),
         engine_weights=engine_weights,
         kv_cache=max(0.0, kv_cache),
         kv_token=2.0 * shape.num_layers * shape.kv_width * 2,
