@@ -211,6 +211,48 @@ def test_a_bf16_base_trains_float32_weights_under_autocast(base_dir: Path) -> No
     assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.98
 
 
+def test_inputs_of_adapters_stay_bfloat16_under_autocast(base_dir: Path) -> None:
+    """No float32 copy of any of them; log-probs and gradient are, bit for bit, those with PEFT's copies."""
+    from peft.tuners.lora import LoraLayer
+
+    policy = trained(load(base_dir, dtype="bfloat16"))
+    layers = [module for module in policy.model.modules() if isinstance(module, LoraLayer)]
+    seen: set[torch.dtype] = set()
+    for layer in layers:
+        layer.lora_A["default"].register_forward_pre_hook(lambda _module, inputs: seen.add(inputs[0].dtype))
+    results = []
+    for is_cast in (False, True):
+        if is_cast:  # as PEFT does it by itself
+            assert seen == {torch.bfloat16}
+            for layer in layers:
+                layer.cast_input_dtype_enabled = True
+        batch = policy.prepare([group()])
+        logprobs, _ = policy.token_logprobs(batch, temperature=0.7)
+        results.append((logprobs, gradient(policy, group())))
+    assert len(layers) == 2 * 7 and torch.float32 in seen
+    assert all(torch.equal(ours, pefts) for ours, pefts in zip(*results, strict=True))
+    assert results[0][1].any()
+
+
+def test_a_base_goes_straight_to_a_gpu(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by way of the host's memory, where every rank would hold all of it; sharded, it is loaded there."""
+    asked: list[object] = []
+
+    class Loaded(Exception):
+        pass
+
+    def loading(_name: str, **options: object) -> None:
+        asked.append(options.get("device_map"))
+        raise Loaded
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", loading)
+    section = ModelSection(name=str(base_dir), dtype="bfloat16")
+    for device, on_one_rank in (("cuda:1", False), ("cpu", True), ("cpu", False)):
+        with pytest.raises(Loaded):
+            load_base(section, device=device, attention="sdpa", on_one_rank=on_one_rank)
+    assert asked == [{"": torch.device("cuda:1")}, None, None]
+
+
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
 )

@@ -83,6 +83,8 @@ def load_base(
     so; `Ranks.shard` hands them on.
     """
     options: dict[str, Any] = {}
+    if torch.device(device).type != "cpu":  # weight by weight: never the whole base in the host's memory, on every rank
+        options["device_map"] = {"": torch.device(device)}
     if section.quantize == "nf4":
         from transformers import BitsAndBytesConfig
 

@@ -21,6 +21,7 @@ from trapo_lite.config import Config, ConfigError, load_config
 from trapo_lite.config.folders import check_name
 from trapo_lite.config.loading import sets
 from trapo_lite.data import check_sources, load_tokenizer, text_of
+from trapo_lite.device import require_capability
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.start import start_engine
 from trapo_lite.evaluation import EvalResult, evaluate_problems
@@ -167,6 +168,9 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
         logs = [_log_of(target, one, tokenizer) for one in sets]
         engine, verifier = None, None
         if not all(log.is_complete for log in logs):
+            device_index = 0 if torch.cuda.is_available() and config.rollout.engine != "server" else None
+            if device_index is not None:
+                require_capability(torch.device("cuda", device_index))
             num_done = sum(len(log.done) for log in logs)
             going_on = f"; {num_done} problems are done" if num_done else ""
             say(f"starting {config.rollout.engine} with {target.model_name}{going_on}")
@@ -175,7 +179,7 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
                 config,
                 max_model_len=max_model_len,
                 log_path=target.out / "engine.log",
-                device_index=0 if torch.cuda.is_available() else None,
+                device_index=device_index,
                 notify=say,
             )
             stack.callback(engine.close)

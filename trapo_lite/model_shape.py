@@ -44,14 +44,14 @@ class ModelShape:
         decoder = {name: module for name, module in linears.items() if not name.endswith("lm_head")}
         adapted = [module for name, module in decoder.items() if is_target(name, targets)]
         num_linear = sum(module.weight.numel() for module in decoder.values())
-        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        size = head_size(config)
         return cls(
             num_layers=config.num_hidden_layers,
             hidden_size=config.hidden_size,
             mlp_width=config.intermediate_size,
             vocab_size=config.vocab_size,
-            attention_width=config.num_attention_heads * head_size,
-            kv_width=config.num_key_value_heads * head_size,
+            attention_width=config.num_attention_heads * size,
+            kv_width=config.num_key_value_heads * size,
             linear_parameters=num_linear,
             other_parameters=sum(parameter.numel() for parameter in model.parameters()) - num_linear,
             adapter_parameters=rank * sum(module.in_features + module.out_features for module in adapted),
@@ -73,6 +73,10 @@ class ModelShape:
         num_tokens = batch.num_tokens - batch.num_padding
         num_visible = int((batch.position + 1).sum()) - batch.num_padding
         return self.training_flop(num_tokens=num_tokens, num_visible=num_visible, num_trained=len(batch.trained))
+
+
+def head_size(config: PreTrainedConfig) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def is_target(name: str, targets: str | Sequence[str]) -> bool:

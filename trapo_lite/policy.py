@@ -15,11 +15,12 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from trapo_lite import tree_attention
-from trapo_lite.base_model import ModelError, check_rope, load_base
+from trapo_lite.base_model import ModelError, check_rope, load_base, model_config
 from trapo_lite.config import ConfigError, LoraSection, ModelSection
 from trapo_lite.config.folders import check_adapter
+from trapo_lite.device import fits_flex_attention
 from trapo_lite.head import token_logprobs
-from trapo_lite.model_shape import ModelShape
+from trapo_lite.model_shape import ModelShape, head_size
 from trapo_lite.tree import Group, bucket, pack
 from trapo_lite.types import PackedBatch, Rollout, Verdict
 
@@ -95,6 +96,8 @@ class Policy:
                 ),
             )
         self.model.train()
+        if self.autocast_dtype is not None:
+            _keep_input_dtype(self.model)
         self.parameters = [p for _, p in sorted(self.model.named_parameters(), key=_name) if p.requires_grad]
         if any(p.dtype != torch.float32 for p in self.parameters):
             raise ModelError("the adapter's weights are not float32; PEFT's autocast_adapter_dtype must be on")
@@ -109,16 +112,15 @@ class Policy:
         *,
         device: torch.device | str,
         shard: Callable[[nn.Module], nn.Module] | None = None,
+        notify: Callable[[str], None] = lambda line: None,
     ) -> "Policy":
         """Base from disk or hub, fresh adapter (from torch's current seed) or the one named by `lora.init_from`.
 
+        notify: told where `model.attention: auto` cannot take FlexAttention on a GPU.
+
         A base that is sharded is loaded into the host's memory first: it need not fit the device.
         """
-        attention = model.attention
-        if attention == "auto":
-            attention = "flex" if torch.device(device).type == "cuda" else "sdpa"
-        if attention == "flex" and torch.device(device).type != "cuda":
-            raise ConfigError("model.attention: FlexAttention has no backward pass on the CPU; set it to auto or sdpa")
+        attention = _choose_attention(model, torch.device(device), notify)
         if model.offload_activations and torch.device(device).type != "cuda":
             raise ConfigError("model.offload_activations: there is no GPU to take memory off; set it to false")
         if shard is not None and model.quantize != "none":
@@ -290,6 +292,33 @@ class Policy:
         if not self._offloads:
             return contextlib.nullcontext()
         return torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda")
+
+
+def _choose_attention(model: ModelSection, device: torch.device, notify: Callable[[str], None]) -> str:
+    """Return flex or sdpa; ConfigError where FlexAttention is asked for and cannot run."""
+    if device.type != "cuda":
+        if model.attention == "flex":
+            raise ConfigError("model.attention: FlexAttention has no backward pass on the CPU; set it to auto or sdpa")
+        return "sdpa"
+    if model.attention == "sdpa":
+        return "sdpa"
+    head_bytes = head_size(model_config(model)) * getattr(torch, model.dtype).itemsize
+    if fits_flex_attention(device, head_bytes=head_bytes):
+        return "flex"
+    reason = f"FlexAttention needs more shared memory than this GPU has for heads of {head_bytes} bytes ({model.dtype})"
+    if model.attention == "flex":
+        raise ConfigError(f"model.attention: {reason}; set it to auto or sdpa, or model.dtype: bfloat16")
+    notify(f"attention: sdpa, chain by chain: {reason}")
+    return "sdpa"
+
+
+def _keep_input_dtype(model: nn.Module) -> None:
+    """Stop PEFT from copying every input of an adapter to float32, the dtype of its weights: autocast casts it back."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False
 
 
 def _name(item: tuple[str, Any]) -> str:

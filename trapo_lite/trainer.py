@@ -73,6 +73,7 @@ class _Run:
         set_threads(config)
         self.ranks = Ranks()
         check_world_size(self.ranks.count)
+        device.require_capability(self.ranks.device)
         self.inputs = read_inputs(config)
         self.algorithm = Algorithm.from_config(
             config.algorithm,
@@ -151,7 +152,9 @@ class _Run:
         self.is_packing_checked = not config.train.check_packing
         torch.manual_seed(config.run.seed)
         shard = self.ranks.shard if self.ranks.is_sharding else None
-        self.policy = Policy.load(config.model, config.lora, device=self.ranks.device, shard=shard)
+        self.policy = Policy.load(
+            config.model, config.lora, device=self.ranks.device, shard=shard, notify=self.display.message
+        )
         self.optimizer = make_optimizer(config.optim, self.policy.parameters)
         self.optimizer.register_step_pre_hook(self._is_moving)
         if checkpoint is not None:
