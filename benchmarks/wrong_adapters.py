@@ -84,7 +84,7 @@ def move(policy: Policy, *, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in policy.parameters:
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator).to(parameter.device))
 
 
 def save_doubled(policy: Policy, folder: Path) -> None:
