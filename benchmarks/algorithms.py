@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from trapo_lite.engines.vllm_options import servable_dtype
 from trapo_lite.run_folder import read_metrics
 
 BASE_CONFIG = "configs/tiny_cpu.yaml"
@@ -38,7 +39,7 @@ def run_once(name: str, seed: int, overrides: list[str]) -> dict[str, Any]:
     """Train and evaluate one run; its accuracy, the seconds of its steps and the tokens it sampled."""
     run = f"algorithms-{name}-seed{seed}"
     folder = Path("runs") / run
-    settings = [f"run.name={run}", f"run.seed={seed}", *overrides]
+    settings = [f"run.name={run}", f"run.seed={seed}", f"model.dtype={servable_dtype()}", *overrides]
     config = ["--config", BASE_CONFIG, "--config", f"configs/algorithm/{name}.yaml"]
     subprocess.run([sys.executable, "scripts/train.py", *config, *settings], check=True)
     out = folder / "eval/test.json"

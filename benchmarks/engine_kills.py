@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from worlds import TINY_CONFIG
+from worlds import TINY, TINY_CONFIG
 
 from trapo_lite.run_folder import differences, read_metrics
 
@@ -92,4 +92,5 @@ def run(folder: Path, name: str, *overrides: str, steps: int) -> Path:
 
 def run_command(folder: Path, name: str, *overrides: str, steps: int) -> list[str]:
     settings = [f"run.dir={folder}", f"run.name={name}", f"train.max_steps={steps}", "eval.every=0", *overrides]
-    return [sys.executable, "scripts/train.py", "--config", TINY_CONFIG, "run.tensorboard=false", *settings]
+    world = ["--config", TINY_CONFIG, *TINY.overrides]
+    return [sys.executable, "scripts/train.py", *world, "run.tensorboard=false", *settings]

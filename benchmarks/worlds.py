@@ -13,6 +13,7 @@ import torch
 from trapo_lite.config import Config, load_config
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.start import start_engine
+from trapo_lite.engines.vllm_options import servable_dtype
 
 TINY_CONFIG = "configs/tiny_cpu.yaml"
 MAX_MODEL_LEN = 512
@@ -53,14 +54,13 @@ class World:
         with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
             model = Qwen2ForCausalLM(config).bfloat16()
         model.save_pretrained(folder)
-        dtype = "bfloat16" if torch.cuda.is_available() else "float32"
-        return cls((f"model.name={folder}", f"model.dtype={dtype}", "run.deterministic=false"))
+        return cls((f"model.name={folder}", f"model.dtype={servable_dtype()}", "run.deterministic=false"))
 
     def config(self, *overrides: str) -> Config:
         return load_config([TINY_CONFIG], [*self.overrides, *overrides])
 
 
-TINY = World()
+TINY = World((f"model.dtype={servable_dtype()}",))
 
 
 @contextlib.contextmanager

@@ -10,6 +10,8 @@ import torch
 from worlds import TINY
 
 from trapo_lite.engines.base import EngineError, RolloutEngine
+from trapo_lite.inputs import read_inputs
+from trapo_lite.parity import text_sequences
 from trapo_lite.policy import Policy
 from trapo_lite.publishing import Publisher
 
@@ -43,14 +45,16 @@ def wrong_adapters(engine: RolloutEngine, folder: Path) -> dict[str, object]:
     """
     config = TINY.config()
     torch.manual_seed(0)
-    policy = Policy.load(config.model, config.lora, device="cpu")
-    other_rank = Policy.load(config.model, config.lora.model_copy(update={"r": 16}), device="cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    policy = Policy.load(config.model, config.lora, device=device)
+    other_rank = Policy.load(config.model, config.lora.model_copy(update={"r": 16}), device=device)
     messages = {}
     injecting = Injecting(engine)
     publisher = Publisher(
         injecting,  # type: ignore[arg-type]
         policy,
         scratch=folder / "scratch",
+        text=text_sequences(read_inputs(config).problems, num_tokens=512, max_length=512),
         vocab_size=policy.model.config.vocab_size,
         num_tokens=512,
         max_length=512,

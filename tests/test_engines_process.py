@@ -6,17 +6,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import kill_resume
 import pytest
 from conftest import TINY_MAX_LEN, TINY_RANK
 
-from trapo_lite.engines.adapter_folder import PREFIX, AdapterFolder, remove_stale_folders
+from trapo_lite.config import load_config
+from trapo_lite.engines import adapter_folder
+from trapo_lite.engines.adapter_folder import PREFIX, AdapterFolder, remove_stale_folders, room_for
 from trapo_lite.engines.base import EngineDied, EngineError, SampleRequest
 from trapo_lite.engines.child import ChildProcess, environment_without_launcher
+from trapo_lite.engines.start import start_engine
 from trapo_lite.engines.vllm import VLLMEngine, child_environment
-from trapo_lite.engines.vllm_options import VLLMOptions, refuse_expandable_segments, round_up_lora_rank
+from trapo_lite.engines.vllm_options import VLLMOptions, round_up_lora_rank
 
 CHILD = """
 import subprocess, sys, time
@@ -206,6 +210,49 @@ def test_versions_get_paths_of_their_own(tmp_path, tiny_adapter_dir):
     folder.close()
 
 
+@pytest.fixture
+def small_memory(tmp_path, monkeypatch) -> Iterator[Path]:
+    """A real file system in memory that holds 64 KiB, as a container's /dev/shm holds 64 MiB."""
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", memory], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("this user may not mount a file system")
+    monkeypatch.setattr(adapter_folder, "IN_MEMORY", memory)
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "disk"))
+    yield memory
+    subprocess.run(["umount", memory], check=True)
+
+
+def test_adapters_go_to_disk_where_memory_has_no_room_for_several(small_memory, tmp_path):
+    lines = []
+    fitting = AdapterFolder(room=1000, notify=lines.append)
+    assert fitting.path.parent == small_memory and lines == []
+    folder = AdapterFolder(room=room_for(10_000, num_engines=8), notify=lines.append)
+    assert folder.path.parent == tmp_path / "disk"
+    [line] = lines
+    assert str(small_memory) in line and str(tmp_path / "disk") in line
+    fitting.close()
+    folder.close()
+
+
+def test_room_is_asked_for_old_and_new_adapter_of_every_engine():
+    """A 7B model's adapter of rank 64 takes 646 MB: two of them and the engine's temporary files, on each card."""
+    assert room_for(646_000_000, num_engines=8) > 8 * (2 * 646_000_000 + 100_000_000)
+    assert room_for(646_000_000, num_engines=1) < 4e9  # half of docker run --shm-size=8g
+
+
+def test_a_full_folder_is_named_and_keeps_no_half_of_an_adapter(small_memory, tiny_adapter_dir):
+    folder = AdapterFolder()
+    assert (tiny_adapter_dir / "adapter_model.safetensors").stat().st_size > 20_000
+    with pytest.raises(EngineError, match=rf"{folder.path}/version-0+\d: cannot write .* No space left .*make room in"):
+        for version in range(1, 4):
+            folder.add(tiny_adapter_dir, version)
+    assert {path.name[:7] for path in folder.path.iterdir()} <= {"lock", "version"}
+    folder.close()
+
+
 # --- options
 
 
@@ -220,10 +267,30 @@ def test_a_rank_beyond_vllms_is_refused_before_anything_starts(tmp_path):
         VLLMEngine(options, log_path=tmp_path / "log")
 
 
-def test_expandable_segments_are_refused():
-    refuse_expandable_segments("max_split_size_mb:64,expandable_segments:False")
-    with pytest.raises(EngineError, match="PYTORCH_CUDA_ALLOC_CONF"):
-        refuse_expandable_segments("max_split_size_mb:64,expandable_segments:True")
+@pytest.mark.parametrize("name", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
+@pytest.mark.parametrize(
+    ("settings", "left"),
+    [
+        ("expandable_segments:True", None),
+        ("Expandable_Segments : true, max_split_size_mb:64", "max_split_size_mb:64"),
+        ("max_split_size_mb:64,expandable_segments:False", "max_split_size_mb:64"),
+        ("roundup_power2_divisions:[256:1,>:2]", "roundup_power2_divisions:[256:1,>:2]"),
+    ],
+)
+def test_the_engine_does_without_expandable_segments_and_the_trainer_keeps_them(monkeypatch, name, settings, left):
+    monkeypatch.setenv(name, settings)
+    assert child_environment(1, None, Path("/scratch")).get(name) == left
+    assert os.environ[name] == settings
+
+
+def test_float32_on_cuda_is_refused_with_its_cure_before_anything_starts(tmp_path):
+    options = VLLMOptions(model_path="no model", max_model_len=64, lora_rank=8, dtype="float32")
+    with pytest.raises(EngineError, match=r"model\.dtype=bfloat16, or rollout\.engine=transformers"):
+        VLLMEngine(options, log_path=tmp_path / "log", device_index=0)
+    config = load_config(["configs/tiny_cpu.yaml"], [])
+    with pytest.raises(EngineError, match=r"found float32"):
+        start_engine(config, max_model_len=64, log_path=tmp_path / "log", device_index=0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_vllm_names_the_command(tmp_path, monkeypatch):

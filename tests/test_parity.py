@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from trapo_lite import parity
 from trapo_lite.engines.base import EngineError
+from trapo_lite.types import Problem
 
 NOISE = 1e-3
 NUM_TOKENS = 512
@@ -115,6 +116,28 @@ def test_another_base_is_noticed_before_any_adapter():
         parity.require_same_base(parity.measured_noise(BASE.roll(1), BASE), limit=0.01)
     with pytest.raises(EngineError, match="same base"):
         parity.require_same_base(float("nan"), limit=0.01)
+
+
+def test_what_rounding_may_differ_by_grows_with_the_spread_of_the_logprobs():
+    """0.1 of it in bfloat16, 0.003 in float32, as much as is asked for; and a floor where a text has hardly any."""
+    spread_by_3 = [-1.0, -7.0, -1.0, -7.0]  # mean -4, each 3 away
+    assert parity.largest_noise(spread_by_3, dtype=torch.bfloat16) == pytest.approx(0.3)
+    assert parity.largest_noise(spread_by_3, dtype=torch.float32) == pytest.approx(0.009)
+    assert parity.largest_noise(spread_by_3, dtype=torch.bfloat16, tolerance=0.5) == pytest.approx(1.5)
+    assert parity.largest_noise([-1.0, -1.0], dtype=torch.bfloat16) == 0.1
+    assert parity.largest_noise([-1.0], dtype=torch.float32) == 2e-3
+
+
+def test_the_text_is_made_of_prompts_and_their_first_solutions():
+    problems = [
+        Problem("both", (1, 2), "0", ((3, 4), (9, 9))),
+        Problem("too short to score", (5,), "0"),
+        Problem("no solution", (6, 7, 8), "0"),
+        Problem("cut", tuple(range(20)), "0", ((1,) * 20,)),
+    ]
+    found = parity.text_sequences(problems, num_tokens=12, max_length=9)
+    assert found == [[1, 2, 3, 4], [6, 7, 8], list(range(8))]  # 3 + 2 + 7 scores
+    assert parity.text_sequences(problems, num_tokens=4, max_length=9) == [[1, 2, 3, 4], [6, 7]]
 
 
 @pytest.mark.parametrize("max_length", [513, 200, 40])

@@ -8,11 +8,14 @@ import pytest
 import torch
 from conftest import TINY_MAX_LEN, TINY_RANK, TINY_VOCAB
 
-from trapo_lite.config import LoraSection, ModelSection
+from trapo_lite.config import LoraSection, ModelSection, load_config
 from trapo_lite.engines.base import EngineError
 from trapo_lite.engines.transformers import TransformersEngine
+from trapo_lite.inputs import read_inputs
+from trapo_lite.parity import text_sequences
 from trapo_lite.policy import Policy
 from trapo_lite.publishing import Publisher
+from trapo_lite.tiny_world import BASE_DIR
 
 
 class RoundingEngine(TransformersEngine):
@@ -63,7 +66,8 @@ def make_publisher(policy: Policy, tiny_model_dir: Path, tmp_path: Path) -> Call
     def make(share_left: float, **options) -> Publisher:
         engine = RoundingEngine(tiny_model_dir, share_left=share_left)
         sizes = {"vocab_size": TINY_VOCAB, "num_tokens": 512, "max_length": 300}
-        return Publisher(engine, policy, scratch=tmp_path / "scratch", **sizes, **options)
+        text = [list(range(10, 90))]
+        return Publisher(engine, policy, scratch=tmp_path / "scratch", text=text, **sizes, **options)
 
     return make
 
@@ -115,3 +119,64 @@ def test_a_version_that_is_there_costs_nothing(make_publisher) -> None:
     first = publisher.publish(1)
     assert publisher.publish_seconds > 0 < publisher.probe_seconds
     assert publisher.publish(1) is first and publisher.publish_seconds == publisher.probe_seconds == 0.0
+
+
+# --- the same base: the tiny world's, which has learned something, on the text it is trained on
+
+THETA_TWICE = {"rope_parameters": {"rope_type": "default", "rope_theta": 20_000.0}}
+
+
+@pytest.fixture(scope="module")
+def text() -> list[list[int]]:
+    config = load_config(["configs/tiny_cpu.yaml"], ["rollout.engine=transformers"])
+    return text_sequences(read_inputs(config).problems, num_tokens=512, max_length=200)
+
+
+def other_base(folder: Path) -> Path:
+    """The same sizes and another random state."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(5)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(BASE_DIR)).save_pretrained(folder)
+    return folder
+
+
+def meet(
+    tmp_path: Path, text: list[list[int]], *, dtype: str, fault: str = "none", base_tolerance: float | None = None
+) -> Publisher:
+    """The trainer holds the tiny base; the engine holds it too, but for the fault."""
+    policy = Policy.load(ModelSection(name=str(BASE_DIR), dtype=dtype), LoraSection(r=8, alpha=8), device="cpu")
+    engine = TransformersEngine(
+        str(other_base(tmp_path / "other") if fault == "base" else BASE_DIR),
+        max_model_len=200,
+        dtype=dtype,
+        config_overrides=THETA_TWICE if fault == "theta" else {},
+    )
+    if fault == "norm":
+        engine.model.model.layers[2].input_layernorm = torch.nn.Identity()
+    return Publisher(
+        engine,
+        policy,
+        scratch=tmp_path / "scratch",
+        text=text,
+        vocab_size=policy.model.config.vocab_size,
+        num_tokens=512,
+        max_length=200,
+        base_tolerance=base_tolerance,
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("fault", ["base", "theta", "norm"])
+def test_another_base_another_rope_or_a_missing_norm_is_noticed_before_any_adapter(tmp_path, text, dtype, fault):
+    with pytest.raises(EngineError, match=r"do not hold the same base.*rollout\.base_tolerance"):
+        meet(tmp_path, text, dtype=dtype, fault=fault)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_same_base_passes(tmp_path, text, dtype):
+    assert meet(tmp_path, text, dtype=dtype).version is None
+
+
+def test_the_tolerance_is_an_option(tmp_path, text):
+    meet(tmp_path, text, dtype="bfloat16", fault="theta", base_tolerance=0.2)  # measured: 0.13 of the spread

@@ -199,10 +199,8 @@ def exit_on_user_error() -> Iterator[None]:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        print(
-            f"error: {error.filename or 'the run folder'}: {error.strerror}; {DISK_ERRORS[error.errno]}",
-            file=sys.stderr,
-        )
+        written = error.filename2 or error.filename or "the run folder"  # the second is where a copy was to go
+        print(f"error: {written}: {error.strerror}; {DISK_ERRORS[error.errno]}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

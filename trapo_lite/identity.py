@@ -14,7 +14,7 @@ SAMPLES, SAMPLE_BYTES = 64, 1 << 16  # of each file of weights: pieces at equal 
 MAY_CHANGE = {
     "train": {"max_steps", "save_every", "keep_checkpoints", "check_packing", "check_memory"},
     "eval": {"every", "data", "num_problems", "num_samples", "temperature", "max_response_tokens"},
-    "rollout": {"mismatch_alarm", "servers", "server_adapter_dir"},
+    "rollout": {"mismatch_alarm", "servers", "server_adapter_dir", "base_tolerance"},
     "run": {"dir", "name", "tensorboard", "wandb_project"},
 }
 

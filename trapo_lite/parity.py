@@ -2,6 +2,7 @@
 
 `checksum`: are the published tensors the ones the engine holds? Exact, but blind to kernels that do not use them.
 `verdict`: do the engine's log-probs move the way the trainer's do? Sees the whole path, as far as noise allows.
+Before any adapter, `require_same_base` compares the two on text of the run's own data.
 """
 
 import hashlib
@@ -17,9 +18,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trapo_lite.engines.base import EngineError
+from trapo_lite.types import Problem
 
 MIN_PROBE_TOKENS = 512
 NOISE_FACTOR = 4.0  # a verdict needs its boundary this many standard errors away
+# Without an adapter, engine and trainer may differ by this share of the spread of the log-probs, or by these nats.
+# Measured in bfloat16: 0.0035 of the spread for the tiny base, about 0.015 for Qwen2.5-7B; a rotary base of twice the
+# right one is 0.13, a layer without its norm 0.2 to 1.3.
+BASE_TOLERANCE = {torch.float32: 0.003, torch.bfloat16: 0.1}
+BASE_FLOOR = {torch.float32: 2e-3, torch.bfloat16: 0.1}
 PEFT_PREFIX = "base_model.model."
 
 ParityKind = Literal["applied", "no_op", "stale", "doubled", "wrong", "cannot_tell"]
@@ -111,23 +118,56 @@ def probe_sequences(*, vocab_size: int, num_tokens: int, max_length: int, seed: 
     return torch.randint(vocab_size, (num_sequences, length), generator=generator).tolist()
 
 
-def measured_noise(engine_base: Sequence[float] | Tensor, trainer_base: Sequence[float] | Tensor) -> float:
-    """Root mean square difference, in nats, of engine and trainer on the probe without any adapter.
+def text_sequences(problems: Sequence[Problem], *, num_tokens: int, max_length: int) -> list[list[int]]:
+    """Return prompts with their first expert solutions, whose scores are together `num_tokens` log-probs if there are
+    that many. max_length: as in `probe_sequences`.
 
-    Measure it before the first publish. Much more than rounding means that the two do not hold the same base: see
-    `require_same_base`.
+    >>> problems = [Problem("a", (1, 2), "5", ((3, 4, 5),)), Problem("b", (6,), "7"), Problem("c", (7, 8), "9")]
+    >>> text_sequences(problems, num_tokens=5, max_length=5)
+    [[1, 2, 3, 4], [7, 8]]
+    """
+    sequences: list[list[int]] = []
+    missing = num_tokens
+    for problem in problems:
+        if missing <= 0:
+            break
+        token_ids = [*problem.prompt_ids, *(problem.expert_ids[0] if problem.expert_ids else ())]
+        token_ids = token_ids[: min(max_length - 1, missing + 1)]
+        if len(token_ids) > 1:  # the first token of a sequence has no score
+            sequences.append(token_ids)
+            missing -= len(token_ids) - 1
+    return sequences
+
+
+def measured_noise(engine_base: Sequence[float] | Tensor, trainer_base: Sequence[float] | Tensor) -> float:
+    """Return the root mean square difference, in nats, of engine and trainer on the same tokens without any adapter.
+
+    Measure it before the first publish.
     """
     difference = _float64(engine_base) - _float64(trainer_base)
     return float(difference.square().mean().sqrt())
+
+
+def largest_noise(
+    trainer_base: Sequence[float] | Tensor, *, dtype: torch.dtype, tolerance: float | None = None
+) -> float:
+    """Return the largest `measured_noise` that rounding explains, in nats, on text that the trainer scores like this.
+
+    A share of the standard deviation of the log-probs, because rounding scales with the logits; at least a floor.
+    tolerance: that share; None: BASE_TOLERANCE of the type the base computes in
+    """
+    spread = float(_float64(trainer_base).std(unbiased=False))
+    return max((BASE_TOLERANCE[dtype] if tolerance is None else tolerance) * spread, BASE_FLOOR[dtype])
 
 
 def require_same_base(noise: float, *, limit: float) -> None:
     """EngineError if engine and trainer differ by more than `limit` nats (root mean square) before any adapter."""
     if not noise <= limit:
         raise EngineError(
-            f"parity: without any adapter, engine and trainer differ by {noise:.2g} nats a token (root mean square; "
-            f"expected at most {limit:.2g}), so they do not hold the same base; check that model.name, model.dtype, "
-            "model.quantize and model.config_overrides reach both"
+            f"parity: without any adapter, engine and trainer differ by {noise:.2g} nats a token on text of the data "
+            f"(root mean square; expected at most {limit:.2g}), so they do not hold the same base; check that "
+            "model.name, model.dtype, model.quantize and model.config_overrides reach both. If they do, and this model "
+            "is that sensitive to rounding, raise rollout.base_tolerance"
         )
 
 

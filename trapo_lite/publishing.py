@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,6 @@ from trapo_lite import parity
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.policy import Policy
 
-# Root mean square difference of engine and trainer on the bare base, in nats: rounding, with room to spare.
-BASE_NOISE_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 # Of the adapter's update, after rounding: with less than this the merged base is another policy (merge: auto).
 MIN_KEPT = 0.95
 
@@ -27,7 +25,11 @@ class Publisher:
     merge: as `rollout.merge`; auto merges where `is_merging_faster` says so (asked when an adapter is there) and the
            rounding leaves nearly all of the update
     `scratch` is emptied first and after each publish, so that a killed run leaves at most one adapter there.
-    The engine must still serve the bare base when this is made: that is when the noise between the two is measured.
+    text:  token sequences of the run's data; on them engine and trainer must agree before there is an adapter
+    base_tolerance: as `rollout.base_tolerance`
+
+    The engine must still serve the bare base when this is made. That is also when the noise between the two is measured
+    for the probe, on random tokens: they are improbable to any adapter, so its effect shows in every one of them.
     Raises EngineError when the engine does not serve what it was given.
     """
 
@@ -37,9 +39,11 @@ class Publisher:
         policy: Policy,
         *,
         scratch: Path,
+        text: Sequence[list[int]],
         vocab_size: int,
         num_tokens: int,
         max_length: int,
+        base_tolerance: float | None = None,
         merge: Literal["never", "in_place", "auto"] = "never",
         is_merging_faster: Callable[[], bool] = lambda: True,
     ) -> None:
@@ -59,8 +63,11 @@ class Publisher:
         self._result: parity.ParityResult | None = None
         with policy.reference():
             self._base = self._scores(policy.score)
+            on_text = _scores(policy.score, text)
+        noise = parity.measured_noise(_scores(engine.score, text), on_text)
+        limit = parity.largest_noise(on_text, dtype=self._dtype, tolerance=base_tolerance)
+        parity.require_same_base(noise, limit=limit)
         self._noise = parity.measured_noise(self._scores(engine.score), self._base)
-        parity.require_same_base(self._noise, limit=BASE_NOISE_LIMIT[self._dtype])
 
     def publish(self, version: int) -> parity.ParityResult:
         """From now on the engine samples from the policy as it is; nothing to do if it already has this version."""
@@ -117,4 +124,8 @@ class Publisher:
             return engine.result(), trainer
 
     def _scores(self, score: Callable[[list[int]], list[float]]) -> list[float]:
-        return [logprob for token_ids in self._probe for logprob in score(token_ids)]
+        return _scores(score, self._probe)
+
+
+def _scores(score: Callable[[list[int]], list[float]], sequences: Sequence[list[int]]) -> list[float]:
+    return [logprob for token_ids in sequences for logprob in score(token_ids)]

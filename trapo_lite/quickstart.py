@@ -6,6 +6,7 @@ from pathlib import Path
 
 from trapo_lite.answer_log import read_answers
 from trapo_lite.config import Config, load_config
+from trapo_lite.engines.vllm_options import servable_dtype
 from trapo_lite.evaluate import EvalTarget, evaluate
 from trapo_lite.evaluation import EvalResult
 from trapo_lite.export import export_run
@@ -19,7 +20,7 @@ TEST_SET = "trapo_lite/tiny_world/data/test.jsonl"
 def quickstart(*, seed: int, restart: bool = False) -> Path:
     """Returns the run's folder; a quickstart that was interrupted goes on where it was."""
     started = time.perf_counter()
-    overrides = [f"run.name=quickstart-seed{seed}", f"run.seed={seed}"]
+    overrides = [f"run.name=quickstart-seed{seed}", f"run.seed={seed}", f"model.dtype={servable_dtype()}"]
     config = load_config([CONFIG], overrides)
     folder = config.run.folder
     if restart:

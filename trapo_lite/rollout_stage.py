@@ -17,6 +17,7 @@ from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.start import start_engine
 from trapo_lite.evaluation import evaluate_problems
 from trapo_lite.inputs import Inputs, sampling_settings
+from trapo_lite.parity import text_sequences
 from trapo_lite.policy import Policy
 from trapo_lite.publishing import Publisher
 from trapo_lite.ranks import Ranks
@@ -64,6 +65,7 @@ class RolloutStage:
                 max_model_len=inputs.max_model_len,
                 log_path=folder / f"engine-{ranks.index}.log",
                 device_index=ranks.local_index if ranks.device.type == "cuda" else None,
+                num_engines=ranks.count,
                 notify=notify,
             )
             stack.callback(self.engine.close)
@@ -71,13 +73,16 @@ class RolloutStage:
     def attach(self, policy: Policy) -> None:
         """Serve this policy from now on; the engine must still hold the bare base."""
         if self.engine is not None:
+            num_tokens, max_length = self.config.rollout.probe_tokens, self.inputs.max_model_len
             self.publisher = Publisher(
                 self.engine,
                 policy,
                 scratch=self._folder / f".publishing-{self.ranks.index}",
+                text=text_sequences(self.inputs.problems, num_tokens=num_tokens, max_length=max_length),
                 vocab_size=policy.model.config.vocab_size,
-                num_tokens=self.config.rollout.probe_tokens,
-                max_length=self.inputs.max_model_len,
+                num_tokens=num_tokens,
+                max_length=max_length,
+                base_tolerance=self.config.rollout.base_tolerance,
                 merge=self.config.rollout.merge,
                 is_merging_faster=self._is_merging_faster,
             )

@@ -134,6 +134,9 @@ class RolloutSection(Section):
     """Threads of the engine on the CPU."""
     probe_tokens: Annotated[Whole, Field(ge=512)] = 512
     """Tokens of the parity probe after each publish."""
+    base_tolerance: Positive | None = None
+    """Largest difference of engine and trainer before there is an adapter, as a share of the standard deviation of the
+    log-probs; None: 0.1 in bfloat16, 0.003 in float32. Rounding that is larger ends the run at its start."""
 
     def idle_keys(self) -> dict[str, str]:
         on_servers = self.engine == "server"

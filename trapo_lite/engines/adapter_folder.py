@@ -1,13 +1,20 @@
-"""A RAM-backed folder in which each published adapter version gets a path of its own."""
+"""A folder, in memory where there is room, in which each published adapter version gets a path of its own."""
 
 import fcntl
+import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from trapo_lite.engines.base import EngineError
 
+logger = logging.getLogger(__name__)
+
+IN_MEMORY = Path("/dev/shm")
+MIB = 2**20
+TEMPORARY_FILES = 256 * MIB  # of one engine's process, whose TMPDIR is its adapter folder
 PREFIX = "trapo_lite-adapters-"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -18,9 +25,13 @@ class AdapterFolder:
     The lock goes with the process, however it ends, so the next one to start finds and removes what a killed run left.
     """
 
-    def __init__(self, parent: Path | None = None) -> None:
-        parent = parent or default_parent()
-        remove_stale_folders(parent)
+    def __init__(
+        self, parent: Path | None = None, *, room: int = 0, notify: Callable[[str], None] = logger.info
+    ) -> None:
+        """parent: where to make it; None: `choose_parent` for `room` bytes"""
+        for place in (IN_MEMORY, Path(tempfile.gettempdir())) if parent is None else (parent,):
+            remove_stale_folders(place)
+        parent = parent or choose_parent(room, notify=notify)
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         self._lock = os.open(self.path / "lock.new", os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -33,11 +44,20 @@ class AdapterFolder:
             raise EngineError(f"{adapter_dir}: not a PEFT adapter, {missing[0]} is missing; publish what PEFT saved")
         target = self.path / f"version-{version:09d}"
         partial = self.path / f"partial-{version:09d}"
-        partial.mkdir()
-        for name in ADAPTER_FILES:
-            shutil.copyfile(adapter_dir / name, partial / name)
-        partial.rename(target)
-        return target, sum((target / name).stat().st_size for name in ADAPTER_FILES)
+        num_bytes = sum((adapter_dir / name).stat().st_size for name in ADAPTER_FILES)
+        try:
+            partial.mkdir()
+            for name in ADAPTER_FILES:
+                shutil.copyfile(adapter_dir / name, partial / name)
+            partial.rename(target)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise EngineError(
+                f"{target}: cannot write an adapter of {num_bytes / MIB:.1f} MiB there: {error.strerror} "
+                f"({free_bytes(self.path) / MIB:.1f} MiB are free); make room in {self.path.parent} and start the same "
+                "command again"
+            ) from error
+        return target, num_bytes
 
     def remove(self, path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
@@ -49,9 +69,30 @@ class AdapterFolder:
             self._lock = -1
 
 
-def default_parent() -> Path:
-    memory = Path("/dev/shm")
-    return memory if memory.is_dir() and os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
+def choose_parent(room: int, *, notify: Callable[[str], None] = logger.info) -> Path:
+    """Return the folder in memory if `room` bytes are free in it, else, saying so, the folder for temporary files.
+
+    A container's /dev/shm often holds 64 MiB, which is less than one adapter of a 7B model.
+    """
+    if IN_MEMORY.is_dir() and os.access(IN_MEMORY, os.W_OK):
+        free = free_bytes(IN_MEMORY)
+        if free >= room:
+            return IN_MEMORY
+        reason = f"{IN_MEMORY} has {free / MIB:,.0f} MiB free, adapters may need {room / MIB:,.0f} MiB"
+    else:
+        reason = f"{IN_MEMORY} is no folder that can be written"
+    notify(f"{reason}: they are passed to vLLM through {tempfile.gettempdir()}")
+    return Path(tempfile.gettempdir())
+
+
+def room_for(adapter_bytes: int, *, num_engines: int) -> int:
+    """Return the bytes to be free for `num_engines` engines: the old adapter and the new one, and one to spare."""
+    return num_engines * (3 * adapter_bytes + TEMPORARY_FILES)
+
+
+def free_bytes(folder: Path) -> int:
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
 
 
 def remove_stale_folders(parent: Path) -> list[Path]:

@@ -129,11 +129,14 @@ class RolloutEngine(SamplingEngine, Protocol):
         ...
 
     def release(self) -> None:
-        """Give the memory of the KV cache back while the trainer updates."""
+        """Give the memory of the KV cache back while the trainer updates. No request may be in flight.
+
+        Releasing twice is the same as releasing once.
+        """
         ...
 
     def resume(self) -> None:
-        """Take it again."""
+        """Take it again; nothing to do where it was not released."""
         ...
 
     def close(self) -> None: ...

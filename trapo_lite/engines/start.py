@@ -19,6 +19,7 @@ def start_engine(
     max_model_len: int,
     log_path: Path,
     device_index: int | None = None,
+    num_engines: int = 1,
     notify: Callable[[str], None] = logger.info,
 ) -> RolloutEngine:
     """One rank's engine, as `rollout` and `model` say.
@@ -26,12 +27,14 @@ def start_engine(
     max_model_len: the longest prompt + response, in tokens
     log_path:      where the engine's process writes (vllm)
     device_index:  the rank's card among the visible ones; None: the CPU, or the first card
-
+    num_engines:   how many there are on this machine, one a rank
     notify:        told what is waited for, and of an engine that died and was started again
 
     On the CPU the vllm engine returns at once and loads in the background; its first call waits for it.
     """
     if config.rollout.engine == "vllm":
+        from trapo_lite.base_model import model_shape
+        from trapo_lite.engines.adapter_folder import room_for
         from trapo_lite.engines.supervised import SupervisedEngine
         from trapo_lite.engines.vllm import VLLMEngine
         from trapo_lite.engines.vllm_options import VLLMOptions
@@ -50,8 +53,10 @@ def start_engine(
             can_merge=config.rollout.merge != "never",
         )
 
+        room = room_for(4 * model_shape(config).adapter_parameters, num_engines=num_engines)
+
         def start() -> RolloutEngine:
-            engine = VLLMEngine(options, log_path=log_path, device_index=device_index, notify=notify)
+            engine = VLLMEngine(options, log_path=log_path, device_index=device_index, folder_room=room, notify=notify)
             if device_index is not None:
                 try:
                     engine.wait()  # it measures the card's free memory: nothing else may be loading meanwhile

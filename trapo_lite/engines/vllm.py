@@ -3,16 +3,19 @@
 import importlib.util
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trapo_lite.engines.adapter_folder import AdapterFolder
 from trapo_lite.engines.base import Completion, EngineError, SampleRequest, check_request
 from trapo_lite.engines.child import ChildProcess, environment_without_launcher
-from trapo_lite.engines.vllm_options import VLLMOptions, refuse_expandable_segments, round_up_lora_rank
+from trapo_lite.engines.vllm_options import VLLMOptions, round_up_lora_rank, without_expandable_segments
+
+ALLOCATOR_SETTINGS = {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"}  # older and newer name of the same
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +25,7 @@ class VLLMEngine:
 
     start_limit_s:  how long the child may take to start
     silence_limit_s: how long any later call may take, before the child is killed and EngineDied raised
+    folder_room:    bytes that must be free in memory for its adapters to be kept there
     notify:         told, in a line now and then, what is waited for while the child starts
 
     Each rank of a run has its own; on CUDA, `device_index` names its card among the visible ones.
@@ -35,11 +39,12 @@ class VLLMEngine:
         device_index: int | None = None,
         start_limit_s: float = 900.0,
         silence_limit_s: float = 600.0,
+        folder_room: int = 0,
         notify: Callable[[str], None] = logger.info,
     ) -> None:
         require_vllm(quantize=options.quantize)
         round_up_lora_rank(options.lora_rank)
-        refuse_expandable_segments(os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""))
+        require_dtype(options.dtype, on_cuda=device_index is not None or torch.cuda.is_available())
         self.options = options
         self.start_limit_s = start_limit_s
         self.silence_limit_s = silence_limit_s
@@ -53,7 +58,7 @@ class VLLMEngine:
         self._outbox: list[tuple[str, Any]] = []
         self._adapter_path: Path | None = None
         self._started_at = time.monotonic()
-        self._folder = AdapterFolder()
+        self._folder = AdapterFolder(room=folder_room, notify=notify)
         environment = child_environment(options.num_threads, device_index, self._folder.path)
         self._child = ChildProcess(
             "trapo_lite.engines.vllm_child", str(self._folder.path), environment=environment, log_path=log_path
@@ -134,6 +139,8 @@ class VLLMEngine:
         self._call("reset_prefix_cache")
 
     def release(self) -> None:
+        if self._in_flight:
+            raise EngineError(f"release: {len(self._in_flight)} requests are in flight; collect or abort them first")
         self._call("release")
 
     def resume(self) -> None:
@@ -175,12 +182,26 @@ def require_vllm(*, quantize: str) -> None:
         )
 
 
+def require_dtype(dtype: str, *, on_cuda: bool) -> None:
+    """Raise EngineError for float32 on CUDA: vLLM's kernels for LoRA take 16-bit types only."""
+    if on_cuda and dtype == "float32":
+        raise EngineError(
+            "model.dtype: on CUDA vLLM serves adapters in bfloat16, found float32; set model.dtype=bfloat16, or "
+            "rollout.engine=transformers"
+        )
+
+
 def child_environment(num_threads: int, device_index: int | None, scratch: Path) -> dict[str, str]:
     """For a vLLM that runs in the child itself (no processes of its own), with its own threads and its own card.
 
-    Its temporary files go to `scratch`, so that they are removed with it.
+    Its temporary files go to `scratch`, so that they are removed with it. Expandable segments, which the trainer may
+    use, are taken out of the allocator's settings.
     """
     environment = environment_without_launcher()
+    for name in ALLOCATOR_SETTINGS & environment.keys():
+        environment[name] = without_expandable_segments(environment[name])
+        if not environment[name]:
+            del environment[name]
     environment |= {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",

@@ -1,7 +1,10 @@
 """What the vLLM engine is told at its start, on both sides of the process boundary."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import torch
 
 from trapo_lite.engines.base import EngineError
 
@@ -45,10 +48,16 @@ def round_up_lora_rank(rank: int) -> int:
     raise EngineError(f"lora.r: vLLM serves adapters of rank up to {LORA_RANKS[-1]}, found {rank}; lower lora.r")
 
 
-def refuse_expandable_segments(allocator_settings: str) -> None:
-    """With expandable segments vLLM's sleep frees nothing (and it says so only in its log)."""
-    if "expandable_segments:true" in allocator_settings.replace(" ", "").lower():
-        raise EngineError(
-            f"PYTORCH_CUDA_ALLOC_CONF: found {allocator_settings!r}; with expandable segments vLLM cannot give memory "
-            "back to the trainer; remove that setting"
-        )
+def servable_dtype() -> Literal["float32", "bfloat16"]:
+    """Return the exactest type in which vLLM serves adapters on this machine: its kernels on CUDA take no float32."""
+    return "bfloat16" if torch.cuda.is_available() else "float32"
+
+
+def without_expandable_segments(allocator_settings: str) -> str:
+    """Return PyTorch's allocator settings without that one: with it, vLLM's sleep frees nothing.
+
+    >>> without_expandable_segments("expandable_segments:True, roundup_power2_divisions:[256:1,>:4]")
+    'roundup_power2_divisions:[256:1,>:4]'
+    """
+    left = re.sub(r"\s*expandable_segments\s*:\s*\w*\s*(,|$)", "", allocator_settings, flags=re.IGNORECASE)
+    return left.strip(" ,")

@@ -43,6 +43,7 @@ class VLLMWorker:
         self.version_by_request: dict[str, int | None] = {}
         self.finished: list[Completion] = []
         self.num_scores = 0
+        self.is_released = False
 
     def describe(self) -> dict[str, Any]:
         import vllm
@@ -144,26 +145,39 @@ class VLLMWorker:
             raise RuntimeError("vLLM kept its prefix cache: requests still hold blocks of it")
 
     def release(self) -> None:
-        if self.is_cpu:
+        if self.is_cpu or self.is_released:
             return
+        self._drain()
         # Level 2 would drop the base, and adapters do not survive it.
         if self.can_release_cache_alone:
             self.engine.sleep(level=0)
             self.engine.release_kv_cache_memory()
         else:
             self.engine.sleep(level=1)
+        self.is_released = True
 
     def resume(self) -> None:
-        if self.is_cpu:
+        if not self.is_released:
             return
         self.engine.wake_up(tags=["kv_cache"] if self.can_release_cache_alone else None)
         if self.engine.is_sleeping():
             raise RuntimeError("vLLM did not wake up: its KV cache could not be taken again")
+        self.is_released = False
 
     @property
     def can_release_cache_alone(self) -> bool:
         """From vLLM 0.31 on; the frozen base then stays where it is."""
         return hasattr(self.engine, "release_kv_cache_memory")
+
+    def _drain(self) -> None:
+        """Step vLLM until its scheduler holds nothing.
+
+        The ids of requests that finished or were aborted stay in the scheduler until the next step, and vLLM does not
+        release its KV cache before that.
+        """
+        core = self.engine.engine_core.engine_core
+        while core.scheduler.has_requests() or core.batch_queue:
+            self._step()
 
     def _add(self, request_id: str, token_ids: tuple[int, ...], params: Any) -> None:
         prompt: Any = {"prompt_token_ids": list(token_ids)}
