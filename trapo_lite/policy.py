@@ -318,7 +318,7 @@ def _keep_input_dtype(model: nn.Module) -> None:
 
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
-            module.cast_input_dtype_enabled = False
+            setattr(module, "cast_input_dtype_enabled", False)  # noqa: B010 - some of PEFT's layers do not declare it
 
 
 def _name(item: tuple[str, Any]) -> str:
