@@ -15,6 +15,8 @@ from wrong_adapters import move
 from trapo_lite import parity
 from trapo_lite.engines.base import RolloutEngine, SampleRequest
 from trapo_lite.engines.vllm import require_vllm
+from trapo_lite.engines.vllm_options import servable_dtype
+from trapo_lite.inputs import read_inputs
 from trapo_lite.policy import Policy
 from trapo_lite.publishing import Publisher
 
@@ -66,18 +68,7 @@ def measure_publishing(engine: RolloutEngine, policy: Policy, folder: Path, reco
     """Record the noise between engine and trainer on the bare base, then three versions handed over and probed."""
     vocab_size = policy.model.config.vocab_size
     probe = parity.probe_sequences(vocab_size=vocab_size, num_tokens=512, max_length=MAX_MODEL_LEN)
-    with policy.reference():
-        trainer = [logprob for ids in probe for logprob in policy.score(ids)]
-    found = [logprob for ids in probe for logprob in engine.score(ids)]
-    record(
-        "base_noise_on_random_tokens",
-        {
-            "rms_nats": parity.measured_noise(found, trainer),
-            "largest_nats": max(abs(a - b) for a, b in zip(found, trainer, strict=True)),
-            "logprob_mean": statistics.fmean(trainer),
-            "logprob_std": statistics.pstdev(trainer),
-        },
-    )
+    record("base_noise_on_random_tokens", noise_on(probe, engine, policy))
     publisher = make_publisher(engine, policy, folder)
     for version in range(3):
         move(policy, seed=version)
@@ -98,10 +89,15 @@ def measure_publishing(engine: RolloutEngine, policy: Policy, folder: Path, reco
 
 
 def make_publisher(engine: RolloutEngine, policy: Policy, folder: Path) -> Publisher:
+    """Random weights know no text: their noise is recorded, and any is accepted."""
     return Publisher(
         engine,
         policy,
         scratch=folder / "publishing",
+        text=parity.probe_sequences(
+            vocab_size=policy.model.config.vocab_size, num_tokens=512, max_length=MAX_MODEL_LEN, seed=1
+        ),
+        base_tolerance=100.0,
         vocab_size=policy.model.config.vocab_size,
         num_tokens=512,
         max_length=MAX_MODEL_LEN,
@@ -135,6 +131,40 @@ def measure_release(engine: RolloutEngine, publisher: Publisher, setting: Settin
         )
 
 
+def noise(setting: Setting, record: Record) -> None:
+    """Record how far engine and trainer are apart on a real model, on its data's text and on random tokens."""
+    require_vllm_or_skip()
+    if setting.model is None or setting.data is None:
+        raise Skipped("give --model and --data")
+    world = World((f"model.name={setting.model}", f"model.dtype={servable_dtype()}", "run.deterministic=false"))
+    config = world.config(f"data.train={setting.data}", "data.max_prompt_tokens=256", "data.on_bad_row=skip")
+    folder = Path(setting.work) / "noise"
+    folder.mkdir(exist_ok=True)
+    with start(world, folder) as engine:
+        engine.reset_prefix_cache()
+        policy = Policy.load(config.model, config.lora, device="cuda" if setting.has_gpu else "cpu")
+        vocab_size = policy.model.config.vocab_size
+        text = parity.text_sequences(read_inputs(config).problems, num_tokens=1024, max_length=MAX_MODEL_LEN)
+        record("on_text", noise_on(text, engine, policy))
+        probe = parity.probe_sequences(vocab_size=vocab_size, num_tokens=1024, max_length=MAX_MODEL_LEN)
+        record("on_random_tokens", noise_on(probe, engine, policy))
+
+
+def noise_on(sequences: list[list[int]], engine: RolloutEngine, policy: Policy) -> dict[str, float]:
+    """Return how far the log-probs of the bare base differ between engine and trainer."""
+    with policy.reference():
+        trainer = [logprob for ids in sequences for logprob in policy.score(ids)]
+    found = [logprob for ids in sequences for logprob in engine.score(ids)]
+    return {
+        "num_tokens": len(found),
+        "rms_nats": parity.measured_noise(found, trainer),
+        "largest_nats": max(abs(a - b) for a, b in zip(found, trainer, strict=True)),
+        "logprob_mean": statistics.fmean(trainer),
+        "logprob_std": statistics.pstdev(trainer),
+        "accepted_nats": parity.largest_noise(trainer, dtype=policy.autocast_dtype or torch.float32),
+    }
+
+
 def schedules(setting: Setting, record: Record) -> None:
     """Record what the three schedules cost with an engine of 1.5B shape; see benchmarks/rollout.py."""
     world = world_of("1.5B", setting)
@@ -150,8 +180,9 @@ def world_of(shape: str, setting: Setting) -> World:
     require_vllm_or_skip()
     if not setting.has_gpu and shape != "1.5B":
         raise Skipped("without a GPU all shapes are the same tiny one")
-    dtype = "bfloat16" if setting.has_gpu else "float32"
-    return World((f"model.name={weights(shape, setting)}", f"model.dtype={dtype}", "run.deterministic=false"))
+    return World(
+        (f"model.name={weights(shape, setting)}", f"model.dtype={servable_dtype()}", "run.deterministic=false")
+    )
 
 
 def require_vllm_or_skip() -> None:
