@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 LAST_LINES = 12
+SHORTEST = 5.0  # seconds; with less left a part is not begun
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,11 @@ def main() -> None:
     parser.add_argument("--model", help="folder of a real model, for real_run")
     parser.add_argument("--data", help="its training problems")
     parser.add_argument("--eval-data", help="its evaluation problems")
-    parser.add_argument("--only", help=argparse.SUPPRESS)
+    parser.add_argument("--only", nargs=2, metavar=("PART", "FUNCTION"), help=argparse.SUPPRESS)
     parser.add_argument("--setting", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only:
-        run_part(args.only, Setting(**json.loads(args.setting)))
+        run_part(*args.only, Setting(**json.loads(args.setting)))
         return
     for name in ("model", "data", "eval_data"):
         if getattr(args, name) is not None and not Path(getattr(args, name)).exists():
@@ -125,17 +126,19 @@ def has_gpu() -> bool:
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
-def prove(parts: list[str], setting: Setting, *, deadline: float) -> dict[str, dict[str, Any]]:
-    """Run the parts one after the other; write both tables after each."""
+def prove(
+    parts: list[str], setting: Setting, *, deadline: float, table: Mapping[str, Part] = PARTS
+) -> dict[str, dict[str, Any]]:
+    """Run the parts one after the other; write both tables after each. deadline: on time.monotonic()'s clock."""
     out = Path(setting.out)
     results: dict[str, dict[str, Any]] = {}
     for name in parts:
-        limit = min(PARTS[name].seconds[not setting.has_gpu], deadline - time.monotonic())
+        limit = min(table[name].seconds[not setting.has_gpu], deadline - time.monotonic())
         started = time.monotonic()
-        if limit < 5:
+        if limit < SHORTEST:
             results[name] = {"status": "skipped", "reason": "no time was left"}
         else:
-            results[name] = measured(name, setting, limit=limit)
+            results[name] = measured(name, table[name].function, setting, limit=limit)
         results[name]["seconds"] = round(time.monotonic() - started, 1)
         (out / "gpu_proof.json").write_text(json.dumps(results, indent=1) + "\n")
         (out / "gpu_proof.md").write_text(markdown(results))
@@ -147,12 +150,12 @@ def prove(parts: list[str], setting: Setting, *, deadline: float) -> dict[str, d
     return results
 
 
-def measured(name: str, setting: Setting, *, limit: float) -> dict[str, Any]:
+def measured(name: str, function: str, setting: Setting, *, limit: float) -> dict[str, Any]:
     """Run one part in a process of its own and return its status and the figures that it wrote."""
     out = Path(setting.out)
     figures = out / f"{name}.json"
     figures.unlink(missing_ok=True)
-    arguments = ["--only", name, "--setting", json.dumps(asdict(setting) | {"seconds": limit})]
+    arguments = ["--only", name, function, "--setting", json.dumps(asdict(setting) | {"seconds": limit})]
     with (out / f"{name}.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, __file__, *arguments], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -181,8 +184,8 @@ def kill_group(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def run_part(name: str, setting: Setting) -> None:
-    """Inside the part's process."""
+def run_part(name: str, function: str, setting: Setting) -> None:
+    """Call a part's function inside the part's own process."""
     figures: dict[str, Any] = {}
     file = Path(setting.out) / f"{name}.json"
 
@@ -192,9 +195,9 @@ def run_part(name: str, setting: Setting) -> None:
         temporary.write_text(json.dumps(figures))
         temporary.replace(file)
 
-    module, function = PARTS[name].function.split(":")
+    module, _, attribute = function.partition(":")
     try:
-        getattr(importlib.import_module(module), function)(setting, record)
+        getattr(importlib.import_module(module), attribute)(setting, record)
     except Exception as error:
         # This file is imported by the parts under its own name, and runs as __main__ here.
         if type(error).__name__ != Skipped.__name__:
