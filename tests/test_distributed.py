@@ -48,6 +48,53 @@ def test_adamw_amplifies_rounding_by_less_than_a_fifth_of_a_step(tmp_path: Path)
     torch.testing.assert_close(two["weights"], one["weights"], rtol=0, atol=0.2 * LR)
 
 
+IN_GLOO = """
+import os, time
+import torch
+from trapo_lite.ranks import Ranks
+
+ranks = Ranks()
+real = torch.distributed.all_gather_object, torch.distributed.barrier
+
+def gather(objects, item, group=None):
+    assert group is not None and torch.distributed.get_backend(group) == "gloo", "the default group is NCCL's on GPUs"
+    real[0](objects, item, group=group)
+
+def barrier(group=None, **options):
+    assert group is not None and torch.distributed.get_backend(group) == "gloo", "the default group is NCCL's on GPUs"
+    real[1](group=group, **options)
+
+torch.distributed.all_gather_object, torch.distributed.barrier = gather, barrier
+assert ranks.gather([ranks.index, "x"]) == [0, "x", 1, "x"] and ranks.largest([float(ranks.index)]) == [1.0]
+assert ranks.sum_tensor(torch.ones(2)).tolist() == [2.0, 2.0]
+ranks.wait()
+if ranks.index == 1:
+    os._exit(7)
+started = time.monotonic()
+for exchange in (lambda: ranks.gather([1]), lambda: ranks.sum_tensor(torch.ones(2)), ranks.wait):
+    try:
+        exchange()
+        print("NOT NOTICED", flush=True)
+    except RuntimeError:
+        print(f"noticed after {time.monotonic() - started:.0f} s", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_the_end_of_one_process_is_noticed_by_the_others_whatever_carries_tensors(tmp_path: Path) -> None:
+    (tmp_path / "talk.py").write_text(IN_GLOO)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
+    done = subprocess.run(
+        [*command, str(tmp_path / "talk.py")], env=environment, capture_output=True, text=True, timeout=120
+    )
+    lines = [line for line in done.stdout.splitlines() if "otice" in line.lower()]
+    assert len(lines) == 3 and all(line.startswith("noticed after ") for line in lines), (
+        done.stdout + done.stderr[-3000:]
+    )
+    assert max(int(line.split()[2]) for line in lines) < 20
+
+
 @pytest.mark.parametrize(
     ("arguments", "asked"),
     [

@@ -130,6 +130,35 @@ def test_two_processes_are_stopped_killed_and_resumed_exactly(tmp_path: Path) ->
     assert differences(tmp_path / "whole", folder) == []
 
 
+CRASHING = """
+import sys
+from trapo_lite import cli
+from trapo_lite.rollout_stage import RolloutStage
+
+sample = RolloutStage.sample
+
+def crash(self, step):
+    if self.ranks.index == 1 and step == 3:
+        raise RuntimeError("this process has crashed")
+    return sample(self, step)
+
+RolloutStage.sample = crash
+cli.train(sys.argv[1:])
+"""
+
+
+def test_a_crash_of_another_process_leaves_the_last_logged_step_in_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "crashing.py").write_text(CRASHING)
+    settings = ["rollout.engine=transformers", "train.max_steps=6", "train.save_every=50"]
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    arguments = command(tmp_path, "crashed", *settings, launcher=launcher)
+    arguments[arguments.index("scripts/train.py")] = str(tmp_path / "crashing.py")
+    done = run(arguments)
+    assert done.returncode != 0 and "this process has crashed" in done.stderr
+    assert [row["step"] for row in read_metrics(tmp_path / "crashed/metrics.jsonl")] == [1, 2, 3]
+    assert [path.name for path in (tmp_path / "crashed/checkpoints").glob("step-*")] == ["step-000003"]
+
+
 def test_accelerate_launch_that_starts_fewer_processes_than_asked_is_refused(tmp_path: Path) -> None:
     launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
     done = run(command(tmp_path, "fewer", launcher=launcher))

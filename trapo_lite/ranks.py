@@ -1,17 +1,22 @@
-"""The processes of a run, as equals: what each of them knows of itself, and what they tell each other (DESIGN 6)."""
+"""The processes of a run, as equals: what each of them knows of itself, and what they tell each other (DESIGN 6).
+
+Python objects travel through gloo, also on GPUs, and only tensors through NCCL: whoever waits in gloo hears within a
+moment that another process has ended. In NCCL it would wait until the launcher kills it, and could save nothing.
+"""
 
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, fsdp2_prepare_model, gather_object
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, fsdp2_prepare_model
 from torch import Tensor, nn
 
 from trapo_lite import metrics as metric_table
+from trapo_lite.cards import require_usable_cards
 from trapo_lite.config import ConfigError
 from trapo_lite.types import Mean
 
@@ -24,6 +29,7 @@ class Ranks:
     """This process among those of the run; every method but `share` must be called by all of them together."""
 
     def __init__(self) -> None:
+        require_usable_cards(num_processes=int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         waiting = InitProcessGroupKwargs(timeout=PATIENCE)
         self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[waiting])
         self.index: int = self._accelerator.process_index
@@ -31,6 +37,9 @@ class Ranks:
         self.count: int = self._accelerator.num_processes
         self.is_main: bool = self._accelerator.is_main_process
         self.device: torch.device = self._accelerator.device
+        self._objects: Any = None  # a process group, which torch types as an int, too
+        if self.count > 1:
+            self._objects = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
         self.is_sharding: bool = self._accelerator.distributed_type == DistributedType.FSDP
         if self.is_sharding and not self._accelerator.is_fsdp2:
             raise ConfigError("fsdp_version: found 1; launch with --config_file configs/accelerate/fsdp2.yaml")
@@ -53,9 +62,15 @@ class Ranks:
 
     def gather(self, items: Sequence[T]) -> list[T]:
         """Everyone's items, in the order of the ranks."""
-        return gather_object(list(items))
+        if self._objects is None:
+            return list(items)
+        by_rank: list[list[T]] = [[] for _ in range(self.count)]
+        torch.distributed.all_gather_object(by_rank, list(items), group=self._objects)
+        return [item for share in by_rank for item in share]
 
     def sum_tensor(self, tensor: Tensor) -> Tensor:
+        """The sum over the ranks; waits for all of them first, where the end of one is noticed."""
+        self.wait()
         summed = self._accelerator.reduce(tensor, reduction="sum")
         assert isinstance(summed, Tensor)
         return summed
@@ -79,7 +94,8 @@ class Ranks:
             raise RuntimeError(f"{what} differs between the processes of this run; start all of them from one version")
 
     def wait(self) -> None:
-        self._accelerator.wait_for_everyone()
+        if self._objects is not None:
+            torch.distributed.barrier(group=self._objects)
 
     def close(self) -> None:
         """Before the process ends: gloo's threads abort it now and then if they are still there."""
