@@ -216,7 +216,7 @@ def rows(batch: PackedBatch) -> Attend:
         if number in inner:
             continue
         path = [*above, number]
-        ids = [torch.arange(*chains[part][:2], device=batch.input_ids.device) for part in path]
+        ids = [torch.arange(chains[part][0], chains[part][1], device=batch.input_ids.device) for part in path]
         is_new = [torch.full_like(own, part not in seen, dtype=torch.bool) for part, own in zip(path, ids, strict=True)]
         plan.append((torch.cat(ids), torch.cat(is_new)))
         seen.update(path)
@@ -277,14 +277,15 @@ def compare(
 
 def once(attend: Attend, inputs: Sequence[Tensor], *, has_backward: bool = True) -> list[Tensor]:
     """The output, and the gradients of query, key and value where there is a backward pass."""
-    *leaves, upstream = inputs
-    scaling = leaves[0].shape[-1] ** -0.5
+    query, key, value, upstream = (tensor.detach() for tensor in inputs)
+    scaling = query.shape[-1] ** -0.5
     if not has_backward:
         with torch.no_grad():
-            return [attend(*leaves, scaling)]
-    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
-    output = attend(*leaves, scaling)
-    return [output.detach(), *torch.autograd.grad(output, leaves, upstream)]
+            return [attend(query, key, value, scaling)]
+    for leaf in (query, key, value):
+        leaf.requires_grad_()
+    output = attend(query, key, value, scaling)
+    return [output.detach(), *torch.autograd.grad(output, (query, key, value), upstream)]
 
 
 def timed(
