@@ -105,6 +105,20 @@ def test_second_traces_are_joined_where_they_are_right_finished_new_and_fit(tmp_
     assert report["num_kept"] == 6 and report["--second"] == second and not (tmp_path / "set.work").exists()
 
 
+def test_bad_rows_stop_a_build_all_at_once(tmp_path: Path) -> None:
+    """In the first reading, and among prompts and traces, which are read a batch at a time."""
+    rows = [{"problem": "x" * n, "answer": "1", "solution": "1"} for n in range(1, 7)]
+    train = write(tmp_path / "one.jsonl", [*rows, {"problem": "x"}, {"answer": "1"}])
+    with pytest.raises(
+        DataError, match=r"data: 2 of 8 rows read cannot be used \(1 no gold .*on_bad_row: skip\n.*line 7"
+    ):
+        built(Build(config_of(train), tmp_path / "set.jsonl"))
+    train = write(tmp_path / "two.jsonl", rows)
+    overrides = ["data.prompt_template={problem}", "data.max_prompt_tokens=4"]
+    with pytest.raises(DataError, match=r"data: 2 of 6 rows read cannot be used \(2 prompt over 4 tok.*skip\n.*line 5"):
+        built(Build(config_of(train, *overrides), tmp_path / "other.jsonl"))
+
+
 def test_rows_of_a_benchmark_are_counted_or_removed(tmp_path: Path) -> None:
     train = first_source(tmp_path / "one.jsonl")
     overlap = Overlap({"amc": ["WHAT is 3+3?"], "aime24": ["Something else entirely"]})

@@ -17,6 +17,7 @@ class DataReport:
     """What became of the rows of `files`.
 
     rows_dropped, traces_dropped:  reason -> how many.
+    first_dropped:                 where the first of the rows dropped are.
     problems_by_traces:            number of usable expert traces -> how many problems have that many.
     prompt_lengths, trace_lengths: name of a quantile -> tokens; traces include EOS. Empty where there is nothing.
     num_graded, unverified_ids:    expert traces put to the verifier; the problem of each it did not find correct.
@@ -28,6 +29,7 @@ class DataReport:
     num_rows: int
     num_problems: int
     rows_dropped: Mapping[str, int]
+    first_dropped: tuple[str, ...]
     traces_dropped: Mapping[str, int]
     problems_by_traces: Mapping[int, int]
     prompt_lengths: Mapping[str, int]
@@ -60,7 +62,7 @@ class DataReport:
         if self.trace_lengths:
             lines.append(f"  trace tokens   {_spelt(self.trace_lengths)}")
         if self.rows_dropped:
-            lines.append(f"  rows dropped   {_spelt(self.rows_dropped)}")
+            lines.append(f"  rows dropped   {_spelt(self.rows_dropped)}; first: {', '.join(self.first_dropped)}")
         if self.traces_dropped:
             lines.append(f"  traces dropped {_spelt(self.traces_dropped)}")
         num_dropped = sum(self.traces_dropped.values())
