@@ -12,6 +12,7 @@ from trapo_lite.data.errors import BadRow, DataError
 from trapo_lite.data.report import DataReport, fingerprint, length_quantiles
 from trapo_lite.data.rows import SOLUTION_FIELDS, Example, read_example
 from trapo_lite.data.sources import check_sources, read_rows, source_name
+from trapo_lite.data.template import require_known_tags, template_warnings
 from trapo_lite.data.tokens import encode, end_of_text_id, end_trace, expert_text, prompt_text
 from trapo_lite.types import Problem, Verdict
 
@@ -85,7 +86,8 @@ def load_problems(
 
     Prompts over data.max_prompt_tokens are dropped, and so are expert traces that with EOS exceed max_response_tokens.
     With a verifier the expert traces are graded and the report says how many fail; none is dropped for that.
-    Raises DataError for a file, hub id, rows or end-of-text token that cannot be used, and when no row is left.
+    Raises DataError for a file, hub id, rows, template or end-of-text token that cannot be used, and when no row is
+    left.
     """
     loaded = load_with_rows(data, tokenizer, max_response_tokens=max_response_tokens, files=files, verifier=verifier)
     return loaded.problems, loaded.report
@@ -102,6 +104,7 @@ def load_with_rows(
     """As load_problems, with the texts of the rows beside the problems made of them."""
     sources = check_sources(data.train if files is None else files)
     end_id = end_of_text_id(tokenizer, data.eos_token)
+    require_known_tags(data.prompt_template, tokenizer)
     tally = Tally(skip_bad_rows=data.on_bad_row == "skip")
     examples = resolve_ids(read_examples(sources, tally), tally)
     tally.require_good_rows()
@@ -128,6 +131,7 @@ def load_with_rows(
         trace_lengths=length_quantiles(len(trace) for problem in problems for trace in problem.expert_ids),
         num_graded=len(verdicts),
         unverified_ids=tuple(unverified),
+        prompt_warnings=template_warnings(data.prompt_template, tokenizer, problems[0].prompt_ids),
         fingerprint=fingerprint(problems),
     )
     return Loaded(problems, examples, report)

@@ -21,6 +21,7 @@ class DataReport:
     problems_by_traces:            number of usable expert traces -> how many problems have that many.
     prompt_lengths, trace_lengths: name of a quantile -> tokens; traces include EOS. Empty where there is nothing.
     num_graded, unverified_ids:    expert traces put to the verifier; the problem of each it did not find correct.
+    prompt_warnings:               lines about prompts that the tokenizer would have made otherwise.
     fingerprint:                   sha256 over ids, answers and tokens of the problems in their order.
     """
 
@@ -36,6 +37,7 @@ class DataReport:
     trace_lengths: Mapping[str, int]
     num_graded: int
     unverified_ids: tuple[str, ...]
+    prompt_warnings: tuple[str, ...]
     fingerprint: str
 
     @property
@@ -74,6 +76,7 @@ class DataReport:
             if self.unverified_ids:
                 more = ", ..." if self.num_unverified > MAX_NAMED else ""
                 lines.append(f"    of problems {', '.join(self.unverified_ids[:MAX_NAMED])}{more}")
+        lines += [f"  {line}" for line in self.prompt_warnings]
         return [*lines, f"  fingerprint    {self.fingerprint[:16]}"]
 
 
