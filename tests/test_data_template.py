@@ -81,9 +81,17 @@ def test_the_error_gives_the_chat_template_to_take_over():
     )  # as YAML, to the letter
 
 
-def test_a_chat_template_that_the_tokenizer_cannot_spell_is_not_offered():
-    with pytest.raises(DataError, match="write the template with its own tags"):
-        require_known_tags(QWEN, llama(chat=CHATML_CHAT))
+def test_tags_that_the_chat_template_itself_spells_in_letters_are_a_warning():
+    """Zephyr's and TinyLlama's chat templates write <|user|>, which is no token of theirs."""
+    tokenizer = tokenizer_of(("<s>",), chat="<|user|>\n{{ messages[0].content }}<s>")
+    require_known_tags("<|user|>\n{problem}<s>", tokenizer)
+    warning, prompt = warnings("<|user|>\n{problem}<s>", tokenizer)
+    assert warning.startswith(
+        "WARNING: data.prompt_template: '<|user|>': not known to the tokenizer, which spells it in"
+    )
+    assert prompt.startswith("first prompt, 16 tokens: '<' 27, '|' 91, 'u' 84,")
+    with pytest.raises(DataError, match=r"'<\|assistant\|>': not known"):
+        require_known_tags("<|user|>\n{problem}<s><|assistant|>", tokenizer)
 
 
 @pytest.mark.parametrize(

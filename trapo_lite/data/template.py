@@ -17,29 +17,29 @@ NUM_FIRST, NUM_LAST = 16, 8  # tokens shown of a prompt
 
 
 def require_known_tags(template: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise DataError for a tag of the template that is not one token of the tokenizer.
+    """Raise DataError for a tag of the template that is neither one token of the tokenizer nor in its chat template.
 
     The model would be asked by markers that it has never seen, spelt in letters.
     """
-    unknown = _unknown_tags(template, tokenizer)
+    own = _own_form(tokenizer, PROBLEM)
+    unknown = [tag for tag in _unknown_tags(template, tokenizer) if tag not in (own or "")]
     if not unknown:
         return
-    ids = tokenizer(unknown[0], add_special_tokens=False)["input_ids"]
-    own = _own_form(tokenizer, PROBLEM)
-    if own is not None and not _unknown_tags(own, tokenizer):
+    if own is not None:
         fix = f"take over its chat template: data.prompt_template: {json.dumps(own, ensure_ascii=False)}"
     else:
         vocab = tokenizer.get_vocab()
         tags = sorted(filter(TAG.fullmatch, vocab), key=vocab.__getitem__)
         fix = "write the template with its own tags" + (f", such as {', '.join(tags[:NUM_LAST])}" if tags else "")
+    ids = tokenizer(unknown[0], add_special_tokens=False)["input_ids"]
     raise DataError(
         f"data.prompt_template: {', '.join(map(repr, unknown))}: not known to the tokenizer of "
         f"{tokenizer.name_or_path or 'the model'}, which reads {unknown[0]!r} as {_shown(tokenizer, ids)}; {fix}"
     )
 
 
-def _unknown_tags(text: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    return [tag for tag in dict.fromkeys(TAG.findall(text)) if not _is_token(tag, tokenizer)]
+def _unknown_tags(template: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    return [tag for tag in dict.fromkeys(TAG.findall(template)) if not _is_token(tag, tokenizer)]
 
 
 def _is_token(tag: str, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -67,6 +67,11 @@ def template_warnings(
                 f"WARNING: data.prompt_template: the prompts do not begin with {bos!r}, which the tokenizer puts in "
                 "front of a text; begin the template with it"
             )
+    if unknown := _unknown_tags(template, tokenizer):
+        lines.append(
+            f"WARNING: data.prompt_template: {', '.join(map(repr, unknown))}: not known to the tokenizer, which spells "
+            "it in letters, though its chat template has it; was the model trained so?"
+        )
     if own is not None and not _follows(template, tokenizer):
         lines.append(
             "WARNING: data.prompt_template: differs from the tokenizer's chat template, which would be "
