@@ -15,7 +15,7 @@ from scripted import STOP_ID, ScriptedEngine, ScriptedVerifier, decode, is_bound
 from trapo_lite.benchmarks import Benchmark
 from trapo_lite.cli import REGISTRY
 from trapo_lite.config import Config, validate
-from trapo_lite.data import load_tokenizer
+from trapo_lite.data import DataError, load_tokenizer
 from trapo_lite.engines.base import SampleRequest
 from trapo_lite.evaluate import EvalTarget, _name_of, evaluate, target_from_arguments
 from trapo_lite.evaluation import EvalResult, evaluate_problems
@@ -238,6 +238,28 @@ def test_a_part_says_so(tmp_path: Path, easy_file: Path):
     assert read({}, eval={"data": str(easy_file), "num_problems": 4}) == (True, f"{easy_file}, 4 of 12 problems")
     assert read({}, eval={"data": str(damaged)}, data={"on_bad_row": "skip"}) == (True, f"{damaged}, 12 of 13 problems")
     assert read(made) == (True, "Made, 12 of 20 problems")
+
+
+def test_sets_of_problems_are_read_with_a_look_at_the_template(tmp_path: Path, easy_file: Path):
+    """Unknown tags stop it; what differs from the tokenizer's chat template is said once for all sets."""
+    tokenizer = load_tokenizer(str(BASE_DIR))
+    tokenizer.chat_template = "{{ messages[0].content }}<|im_end|>"
+    made = {name: Benchmark(title=name, source=str(easy_file), num_problems=[12]) for name in ("one", "two")}
+
+    def read(template: str, benchmarks: dict[str, Benchmark]) -> list[str]:
+        raw = tiny_config(tmp_path).model_dump(mode="json", exclude_unset=True)
+        raw["data"]["prompt_template"], raw["eval"]["data"] = template, str(easy_file)
+        config = validate(raw)
+        sets = read_sets(config, benchmarks, tokenizer, num_samples=None, num_problems=None, allow_part=False)
+        return [line for one in sets for line in one.report]
+
+    for benchmarks in (made, {}):
+        assert not any("WARNING" in line for line in read("{problem}<|im_end|>", benchmarks))
+        warning, prompt = (line for line in read(PROMPT, benchmarks) if "WARNING" in line or "first prompt" in line)
+        assert warning.endswith('chat template, which would be "{problem}<|im_end|>"')
+        assert "tokens: '<|im_start|>' 1, 'user\\n' " in prompt
+        with pytest.raises(DataError, match=r"data\.prompt_template: '<\|user\|>': not known to the tokenizer"):
+            read("<|user|>{problem}", benchmarks)
 
 
 def test_the_same_seed_gives_the_same_answers_and_another_seed_others(tmp_path: Path):

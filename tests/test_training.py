@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from byte_model import write_byte_model
+from byte_model import byte_tokenizer, write_byte_model
+from transformers import AddedToken
 
-from trapo_lite import rollout_stage, trainer
+from trapo_lite import evaluate, rollout_stage, trainer
 from trapo_lite.base_model import ModelError
 from trapo_lite.checkpoint import CheckpointError
 from trapo_lite.config import Config, ConfigError, validate
 from trapo_lite.data import DataError
 from trapo_lite.engines.base import EngineError
 from trapo_lite.export import export_run
+from trapo_lite.inputs import read_inputs
 from trapo_lite.run_folder import RunFolder, differences, final_adapter, read_metrics
 from trapo_lite.trainer import train
 from trapo_lite.update import UpdateError
@@ -88,6 +90,70 @@ def make_config(model_dir: Path, data_file: Path, tmp_path: Path):
         return validate(raw)
 
     return make
+
+
+def with_added_token(model_dir: Path, folder: Path) -> Path:
+    """The byte model, whose 260 embeddings end at 259, with a tokenizer that knows one token more: <|new|>, 260."""
+    shutil.copytree(model_dir, folder)
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([AddedToken("<|new|>", special=True)])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("data", "rows", "message"),
+    [
+        ({"prompt_template": "<|new|>{problem}\n"}, {}, "data: the prompt of problem one holds '<|new|>', token 260, "),
+        ({}, {"problem": "<|new|>?"}, "data: the prompt of problem one holds '<|new|>', token 260, "),
+        ({}, {"solution": "It is <|new|>1."}, "data: the expert solution of problem one holds '<|new|>', token 260, "),
+        ({"eos_token": "<|new|>"}, {}, "data.eos_token: '<|new|>' is token 260, "),
+    ],
+)
+def test_a_token_without_an_embedding_is_refused_before_anything_starts(
+    make_config, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: dict, rows: dict, message: str
+) -> None:
+    """It ended in an IndexError once engine, verifier and model had started; in evaluations as well."""
+    monkeypatch.setattr(trainer, "RolloutStage", lambda *_, **__: pytest.fail("the engine is started"))
+    monkeypatch.setattr(evaluate, "start_engine", lambda *_, **__: pytest.fail("the engine is started"))
+    folder, file = with_added_token(model_dir, tmp_path / "added"), tmp_path / "made.jsonl"
+    file.write_text(json.dumps({"id": "one", "problem": "1?", "answer": "1", "solution": "It is 1."} | rows) + "\n")
+    config = make_config(
+        model={"name": str(folder)},
+        data={"train": str(file), **data},
+        rollout={"num_problems": 1},
+        eval={"data": str(file)},
+    )
+    for job in (train, lambda config: evaluate.evaluate(evaluate.EvalTarget(config, None, tmp_path / "out"))):
+        with pytest.raises((ConfigError, DataError)) as caught:
+            job(config)
+        assert str(caught.value).startswith(f"{message}but {folder} has embeddings for the tokens 0 to 259 only; ")
+        assert "enlarge the model's embeddings" in str(caught.value)
+
+
+def test_a_token_that_is_not_used_needs_no_embedding(make_config, model_dir: Path, tmp_path: Path) -> None:
+    config = make_config(model={"name": str(with_added_token(model_dir, tmp_path / "added"))})
+    assert len(read_inputs(config).problems) == 12
+
+
+def test_a_run_says_what_its_prompts_lack(make_config, model_dir: Path, tmp_path: Path, capsys) -> None:
+    """On the terminal of a training run and of an evaluation, once each; nothing where the template fits."""
+    shutil.copytree(model_dir, tmp_path / "chat")
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "<|im_start|>{{ messages[0].content }}<|im_end|>"
+    tokenizer.save_pretrained(tmp_path / "chat")
+    data = {"data": str(make_config().data.train), "every": 2, "num_problems": 1}
+    for model, is_warned in ((tmp_path / "chat", True), (model_dir, False)):
+        config = make_config(name=f"run-{is_warned}", model={"name": str(model)}, eval=data, algorithm=GRPO)
+        train(config.model_copy(update={"train": config.train.model_copy(update={"max_steps": 1})}))
+        trained = capsys.readouterr().out
+        evaluate.evaluate(evaluate.EvalTarget(config, None, tmp_path / f"out-{is_warned}"))
+        evaluated = capsys.readouterr().out
+        for printed in (trained, evaluated):
+            assert (
+                printed.count("WARNING: data.prompt_template: differs from the tokenizer's chat template") == is_warned
+            )
+            assert printed.count("first prompt, 5 tokens: '0' 15, '+' 10, '0' 15, '?' 30, '\\n' 198") == is_warned
 
 
 def test_a_run_leaves_what_the_folder_promises(make_config, data_file: Path) -> None:

@@ -28,7 +28,7 @@ from trapo_lite.engines.start import start_engine
 from trapo_lite.evaluation import EvalResult, evaluate_problems
 from trapo_lite.files import make_folder
 from trapo_lite.identity import verifier_fingerprint, weights_fingerprint
-from trapo_lite.inputs import sampling_settings
+from trapo_lite.inputs import require_embeddings, sampling_settings
 from trapo_lite.launch import set_threads
 from trapo_lite.problem_sets import ProblemSet, read_sets, require_positions
 from trapo_lite.reward import MathVerifier
@@ -162,6 +162,7 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
         num_problems=target.num_problems,
         allow_part=target.allow_part,
     )
+    require_embeddings(config, tokenizer, [problem for one in sets for problem in one.problems])
     max_model_len = require_positions(config, sets, available=model_config(config.model).max_position_embeddings)
     say("\n".join(line for one in sets for line in one.report))
     make_folder(target.out)

@@ -1,5 +1,6 @@
 """Everything of a run that can be read and checked before a model is loaded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,16 @@ from transformers import PreTrainedTokenizerBase
 from trapo_lite.base_model import check_targets, model_config
 from trapo_lite.config import Config, ConfigError
 from trapo_lite.config.folders import check_adapter, check_name
-from trapo_lite.data import DataReport, check_sources, end_of_text_id, load_problems, load_tokenizer, require_experts
+from trapo_lite.data import (
+    DataError,
+    DataReport,
+    check_sources,
+    end_of_text_id,
+    load_problems,
+    load_tokenizer,
+    require_experts,
+    text_of,
+)
 from trapo_lite.loggers import check_loggers
 from trapo_lite.sampler import SamplingSettings, Schedule
 from trapo_lite.types import Problem
@@ -53,6 +63,32 @@ def check_model(config: Config) -> int:
     return max_model_len
 
 
+def require_embeddings(config: Config, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> None:
+    """Raise ConfigError or DataError for a token that the model, by its config.json, has no embedding for.
+
+    That a tokenizer has such tokens is no mistake as long as none of them is used.
+    """
+    size = model_config(config.model).get_text_config().vocab_size
+    if max(tokenizer.get_vocab().values()) < size:
+        return
+    end_id = end_of_text_id(tokenizer, config.data.eos_token)
+    only = f"but {config.model.name} has embeddings for the tokens 0 to {size - 1} only"
+    fix = "or enlarge the model's embeddings, train the new ones and save it"
+    if end_id >= size:
+        end = config.data.eos_token or tokenizer.eos_token
+        raise ConfigError(f"data.eos_token: {end!r} is token {end_id}, {only}; name another token, {fix}")
+    for problem in problems:
+        for token_ids in (problem.prompt_ids, *problem.expert_ids):
+            if max(token_ids, default=0) >= size:
+                token = max(token_ids)
+                where = "prompt" if token_ids is problem.prompt_ids else "expert solution"
+                text = text_of(tokenizer, [token], with_special=True)
+                raise DataError(
+                    f"data: the {where} of problem {problem.id} holds {text!r}, token {token}, {only}; take it out of "
+                    f"the rows and data.prompt_template, {fix}"
+                )
+
+
 def read_inputs(config: Config) -> Inputs:
     """Tokenizer, problems and checks that need no weights; raises ConfigError, DataError or ModelError."""
     check_loggers(config)
@@ -75,6 +111,7 @@ def read_inputs(config: Config) -> Inputs:
         data = config.data.model_copy(update={"require_expert": False})
         eval_problems, _ = load_problems(data, tokenizer, max_response_tokens=limit, files=config.eval.data)
         eval_problems = eval_problems[: config.eval.num_problems]
+    require_embeddings(config, tokenizer, [*problems, *eval_problems])
     return Inputs(tokenizer, problems, report, eval_problems, max_model_len)
 
 

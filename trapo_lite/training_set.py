@@ -20,7 +20,15 @@ from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.build_tally import BuildTally
 from trapo_lite.config import Config
-from trapo_lite.data import DataError, Grader, check_sources, end_of_text_id, expert_text
+from trapo_lite.data import (
+    DataError,
+    Grader,
+    check_sources,
+    end_of_text_id,
+    expert_text,
+    require_known_tags,
+    template_warnings,
+)
 from trapo_lite.data.loading import Tally, drop_long_prompts, read_examples, resolve_ids, with_traces
 from trapo_lite.data.overlap import Overlap
 from trapo_lite.data.rows import Example
@@ -86,6 +94,7 @@ def build_training_set(build: Build, tokenizer: PreTrainedTokenizerBase, say: Ca
 
 def _build(build: Build, work: Path, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]) -> BuildTally:
     sources = check_sources(build.config.data.train)
+    require_known_tags(build.config.data.prompt_template, tokenizer)
     state_file, kept_file, second_file = work / "state.json", work / "kept.jsonl", work / "second.jsonl"
     if build.restart:
         _clear(work)
@@ -160,7 +169,9 @@ def _name_rows(sources: Sequence[str], tally: Tally) -> tuple[dict[str, str], se
             keys.add(matching_key(example.problem))
             yield replace(example, problem="", solutions=())
 
-    return {example.row_key: example.id for example in resolve_ids(light(), tally)}, keys
+    examples = resolve_ids(light(), tally)
+    tally.require_good_rows()
+    return {example.row_key: example.id for example in examples}, keys
 
 
 def _examples(sources: Sequence[str], ids: Mapping[str, str]) -> Iterator[Example]:
@@ -180,13 +191,17 @@ def _finished_rows(
 ) -> list[dict[str, Any]]:
     """The rows of a batch that are kept, in the simple form; everything about it is counted."""
     data, limit = build.config.data, build.config.rollout.max_response_tokens
-    tally = Tally(skip_bad_rows=data.on_bad_row == "skip")
+    num_read = counts.num_kept + counts.rows_dropped.total() + len(batch)
+    tally = Tally(skip_bad_rows=data.on_bad_row == "skip", num_rows=num_read)
     batch = [example for example in batch if not _is_removed(build, example, counts)]
     joined = [_with_second(build, example, tokenizer, more_traces, second_file) for example in batch]
     fitting, prompts = drop_long_prompts(joined, data, tokenizer, tally)
     problems, kept = with_traces(
         fitting, prompts, data, tokenizer, end_of_text_id(tokenizer, data.eos_token), limit, tally
     )
+    tally.require_good_rows()
+    if counts.prompt_warnings is None and problems:
+        counts.prompt_warnings = list(template_warnings(data.prompt_template, tokenizer, problems[0].prompt_ids))
     counts.num_kept += len(kept)
     counts.rows_dropped.update(tally.rows)
     counts.traces_dropped.update(tally.traces)
