@@ -97,13 +97,17 @@ def test_a_run_leaves_what_the_folder_promises(make_config, data_file: Path) -> 
     assert [row["step"] for row in rows] == [1, 2]
     assert "eval/accuracy" not in rows[0] and 0.0 <= rows[1]["eval/accuracy"] <= 1.0
     assert rows[1]["rollout/guided"] == 3 / 5  # a random model fails, so every problem gets the whole schedule
-    assert rows[1]["reward/expert"] == 1.0
+    assert rows[1]["reward/expert"] == rows[1]["reward/helped_3"] == 1.0
     rollouts = [json.loads(line) for line in (folder / "rollouts/step-000002.jsonl").read_text().splitlines()]
     assert len(rollouts) == 3 * 5
     for group in (rollouts[:5], rollouts[5:10], rollouts[10:]):
         mean = sum(line["reward"] for line in group) / 5
         assert [line["advantage"] for line in group] == pytest.approx([line["reward"] - mean for line in group])
         assert [line["train_prefix"] for line in group] == [False, False, False, True, True]
+        assert [line["micro_group"] for line in group] == [1, 1, 2, 2, 3]
+        assert [line["ratio"] for line in group] == [0.0, 0.0, 0.5, 0.5, 1.0]
+        first, second = group[0]["prompt"].removesuffix("?\n").split("+")
+        assert {line["gold"] for line in group} == {str(int(first) + int(second))}
         assert group[4]["completion"] == "" and group[4]["finish_reason"] == "expert"
         assert all(len(line["completion_ids"]) == len(line["completion_logprobs"]) for line in group)
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-000001", "step-000002"]

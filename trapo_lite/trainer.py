@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -148,6 +149,7 @@ class _Run:
             on_progress=self._on_rollouts,
             notify=self._announce,
         )
+        self.gold_by_id = {problem.id: problem.answer for problem in self.inputs.problems}
         self.is_packing_checked = not config.train.check_packing
         torch.manual_seed(config.run.seed)
         shard = self.ranks.shard if self.ranks.is_sharding else None
@@ -199,9 +201,7 @@ class _Run:
 
     def log(self, step: int, metrics: Mapping[str, Mean | float | int], groups: Sequence[Group], *, seconds: float):
         """metrics.jsonl, rollouts/, TensorBoard, wandb and the terminal."""
-        lines = self.ranks.gather(
-            [line for group in groups for line in rollout_metrics.to_lines(group, self._decode_all)]
-        )
+        lines = self.ranks.gather([line for group in groups for line in self._rollout_lines(group)])
         self.rng_states = self.ranks.gather([torch.get_rng_state()])
         if self.ranks.is_main:
             self.log_book.write(step, metrics, lines, seconds=seconds)
@@ -271,6 +271,11 @@ class _Run:
 
     def _decode_all(self, token_ids: Sequence[int]) -> str:
         return text_of(self.inputs.tokenizer, token_ids, with_special=True)
+
+    def _rollout_lines(self, group: Group) -> list[dict[str, Any]]:
+        gold = self.gold_by_id[group.rollouts[0].problem_id]
+        micro_groups = self.algorithm.micro_groups
+        return rollout_metrics.to_lines(group, self._decode_all, gold=gold, micro_groups=micro_groups)
 
     def _announce(self, line: str) -> None:
         if self.ranks.is_main:
