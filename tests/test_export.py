@@ -83,6 +83,9 @@ def test_the_checkpoint_reloads_as_the_policy(
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "r = 4, alpha = 8" in card and "mean |error|" in card
     assert ("de-quantised NF4" in card) == (quantize == "nf4")
+    record = json.loads((out / "environment.json").read_text(encoding="utf-8"))
+    assert record["exported"]["versions"]["torch"] == torch.__version__ and record["trained"] == []
+    assert f"files {record['exported']['package']}" in card and f"torch {torch.__version__}" in card
     assert not hasattr(AutoConfig.from_pretrained(out), "quantization_config")
 
 

@@ -23,7 +23,9 @@ def quickstart(*, seed: int, restart: bool = False) -> Path:
     config = load_config([CONFIG], overrides)
     folder = config.run.folder
     if restart:
-        RunFolder.open(config, restart=True).close()
+        with RunFolder.open(config, restart=True) as restarted:
+            for line in restarted.notes:
+                print(line, flush=True)
     print(f"1/4  {config.model.name} before training, on {TEST_SET}", flush=True)
     before = evaluate_on_test_set(config, config.model.name, folder / "eval/before")
     print(f"\n2/4  training: {config.train.max_steps} steps of {config.rollout.num_problems} problems", flush=True)
