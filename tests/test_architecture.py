@@ -15,7 +15,7 @@ PACKAGE = ROOT / "trapo_lite"
 # entered here, in the lowest row that its imports allow.
 ROWS: list[tuple[str, str]] = [
     ("0 values", "types"),
-    ("0 values", "config metrics gpus"),
+    ("0 values", "config metrics gpus environment"),
     ("1 pure core", "schedule advantage losses tree head"),
     ("2 names to functions, edges", "algorithm engines/base data reward cards"),
     (

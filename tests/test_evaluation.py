@@ -211,6 +211,7 @@ def test_a_run_and_its_base(
     assert base["accuracy"] == pytest.approx(sum(a["verdict"] == "correct" for a in answers) / 24)
     assert base["interval_95"][0] <= base["accuracy"] <= base["interval_95"][1]
     assert len(answers) == 24 and base["adapter"] is None
+    assert base["environment"]["versions"]["torch"] == torch.__version__ and base["environment"]["package"]
     assert f"accuracy   {base['accuracy']:.3f}" in printed
     solved = next(answer for answer in answers if answer["verdict"] == "correct")
     assert f"\\boxed{{{solved['gold']}}}" in solved["completion"]

@@ -83,6 +83,9 @@ def test_the_checkpoint_reloads_as_the_policy(
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "r = 4, alpha = 8" in card and "mean |error|" in card
     assert ("de-quantised NF4" in card) == (quantize == "nf4")
+    record = json.loads((out / "environment.json").read_text(encoding="utf-8"))
+    assert record["exported"]["versions"]["torch"] == torch.__version__ and record["trained"] == []
+    assert f"files {record['exported']['package']}" in card and f"torch {torch.__version__}" in card
     assert not hasattr(AutoConfig.from_pretrained(out), "quantization_config")
 
 
@@ -268,9 +271,12 @@ def call_script(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
 
 
 def test_the_door(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    start = {"after_step": 0, "package": "1a", "commit": None, "clean": None, "versions": {"torch": "2.12.0"}}
+    (run_dir / "environment.json").write_text(json.dumps([start]))
     call_script(monkeypatch, "--run", run_dir, "data.eos_token=<|im_end|>")
     assert f"{run_dir / 'merged'}: merged checkpoint in bfloat16" in capsys.readouterr().out
     assert json.loads((run_dir / "merged" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert json.loads((run_dir / "merged" / "environment.json").read_text())["trained"] == [start]
     out = run_dir / "elsewhere"
     call_script(monkeypatch, "--run", run_dir, "--adapter", run_dir / "adapter", "--out", out, "--dtype", "float32")
     assert json.loads((out / "config.json").read_text())["dtype"] == "float32"

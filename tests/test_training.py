@@ -163,13 +163,17 @@ def test_a_run_leaves_what_the_folder_promises(make_config, data_file: Path) -> 
     assert [row["step"] for row in rows] == [1, 2]
     assert "eval/accuracy" not in rows[0] and 0.0 <= rows[1]["eval/accuracy"] <= 1.0
     assert rows[1]["rollout/guided"] == 3 / 5  # a random model fails, so every problem gets the whole schedule
-    assert rows[1]["reward/expert"] == 1.0
+    assert rows[1]["reward/expert"] == rows[1]["reward/helped_3"] == 1.0
     rollouts = [json.loads(line) for line in (folder / "rollouts/step-000002.jsonl").read_text().splitlines()]
     assert len(rollouts) == 3 * 5
     for group in (rollouts[:5], rollouts[5:10], rollouts[10:]):
         mean = sum(line["reward"] for line in group) / 5
         assert [line["advantage"] for line in group] == pytest.approx([line["reward"] - mean for line in group])
         assert [line["train_prefix"] for line in group] == [False, False, False, True, True]
+        assert [line["micro_group"] for line in group] == [1, 1, 2, 2, 3]
+        assert [line["ratio"] for line in group] == [0.0, 0.0, 0.5, 0.5, 1.0]
+        first, second = group[0]["prompt"].removesuffix("?\n").split("+")
+        assert {line["gold"] for line in group} == {str(int(first) + int(second))}
         assert group[4]["completion"] == "" and group[4]["finish_reason"] == "expert"
         assert all(len(line["completion_ids"]) == len(line["completion_logprobs"]) for line in group)
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-000001", "step-000002"]
@@ -246,15 +250,17 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(make_co
     assert differences(whole, parts) == []
 
 
-def test_a_checkpoint_of_another_configuration_or_model_is_refused(make_config, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_configuration_or_model_is_refused(make_config, tmp_path: Path, capsys) -> None:
     train(make_config())
     with pytest.raises(CheckpointError, match=r"optim.lr: 0.001 then, 0.5 now.*--restart"):
         train(make_config(optim={"lr": 0.5}))
     other = write_byte_model(tmp_path / "other", num_layers=1)
     with pytest.raises(CheckpointError, match="another"):
         train(make_config(model={"name": str(other)}))
+    capsys.readouterr()
     train(make_config(optim={"lr": 0.5}), restart=True)
-    assert any(path.name.startswith("run.old-") for path in tmp_path.iterdir())
+    (old,) = [path for path in tmp_path.iterdir() if path.name.startswith("run.old-")]
+    assert f"{tmp_path / 'run'}: the run that was here is now in {old}" in capsys.readouterr().out
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(make_config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,6 +286,79 @@ def test_two_processes_cannot_write_one_run(make_config) -> None:
     config = make_config()
     with RunFolder.open(config, restart=False), pytest.raises(ConfigError, match="another process is writing"):
         train(config)
+
+
+def pretend(folder: Path, **changed: object) -> None:
+    """Have environment.json say that the newest start ran with something else."""
+    file = folder / "environment.json"
+    starts = json.loads(file.read_text())
+    starts[-1] |= changed
+    file.write_text(json.dumps(starts))
+
+
+def test_each_start_is_on_record_and_forgotten_with_its_steps(make_config) -> None:
+    folder = train(make_config(train={"max_steps": 1}))
+
+    def starts() -> list[dict]:
+        return json.loads((folder / "environment.json").read_text())
+
+    (first,) = starts()
+    assert first["after_step"] == 0 and first["processes"] == 1 and first["device"] == "CPU"
+    assert first["versions"]["torch"] == torch.__version__ and "pytest" in first["command"] and first["package"]
+    train(make_config(train={"max_steps": 3}))
+    assert [start["after_step"] for start in starts()] == [0, 1] and starts()[0] == first
+    train(make_config(train={"max_steps": 3}))  # complete: nothing is computed
+    assert [start["after_step"] for start in starts()] == [0, 1]
+    for step in (2, 3):
+        shutil.rmtree(folder / f"checkpoints/step-{step:06d}")  # the second start has nothing left to show
+    train(make_config(train={"max_steps": 2}))
+    assert [start["after_step"] for start in starts()] == [0, 1] and starts()[0] == first
+    train(make_config(train={"max_steps": 1}), restart=True)
+    assert [start["after_step"] for start in starts()] == [0]
+
+
+def test_changed_code_is_a_warning_when_a_run_is_resumed(make_config, capsys) -> None:
+    loose = {"run": {"deterministic": False}}
+    folder = train(make_config(**loose, train={"max_steps": 1}))
+    pretend(folder, package="0dd", commit=None, versions={"torch": "2.0"})
+    capsys.readouterr()
+    train(make_config(**loose, train={"max_steps": 2}))
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
+    assert len(warnings) == 1 and "step-000001: was made by other code or versions" in warnings[0]
+    assert "trapo_lite's files: 0dd then" in warnings[0]
+    assert f"torch: 2.0 then, {torch.__version__} now" in warnings[0]
+    train(make_config(**loose, train={"max_steps": 3}))  # the newest checkpoint is of the code of now
+    pretend(folder, commit="f" * 40, clean=True, command="another", host="elsewhere")  # the same files
+    train(make_config(**loose, train={"max_steps": 4}))
+    assert "WARNING" not in capsys.readouterr().out
+
+
+def test_changed_code_is_an_error_where_bits_were_promised(make_config, capsys) -> None:
+    folder = train(make_config(train={"max_steps": 1}))
+    pretend(folder, package="0dd")
+    train(make_config(train={"max_steps": 1}))
+    assert "is complete" in capsys.readouterr().out  # nothing is computed, so nothing is refused
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    with pytest.raises(CheckpointError, match=r"files: 0dd .*then, .* now.*run\.deterministic=false.*--restart"):
+        train(make_config(train={"max_steps": 2}))
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+    loose = {"run": {"deterministic": False}, "rollout": {"schedule": "barrier"}}
+    train(make_config(**loose, train={"max_steps": 2}))
+    assert "WARNING: " in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match=r"\(run\.deterministic: False then, True now\)"):
+        train(make_config(rollout={"schedule": "barrier"}, train={"max_steps": 3}))
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[1]", '[{"after_step": 0}]'], ids=repr)
+def test_a_run_without_a_record_of_its_code_is_resumed_with_one_line(make_config, capsys, content) -> None:
+    folder = train(make_config(train={"max_steps": 1}))
+    (folder / "environment.json").unlink()
+    if content is not None:
+        (folder / "environment.json").write_text(content)
+    capsys.readouterr()
+    train(make_config(train={"max_steps": 2}))
+    assert capsys.readouterr().out.count("no record of the code and versions that made it") == 1
+    assert [start["after_step"] for start in json.loads((folder / "environment.json").read_text())] == [1]
 
 
 def no_model(*_args, **_kwargs):
@@ -404,10 +483,19 @@ def test_auto_chooses_a_schedule_and_says_so(make_config, capsys) -> None:
 
 
 def test_a_run_that_goes_on_says_that_its_export_is_of_an_earlier_end(make_config, capsys) -> None:
-    train(make_config(train={"max_steps": 1}))
-    assert "until this run ends" not in capsys.readouterr().out
+    folder = train(make_config(train={"max_steps": 1}))
+    said = capsys.readouterr().out
+    assert "an earlier end" not in said
+    assert f"next: python scripts/evaluate.py --run {folder} --benchmarks NAME ..." in said
+    assert f"next: python scripts/export.py --run {folder}" in said
+    (folder / "merged").mkdir()
     train(make_config(train={"max_steps": 2}))
-    assert "adapter/ stay as they are until this run ends" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "adapter/ is from an earlier end of this run; it is replaced when the run ends" in said
+    assert f"python scripts/export.py --run {folder} --overwrite" in said
+    shutil.rmtree(folder / "merged")
+    train(make_config(train={"max_steps": 3}))
+    assert "merged/" not in capsys.readouterr().out
 
 
 def test_no_expert_traces_where_the_schedule_needs_them(make_config, tmp_path: Path, monkeypatch) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from trapo_lite.config import ConfigError
 from trapo_lite.data import DataError, Grader
+from trapo_lite.environment import changes
 from trapo_lite.evaluation import Answer, EvalResult
 from trapo_lite.files import errors_named, replace_text
 
@@ -61,12 +62,22 @@ class AnswerLog:
             self._require_same(self.summary_file, finished)
             self._take(read_answers(self.answers_file, num=len(self._ids) * num_samples))
         self._is_finished = finished is not None and not goes_on
+        self._begun_by = found.get("environment") if goes_on else None
         if not self._is_finished:
             self._begin()
 
     @property
     def is_complete(self) -> bool:
         return len(self._groups) == len(self._ids)
+
+    @property
+    def code_changes(self) -> list[str]:
+        """Return what differs between code and versions that began an unfinished evaluation and those of now.
+
+        Both are read from `environment` in `noted`.
+        """
+        now = self._noted.get("environment")
+        return [] if now is None or self._begun_by is None else changes(self._begun_by, now)
 
     @property
     def done(self) -> frozenset[str]:
@@ -108,7 +119,7 @@ class AnswerLog:
 
     def _begin(self) -> None:
         """Write what was kept again: a line that was cut off must not run into the next one."""
-        head = json.dumps(self._described, ensure_ascii=False) + "\n"
+        head = json.dumps({**self._noted, **self._described}, ensure_ascii=False) + "\n"
         kept = [answer for group in self._groups.values() for answer in group]
         replace_text(self.partial_file, head + _lines(kept))
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from trapo_lite import environment
 from trapo_lite.policy import Policy
 
 MANIFEST = "manifest.json"
@@ -124,14 +125,21 @@ def restore_checkpoint(checkpoint: Checkpoint, *, policy: Policy, optimizer: tor
         torch.set_rng_state(states[str(rank)])
 
 
-def require_same(checkpoint: Checkpoint, expected: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint made of another model, data or configuration, naming what differs."""
+def require_same(checkpoint: Checkpoint, expected: Mapping[str, Any], *, may_differ: Collection[str] = ()) -> None:
+    """Refuse a checkpoint made of another model, data or configuration, naming what differs.
+
+    may_differ: names inside a part of `expected` that are not compared, such as "rollout.schedule"
+    """
     for key, value in expected.items():
         found = checkpoint.state.get(key)
         if found == value:
             continue
         if isinstance(found, Mapping) and isinstance(value, Mapping):
-            differing = [name for name in {**found, **value} if found.get(name) != value.get(name)]
+            differing = [
+                name for name in {**found, **value} if found.get(name) != value.get(name) and name not in may_differ
+            ]
+            if not differing:
+                continue
             listed = ", ".join(f"{name}: {_then_now(found.get(name), value.get(name))}" for name in differing)
         else:
             listed = _then_now(found, value)
@@ -139,6 +147,26 @@ def require_same(checkpoint: Checkpoint, expected: Mapping[str, Any]) -> None:
             f"{checkpoint.folder}: was made with {DESCRIPTIONS.get(key, key)} ({listed}); go back to what it was, "
             "choose another run.name, or start over with --restart"
         )
+
+
+def compare_environments(
+    checkpoint: Checkpoint, starts: Sequence[Mapping[str, Any]], now: Mapping[str, Any], *, is_exact: bool
+) -> list[str]:
+    """Return lines for people if a checkpoint was made by other code or versions than `now`, or by unknown ones.
+
+    starts:   the run's environment.json
+    is_exact: whether the run promises the same bits (run.deterministic); CheckpointError then instead of a warning
+    """
+    then = next((start for start in reversed(starts) if start["after_step"] < checkpoint.step), None)
+    if then is None:
+        return [f"{checkpoint.folder}: no record of the code and versions that made it, so they were not compared"]
+    changed = "; ".join(environment.changes(then, now))
+    if changed and is_exact:
+        raise CheckpointError(
+            f"{checkpoint.folder}: was made by other code or versions ({changed}), and run.deterministic promises the "
+            "same bits; go back to what it was, set run.deterministic=false, or start over with --restart"
+        )
+    return [f"WARNING: {checkpoint.folder}: was made by other code or versions ({changed})"] if changed else []
 
 
 def _then_now(then: Any, now: Any) -> str:

@@ -31,6 +31,11 @@ def unless_out_of_memory(compute: Callable[[], T]) -> T | None:
     return None
 
 
+def name_of(device: torch.device) -> str:
+    """Return what the driver calls the GPU, or "CPU"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def total_memory(device: torch.device) -> float | None:
     """Bytes of the GPU; None on the CPU."""
     return float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
@@ -72,5 +77,5 @@ def peak_tflops(device: torch.device) -> float | None:
     """10^12 operations a second that the device can do at most in bfloat16; None where that is not known."""
     if device.type != "cuda":
         return None
-    gpu = find_gpu(torch.cuda.get_device_name(device))
+    gpu = find_gpu(name_of(device))
     return None if gpu is None else gpu.tflops

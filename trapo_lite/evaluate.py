@@ -25,6 +25,7 @@ from trapo_lite.data import check_sources, load_tokenizer, text_of
 from trapo_lite.device import require_capability
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.start import start_engine
+from trapo_lite.environment import this_environment
 from trapo_lite.evaluation import EvalResult, evaluate_problems
 from trapo_lite.files import make_folder
 from trapo_lite.identity import verifier_fingerprint, weights_fingerprint
@@ -169,6 +170,9 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(lock(target.out, option="--out"))
         logs = [_log_of(target, one, tokenizer) for one in sets]
+        for log in logs:
+            if changed := "; ".join(log.code_changes):
+                say(f"WARNING: {log.partial_file}: was begun by other code or versions ({changed})")
         engine, verifier = None, None
         if not all(log.is_complete for log in logs):
             device_index = 0 if torch.cuda.is_available() and config.rollout.engine != "server" else None
@@ -282,15 +286,16 @@ def _log_of(target: EvalTarget, problem_set: ProblemSet, tokenizer: PreTrainedTo
         "verifier": verifier_fingerprint(),
         "seed": config.run.seed,
     }
-    places = {
+    noted = {
         "model": config.model.name,
         "adapter": None if target.adapter_dir is None else str(target.adapter_dir.resolve()),
+        "environment": this_environment(),
     }
     return AnswerLog(
         target.out,
         problem_set.name,
         described=described,
-        noted=places,
+        noted=noted,
         problem_ids=[problem.id for problem in problem_set.problems],
         num_samples=problem_set.num_samples,
         restart=target.restart,

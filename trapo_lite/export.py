@@ -8,7 +8,7 @@ A checkpoint that fails the comparison is deleted; one that stands at `out` has 
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from trapo_lite.base_model import load_base
 from trapo_lite.config import ModelSection
 from trapo_lite.data import end_of_text_id, load_tokenizer
+from trapo_lite.environment import this_environment
 from trapo_lite.export_report import ExportDtype, ExportReport, compare
 from trapo_lite.model_card import model_card
 from trapo_lite.parity import probe_sequences
-from trapo_lite.run_folder import final_adapter, load_run_config
+from trapo_lite.run_folder import RunFolder, final_adapter, load_run_config
 
 MIN_PROBE_TOKENS = 1024
 MAX_PROBE_LENGTH = 257
@@ -56,6 +57,7 @@ def export_run(
         out=out or run / "merged",
         dtype=dtype or config.model.dtype,
         eos_token=config.data.eos_token,
+        trained=RunFolder(run).starts(),
         overwrite=overwrite,
     )
 
@@ -67,11 +69,13 @@ def export_merged(
     out: Path,
     dtype: ExportDtype,
     eos_token: str | None = None,
+    trained: Sequence[Mapping[str, Any]] = (),
     overwrite: bool = False,
 ) -> ExportReport:
     """Write base + adapter to the folder `out` as one safetensors checkpoint with tokenizer and generation config.
 
     eos_token: the token that ends answers; None: the tokenizer's own
+    trained:   the environment.json of the run that the adapter is from; kept in that of the checkpoint
     An nf4 base is the de-quantised one: that is what the adapter was trained on.
     Raises ExportError, and leaves `out` as it was, for a missing or foreign adapter, an `out` in use, a full disk, and
     a checkpoint that differs from base + adapter by more than `ExportReport.refusal` allows.
@@ -85,9 +89,13 @@ def export_merged(
         partial.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         report = _write_checked(model, adapter_dir, partial, out, dtype, tokenizer, eos_id)
-        end, results = str(tokenizer.decode([eos_id])), report.lines()[1:]
-        card = model_card(model=model, adapter=adapter, dtype=dtype, eos_token=end, results=results)
+        end, results, made_by = str(tokenizer.decode([eos_id])), report.lines()[1:], this_environment()
+        card = model_card(
+            model=model, adapter=adapter, dtype=dtype, eos_token=end, results=results, environment=made_by
+        )
         (partial / "README.md").write_text(card, encoding="utf-8")
+        record = json.dumps({"exported": made_by, "trained": list(trained)}, indent=1, ensure_ascii=False)
+        (partial / "environment.json").write_text(record + "\n", encoding="utf-8")
         _move_into_place(partial, out)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
         raise ExportError(f"{out}: cannot be written: {error}; make room or choose another --out") from None

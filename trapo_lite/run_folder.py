@@ -26,6 +26,8 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.metrics_file = path / "metrics.jsonl"
         self.rollouts = path / "rollouts"
+        self.environment_file = path / "environment.json"
+        self.notes: list[str] = []  # what opening it did, for people
         self._lock: int | None = None
 
     @classmethod
@@ -43,14 +45,28 @@ class RunFolder:
             old = folder.path.with_name(f"{folder.path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
             folder.path.rename(old)
             folder.close()
-            return cls.open(config, restart=False)
+            folder = cls.open(config, restart=False)
+            folder.notes.append(f"{folder.path}: the run that was here is now in {old}")
         return folder
 
     def write_config(self, config: Config) -> None:
         """The resolved configuration, in one rename."""
-        temporary = self.path / ".config.yaml.tmp"
-        temporary.write_text(config.to_yaml(), encoding="utf-8")
-        temporary.rename(self.path / "config.yaml")
+        _replace_text(self.path / "config.yaml", config.to_yaml())
+
+    def starts(self) -> list[dict[str, Any]]:
+        """Return what each start of the run wrote into environment.json; empty where it is missing or damaged."""
+        try:
+            found = json.loads(self.environment_file.read_text(encoding="utf-8"))
+            return found if isinstance(found, list) and all(_is_start(entry) for entry in found) else []
+        except (OSError, ValueError, TypeError):
+            return []
+
+    def add_start(self, environment: Mapping[str, Any], *, after_step: int, **more: Any) -> None:
+        """Add this start to environment.json. `after_step`: the step that the run is resumed from, 0 for none."""
+        self._write_starts([*self.starts(), {"after_step": after_step, **more, **environment}])
+
+    def _write_starts(self, starts: Sequence[Mapping[str, Any]]) -> None:
+        _replace_text(self.environment_file, json.dumps(starts, indent=1, ensure_ascii=False) + "\n")
 
     def replace(self, name: str, write: Callable[[Path], None]) -> None:
         """Have `write` fill a folder that then takes the place of the one called `name`."""
@@ -66,12 +82,16 @@ class RunFolder:
         return _bytes(self.path / "adapter" / weights) == _bytes(checkpoint / weights) is not None
 
     def outdated(self) -> list[str]:
-        """A line where a run that goes on leaves results of its earlier end behind."""
-        found = [name for name in ("adapter", "merged") if (self.path / name).is_dir()]
-        if not found:
-            return []
-        these = " and ".join(f"{name}/" for name in found)
-        return [f"{self.path}: {these} stay as they are until this run ends and is exported again"]
+        """Return a line for each result of an earlier end that a resumed run leaves as it is."""
+        lines = []
+        if (self.path / "adapter").is_dir():
+            lines.append(f"{self.path}: adapter/ is from an earlier end of this run; it is replaced when the run ends")
+        if (self.path / "merged").is_dir():
+            lines.append(
+                f"{self.path}: merged/ is from an earlier end of this run; when the run has ended, replace it by "
+                f"python scripts/export.py --run {self.path} --overwrite"
+            )
+        return lines
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         with self.metrics_file.open("a", encoding="utf-8") as file:
@@ -84,7 +104,7 @@ class RunFolder:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def cut_back(self, step: int) -> None:
-        """Forget every line about steps after `step`: they will be done again."""
+        """Forget every line about steps after `step`, which will be done again, and every start that made only such."""
         if self.metrics_file.exists():
             lines = self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             kept = list(itertools.takewhile(lambda line: (_step_of(line) or step + 1) <= step, lines))
@@ -94,6 +114,8 @@ class RunFolder:
         for file in self.rollouts.glob("step-*.jsonl"):
             if int(file.stem.removeprefix("step-")) > step:
                 file.unlink()
+        if self.environment_file.exists():
+            self._write_starts([start for start in self.starts() if start["after_step"] < step])
 
     def close(self) -> None:
         if self._lock is not None:
@@ -160,6 +182,18 @@ def load_run_config(run: Path, files: Sequence[str] = (), overrides: Sequence[st
         hint = f"; there are {', '.join(map(str, sorted(near)[:10]))}" if near else ""
         raise ConfigError(f"--run {run}: holds no config.yaml, so it is no run's folder{hint}; give DIR/NAME of a run")
     return load_config([str(run / "config.yaml"), *files], overrides)
+
+
+def _replace_text(path: Path, text: str) -> None:
+    """Write a file in one rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.rename(path)
+
+
+def _is_start(entry: Any) -> bool:
+    types = {"after_step": int, "package": str, "commit": str | None, "versions": dict}
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), type_) for key, type_ in types.items())
 
 
 def _step_of(line: str) -> int | None:
