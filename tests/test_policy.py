@@ -176,8 +176,8 @@ def test_a_state_of_another_adapter_is_refused(base_dir: Path) -> None:
     state = dict(policy.adapter_state())
     first = sorted(state)[0]
     for wrong, complaint in (
-        ({name: tensor for name, tensor in state.items() if name != first}, "not in the state"),
-        ({**state, "base_model.model.more.weight": torch.zeros(2)}, "not in the model"),
+        ({name: tensor for name, tensor in state.items() if name != first}, "1 of 28 tensors are missing"),
+        ({**state, "base_model.model.more.weight": torch.zeros(2)}, "1 tensors have no place in the model"),
         (load(base_dir, LoraSection(r=3, alpha=4)).adapter_state(), r"lora.r"),
     ):
         with pytest.raises(ModelError, match=complaint):

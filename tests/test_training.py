@@ -194,15 +194,15 @@ def test_a_checkpoint_of_another_configuration_or_model_is_refused(make_config, 
 def test_a_full_disk_leaves_the_last_good_checkpoint(make_config, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors import SafetensorError
 
-    from trapo_lite import checkpoint
+    from trapo_lite import files
 
     folder = train(make_config(train={"max_steps": 1}))
 
-    def full(*_args) -> None:
+    def full(*_args, **_options) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
+        patch.setattr(files, "save_file", full)
         with pytest.raises(CheckpointError, match=r"the disk is full.*it resumes"):
             train(make_config(train={"max_steps": 2}))
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-000001"]

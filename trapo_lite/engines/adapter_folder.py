@@ -6,10 +6,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from trapo_lite.adapter import CONFIG, WEIGHTS, AdapterConfig, AdapterError, read_config, read_shapes
 from trapo_lite.engines.base import EngineError
 
 PREFIX = "trapo_lite-adapters-"
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER_FILES = (CONFIG, WEIGHTS)
 
 
 class AdapterFolder:
@@ -19,18 +20,18 @@ class AdapterFolder:
     """
 
     def __init__(self, parent: Path | None = None) -> None:
-        parent = parent or default_parent()
+        is_shared, parent = parent is not None, parent or default_parent()
         remove_stale_folders(parent)
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        if is_shared:
+            self.path.chmod(parent.stat().st_mode & 0o777)  # servers may run as another user
         self._lock = os.open(self.path / "lock.new", os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         os.rename(self.path / "lock.new", self.path / "lock")  # only ever seen by others when it is held
 
     def add(self, adapter_dir: Path, version: int) -> tuple[Path, int]:
         """Copy a PEFT adapter in under its version: (its new path, bytes copied). Never seen half written."""
-        missing = [name for name in ADAPTER_FILES if not (adapter_dir / name).is_file()]
-        if missing:
-            raise EngineError(f"{adapter_dir}: not a PEFT adapter, {missing[0]} is missing; publish what PEFT saved")
+        read_servable(adapter_dir)
         target = self.path / f"version-{version:09d}"
         partial = self.path / f"partial-{version:09d}"
         partial.mkdir()
@@ -47,6 +48,16 @@ class AdapterFolder:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def read_servable(adapter_dir: Path) -> AdapterConfig:
+    """The configuration of an adapter that is to be published; EngineError unless it is a plain LoRA adapter."""
+    try:
+        config = read_config(adapter_dir, option="publish")
+        read_shapes(config)
+    except AdapterError as error:
+        raise EngineError(f"not a PEFT adapter that can be served: {error}") from None
+    return config
 
 
 def default_parent() -> Path:
