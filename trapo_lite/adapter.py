@@ -34,7 +34,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SAYS_NOTHING = {"peft_version", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"}
 SAYS_NOTHING |= {"runtime_config", "megatron_core", "qalora_group_size"}  # act only beside other fields
 WHERE = {"r", "lora_alpha", "target_modules", "target_parameters", "rank_pattern", "alpha_pattern"}
-PLAIN = {
+PLAIN: dict[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
     "task_type": ("CAUSAL_LM", None),
     "bias": ("none",),
@@ -96,7 +96,7 @@ def read_config(folder: Path, *, option: str) -> AdapterConfig:
         fields = read_object(file)
     except (OSError, ValueError) as error:
         raise AdapterError(f"{where}: {_reason(error, file)}; give the folder of another adapter") from None
-    for key, value in fields.items():
+    for key, value in sorted(fields.items(), key=lambda field: field[0] not in PLAIN):  # the kind of adapter first
         if key in PLAIN:
             is_plain = any(type(value) is type(plain) and value == plain for plain in PLAIN[key])
         else:

@@ -86,7 +86,7 @@ def adapter_card(*, model: ModelSection, adapter: Mapping[str, Any], eos_token: 
     """
     base = adapter["base_model_name_or_path"]
     return ADAPTER_CARD.format(
-        hub_base=f"base_model: {base}\n" if base == model.name else "",  # of a folder the hub would say: no such model
+        hub_base="" if base.startswith("/") else f"base_model: {base}\n",  # the hub refuses a folder's name
         base=base,
         quantized=QUANTIZED_BASE if model.quantize == "nf4" else "",
         r=adapter["r"],
