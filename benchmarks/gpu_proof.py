@@ -96,7 +96,8 @@ def main() -> None:
     parser.add_argument("--setting", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only:
-        run_part(*args.only, Setting(**json.loads(args.setting)))
+        name, function = args.only
+        run_part(name, function, Setting(**json.loads(args.setting)))
         return
     for name in ("model", "data", "eval_data"):
         if getattr(args, name) is not None and not Path(getattr(args, name)).exists():

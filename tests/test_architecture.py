@@ -24,7 +24,7 @@ ROWS: list[tuple[str, str]] = [
         "model_shape scores benchmarks files build_tally "
         "export_report",
     ),
-    ("3 shell: parts", "base_model plain_decoder problem_sets second_traces"),
+    ("3 shell: parts", "base_model plain_decoder problem_sets second_traces adapter"),
     ("3 shell: owners", "policy sampler engines"),
     (
         "3 shell: put together",
@@ -43,7 +43,7 @@ PURE_CORE = ("schedule", "advantage", "losses", "tree", "head")
 # Beginnings of module names: "engines/vllm" is vllm_worker's door too.
 DOORS = {
     "vllm": ("engines/vllm",),
-    "peft": ("policy", "export", "engines/transformers"),
+    "peft": ("adapter", "policy", "export", "engines/transformers"),
     "bitsandbytes": ("policy", "export", "update"),
     "datasets": ("data",),
     "math_verify": ("reward",),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapter_folders import edited, renamed, with_nan
 from scripted import STOP_ID, ScriptedEngine, ScriptedVerifier, decode, is_boundary
 
 from trapo_lite.benchmarks import Benchmark
@@ -19,11 +20,13 @@ from trapo_lite.data import DataError, load_tokenizer
 from trapo_lite.engines.base import SampleRequest
 from trapo_lite.evaluate import EvalTarget, _name_of, evaluate, target_from_arguments
 from trapo_lite.evaluation import EvalResult, evaluate_problems
+from trapo_lite.export import export_run
 from trapo_lite.problem_sets import read_sets
 from trapo_lite.sampler import Sampler, SamplingSettings
 from trapo_lite.scores import bootstrap_interval
 from trapo_lite.tiny_world import BASE_DIR, DATA_DIR
 from trapo_lite.tiny_world.tokenizer import PROMPT
+from trapo_lite.trainer import train
 from trapo_lite.types import MicroGroup, Problem
 
 SETTINGS = SamplingSettings(seed=5, max_response_tokens=4, stop_ids=(STOP_ID,))
@@ -327,6 +330,69 @@ def test_mistakes_end_in_one_message(
         call_script(monkeypatch, *(argument.format(run=run_dir, data=easy_file) for argument in arguments))
     assert exit_info.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"init_lora_weights": "pissa"}, "init_lora_weights: 'pissa'"),
+        ({"tensors": renamed}, "28 tensors have no place in the model"),
+        ({"tensors": with_nan}, "is not finite"),
+    ],
+    ids=["kind", "names", "nan"],
+)
+def test_an_adapter_that_is_not_the_bases_is_refused_before_anything_is_loaded(
+    run_dir: Path, easy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, change: dict, message: str
+):
+    wrong = edited(run_dir / "adapter", tmp_path / "wrong", **change)
+
+    def refuse(*_args: object, **_options: object) -> None:
+        raise AssertionError("an engine was started")
+
+    monkeypatch.setattr("trapo_lite.evaluate.start_engine", refuse)
+    with pytest.raises(SystemExit):
+        call_script(monkeypatch, "--run", run_dir, "--adapter", wrong, "--data", easy_file)
+    assert message in capsys.readouterr().err
+
+
+def test_vllm_is_not_started_for_an_adapter_of_another_rank(
+    run_dir: Path, easy_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    other = ["lora.r=8", "rollout.engine=vllm"]
+    with pytest.raises(SystemExit):
+        call_script(monkeypatch, "--run", run_dir, "--data", easy_file, *other)
+    assert "lora.r: 8, but the adapter" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_merged_checkpoint_by_itself_answers_as_base_and_adapter_do(tmp_path: Path, easy_file: Path):
+    """SFT that ends answers with <|im_end|>, where the base says <|endoftext|>; then the real evaluation of both."""
+    raw = tiny_config(tmp_path).model_dump(mode="json", exclude_unset=True)
+    raw["data"] |= {"eos_token": "<|im_end|>", "train": str(DATA_DIR / "train.jsonl")}
+    raw["algorithm"] = {
+        "name": "sft",
+        "schedule": [{"num_rollouts": 1, "prefix_ratio": 1.0, "help_below": None}],
+        "prefix_loss": "nll",
+        "normalizer": "tokens",
+    }
+    raw |= {"lora": {"r": 16, "alpha": 16}, "optim": {"lr": 3e-3}, "train": {"max_steps": 15}}
+    raw["rollout"]["num_problems"] = 8
+    config = validate(raw)
+    run = train(config)
+    merged = export_run(run).out
+
+    def answers(**target: object) -> list[dict]:
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        result = evaluate(EvalTarget(**{"out": out, **target}))  # type: ignore[arg-type]
+        return [answer.to_row() for answer in result["easy"].answers]
+
+    evaluation = {**raw, "eval": {"temperature": 1.0, "data": str(easy_file)}}
+    unmerged = answers(config=validate(evaluation), adapter_dir=run / "adapter")
+    own_end = {key: value for key, value in raw["data"].items() if key != "eos_token"}
+    by_itself = {**evaluation, "data": own_end, "model": {"name": str(merged), "dtype": "float32"}}
+    assert answers(config=validate(by_itself), adapter_dir=None) == unmerged
+    ended = [row for row in unmerged if row["finish_reason"] == "stop"]
+    assert len(ended) >= 9, "the run did not learn to end its answers, so that this test says nothing"
 
 
 def test_results_of_two_merged_folders_do_not_meet(tmp_path: Path):

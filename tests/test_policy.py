@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from transformers import (
 )
 
 from trapo_lite.algorithm import Algorithm, TokenLogprobs, count_normalizers, make_group, policy_loss
-from trapo_lite.base_model import ModelError, check_rope, load_base, model_config
+from trapo_lite.base_model import ModelError, check_rope, check_targets, load_base, model_config
 from trapo_lite.config import AlgorithmSection, ConfigError, LoraSection, ModelSection
 from trapo_lite.policy import Policy
 from trapo_lite.tree import Group
@@ -176,8 +177,8 @@ def test_a_state_of_another_adapter_is_refused(base_dir: Path) -> None:
     state = dict(policy.adapter_state())
     first = sorted(state)[0]
     for wrong, complaint in (
-        ({name: tensor for name, tensor in state.items() if name != first}, "not in the state"),
-        ({**state, "base_model.model.more.weight": torch.zeros(2)}, "not in the model"),
+        ({name: tensor for name, tensor in state.items() if name != first}, "1 of 28 tensors are missing"),
+        ({**state, "base_model.model.more.weight": torch.zeros(2)}, "1 tensors have no place in the model"),
         (load(base_dir, LoraSection(r=3, alpha=4)).adapter_state(), r"lora.r"),
     ):
         with pytest.raises(ModelError, match=complaint):
@@ -369,6 +370,28 @@ def test_a_sliding_window_that_is_off_is_no_reason_to_refuse(tmp_path: Path) -> 
 def test_a_missing_model_is_an_error_that_names_the_key(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model\.name: cannot read .*nothing-here"):
         model_config(ModelSection(name=str(tmp_path / "nothing-here")))
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "[" * 100_000])
+def test_a_damaged_model_folder_is_one_clear_error(base_dir: Path, tmp_path: Path, name: str, content: str) -> None:
+    shutil.copytree(base_dir, tmp_path / "base")
+    (tmp_path / "base" / name).write_text(content)
+    with pytest.raises(ConfigError, match=rf"model.name: .*{name} is damaged"):
+        model_config(ModelSection(name=str(tmp_path / "base")))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"hidden_size": "abc"}, {"num_attention_heads": 0}, {"hidden_act": "nope"}, {"dtype": "float99"}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_config_that_describes_no_model_is_one_clear_error(base_dir: Path, tmp_path: Path, change: dict) -> None:
+    shutil.copytree(base_dir, tmp_path / "base")
+    file = tmp_path / "base" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ModelError, match=r"model\.name: "):
+        check_targets(model_config(ModelSection(name=str(tmp_path / "base"))), "all-linear")
 
 
 @pytest.mark.parametrize(

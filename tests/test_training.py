@@ -1,15 +1,17 @@
 """Whole runs on a byte-level tiny model with the transformers engine and the real verifier."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from adapter_folders import edited, renamed, with_nan
 from byte_model import byte_tokenizer, write_byte_model
 from transformers import AddedToken
 
-from trapo_lite import evaluate, rollout_stage, trainer
+from trapo_lite import checkpoint, evaluate, rollout_stage, trainer
 from trapo_lite.base_model import ModelError
 from trapo_lite.checkpoint import CheckpointError
 from trapo_lite.config import Config, ConfigError, validate
@@ -218,6 +220,67 @@ def test_sft_then_rl_starts_from_the_sft_adapter(make_config) -> None:
     assert saved[0] == saved[1]  # all its problems failed, so the one step moved nothing
 
 
+def test_an_adapter_under_other_names_is_no_start(make_config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Else SFT-then-RL would be RL: found before a model is loaded, and so are weights that are not finite."""
+    sft = train(make_config(name="sft", algorithm=SFT, train={"max_steps": 1}))
+    monkeypatch.setattr(trainer.Policy, "load", no_model)
+    monkeypatch.setattr(rollout_stage, "start_engine", no_model)
+    for name, tensors, complaint in (("names", renamed, "28 of 28 tensors are missing"), ("nan", with_nan, "finite")):
+        wrong = edited(sft / "adapter", tmp_path / name, tensors=tensors)
+        with pytest.raises(ConfigError, match=complaint):
+            train(make_config(name="rl", algorithm=GRPO, lora={"init_from": str(wrong)}))
+
+
+def test_what_a_run_leaves_can_be_read_by_others_and_says_what_it_is(make_config, model_dir: Path) -> None:
+    folder = train(make_config(algorithm=SFT, data={"eos_token": "<|im_end|>"}, train={"max_steps": 1}))
+    (plain := folder / "plain").touch()
+    files = [*(folder / "adapter").iterdir(), *(folder / "checkpoints/step-000001").iterdir()]
+    assert len(files) == 3 + 6 and {file.stat().st_mode for file in files} == {plain.stat().st_mode}
+    assert json.loads((folder / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] == str(model_dir)
+    card = (folder / "adapter/README.md").read_text()
+    assert "r = 4, alpha = 8" in card and "`<\\|im_end\\|>`" in card and "base_model:" not in card
+    assert f"vllm serve {model_dir} --enable-lora --max-lora-rank 8 --lora-modules trained=." in card
+
+
+def test_a_copy_of_a_checkpoint_under_another_name_is_left_alone(make_config) -> None:
+    folder = train(make_config(train={"max_steps": 1}))
+    copy = shutil.copytree(folder / "checkpoints/step-000001", folder / "checkpoints/step-000001.bak")
+    (folder / "rollouts/step-000001 (copy).jsonl").write_text("{}\n")
+    assert final_adapter(train(make_config(train={"max_steps": 2}))) == folder / "adapter"
+    assert copy.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("state.json", "{", "state.json is damaged: not JSON"),
+        ("state.json", "[]", "state.json is damaged: it holds a list"),
+        ("state.json", "{}", "state.json is of step None"),
+        ("manifest.json", "{", "manifest.json is damaged: not JSON"),
+        ("manifest.json", "[]", "manifest.json is damaged: it holds a list"),
+        ("manifest.json", "[" * 100_000, "manifest.json is damaged: not JSON"),
+    ],
+    ids=["cut", "list", "empty", "manifest cut", "manifest list", "manifest deep"],
+)
+def test_a_checkpoint_whose_json_is_damaged_is_not_used(
+    tmp_path: Path, name: str, content: str, complaint: str
+) -> None:
+    """Also where the checksums were made of what is damaged."""
+    step = tmp_path / "step-000002"
+    step.mkdir()
+    for file in checkpoint.FILES:
+        (step / file).write_text('{"step": 2}')
+    if name == "state.json":
+        (step / name).write_text(content)
+    fingerprints = {
+        file: {"bytes": len(data := (step / file).read_bytes()), "sha256": hashlib.sha256(data).hexdigest()}
+        for file in checkpoint.FILES
+    }
+    (step / "manifest.json").write_text(json.dumps(fingerprints) if name == "state.json" else content)
+    found, messages = checkpoint.find_checkpoint(tmp_path)
+    assert found is None and len(messages) == 2 and complaint in messages[0]
+
+
 def test_stopped_and_resumed_equals_uninterrupted(make_config) -> None:
     whole = train(make_config(name="whole", train={"max_steps": 4}))
     train(make_config(name="parts", train={"max_steps": 2}))
@@ -266,15 +329,15 @@ def test_a_checkpoint_of_another_configuration_or_model_is_refused(make_config, 
 def test_a_full_disk_leaves_the_last_good_checkpoint(make_config, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors import SafetensorError
 
-    from trapo_lite import checkpoint
+    from trapo_lite import files
 
     folder = train(make_config(train={"max_steps": 1}))
 
-    def full(*_args) -> None:
+    def full(*_args, **_options) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
+        patch.setattr(files, "save_file", full)
         with pytest.raises(CheckpointError, match=r"the disk is full.*it resumes"):
             train(make_config(train={"max_steps": 2}))
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-000001"]

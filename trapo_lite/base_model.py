@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from trapo_lite.config import Config, ConfigError, ModelSection
+from trapo_lite.config.folders import check_model_files
 from trapo_lite.model_shape import ModelShape, is_target, meta_model
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns about an optional kernel whenever PEFT imports it
@@ -25,9 +26,10 @@ class ModelError(RuntimeError):
 
 def model_config(section: ModelSection) -> PreTrainedConfig:
     """The model's config.json with `config_overrides` applied; refuses what the packed forward cannot compute."""
+    check_model_files(section.name)
     try:
         config = AutoConfig.from_pretrained(section.name)
-    except (OSError, ValueError, StrictDataclassError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, StrictDataclassError) as error:
         raise ModelError(f"model.name: cannot read {section.name!r}: {error}; give a model folder or hub id") from None
     for key, value in section.config_overrides.items():
         if key == "rope_theta":
@@ -127,11 +129,17 @@ def _on_every_rank() -> Iterator[None]:
 
 
 def check_targets(config: PreTrainedConfig, targets: str | list[str]) -> None:
-    """ConfigError for a module name that no linear layer of the model has: PEFT ignores one among others silently."""
-    if isinstance(targets, str):
-        return
-    names = [name for name, module in meta_model(config).named_modules() if isinstance(module, torch.nn.Linear)]
-    for target in targets:
+    """ConfigError for a module name that no linear layer of the model has: PEFT ignores one among others silently.
+    ModelError where the config describes no model."""
+    try:
+        model = meta_model(config)
+    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, RuntimeError) as error:
+        raise ModelError(
+            f"model.name: no model can be built from its config.json ({type(error).__name__}: {error}); compare "
+            f"{config._name_or_path} with the original"
+        ) from None
+    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    for target in targets if isinstance(targets, list) else ():
         if not any(is_target(name, [target]) for name in names):
             known = sorted({name.rpartition(".")[2] for name in names} - {"lm_head"})
             raise ConfigError(f"lora.target_modules: no layer is called {target!r}; there are {', '.join(known)}")

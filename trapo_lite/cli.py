@@ -38,12 +38,13 @@ def train(arguments: Sequence[str] | None = None) -> None:
     with exit_on_user_error():
         config = load_config(args.config, args.overrides)
         if args.dry_run:
-            from trapo_lite.inputs import check_model, check_paths
+            from trapo_lite.inputs import check_model, check_paths, check_start_fits
             from trapo_lite.planner import plan_lines
 
             check_paths(config)
             if Path(config.model.name).is_dir():  # else the hub would be asked
                 check_model(config)
+                check_start_fits(config, reads_weights=False)
             print("\n".join(plan_lines(config)))
             return
         run_training(config, restart=args.restart)

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from trapo_lite import parity
+from trapo_lite.adapter import check_fit, read_config, read_shapes, read_tensors
 from trapo_lite.answer_log import AnswerLog
 from trapo_lite.base_model import model_config
 from trapo_lite.benchmarks import Benchmark, choose, load_registry
@@ -29,7 +30,7 @@ from trapo_lite.environment import this_environment
 from trapo_lite.evaluation import EvalResult, evaluate_problems
 from trapo_lite.files import make_folder
 from trapo_lite.identity import verifier_fingerprint, weights_fingerprint
-from trapo_lite.inputs import require_embeddings, sampling_settings
+from trapo_lite.inputs import require_embeddings, require_one_end, sampling_settings
 from trapo_lite.launch import set_threads
 from trapo_lite.problem_sets import ProblemSet, read_sets, require_positions
 from trapo_lite.reward import MathVerifier
@@ -135,11 +136,7 @@ def _adapter_of(run: Path, adapter: Path | None, *, base: bool) -> Path | None:
     if base:
         return None
     folder = adapter or final_adapter(run)
-    if not (folder / "adapter_config.json").is_file():
-        raise ConfigError(
-            f"--adapter {folder}: holds no adapter_config.json; give the folder of a PEFT adapter (RUN/adapter "
-            "after a finished run, RUN/checkpoints/step-... before) or --base"
-        )
+    read_shapes(read_config(folder, option="--adapter"))
     return folder
 
 
@@ -164,7 +161,12 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
         allow_part=target.allow_part,
     )
     require_embeddings(config, tokenizer, [problem for one in sets for problem in one.problems])
-    max_model_len = require_positions(config, sets, available=model_config(config.model).max_position_embeddings)
+    base = model_config(config.model)
+    max_model_len = require_positions(config, sets, available=base.max_position_embeddings)
+    if target.adapter_dir is None:
+        require_one_end(config, tokenizer)
+    else:
+        _require_adapter_fits(config, target.adapter_dir, base)
     say("\n".join(line for one in sets for line in one.report))
     make_folder(target.out)
     with contextlib.ExitStack() as stack:
@@ -203,6 +205,15 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
         say("\n".join([target.model_name, *(brief_line(one, results[one.name]) for one in sets)]))
         say(f"  results    {target.out}; python evals/compare.py {target.out} [OTHERS ...] [--published]")
     return results
+
+
+def _require_adapter_fits(config: Config, adapter_dir: Path, base: PreTrainedConfig) -> None:
+    """Refuse an adapter of another base, or of another rank than the vLLM engine will be started for."""
+    adapter = read_config(adapter_dir, option="--adapter")
+    check_fit(adapter, base)
+    read_tensors(adapter)
+    if config.rollout.engine == "vllm" and adapter.r != config.lora.r:
+        raise ConfigError(f"lora.r: {config.lora.r}, but the adapter {adapter_dir} has {adapter.r}; set lora.r to that")
 
 
 def _draw(

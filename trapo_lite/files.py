@@ -1,8 +1,13 @@
-"""Files of results: written whole, in one rename, and one error where the system refuses."""
+"""Files of results: written whole, in one rename, and one error where the system refuses. Files of tensors."""
 
 import contextlib
-from collections.abc import Iterator
+import errno
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 from trapo_lite.config import ConfigError
 from trapo_lite.data.errors import DataError
@@ -38,3 +43,18 @@ def make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"--out {out}: cannot be made: {error.strerror}; give a folder you may write to") from None
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write a safetensors file with the permissions of any new file. Raises OSError where that is not possible.
+
+    safetensors writes a temporary file, which only its owner may read, and renames it.
+    """
+    file.touch()
+    mode = file.stat().st_mode
+    try:
+        save_file(dict(tensors), file, metadata={"format": "pt"})
+    except SafetensorError as error:  # how safetensors reports a full disk
+        code = errno.ENOSPC if "No space left" in str(error) else errno.EIO
+        raise OSError(code, str(error), str(file)) from error
+    file.chmod(mode)

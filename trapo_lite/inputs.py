@@ -1,14 +1,16 @@
 """Everything of a run that can be read and checked before a model is loaded."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from trapo_lite.adapter import check_fit, check_start, own_config, read_tensors
 from trapo_lite.base_model import check_targets, model_config
 from trapo_lite.config import Config, ConfigError
-from trapo_lite.config.folders import check_adapter, check_name
+from trapo_lite.config.folders import check_name
 from trapo_lite.data import (
     DataError,
     DataReport,
@@ -36,7 +38,7 @@ class Inputs:
 
 
 def check_paths(config: Config) -> None:
-    """Do the local files and folders that the configuration names exist? Nothing is opened, no hub is asked."""
+    """Do the local files and folders that the configuration names exist? No hub is asked, no weights are read."""
     check_name(config.model.name)
     check_sources(config.data.train)
     if config.eval.data is not None:
@@ -45,7 +47,7 @@ def check_paths(config: Config) -> None:
     if folder is not None and not Path(folder).is_dir():
         raise ConfigError(f"rollout.server_adapter_dir: no folder {folder!r}; make it, where the servers see it too")
     if config.lora.init_from is not None:
-        check_adapter(Path(config.lora.init_from), config.lora)
+        check_start(config.lora)
 
 
 def check_model(config: Config) -> int:
@@ -89,11 +91,25 @@ def require_embeddings(config: Config, tokenizer: PreTrainedTokenizerBase, probl
                 )
 
 
+def check_start_fits(config: Config, *, reads_weights: bool) -> None:
+    """AdapterError unless the adapter of `lora.init_from` is one that this base and `lora` section would make.
+
+    reads_weights: also refuse weights that are not finite; without it their names and shapes are read
+    """
+    if config.lora.init_from is None:
+        return
+    start = check_start(config.lora)
+    check_fit(start, model_config(config.model), wanted=own_config(config.lora))
+    if reads_weights:
+        read_tensors(start)
+
+
 def read_inputs(config: Config) -> Inputs:
     """Tokenizer, problems and checks that need no weights; raises ConfigError, DataError or ModelError."""
     check_loggers(config)
     check_paths(config)
     max_model_len = check_model(config)
+    check_start_fits(config, reads_weights=True)
     limit = config.rollout.max_response_tokens
     tokenizer = load_tokenizer(config.model.name)
     problems, report = load_problems(config.data, tokenizer, max_response_tokens=limit)
@@ -132,3 +148,24 @@ def sampling_settings(
         schedule=schedule if config.rollout.schedule == "auto" else config.rollout.schedule,
         deterministic=config.run.deterministic,
     )
+
+
+def require_one_end(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+    """ConfigError where tokenizer and generation_config.json disagree on what ends an answer and nothing says which.
+
+    A model that is stopped at the wrong token runs to the length limit and scores nothing.
+    """
+    if config.data.eos_token is not None:
+        return
+    try:
+        ids = GenerationConfig.from_pretrained(config.model.name).eos_token_id
+    except (OSError, ValueError):  # there is none
+        return
+    ids = [ids] if isinstance(ids, int) else ids or []
+    if ids and end_of_text_id(tokenizer) not in ids:
+        names = [str(tokenizer.decode([token_id])) for token_id in ids]
+        raise ConfigError(
+            f"data.eos_token: {config.model.name} ends answers with {tokenizer.eos_token!r} by its tokenizer, with "
+            f"{' or '.join(map(repr, names))} by its generation_config.json; say which is right, such as "
+            f"data.eos_token={json.dumps(names[0])}"
+        )

@@ -1,24 +1,30 @@
 """The policy: one frozen base, one LoRA adapter; the reference is the same weights with the adapter disabled."""
 
 import contextlib
-import errno
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from trapo_lite import tree_attention
+from trapo_lite.adapter import (
+    WEIGHTS,
+    AdapterError,
+    check_start,
+    load_by_name,
+    lora_parameters,
+    own_config,
+    read_tensors,
+)
 from trapo_lite.base_model import ModelError, check_rope, load_base, model_config
 from trapo_lite.config import ConfigError, LoraSection, ModelSection
-from trapo_lite.config.folders import check_adapter
 from trapo_lite.device import fits_flex_attention
+from trapo_lite.files import save_tensors
 from trapo_lite.head import token_logprobs
 from trapo_lite.model_shape import ModelShape, head_size
 from trapo_lite.tree import Group, bucket, pack
@@ -64,7 +70,7 @@ class Policy:
         offload_activations: bool = False,
         shard: Callable[[nn.Module], nn.Module] | None = None,
     ) -> None:
-        from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+        from peft import get_peft_model
 
         self.autocast_dtype = base.dtype if base.dtype != torch.float32 else None
         self._uses_flex = attention == "flex"
@@ -80,29 +86,19 @@ class Policy:
         if gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
             base.enable_input_require_grads()
-        if lora.init_from is not None:
-            check_adapter(Path(lora.init_from), lora)
-            self.model = PeftModel.from_pretrained(base, lora.init_from, is_trainable=True)
-        else:
-            alpha: Any = lora.alpha  # PEFT says int and takes fractions
-            self.model = get_peft_model(
-                base,
-                LoraConfig(
-                    task_type="CAUSAL_LM",
-                    r=lora.r,
-                    lora_alpha=alpha,
-                    target_modules=lora.target_modules,
-                    lora_dropout=0.0,
-                ),
-            )
+        start = None if lora.init_from is None else check_start(lora)
+        self.model = get_peft_model(base, own_config(lora))
+        self.model.peft_config["default"].base_model_name_or_path = _from_anywhere(base.config._name_or_path)
         self.model.train()
         if self.autocast_dtype is not None:
             _keep_input_dtype(self.model)
         self.parameters = [p for _, p in sorted(self.model.named_parameters(), key=_name) if p.requires_grad]
         if any(p.dtype != torch.float32 for p in self.parameters):
             raise ModelError("the adapter's weights are not float32; PEFT's autocast_adapter_dtype must be on")
-        # Views of the parameters under PEFT's names, once: PEFT walks through the whole model to find them.
-        self._state: dict[str, Tensor] = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        # Views of the parameters under PEFT's names, once: finding them takes a walk through the whole model.
+        self._state = {name: parameter.detach() for name, parameter in lora_parameters(self.model).items()}
+        if start is not None:
+            load_by_name(self.model, read_tensors(start), where=start.where)
 
     @classmethod
     def load(
@@ -125,6 +121,8 @@ class Policy:
             raise ConfigError("model.offload_activations: there is no GPU to take memory off; set it to false")
         if shard is not None and model.quantize != "none":
             raise ConfigError("model.quantize: nf4 weights are not sharded; set it to none, or launch without FSDP")
+        if lora.init_from is not None:
+            check_start(lora)  # before anything is loaded
         base = load_base(
             model, device="cpu" if shard else device, attention="packed_tree", on_one_rank=shard is not None
         )
@@ -237,19 +235,10 @@ class Policy:
 
     def load_adapter_state(self, state: dict[str, Tensor]) -> None:
         """Take over what `adapter_state` gave; ModelError unless it is for exactly this adapter."""
-        from peft import set_peft_model_state_dict
-
-        own = self.adapter_state()
-        for name in sorted(own.keys() ^ state.keys()):
-            where = "not in the state" if name in own else "not in the model"
-            raise ModelError(f"adapter state: {name} is {where}; load a state of the same base and lora section")
-        for name, tensor in own.items():
-            if state[name].shape != tensor.shape:
-                raise ModelError(
-                    f"adapter state: {name} has shape {tuple(state[name].shape)}, the model's {tuple(tensor.shape)}; "
-                    "load a state of the same lora.r and base"
-                )
-        set_peft_model_state_dict(self.model, state)
+        try:
+            load_by_name(self.model, state, where="adapter state")
+        except AdapterError as error:
+            raise ModelError(str(error)) from None
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter in PEFT's format. Raises OSError where that is not possible.
@@ -259,11 +248,7 @@ class Policy:
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.model.peft_config["default"].save_pretrained(str(folder))
-        try:
-            save_file(self._state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        except SafetensorError as error:  # how safetensors reports a full disk
-            code = errno.ENOSPC if "No space left" in str(error) else errno.EIO
-            raise OSError(code, str(error), str(folder)) from error
+        save_tensors(self._state, folder / WEIGHTS)
 
     def _hidden_rows(self, batch: PackedBatch, rows: Tensor) -> Tensor:
         make_layout = tree_attention.flex_layout if self._uses_flex else tree_attention.segment_layout
@@ -323,3 +308,8 @@ def _keep_input_dtype(model: nn.Module) -> None:
 
 def _name(item: tuple[str, Any]) -> str:
     return item[0]
+
+
+def _from_anywhere(name: str) -> str:
+    """A hub id as it is, a folder by its absolute path."""
+    return str(Path(name).absolute()) if Path(name).is_dir() else name

@@ -112,7 +112,8 @@ class RunFolder:
             temporary.write_text("".join(kept), encoding="utf-8")
             temporary.rename(self.metrics_file)
         for file in self.rollouts.glob("step-*.jsonl"):
-            if int(file.stem.removeprefix("step-")) > step:
+            number = file.stem.removeprefix("step-")
+            if number.isdecimal() and int(number) > step:
                 file.unlink()
         if self.environment_file.exists():
             self._write_starts([start for start in self.starts() if start["after_step"] < step])
@@ -162,10 +163,20 @@ def _locked(folder: Path) -> int | None:
     return descriptor
 
 
+def checkpoint_folders(checkpoints: Path) -> list[Path]:
+    """Return the folders step-N in the order of their steps; a copy such as step-000002.bak is none of them."""
+    folders = [path for path in checkpoints.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    return sorted((path for path in folders if path.is_dir()), key=checkpoint_step)
+
+
+def checkpoint_step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
 def final_adapter(run: Path) -> Path:
     """run/adapter; ConfigError where the run has gone on since: it is of an earlier end then."""
     folder = RunFolder(run)
-    newest = max(folder.checkpoints.glob("step-*"), default=None)
+    newest = next(reversed(checkpoint_folders(folder.checkpoints)), None)
     if newest is not None and (run / "adapter").is_dir() and not folder.holds_adapter_of(newest):
         raise ConfigError(
             f"--run {run}: its adapter/ is of an earlier end, the run has gone on to {newest.name}; finish it, or say "
@@ -218,7 +229,7 @@ def differences(left: Path, right: Path) -> list[str]:
     for pattern in ("adapter/*.safetensors", "rollouts/*.jsonl"):
         names = {p.relative_to(root) for root in (left, right) for p in root.glob(pattern)}
         found += [str(name) for name in sorted(names) if _bytes(left / name) != _bytes(right / name)]
-    newest = [max((root / "checkpoints").glob("step-*"), default=root) for root in (left, right)]
+    newest = [(checkpoint_folders(root / "checkpoints") or [root])[-1] for root in (left, right)]
     if newest[0].name != newest[1].name:
         found.append(f"newest checkpoint: {newest[0].name} and {newest[1].name}")
     for name in ("adapter_model.safetensors", "optimizer.safetensors", "rng.safetensors"):

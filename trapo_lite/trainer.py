@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from trapo_lite import device, rollout_metrics
+from trapo_lite.adapter import read_config
 from trapo_lite.algorithm import Algorithm
 from trapo_lite.base_model import model_shape
 from trapo_lite.checkpoint import (
@@ -28,14 +29,16 @@ from trapo_lite.checkpoint import (
     set_aside_after,
 )
 from trapo_lite.config import Config
-from trapo_lite.data import text_of
+from trapo_lite.data import end_of_text_id, text_of
 from trapo_lite.display import Display
+from trapo_lite.engines.vllm_options import round_up_lora_rank
 from trapo_lite.environment import this_environment
 from trapo_lite.identity import may_differ, run_identity
 from trapo_lite.inputs import read_inputs
 from trapo_lite.launch import Stopped, StopSignals, check_world_size, set_threads
 from trapo_lite.log_book import LogBook
 from trapo_lite.memory_plan import require_fits
+from trapo_lite.model_card import adapter_card
 from trapo_lite.packing_check import check_packing, smallest_moving
 from trapo_lite.policy import Policy
 from trapo_lite.ranks import Ranks
@@ -245,13 +248,22 @@ class _Run:
     def finish(self) -> Path:
         """Leave the trained adapter where export and evaluation look for it."""
         if self.ranks.is_main:
-            self.folder.replace("adapter", self.policy.save_adapter)
+            self.folder.replace("adapter", self._write_adapter)
             run, on_what = self.folder.path, "" if self.config.eval.data else " --benchmarks NAME ..."
             self.display.message(f"done: {self.config.train.max_steps} steps; adapter: {run / 'adapter'}")
             self.display.message(f"next: python scripts/evaluate.py --run {run}{on_what}  (what it solves)")
             self.display.message(f"next: python scripts/export.py --run {run}  (a merged checkpoint)")
         self.ranks.wait()
         return self.folder.path
+
+    def _write_adapter(self, folder: Path) -> None:
+        self.policy.save_adapter(folder)
+        fields = read_config(folder, option="run").fields
+        tokenizer = self.inputs.tokenizer
+        end = str(tokenizer.decode([end_of_text_id(tokenizer, self.config.data.eos_token)]))
+        max_rank = round_up_lora_rank(self.config.lora.r)
+        card = adapter_card(model=self.config.model, adapter=fields, eos_token=end, max_rank=max_rank)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
     def _write_checkpoint(self, step: int) -> None:
         if self.ranks.is_main:
