@@ -284,7 +284,6 @@ def test_config_overrides_act(base_dir: Path) -> None:
     [
         ({"rope_theta": 40000}, "rope_parameters: {rope_type: default, rope_theta: 40000}"),
         ({"max_position_embedings": 16384}, "max_position_embedings: .* has no such field"),
-        ({"attention_dropout": 0.1}, "attention_dropout: a shared token has one mask"),
     ],
 )
 def test_wrong_overrides_are_refused(base_dir: Path, overrides: dict, complaint: str) -> None:

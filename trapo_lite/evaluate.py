@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trapo_lite import parity
 from trapo_lite.answer_log import AnswerLog
-from trapo_lite.base_model import model_config
+from trapo_lite.base_model import model_config, num_positions
 from trapo_lite.benchmarks import Benchmark, choose, load_registry
 from trapo_lite.config import Config, ConfigError, load_config
 from trapo_lite.config.folders import check_name
@@ -159,7 +159,7 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
         num_problems=target.num_problems,
         allow_part=target.allow_part,
     )
-    max_model_len = require_positions(config, sets, available=model_config(config.model).max_position_embeddings)
+    max_model_len = require_positions(config, sets, available=num_positions(model_config(config.model)))
     say("\n".join(line for one in sets for line in one.report))
     make_folder(target.out)
     with contextlib.ExitStack() as stack:
