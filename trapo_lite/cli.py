@@ -209,7 +209,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
     """The error classes of the modules loaded by now: what was never imported cannot have been raised."""
     names = {
         "trapo_lite.data.errors": "DataError",
-        "trapo_lite.base_model": "ModelError",
+        "trapo_lite.model_shape": "ModelError",
         "trapo_lite.engines.base": "EngineError",
         "trapo_lite.checkpoint": "CheckpointError",
         "trapo_lite.export": "ExportError",

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from trapo_lite import parity
 from trapo_lite.adapter import check_fit, read_config, read_shapes, read_tensors
 from trapo_lite.answer_log import AnswerLog
-from trapo_lite.base_model import model_config
+from trapo_lite.base_model import model_config, num_positions
 from trapo_lite.benchmarks import Benchmark, choose, load_registry
 from trapo_lite.cards import require_usable_cards
 from trapo_lite.config import Config, ConfigError, load_config
@@ -162,7 +162,7 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
     )
     require_embeddings(config, tokenizer, [problem for one in sets for problem in one.problems])
     base = model_config(config.model)
-    max_model_len = require_positions(config, sets, available=base.max_position_embeddings)
+    max_model_len = require_positions(config, sets, available=num_positions(base))
     if target.adapter_dir is None:
         require_one_end(config, tokenizer)
     else:

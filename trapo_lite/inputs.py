@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from trapo_lite.adapter import check_fit, check_start, own_config, read_tensors
-from trapo_lite.base_model import check_targets, model_config
+from trapo_lite.base_model import check_positions, model_config
 from trapo_lite.config import Config, ConfigError
 from trapo_lite.config.folders import check_name
 from trapo_lite.data import (
@@ -22,6 +22,7 @@ from trapo_lite.data import (
     text_of,
 )
 from trapo_lite.loggers import check_loggers
+from trapo_lite.packable import check_targets, require_packable
 from trapo_lite.sampler import SamplingSettings, Schedule
 from trapo_lite.types import Problem
 
@@ -51,17 +52,14 @@ def check_paths(config: Config) -> None:
 
 
 def check_model(config: Config) -> int:
-    """The longest sequence a run needs, in tokens; ConfigError where the model, by its config.json, has not the
-    positions for it, or not the layers that `lora.target_modules` names."""
-    base = model_config(config.model)
-    check_targets(base, config.lora.target_modules)
-    max_model_len = config.longest_sequence
-    if max_model_len > base.max_position_embeddings:
-        raise ConfigError(
-            f"data.max_prompt_tokens + rollout.max_response_tokens: {max_model_len} tokens, but {config.model.name} "
-            f"has positions for {base.max_position_embeddings}; lower them or raise max_position_embeddings in "
-            "model.config_overrides"
-        )
+    """The longest sequence a run needs, in tokens.
+
+    ConfigError or ModelError where the model, by its config.json and its class, has not the positions for it, cannot
+    be trained in packed trees, or has not the layers that `lora.target_modules` names.
+    """
+    base, max_model_len = model_config(config.model), config.longest_sequence
+    check_positions(base, config.model.name, longest=max_model_len)
+    check_targets(require_packable(base), config.lora.target_modules)
     return max_model_len
 
 

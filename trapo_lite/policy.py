@@ -1,6 +1,7 @@
 """The policy: one frozen base, one LoRA adapter; the reference is the same weights with the adapter disabled."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -9,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from trapo_lite import tree_attention
 from trapo_lite.adapter import (
@@ -27,10 +27,12 @@ from trapo_lite.device import fits_flex_attention
 from trapo_lite.files import save_tensors
 from trapo_lite.head import token_logprobs
 from trapo_lite.model_shape import ModelShape, head_size
+from trapo_lite.packable import require_packable
 from trapo_lite.tree import Group, bucket, pack
 from trapo_lite.types import PackedBatch, Rollout, Verdict
 
-ALL_ATTENTION_FUNCTIONS.register("packed_tree", tree_attention.packed_tree_attention)
+MAX_EAGER_SCORES = 2**27
+"""Of one layer's attention: entries of the matrix that eager attention makes, of which it keeps several; half a GiB."""
 
 
 class BaseModel(nn.Module):
@@ -123,8 +125,9 @@ class Policy:
             raise ConfigError("model.quantize: nf4 weights are not sharded; set it to none, or launch without FSDP")
         if lora.init_from is not None:
             check_start(lora)  # before anything is loaded
+        require_packable(model_config(model))
         base = load_base(
-            model, device="cpu" if shard else device, attention="packed_tree", on_one_rank=shard is not None
+            model, device="cpu" if shard else device, attention=tree_attention.ATTENTION, on_one_rank=shard is not None
         )
         check_rope(base, model)
         return cls(
@@ -140,10 +143,34 @@ class Policy:
         """Log-probs and entropy at the batch's trained tokens, each (K,), from one forward pass over T tokens."""
         return self._inside_base(self._token_logprobs, batch, temperature)
 
+    @contextlib.contextmanager
+    def own_attention(self, *, longest: int) -> Iterator[None]:
+        """Inside, forward and backward, the base runs as transformers runs it: `row_logprobs`, nothing packed.
+
+        With its eager attention, the definition, where the scores of `longest` tokens have the memory; else with what
+        transformers takes by default, SDPA for most models.
+        """
+        base = self._base
+        is_small = longest <= self._longest_eager
+        base.set_attn_implementation("eager" if is_small else base.get_correct_attn_implementation(None))
+        try:
+            yield
+        finally:
+            base.set_attn_implementation(tree_attention.ATTENTION)
+
+    def longest_row(self, wanted: int) -> int:
+        """The most tokens, up to `wanted`, of a row that `own_attention` has the memory for."""
+        has_sdpa = self._base.get_correct_attn_implementation(None) != "eager"
+        return wanted if has_sdpa else min(wanted, self._longest_eager)
+
+    @property
+    def _longest_eager(self) -> int:
+        return math.isqrt(MAX_EAGER_SCORES // self._base.config.num_attention_heads)
+
     def row_logprobs(self, batch: PackedBatch, *, temperature: float) -> tuple[Tensor, Tensor]:
         """`token_logprobs` of a batch that is one row, without branches, as transformers computes it.
 
-        Its own attention, all logits at once, nothing chunked: what the packed path is compared with (packing_check).
+        Inside `own_attention`. Logits at once, nothing chunked: what the packed path is compared with (packing_check).
         """
         return self._inside_base(self._row_logprobs, batch, temperature)
 
@@ -161,9 +188,9 @@ class Policy:
     def _row_logprobs(self, batch: PackedBatch, temperature: float) -> tuple[Tensor, Tensor]:
         base, rows = self._base, batch.trained
         input_ids = batch.input_ids[None, : batch.num_tokens - batch.num_padding]
-        with self._autocast():
-            logits = base(input_ids=input_ids, use_cache=False).logits[0]
-        logp = torch.log_softmax(logits[batch.parent[rows]].float() / temperature, dim=-1)
+        with self._autocast(), self._offloading():
+            logits = base(input_ids=input_ids, use_cache=False, logits_to_keep=batch.parent[rows]).logits[0]
+        logp = torch.log_softmax(logits.float() / temperature, dim=-1)
         chosen = -nn.functional.nll_loss(logp, batch.input_ids[rows], reduction="none")
         return chosen, -(logp.exp() * logp).sum(dim=-1)
 

@@ -279,9 +279,15 @@ class _Run:
         self.saved_step = step
 
     def _check_packing(self, groups: Sequence[Group]) -> None:
-        temperature = self.config.rollout.temperature
+        config = self.config
         candidates = self.ranks.gather(smallest_moving(self.algorithm, groups))  # so that all ranks check the same tree
-        report = check_packing(self.policy, self.algorithm, candidates, temperature=temperature)
+        report = check_packing(
+            self.policy,
+            self.algorithm,
+            candidates,
+            temperature=config.rollout.temperature,
+            longest=config.data.max_prompt_tokens + config.rollout.max_response_tokens,
+        )
         if report is not None:  # else no group had a gradient: the next step's may
             self.is_packing_checked = True
             if self.ranks.is_main:
