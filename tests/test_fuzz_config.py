@@ -234,4 +234,5 @@ def monkeypatch_module():
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setenv("HF_HUB_OFFLINE", "1")
+        cli.train(["--config", str(TINY), "--dry-run"])  # the libraries are loaded now
         yield
