@@ -51,7 +51,13 @@ def one_of(*names: str) -> Callable[[Any], bool]:
 
 
 def truth(value: Any) -> bool:
-    return isinstance(value, bool) or str(value).lower() in ("0", "1", "0.0", "1.0", *"yes no on off true false y n t f".split())
+    return isinstance(value, bool) or str(value).lower() in (
+        "0",
+        "1",
+        "0.0",
+        "1.0",
+        *["yes", "no", "on", "off", "true", "false", "y", "n", "t", "f"],
+    )
 
 
 # What each key may be, written down by hand from its description: what is not allowed here must never be taken.
@@ -185,7 +191,9 @@ def test_a_value_out_of_bounds_is_never_taken(key: str, value: Any) -> None:
         assert isinstance(found, str) and name in found, (key, value)
 
 
-@given(st.one_of(texts(60), st.builds("{}={}".format, st.sampled_from(KEYS), st.one_of(texts(60), plain_data().map(repr)))))
+@given(
+    st.one_of(texts(60), st.builds("{}={}".format, st.sampled_from(KEYS), st.one_of(texts(60), plain_data().map(repr))))
+)
 @example("optim.lr=2001-99-99")
 @example("optim.lr=" + "9" * 5000)
 @example("lora.r=" + "[" * 3000)
@@ -199,7 +207,14 @@ def test_overrides_of_any_text(text: str) -> None:
     require_sound(outcome(lambda: load_config([TINY], [text])))
 
 
-SMALL = ["model.name", "model.config_overrides", "model.quantize", "model.dtype", "lora.target_modules", "lora.init_from"]
+SMALL = [
+    "model.name",
+    "model.config_overrides",
+    "model.quantize",
+    "model.dtype",
+    "lora.target_modules",
+    "lora.init_from",
+]
 
 
 @given(st.dictionaries(st.sampled_from([*SMALL, *KEYS]), st.one_of(texts(20), plain_data()), max_size=2))

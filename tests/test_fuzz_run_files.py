@@ -16,7 +16,7 @@ from trapo_lite import checkpoint
 from trapo_lite.answer_log import AnswerLog, read_answers, read_summary, regraded, result_files
 from trapo_lite.checkpoint import find_checkpoint, restore_checkpoint, save_checkpoint, set_aside_after
 from trapo_lite.compare import read_rows
-from trapo_lite.config import LoraSection, OptimSection, validate
+from trapo_lite.config import LoraSection, OptimSection
 from trapo_lite.evaluation import Answer
 from trapo_lite.policy import Policy
 from trapo_lite.run_folder import RunFolder, final_adapter, read_metrics
@@ -27,7 +27,7 @@ STEPS = (2, 4)
 
 
 def tiny_policy() -> Policy:
-    return Policy(tiny_qwen2(), LoraSection(r=2, alpha=4.0))
+    return Policy(tiny_qwen2(), LoraSection(r=2, alpha=4.0), attention="sdpa", gradient_checkpointing=False)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,8 @@ def test_a_metrics_file_that_was_cut_yields_no_wrong_line(
     folder = run_folder(tmp_path_factory, metrics)
     before = read_metrics(folder.metrics_file)
     assert before == ROWS[: len(before)] and len(before) == metrics.count(b"\n")
-    folder.cut_back(step)
+    messages = folder.cut_back(step)
+    assert bool(messages) == (metrics.count(b"\n") < step)
     rows = [json.loads(line) for line in folder.metrics_file.read_text().splitlines()]
     assert rows == ROWS[: min(step, metrics.count(b"\n"))]
     folder.append_metrics({"step": step + 1})
@@ -179,7 +180,7 @@ def test_metrics_of_any_bytes_are_cut_back(tmp_path_factory: pytest.TempPathFact
     """What stays is a line a step, in order: nothing that was not written as one."""
     folder = run_folder(tmp_path_factory, metrics)
     outcome(lambda: read_metrics(folder.metrics_file))
-    assert outcome(lambda: folder.cut_back(3)) is None
+    assert isinstance(outcome(lambda: folder.cut_back(3)), list)
     kept = [json.loads(line)["step"] for line in folder.metrics_file.read_text().split("\n")[:-1]]
     assert kept == sorted(set(kept)) and all(type(step) is int and 1 <= step <= 3 for step in kept)
 
@@ -206,9 +207,7 @@ def answers_of(problem: int) -> list[Answer]:
 
 
 def log_in(folder: Path, **options: Any) -> AnswerLog:
-    return AnswerLog(
-        folder, "made", described=DESCRIBED, problem_ids=["p0", "p1", "p2"], num_samples=2, **options
-    )
+    return AnswerLog(folder, "made", described=DESCRIBED, problem_ids=["p0", "p1", "p2"], num_samples=2, **options)
 
 
 @pytest.fixture(scope="module")
@@ -319,15 +318,7 @@ def use(folder: Path) -> None:
     """All that reads the files of an evaluation."""
     outcome(lambda: log_in(folder))
     outcome(lambda: read_rows(folder))
-    for file in outcome(lambda: result_files(folder)):
-        outcome(lambda file=file: read_summary(Path(file)))
-        outcome(lambda file=file: read_answers(Path(file).with_suffix(".jsonl")))
-        outcome(lambda file=file: regraded(Path(file), NeverRight(), rules={}).write(folder))
-
-
-# ----- a run's configuration
-
-
-def test_a_runs_configuration_of_any_bytes_is_covered_by_the_configurations_own_tests() -> None:
-    """`load_run_config` reads it by `load_config`, which test_fuzz_config.py damages."""
-    assert validate({}).to_yaml()
+    for file in result_files(folder):
+        outcome(lambda file=file: read_summary(file))
+        outcome(lambda file=file: read_answers(file.with_suffix(".jsonl")))
+        outcome(lambda file=file: regraded(file, NeverRight(), rules={}).write(folder))

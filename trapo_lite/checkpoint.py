@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trapo_lite.policy import Policy
+from trapo_lite.run_folder import step_folders, step_of_folder
 
 MANIFEST = "manifest.json"
 FILES = {"adapter_model.safetensors", "adapter_config.json", "optimizer.safetensors", "rng.safetensors", "state.json"}
@@ -88,7 +89,7 @@ def save_checkpoint(
             f"{final}: could not be saved: {'the disk is full' if is_full else error}; earlier checkpoints are "
             "untouched. Make room and start the same command again: it resumes"
         ) from error
-    for old in _folders(checkpoints)[:-keep]:
+    for old in step_folders(checkpoints)[:-keep]:
         shutil.rmtree(old)
     return final
 
@@ -96,7 +97,7 @@ def save_checkpoint(
 def find_checkpoint(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, and one message for each newer one that is damaged."""
     damaged = []
-    for folder in reversed(_folders(checkpoints)):
+    for folder in reversed(step_folders(checkpoints)):
         problem = _damage(folder)
         if problem is None:
             return Checkpoint(folder, json.loads((folder / "state.json").read_text(encoding="utf-8"))), damaged
@@ -108,8 +109,8 @@ def find_checkpoint(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def set_aside_after(checkpoints: Path, step: int) -> None:
     """Rename checkpoints newer than the one a run goes on from: they are damaged, and must not count as kept."""
-    for folder in _folders(checkpoints):
-        if _step_of(folder) > step:
+    for folder in step_folders(checkpoints):
+        if step_of_folder(folder) > step:
             damaged = folder.with_name(f"damaged-{folder.name}")
             shutil.rmtree(damaged, ignore_errors=True)
             folder.rename(damaged)
@@ -172,28 +173,23 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _folders(checkpoints: Path) -> list[Path]:
-    return sorted((p for p in checkpoints.glob("step-*") if p.is_dir()), key=_step_of)
-
-
-def _step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
-
-
 def _damage(folder: Path) -> str | None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if not manifest.keys() >= FILES:
+        if not isinstance(manifest, dict) or not manifest.keys() >= FILES:
             return f"{MANIFEST} does not name every file"
-        for name, expected in manifest.items():
-            if _fingerprint(folder / name) != expected:
+        for name in sorted(FILES):
+            if _fingerprint(folder / name) != manifest[name]:
                 return f"{name} is damaged (size or checksum differ)"
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except OSError as error:
         return f"{Path(error.filename).name} cannot be read ({error.strerror})"
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
-        return f"{MANIFEST} is damaged (not JSON)"
+    except (ValueError, RecursionError):
+        return f"{MANIFEST} or state.json is damaged (not JSON)"
+    if not isinstance(state, dict) or state.get("step") != step_of_folder(folder):
+        return "state.json is of another step than the folder's name says"
     return None
 
 

@@ -2,9 +2,9 @@
 
 import contextlib
 import fcntl
-import itertools
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from trapo_lite.config import Config, ConfigError, load_config
+from trapo_lite.data.errors import DataError
 from trapo_lite.metrics import MEASURED
+
+STEP_NAME = re.compile(r"step-(?!0{6}$)(?:[0-9]{6}|[1-9][0-9]{6,})")
 
 
 class RunFolder:
@@ -83,17 +86,28 @@ class RunFolder:
         with self._rollouts_file(step).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
-    def cut_back(self, step: int) -> None:
-        """Forget every line about steps after `step`: they will be done again."""
+    def cut_back(self, step: int) -> list[str]:
+        """Forget every line about steps after `step`: they will be done again. Lines that were not written whole, or
+        changed since, are forgotten too; the returned message names the steps that are missing then."""
+        kept: dict[int, str] = {}
         if self.metrics_file.exists():
-            lines = self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-            kept = list(itertools.takewhile(lambda line: (_step_of(line) or step + 1) <= step, lines))
+            for line in self.metrics_file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+                number = _step_of(line)
+                if number is not None and max(kept, default=0) < number <= step:
+                    kept[number] = f"{line}\n"
             temporary = self.metrics_file.with_suffix(".tmp")
-            temporary.write_text("".join(kept), encoding="utf-8")
+            temporary.write_text("".join(kept.values()), encoding="utf-8")
             temporary.rename(self.metrics_file)
         for file in self.rollouts.glob("step-*.jsonl"):
-            if int(file.stem.removeprefix("step-")) > step:
+            if STEP_NAME.fullmatch(file.stem) and int(file.stem.removeprefix("step-")) > step:
                 file.unlink()
+        missing = [number for number in range(1, step + 1) if number not in kept]
+        if not missing:
+            return []
+        which = (
+            f"step {missing[0]}" if len(missing) == 1 else f"{len(missing)} steps from {missing[0]} to {missing[-1]}"
+        )
+        return [f"{self.metrics_file}: the lines of {which} are missing or damaged; the run itself is not affected"]
 
     def close(self) -> None:
         if self._lock is not None:
@@ -143,7 +157,7 @@ def _locked(folder: Path) -> int | None:
 def final_adapter(run: Path) -> Path:
     """run/adapter; ConfigError where the run has gone on since: it is of an earlier end then."""
     folder = RunFolder(run)
-    newest = max(folder.checkpoints.glob("step-*"), default=None)
+    newest = max(step_folders(folder.checkpoints), default=None, key=step_of_folder)
     if newest is not None and (run / "adapter").is_dir() and not folder.holds_adapter_of(newest):
         raise ConfigError(
             f"--run {run}: its adapter/ is of an earlier end, the run has gone on to {newest.name}; finish it, or say "
@@ -162,17 +176,39 @@ def load_run_config(run: Path, files: Sequence[str] = (), overrides: Sequence[st
     return load_config([str(run / "config.yaml"), *files], overrides)
 
 
+def step_folders(checkpoints: Path) -> list[Path]:
+    """Checkpoints by their steps; folders that are called otherwise are none of ours."""
+    folders = [path for path in checkpoints.glob("step-*") if STEP_NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(folders, key=step_of_folder)
+
+
+def step_of_folder(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
 def _step_of(line: str) -> int | None:
-    """None for a line that was not written whole."""
+    """None for a line that is not one of metrics.jsonl."""
     try:
-        return int(json.loads(line)["step"]) if line.endswith("\n") else None
-    except (json.JSONDecodeError, KeyError, TypeError):
+        row = json.loads(line)
+    except (ValueError, RecursionError):
         return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return step if type(step) is int and step >= 1 else None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The lines of a metrics.jsonl; one at the end that was not written whole is left out.
+
+    DataError for a file that is missing or has other lines.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); give the folder of a run that has begun") from None
+    for number, line in enumerate(lines, start=1):
+        if _step_of(line) is None:
+            raise DataError(f"{path} line {number}: is no line of metrics; the run's own command leaves it out")
+    return [json.loads(line) for line in lines]
 
 
 def differences(left: Path, right: Path) -> list[str]:
@@ -184,7 +220,7 @@ def differences(left: Path, right: Path) -> list[str]:
     for pattern in ("adapter/*.safetensors", "rollouts/*.jsonl"):
         names = {p.relative_to(root) for root in (left, right) for p in root.glob(pattern)}
         found += [str(name) for name in sorted(names) if _bytes(left / name) != _bytes(right / name)]
-    newest = [max((root / "checkpoints").glob("step-*"), default=root) for root in (left, right)]
+    newest = [max(step_folders(root / "checkpoints"), default=root) for root in (left, right)]
     if newest[0].name != newest[1].name:
         found.append(f"newest checkpoint: {newest[0].name} and {newest[1].name}")
     for name in ("adapter_model.safetensors", "optimizer.safetensors", "rng.safetensors"):

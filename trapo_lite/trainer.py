@@ -124,7 +124,7 @@ class _Run:
         if self.ranks.is_main:
             step = checkpoint.step if checkpoint else 0
             self.folder.write_config(self.config)
-            self.folder.cut_back(step)
+            damaged += self.folder.cut_back(step)
             set_aside_after(self.folder.checkpoints, step)
         return checkpoint, damaged
 
