@@ -218,7 +218,10 @@ def table(cases: Sequence[Case]) -> str:
     for case in cases:
         tried[case.job] += 1
         good[case.job] += case.verdict == "ok"
-    lines = ["| job | writes that failed | nothing lost, clear message, same result after the same command |", "|---|---|---|"]
+    lines = [
+        "| job | writes that failed | nothing lost, clear message, same result after the same command |",
+        "|---|---|---|",
+    ]
     lines += [f"| {job} | {tried[job]} | {good[job]} |" for job in JOBS]
     bad = [f"{case.job}: {case.what} {case.path}{' once' if case.is_once else ''}: {case.verdict} ({case.message})"
            for case in cases if case.verdict != "ok"]  # fmt: skip

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
 
-# Quick: few cases, the same ones each time. TRAPO_LITE_FUZZ=500 (`make fuzz`): so many of each kind, new ones each time.
+# Quick: few cases, the same each time. TRAPO_LITE_FUZZ=500 (`make fuzz`): so many of each kind, new ones each time.
 NUM_FUZZ = int(os.environ.get("TRAPO_LITE_FUZZ", "0"))
 BOUNDED = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}  # tests/fuzzing.py bounds
 settings.register_profile("quick", max_examples=25, derandomize=True, **BOUNDED)

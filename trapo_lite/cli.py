@@ -10,8 +10,8 @@ from pathlib import Path
 from trapo_lite.config import Config, ConfigError, load_config
 
 DISK_ERRORS = {
-    errno.ENOSPC: "make room and start the same command again: it goes on from the last checkpoint",
-    errno.EDQUOT: "make room and start the same command again: it goes on from the last checkpoint",
+    errno.ENOSPC: "the disk is full; make room and give the same command again: it goes on with what is done",
+    errno.EDQUOT: "the disk is full; make room and give the same command again: it goes on with what is done",
     errno.ENOTDIR: "choose a folder you may write to (run.dir=...)",
     errno.EACCES: "choose a folder you may write to (run.dir=...)",
     errno.EROFS: "choose a folder you may write to (run.dir=...)",
@@ -199,10 +199,8 @@ def exit_on_user_error() -> Iterator[None]:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        print(
-            f"error: {error.filename or 'the run folder'}: {error.strerror}; {DISK_ERRORS[error.errno]}",
-            file=sys.stderr,
-        )
+        file = error.filename2 or error.filename or "a file"  # of two, the second is the one that was to be written
+        print(f"error: {file}: {error.strerror}; {DISK_ERRORS[error.errno]}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,7 @@ from trapo_lite import tree_attention
 from trapo_lite.base_model import ModelError, check_rope, load_base
 from trapo_lite.config import ConfigError, LoraSection, ModelSection
 from trapo_lite.config.folders import check_adapter
+from trapo_lite.files import naming
 from trapo_lite.head import token_logprobs
 from trapo_lite.model_shape import ModelShape
 from trapo_lite.tree import Group, bucket, pack
@@ -255,13 +257,14 @@ class Policy:
         By the parts of PEFT's save_pretrained that are needed: the rest of it, a model card, takes longer than they do,
         and every publish saves.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        self.model.peft_config["default"].save_pretrained(str(folder))
+        with naming(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.model.peft_config["default"].save_pretrained(str(folder))
         try:
             save_file(self._state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         except SafetensorError as error:  # how safetensors reports a full disk
             code = errno.ENOSPC if "No space left" in str(error) else errno.EIO
-            raise OSError(code, str(error), str(folder)) from error
+            raise OSError(code, os.strerror(code), str(folder)) from error
 
     def _hidden_rows(self, batch: PackedBatch, rows: Tensor) -> Tensor:
         make_layout = tree_attention.flex_layout if self._uses_flex else tree_attention.segment_layout

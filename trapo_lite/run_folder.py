@@ -13,6 +13,7 @@ from typing import Any
 
 from trapo_lite.config import Config, ConfigError, load_config
 from trapo_lite.data.errors import DataError
+from trapo_lite.files import move_into_place, naming
 from trapo_lite.metrics import MEASURED
 
 STEP_NAME = re.compile(r"step-(?!0{6}$)(?:[0-9]{6}|[1-9][0-9]{6,})")
@@ -52,16 +53,17 @@ class RunFolder:
     def write_config(self, config: Config) -> None:
         """The resolved configuration, in one rename."""
         temporary = self.path / ".config.yaml.tmp"
-        temporary.write_text(config.to_yaml(), encoding="utf-8")
-        temporary.rename(self.path / "config.yaml")
+        with naming(self.path / "config.yaml"):
+            temporary.write_text(config.to_yaml(), encoding="utf-8")
+            temporary.rename(self.path / "config.yaml")
 
     def replace(self, name: str, write: Callable[[Path], None]) -> None:
         """Have `write` fill a folder that then takes the place of the one called `name`."""
         temporary = self.path / f".{name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        write(temporary)
-        shutil.rmtree(self.path / name, ignore_errors=True)
-        temporary.rename(self.path / name)
+        with naming(self.path / name):
+            write(temporary)
+            move_into_place(temporary, self.path / name)
 
     def holds_adapter_of(self, checkpoint: Path) -> bool:
         """Is adapter/ what that checkpoint holds? A run may have been killed between the two."""
@@ -77,13 +79,13 @@ class RunFolder:
         return [f"{self.path}: {these} stay as they are until this run ends and is exported again"]
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        with self.metrics_file.open("a", encoding="utf-8") as file:
+        with naming(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def write_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """rollouts/step-N.jsonl: one line a rollout."""
         self.rollouts.mkdir(exist_ok=True)
-        with self._rollouts_file(step).open("w", encoding="utf-8") as file:
+        with naming(self._rollouts_file(step)), self._rollouts_file(step).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def cut_back(self, step: int) -> list[str]:
@@ -96,8 +98,9 @@ class RunFolder:
                 if number is not None and max(kept, default=0) < number <= step:
                     kept[number] = f"{line}\n"
             temporary = self.metrics_file.with_suffix(".tmp")
-            temporary.write_text("".join(kept.values()), encoding="utf-8")
-            temporary.rename(self.metrics_file)
+            with naming(self.metrics_file):
+                temporary.write_text("".join(kept.values()), encoding="utf-8")
+                temporary.rename(self.metrics_file)
         for file in self.rollouts.glob("step-*.jsonl"):
             if STEP_NAME.fullmatch(file.stem) and int(file.stem.removeprefix("step-")) > step:
                 file.unlink()
@@ -107,7 +110,8 @@ class RunFolder:
         which = (
             f"step {missing[0]}" if len(missing) == 1 else f"{len(missing)} steps from {missing[0]} to {missing[-1]}"
         )
-        return [f"{self.metrics_file}: the lines of {which} are missing or damaged; the run itself is not affected"]
+        lost = f"{self.metrics_file}: the lines of {which} are missing or damaged"
+        return [f"{lost}; what is trained is not affected"]
 
     def close(self) -> None:
         if self._lock is not None:
