@@ -18,10 +18,11 @@ ROWS: list[tuple[str, str]] = [
     ("0 values", "config metrics gpus environment"),
     ("1 pure core", "schedule advantage losses tree head"),
     ("2 names to functions, edges", "algorithm engines/base data reward cards"),
+    ("3 shell: parts", "files"),
     (
         "3 shell: parts",
         "branches parity loggers display launch ranks device run_folder rollout_metrics model_card "
-        "model_shape scores benchmarks files build_tally "
+        "model_shape scores benchmarks build_tally "
         "export_report",
     ),
     ("3 shell: parts", "base_model tree_attention plain_decoder problem_sets second_traces"),

@@ -111,8 +111,11 @@ class AnswerLog:
             return {}, []
         head, *lines = _whole_lines(self.partial_file) or ["{}"]
         try:
-            return json.loads(head), [Answer(**json.loads(line)) for line in lines]
-        except (ValueError, TypeError) as error:
+            described = json.loads(head)
+            if not isinstance(described, dict):
+                raise ValueError("the first one does not say what the answers are of")
+            return described, [Answer.from_row(json.loads(line)) for line in lines]
+        except (OSError, ValueError, RecursionError) as error:
             raise DataError(
                 f"{self.partial_file}: a line cannot be read ({error}); give --restart to draw anew"
             ) from None
@@ -195,11 +198,11 @@ def result_files(folder: Path) -> list[Path]:
 def read_answers(file: Path, *, num: int | None = None) -> list[Answer]:
     """All lines of NAME.jsonl. DataError for a file that is missing, changed by hand, or has not `num` answers."""
     try:
-        answers = [Answer(**json.loads(line)) for line in _whole_lines(file)]
+        answers = [Answer.from_row(json.loads(line)) for line in _whole_lines(file)]
         if num is not None and len(answers) != num:
             raise ValueError(f"{len(answers)} answers, {num} were drawn")
         return answers
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{file}: cannot be used ({error}); give the evaluation's command again, with --restart"
         ) from None
@@ -221,11 +224,13 @@ def _whole_lines(file: Path) -> list[str]:
 def read_summary(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        missing = {"seed", "num_problems", "num_samples"} - set(found)
-        if missing:
-            raise ValueError(f"no {', '.join(sorted(missing))}")
+        if not isinstance(found, dict):
+            raise ValueError("it does not hold names with numbers")
+        for name in ("num_problems", "num_samples", "seed"):
+            if type(found.get(name)) is not int or found[name] < 0:
+                raise ValueError(f"{name}: found {found.get(name)!r:.60}")
         return found
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{file}: cannot be read ({error}); give the evaluation's command again, with --restart"
         ) from None

@@ -25,7 +25,7 @@ from trapo_lite import environment
 from trapo_lite.config.folders import read_object
 from trapo_lite.files import save_tensors
 from trapo_lite.policy import Policy
-from trapo_lite.run_folder import checkpoint_folders, checkpoint_step
+from trapo_lite.run_folder import step_folders, step_of_folder
 
 MANIFEST = "manifest.json"
 FILES = {"adapter_model.safetensors", "adapter_config.json", "optimizer.safetensors", "rng.safetensors", "state.json"}
@@ -91,7 +91,7 @@ def save_checkpoint(
             f"{final}: could not be saved: {'the disk is full' if is_full else error}; earlier checkpoints are "
             "untouched. Make room and start the same command again: it resumes"
         ) from error
-    for old in checkpoint_folders(checkpoints)[:-keep]:
+    for old in step_folders(checkpoints)[:-keep]:
         shutil.rmtree(old)
     return final
 
@@ -99,7 +99,7 @@ def save_checkpoint(
 def find_checkpoint(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, and one message for each newer one that is damaged."""
     damaged = []
-    for folder in reversed(checkpoint_folders(checkpoints)):
+    for folder in reversed(step_folders(checkpoints)):
         problem = _damage(folder)
         if problem is None:
             return Checkpoint(folder, read_object(folder / "state.json")), damaged
@@ -111,8 +111,8 @@ def find_checkpoint(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def set_aside_after(checkpoints: Path, step: int) -> None:
     """Rename checkpoints newer than the one a run goes on from: they are damaged, and must not count as kept."""
-    for folder in checkpoint_folders(checkpoints):
-        if checkpoint_step(folder) > step:
+    for folder in step_folders(checkpoints):
+        if step_of_folder(folder) > step:
             damaged = folder.with_name(f"damaged-{folder.name}")
             shutil.rmtree(damaged, ignore_errors=True)
             folder.rename(damaged)
@@ -208,13 +208,13 @@ def _damage(folder: Path) -> str | None:
         manifest = read_object(folder / MANIFEST)
         if not manifest.keys() >= FILES:
             return f"{MANIFEST} does not name every file"
-        for name, expected in manifest.items():
-            if _fingerprint(folder / name) != expected:
+        for name in sorted(FILES):
+            if _fingerprint(folder / name) != manifest[name]:
                 return f"{name} is damaged (size or checksum differ)"
         file = "state.json"
         step = read_object(folder / file).get("step")
-        if type(step) is not int or step != checkpoint_step(folder):
-            return f"{file} is of step {step!r}"
+        if type(step) is not int or step != step_of_folder(folder):
+            return f"{file} is of step {step!r}, another than its folder's"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except OSError as error:

@@ -10,8 +10,8 @@ from pathlib import Path
 from trapo_lite.config import Config, ConfigError, load_config
 
 DISK_ERRORS = {
-    errno.ENOSPC: "make room and start the same command again: it goes on from the last checkpoint",
-    errno.EDQUOT: "make room and start the same command again: it goes on from the last checkpoint",
+    errno.ENOSPC: "the disk is full; make room and give the same command again: it goes on with what is done",
+    errno.EDQUOT: "the disk is full; make room and give the same command again: it goes on with what is done",
     errno.ENOTDIR: "choose a folder you may write to (run.dir=...)",
     errno.EACCES: "choose a folder you may write to (run.dir=...)",
     errno.EROFS: "choose a folder you may write to (run.dir=...)",

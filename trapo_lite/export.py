@@ -23,6 +23,7 @@ from trapo_lite.config import ModelSection
 from trapo_lite.data import end_of_text_id, load_tokenizer
 from trapo_lite.environment import this_environment
 from trapo_lite.export_report import ExportDtype, ExportReport, compare
+from trapo_lite.files import move_into_place
 from trapo_lite.model_card import model_card
 from trapo_lite.parity import probe_sequences
 from trapo_lite.run_folder import RunFolder, final_adapter, load_run_config
@@ -222,12 +223,7 @@ def _move_into_place(partial: Path, out: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    move_into_place(partial, out)
 
 
 def _checked_adapter(adapter_dir: Path, model: ModelSection) -> AdapterConfig:

@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -25,6 +27,38 @@ def replace_text(path: Path, text: str, *, option: str = "--out") -> None:
             raise
 
 
+def append_bytes(path: Path, content: bytes, *, option: str = "--out") -> int:
+    """Append to the file, which `option` named, in one write; returns the file's length then."""
+    with errors_named(path, option=option), path.open("ab") as file:
+        file.write(content)
+        return file.tell()
+
+
+def move_into_place(new: Path, folder: Path) -> None:
+    """Have one folder take the place of another, which is only deleted when that is done."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Inside, what the system refuses is an OSError of this path: writes do not say of which file they are, copies name
+    the file that was read."""
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from error
+
+
 @contextlib.contextmanager
 def errors_named(path: Path, *, option: str = "--out") -> Iterator[None]:
     """Inside, what the system refuses is one DataError that names the file."""
@@ -32,7 +66,10 @@ def errors_named(path: Path, *, option: str = "--out") -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise DataError(f"{option} {path}: cannot be written: {reason}; make room or choose another place") from None
+        raise DataError(
+            f"{option} {path}: cannot be written: {reason}; make room and give the same command again, or choose "
+            "another place"
+        ) from None
 
 
 def make_folder(out: Path) -> None:
@@ -56,5 +93,5 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
         save_file(dict(tensors), file, metadata={"format": "pt"})
     except SafetensorError as error:  # how safetensors reports a full disk
         code = errno.ENOSPC if "No space left" in str(error) else errno.EIO
-        raise OSError(code, str(error), str(file)) from error
+        raise OSError(code, os.strerror(code), str(file)) from error
     file.chmod(mode)

@@ -24,7 +24,7 @@ from trapo_lite.adapter import (
 from trapo_lite.base_model import ModelError, check_rope, load_base, model_config
 from trapo_lite.config import ConfigError, LoraSection, ModelSection
 from trapo_lite.device import fits_flex_attention
-from trapo_lite.files import save_tensors
+from trapo_lite.files import naming, save_tensors
 from trapo_lite.head import token_logprobs
 from trapo_lite.model_shape import ModelShape, head_size
 from trapo_lite.packable import require_packable
@@ -273,8 +273,9 @@ class Policy:
         By the parts of PEFT's save_pretrained that are needed: the rest of it, a model card, takes longer than they do,
         and every publish saves.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        self.model.peft_config["default"].save_pretrained(str(folder))
+        with naming(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.model.peft_config["default"].save_pretrained(str(folder))
         save_tensors(self._state, folder / WEIGHTS)
 
     def _hidden_rows(self, batch: PackedBatch, rows: Tensor) -> Tensor:

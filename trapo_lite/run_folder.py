@@ -2,9 +2,9 @@
 
 import contextlib
 import fcntl
-import itertools
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from trapo_lite.config import Config, ConfigError, load_config
+from trapo_lite.data.errors import DataError
+from trapo_lite.files import move_into_place, naming
 from trapo_lite.metrics import MEASURED
+
+STEP_NAME = re.compile(r"step-(?!0{6}$)(?:[0-9]{6}|[1-9][0-9]{6,})")
 
 
 class RunFolder:
@@ -72,9 +76,9 @@ class RunFolder:
         """Have `write` fill a folder that then takes the place of the one called `name`."""
         temporary = self.path / f".{name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        write(temporary)
-        shutil.rmtree(self.path / name, ignore_errors=True)
-        temporary.rename(self.path / name)
+        with naming(self.path / name):
+            write(temporary)
+            move_into_place(temporary, self.path / name)
 
     def holds_adapter_of(self, checkpoint: Path) -> bool:
         """Is adapter/ what that checkpoint holds? A run may have been killed between the two."""
@@ -94,29 +98,42 @@ class RunFolder:
         return lines
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        with self.metrics_file.open("a", encoding="utf-8") as file:
+        with naming(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def write_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """rollouts/step-N.jsonl: one line a rollout."""
         self.rollouts.mkdir(exist_ok=True)
-        with self._rollouts_file(step).open("w", encoding="utf-8") as file:
+        with naming(self._rollouts_file(step)), self._rollouts_file(step).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
-    def cut_back(self, step: int) -> None:
-        """Forget every line about steps after `step`, which will be done again, and every start that made only such."""
+    def cut_back(self, step: int) -> list[str]:
+        """Forget every line about steps after `step`, which will be done again, and every start that made only such.
+        Lines that were not written whole, or changed since, are forgotten too; the returned message names the steps
+        that are missing then."""
+        kept: dict[int, str] = {}
         if self.metrics_file.exists():
-            lines = self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-            kept = list(itertools.takewhile(lambda line: (_step_of(line) or step + 1) <= step, lines))
+            for line in self.metrics_file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+                number = _step_of(line)
+                if number is not None and max(kept, default=0) < number <= step:
+                    kept[number] = f"{line}\n"
             temporary = self.metrics_file.with_suffix(".tmp")
-            temporary.write_text("".join(kept), encoding="utf-8")
-            temporary.rename(self.metrics_file)
+            with naming(self.metrics_file):
+                temporary.write_text("".join(kept.values()), encoding="utf-8")
+                temporary.rename(self.metrics_file)
         for file in self.rollouts.glob("step-*.jsonl"):
-            number = file.stem.removeprefix("step-")
-            if number.isdecimal() and int(number) > step:
+            if STEP_NAME.fullmatch(file.stem) and int(file.stem.removeprefix("step-")) > step:
                 file.unlink()
         if self.environment_file.exists():
             self._write_starts([start for start in self.starts() if start["after_step"] < step])
+        missing = [number for number in range(1, step + 1) if number not in kept]
+        if not missing:
+            return []
+        which = (
+            f"step {missing[0]}" if len(missing) == 1 else f"{len(missing)} steps from {missing[0]} to {missing[-1]}"
+        )
+        lost = f"{self.metrics_file}: the lines of {which} are missing or damaged"
+        return [f"{lost}; what is trained is not affected"]
 
     def close(self) -> None:
         if self._lock is not None:
@@ -163,20 +180,10 @@ def _locked(folder: Path) -> int | None:
     return descriptor
 
 
-def checkpoint_folders(checkpoints: Path) -> list[Path]:
-    """Return the folders step-N in the order of their steps; a copy such as step-000002.bak is none of them."""
-    folders = [path for path in checkpoints.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
-    return sorted((path for path in folders if path.is_dir()), key=checkpoint_step)
-
-
-def checkpoint_step(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
-
-
 def final_adapter(run: Path) -> Path:
     """run/adapter; ConfigError where the run has gone on since: it is of an earlier end then."""
     folder = RunFolder(run)
-    newest = next(reversed(checkpoint_folders(folder.checkpoints)), None)
+    newest = max(step_folders(folder.checkpoints), default=None, key=step_of_folder)
     if newest is not None and (run / "adapter").is_dir() and not folder.holds_adapter_of(newest):
         raise ConfigError(
             f"--run {run}: its adapter/ is of an earlier end, the run has gone on to {newest.name}; finish it, or say "
@@ -198,8 +205,9 @@ def load_run_config(run: Path, files: Sequence[str] = (), overrides: Sequence[st
 def _replace_text(path: Path, text: str) -> None:
     """Write a file in one rename."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.rename(path)
+    with naming(path):
+        temporary.write_text(text, encoding="utf-8")
+        temporary.rename(path)
 
 
 def _is_start(entry: Any) -> bool:
@@ -207,17 +215,39 @@ def _is_start(entry: Any) -> bool:
     return isinstance(entry, dict) and all(isinstance(entry.get(key), type_) for key, type_ in types.items())
 
 
+def step_folders(checkpoints: Path) -> list[Path]:
+    """Return the checkpoints in the order of their steps; folders that are called otherwise are none of ours."""
+    folders = [path for path in checkpoints.glob("step-*") if STEP_NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(folders, key=step_of_folder)
+
+
+def step_of_folder(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
 def _step_of(line: str) -> int | None:
-    """None for a line that was not written whole."""
+    """None for a line that is not one of metrics.jsonl."""
     try:
-        return int(json.loads(line)["step"]) if line.endswith("\n") else None
-    except (json.JSONDecodeError, KeyError, TypeError):
+        row = json.loads(line)
+    except (ValueError, RecursionError):
         return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return step if type(step) is int and step >= 1 else None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The lines of a metrics.jsonl; one at the end that was not written whole is left out.
+
+    DataError for a file that is missing or has other lines.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); give the folder of a run that has begun") from None
+    for number, line in enumerate(lines, start=1):
+        if _step_of(line) is None:
+            raise DataError(f"{path} line {number}: is no line of metrics; the run's own command leaves it out")
+    return [json.loads(line) for line in lines]
 
 
 def differences(left: Path, right: Path) -> list[str]:
@@ -229,7 +259,7 @@ def differences(left: Path, right: Path) -> list[str]:
     for pattern in ("adapter/*.safetensors", "rollouts/*.jsonl"):
         names = {p.relative_to(root) for root in (left, right) for p in root.glob(pattern)}
         found += [str(name) for name in sorted(names) if _bytes(left / name) != _bytes(right / name)]
-    newest = [(checkpoint_folders(root / "checkpoints") or [root])[-1] for root in (left, right)]
+    newest = [max(step_folders(root / "checkpoints"), default=root) for root in (left, right)]
     if newest[0].name != newest[1].name:
         found.append(f"newest checkpoint: {newest[0].name} and {newest[1].name}")
     for name in ("adapter_model.safetensors", "optimizer.safetensors", "rng.safetensors"):

@@ -136,7 +136,7 @@ class _Run:
         if self.ranks.is_main:
             step = checkpoint.step if checkpoint else 0
             self.folder.write_config(self.config)
-            self.folder.cut_back(step)
+            notes += self.folder.cut_back(step)
             set_aside_after(self.folder.checkpoints, step)
             if not self.is_complete:
                 place = {"host": platform.node(), "device": device.name_of(self.ranks.device)}

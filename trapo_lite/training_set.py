@@ -32,7 +32,7 @@ from trapo_lite.data import (
 from trapo_lite.data.loading import Tally, drop_long_prompts, read_examples, resolve_ids, with_traces
 from trapo_lite.data.overlap import Overlap
 from trapo_lite.data.rows import Example
-from trapo_lite.files import replace_text
+from trapo_lite.files import append_bytes, errors_named, replace_text
 from trapo_lite.run_folder import lock
 from trapo_lite.second_traces import cut_to, find_second_traces, matching_key, places_of
 from trapo_lite.types import Problem
@@ -87,7 +87,8 @@ def build_training_set(build: Build, tokenizer: PreTrainedTokenizerBase, say: Ca
     """Write build.out and build.out.report.json; returns what the report holds. DataError for what cannot be used,
     ConfigError where another process is writing to the same `out`."""
     work = build.out.with_suffix(".work")
-    work.mkdir(parents=True, exist_ok=True)
+    with errors_named(work):
+        work.mkdir(parents=True, exist_ok=True)
     with lock(work, option="--out"):
         return _build(build, work, tokenizer, say)
 
@@ -112,14 +113,12 @@ def _build(build: Build, work: Path, tokenizer: PreTrainedTokenizerBase, say: Ca
         counts.num_second_rows, counts.num_second_bad = state.get("second_rows"), state.get("second_bad")
     cut_to(kept_file, state.get("kept_bytes", 0))
     rows = islice(_examples(sources, ids), state.get("num_done", 0), None)
-    with kept_file.open("ab") as kept:
-        while batch := list(islice(rows, ROWS_AT_ONCE)):
-            for row in _finished_rows(build, batch, tokenizer, more_traces, second_file, counts):
-                kept.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
-            kept.flush()
-            state["num_done"] = state.get("num_done", 0) + len(batch)
-            state |= {"kept_bytes": kept.tell(), "counts": counts.to_row()}
-            replace_text(state_file, json.dumps(state))
+    while batch := list(islice(rows, ROWS_AT_ONCE)):
+        finished = _finished_rows(build, batch, tokenizer, more_traces, second_file, counts)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in finished)
+        state["kept_bytes"] = append_bytes(kept_file, lines.encode())
+        state |= {"num_done": state.get("num_done", 0) + len(batch), "counts": counts.to_row()}
+        replace_text(state_file, json.dumps(state))
     if counts.num_kept == 0:
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.rows_dropped.items())
         shutil.rmtree(work)
@@ -127,7 +126,8 @@ def _build(build: Build, work: Path, tokenizer: PreTrainedTokenizerBase, say: Ca
     report = {**described, **counts.to_row()}
     replace_text(build.out.with_suffix(".report.json"), json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     state_file.unlink()  # killed from here on, the next build begins anew and finds the same
-    kept_file.rename(build.out)
+    with errors_named(build.out):
+        kept_file.rename(build.out)
     shutil.rmtree(work)
     return counts
 
