@@ -377,4 +377,6 @@ def test_the_configuration_does_not_cut_benchmarks(run_dir: Path):
             overrides=overrides,
         )
 
+    assert target().config.rollout.gpu_memory_fraction == 0.9  # no trainer shares the card
+    assert target("rollout.gpu_memory_fraction=0.3").config.rollout.gpu_memory_fraction == 0.3
     assert target().num_problems is None and target("eval.num_problems=2").num_problems == 2

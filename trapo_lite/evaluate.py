@@ -33,6 +33,8 @@ from trapo_lite.problem_sets import ProblemSet, read_sets, require_positions
 from trapo_lite.reward import MathVerifier
 from trapo_lite.run_folder import final_adapter, load_run_config, lock
 
+WHOLE_CARD = 0.9  # rollout.gpu_memory_fraction where no trainer shares the card
+
 
 @dataclass(frozen=True)
 class EvalTarget:
@@ -104,6 +106,9 @@ def target_from_arguments(
     else:
         adapter_dir = _adapter_of(run, adapter, base=base)
         name = "base" if adapter_dir is None else adapter_dir.resolve().name
+    if not sets("rollout.gpu_memory_fraction", overrides):  # the configuration's leaves room for a trainer
+        rollout = resolved.rollout.model_copy(update={"gpu_memory_fraction": WHOLE_CARD})
+        resolved = resolved.model_copy(update={"rollout": rollout})
     if data is not None:
         check_sources(data, option="--data")
     if benchmarks and data is not None:
