@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from trapo_lite.config.folders import check_name
 from trapo_lite.config.loading import sets
 from trapo_lite.data import check_sources, load_tokenizer, text_of
 from trapo_lite.engines.base import RolloutEngine
+from trapo_lite.engines.group import EngineGroup
 from trapo_lite.engines.start import start_engine
 from trapo_lite.evaluation import EvalResult, evaluate_problems
 from trapo_lite.files import make_folder
@@ -155,7 +156,7 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
     config, console = target.config, Console()
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     set_threads(config)
-    require_usable_cards()
+    require_usable_cards(num_processes=max(1, torch.cuda.device_count()))
     check_name(config.model.name)
     tokenizer = load_tokenizer(config.model.name)
     sets = read_sets(
@@ -178,13 +179,7 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
             going_on = f"; {num_done} problems are done" if num_done else ""
             say(f"starting {config.rollout.engine} with {target.model_name}{going_on}")
             verifier = stack.enter_context(MathVerifier.from_config(config.reward))
-            engine = start_engine(
-                config,
-                max_model_len=max_model_len,
-                log_path=target.out / "engine.log",
-                device_index=0 if torch.cuda.is_available() else None,
-                notify=say,
-            )
+            engine = _start_engines(config, max_model_len=max_model_len, folder=target.out, say=say)
             stack.callback(engine.close)
             if target.adapter_dir is not None:
                 _publish(engine, target.adapter_dir, dtype=getattr(torch, config.model.dtype))
@@ -201,11 +196,27 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
     return results
 
 
+def _start_engines(
+    config: Config, *, max_model_len: int, folder: Path, say: Callable[[str], None]
+) -> RolloutEngine | EngineGroup:
+    """One engine on every card this process may use, or one on the CPU."""
+    start = partial(start_engine, config, max_model_len=max_model_len, notify=say)
+    cards = torch.cuda.device_count() if torch.cuda.is_available() and config.rollout.engine != "server" else 0
+    if cards < 2:
+        return start(log_path=folder / "engine.log", device_index=0 if cards else None)
+    return EngineGroup(
+        [
+            partial(start, log_path=folder / f"engine-{card}.log", device_index=card, num_engines=cards)
+            for card in range(cards)
+        ]
+    )
+
+
 def _draw(
     config: Config,
     problem_set: ProblemSet,
     log: AnswerLog,
-    engine: RolloutEngine,
+    engine: RolloutEngine | EngineGroup,
     verifier: MathVerifier,
     tokenizer: PreTrainedTokenizerBase,
     console: Console,
@@ -297,6 +308,6 @@ def _log_of(target: EvalTarget, problem_set: ProblemSet, tokenizer: PreTrainedTo
     )
 
 
-def _publish(engine: RolloutEngine, adapter_dir: Path, *, dtype: torch.dtype) -> None:
+def _publish(engine: RolloutEngine | EngineGroup, adapter_dir: Path, *, dtype: torch.dtype) -> None:
     engine.publish(adapter_dir, 1)
     parity.require_checksum(engine.adapter_checksum(), expected=parity.checksum(adapter_dir, dtype=dtype), version=1)
