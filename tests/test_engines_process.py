@@ -21,6 +21,7 @@ from trapo_lite.engines.child import ChildProcess, environment_without_launcher
 from trapo_lite.engines.start import start_engine
 from trapo_lite.engines.vllm import VLLMEngine, child_environment
 from trapo_lite.engines.vllm_options import VLLMOptions, round_up_lora_rank
+from trapo_lite.engines.vllm_worker import engine_arguments
 
 CHILD = """
 import subprocess, sys, time
@@ -36,6 +37,9 @@ while True:
         print("last words"); raise ValueError("what went wrong")
     if method == "sleep":
         time.sleep(*arguments)
+    if method == "talk":
+        for _ in range(int(10 * arguments[0])):
+            print("still here"); time.sleep(0.1)
     if method == "start":
         subprocess.Popen(["sleep", "600"])
     connection.send((method, arguments))
@@ -132,6 +136,17 @@ def test_a_silent_child_is_killed_at_its_deadline(child):
     with pytest.raises(EngineError, match="no answer to 'sleep' within 1 s"):
         child.call("sleep", 600, limit_s=1.0)
     assert not is_running(child.process.pid)
+
+
+def test_a_child_that_still_writes_its_log_has_not_hung(child, monkeypatch):
+    """As while it downloads a model; the limit then counts from its last line."""
+    monkeypatch.setattr("trapo_lite.engines.child.WAIT_INTERVAL_S", 0.1)
+    child.call("hello", limit_s=60.0)
+    child.send("talk", 3.0)
+    assert child.receive(limit_s=1.5, waiting_for="talk", restarts_with_log=True) == ("talk", (3.0,))
+    child.send("sleep", 600)
+    with pytest.raises(EngineDied, match="no answer to 'sleep' within 1 s in which its log did not grow"):
+        child.receive(limit_s=1.0, waiting_for="sleep", restarts_with_log=True)
 
 
 def test_waiting_is_reported(child, monkeypatch):
@@ -291,6 +306,15 @@ def test_float32_on_cuda_is_refused_with_its_cure_before_anything_starts(tmp_pat
     with pytest.raises(EngineError, match=r"found float32"):
         start_engine(config, max_model_len=64, log_path=tmp_path / "log", device_index=0)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("card_gib", "max_num_seqs", "batched_tokens"), [(79, 32, 8192), (79, 9000, 9000), (22, 32, None)]
+)
+def test_a_large_card_reads_longer_prompts_at_once(card_gib, max_num_seqs, batched_tokens):
+    options = VLLMOptions(model_path="x", max_model_len=64, lora_rank=8, max_num_seqs=max_num_seqs)
+    arguments = engine_arguments(options, is_cpu=False, gpu_memory=card_gib * 2**30)
+    assert arguments.get("max_num_batched_tokens") == batched_tokens
 
 
 def test_a_missing_vllm_names_the_command(tmp_path, monkeypatch):

@@ -182,6 +182,26 @@ def test_an_engine_that_never_answered_is_not_started_again(adapter: Path) -> No
     assert started == [1]
 
 
+def test_an_engine_that_was_closed_is_not_started_again(adapter: Path) -> None:
+    """As by Ctrl-C, while another thread waits for it: to that thread it seems to have died."""
+    started: list[MortalEngine] = []
+
+    class Closing(MortalEngine):
+        def poll(self) -> list[Completion]:
+            engine.close()
+            raise EngineDied("rollout engine: it was closed or has died")
+
+    def start() -> Closing:
+        started.append(Closing(iter([100])))
+        return started[-1]  # type: ignore[return-value]
+
+    engine = SupervisedEngine(start, folder=adapter / "kept")
+    engine.publish(adapter, 1)
+    with pytest.raises(EngineError, match="it was closed"):
+        engine.poll()
+    assert len(started) == 1
+
+
 def test_a_new_process_that_holds_other_tensors_stops_the_run(adapter: Path) -> None:
     class Forgetful(MortalEngine):
         def adapter_checksum(self) -> str | None:

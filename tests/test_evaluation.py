@@ -15,10 +15,10 @@ from scripted import STOP_ID, ScriptedEngine, ScriptedVerifier, decode, is_bound
 
 from trapo_lite.benchmarks import Benchmark
 from trapo_lite.cli import REGISTRY
-from trapo_lite.config import Config, validate
+from trapo_lite.config import Config, load_config, validate
 from trapo_lite.data import DataError, load_tokenizer
 from trapo_lite.engines.base import SampleRequest
-from trapo_lite.evaluate import EvalTarget, _name_of, evaluate, target_from_arguments
+from trapo_lite.evaluate import EvalTarget, _name_of, _start_engines, evaluate, target_from_arguments
 from trapo_lite.evaluation import EvalResult, evaluate_problems
 from trapo_lite.export import export_run
 from trapo_lite.problem_sets import read_sets
@@ -466,4 +466,22 @@ def test_the_configuration_does_not_cut_benchmarks(run_dir: Path):
             overrides=overrides,
         )
 
+    assert target().config.rollout.gpu_memory_fraction == 0.9  # no trainer shares the card
+    assert target("rollout.gpu_memory_fraction=0.3").config.rollout.gpu_memory_fraction == 0.3
     assert target().num_problems is None and target("eval.num_problems=2").num_problems == 2
+
+
+def test_an_evaluation_starts_an_engine_on_every_visible_card(monkeypatch, tmp_path):
+    started = []
+
+    def start(config, *, log_path, device_index, num_engines=1, **options):
+        started.append((log_path.name, device_index, num_engines))
+        return ScriptedEngine()
+
+    monkeypatch.setattr("trapo_lite.evaluate.start_engine", start)
+    for count in (0, 1, 3):
+        monkeypatch.setattr("torch.cuda.is_available", lambda found=count: found > 0)
+        monkeypatch.setattr("torch.cuda.device_count", lambda found=count: found)
+        _start_engines(load_config(["configs/8xA100_lora.yaml"]), max_model_len=64, folder=tmp_path, say=print)
+    assert started[:2] == [("engine.log", None, 1), ("engine.log", 0, 1)]
+    assert sorted(started[2:]) == [(f"engine-{card}.log", card, 3) for card in range(3)]

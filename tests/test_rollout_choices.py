@@ -9,6 +9,7 @@ from trapo_lite import rollout_choices
 from trapo_lite.config import ConfigError, load_config
 from trapo_lite.config.presets import PRESETS
 from trapo_lite.rollout_choices import Rates, choose_merge, choose_schedule, measure_rates, simulated_seconds
+from trapo_lite.rollout_stage import most_sequences
 from trapo_lite.sampler import SamplingSettings, Schedule
 from trapo_lite.types import Problem
 
@@ -86,3 +87,20 @@ def test_merging_is_chosen_where_it_is_faster_with_what_it_costs(engine: Merging
 def test_auto_is_refused_where_bits_are_promised(key: str, cure: str) -> None:
     with pytest.raises(ConfigError, match=rf"rollout.{key}: auto measures.*{cure}"):
         load_config(overrides=[f"rollout.{key}=auto", "run.deterministic=true", "run.num_threads=1"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "num_ranks", "num_eval_problems", "expected"),
+    [
+        ([], 8, 0, 4 * 8),  # 32 problems over 8 ranks, 8 rollouts each
+        ([], 5, 0, 7 * 8),
+        (["rollout.schedule=speculative"], 8, 0, 2 * 4 * 8),
+        (["rollout.merge=auto"], 8, 0, 2 * 4 * 8),
+        (["eval.num_samples=4"], 8, 100, 13 * 4),
+    ],
+)
+def test_an_engine_is_made_for_the_sequences_that_can_occur(overrides, num_ranks, num_eval_problems, expected) -> None:
+    config = load_config(["configs/8xA100_lora.yaml"], overrides)
+    groups = config.algorithm.micro_groups
+    found = most_sequences(config, groups, num_eval_problems=num_eval_problems, num_ranks=num_ranks)
+    assert found == expected

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from trapo_lite.config.loading import sets
 from trapo_lite.data import check_sources, load_tokenizer, text_of
 from trapo_lite.device import require_capability
 from trapo_lite.engines.base import RolloutEngine
+from trapo_lite.engines.group import EngineGroup
 from trapo_lite.engines.start import start_engine
 from trapo_lite.environment import this_environment
 from trapo_lite.evaluation import EvalResult, evaluate_problems
@@ -35,6 +36,8 @@ from trapo_lite.launch import set_threads
 from trapo_lite.problem_sets import ProblemSet, read_sets, require_positions
 from trapo_lite.reward import MathVerifier
 from trapo_lite.run_folder import final_adapter, load_run_config, lock
+
+WHOLE_CARD = 0.9  # rollout.gpu_memory_fraction where no trainer shares the card
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,9 @@ def target_from_arguments(
     else:
         adapter_dir = _adapter_of(run, adapter, base=base)
         name = "base" if adapter_dir is None else adapter_dir.resolve().name
+    if not sets("rollout.gpu_memory_fraction", overrides):  # the configuration's leaves room for a trainer
+        rollout = resolved.rollout.model_copy(update={"gpu_memory_fraction": WHOLE_CARD})
+        resolved = resolved.model_copy(update={"rollout": rollout})
     if data is not None:
         check_sources(data, option="--data")
     if benchmarks and data is not None:
@@ -149,7 +155,7 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
     config, console = target.config, Console()
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     set_threads(config)
-    require_usable_cards()
+    require_usable_cards(num_processes=max(1, torch.cuda.device_count()))
     check_name(config.model.name)
     tokenizer = load_tokenizer(config.model.name)
     sets = read_sets(
@@ -184,13 +190,7 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
             going_on = f"; {num_done} problems are done" if num_done else ""
             say(f"starting {config.rollout.engine} with {target.model_name}{going_on}")
             verifier = stack.enter_context(MathVerifier.from_config(config.reward))
-            engine = start_engine(
-                config,
-                max_model_len=max_model_len,
-                log_path=target.out / "engine.log",
-                device_index=device_index,
-                notify=say,
-            )
+            engine = _start_engines(config, max_model_len=max_model_len, folder=target.out, say=say)
             stack.callback(engine.close)
             if target.adapter_dir is not None:
                 _publish(engine, target.adapter_dir, dtype=getattr(torch, config.model.dtype))
@@ -216,11 +216,27 @@ def _require_adapter_fits(config: Config, adapter_dir: Path, base: PreTrainedCon
         raise ConfigError(f"lora.r: {config.lora.r}, but the adapter {adapter_dir} has {adapter.r}; set lora.r to that")
 
 
+def _start_engines(
+    config: Config, *, max_model_len: int, folder: Path, say: Callable[[str], None]
+) -> RolloutEngine | EngineGroup:
+    """One engine on every card this process may use, or one on the CPU."""
+    start = partial(start_engine, config, max_model_len=max_model_len, notify=say)
+    cards = torch.cuda.device_count() if torch.cuda.is_available() and config.rollout.engine != "server" else 0
+    if cards < 2:
+        return start(log_path=folder / "engine.log", device_index=0 if cards else None)
+    return EngineGroup(
+        [
+            partial(start, log_path=folder / f"engine-{card}.log", device_index=card, num_engines=cards)
+            for card in range(cards)
+        ]
+    )
+
+
 def _draw(
     config: Config,
     problem_set: ProblemSet,
     log: AnswerLog,
-    engine: RolloutEngine,
+    engine: RolloutEngine | EngineGroup,
     verifier: MathVerifier,
     tokenizer: PreTrainedTokenizerBase,
     console: Console,
@@ -313,6 +329,6 @@ def _log_of(target: EvalTarget, problem_set: ProblemSet, tokenizer: PreTrainedTo
     )
 
 
-def _publish(engine: RolloutEngine, adapter_dir: Path, *, dtype: torch.dtype) -> None:
+def _publish(engine: RolloutEngine | EngineGroup, adapter_dir: Path, *, dtype: torch.dtype) -> None:
     engine.publish(adapter_dir, 1)
     parity.require_checksum(engine.adapter_checksum(), expected=parity.checksum(adapter_dir, dtype=dtype), version=1)

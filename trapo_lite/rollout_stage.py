@@ -1,8 +1,9 @@
 """A step's rollouts, from the policy to graded groups: publish, sample, evaluate. Engine and verifier live here."""
 
 import contextlib
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -25,7 +26,7 @@ from trapo_lite.reward import MathVerifier
 from trapo_lite.rollout_choices import MergeChoice, ScheduleChoice, choose_merge, choose_schedule
 from trapo_lite.sampler import Sampler, Schedule
 from trapo_lite.tree import Group
-from trapo_lite.types import Mean
+from trapo_lite.types import Mean, MicroGroup
 
 Metrics = dict[str, Mean | float | int]
 C = TypeVar("C", MergeChoice, ScheduleChoice)
@@ -66,6 +67,9 @@ class RolloutStage:
                 log_path=folder / f"engine-{ranks.index}.log",
                 device_index=ranks.local_index if ranks.device.type == "cuda" else None,
                 num_engines=ranks.count,
+                most_sequences=most_sequences(
+                    config, algorithm.micro_groups, num_eval_problems=len(inputs.eval_problems), num_ranks=ranks.count
+                ),
                 notify=notify,
             )
             stack.callback(self.engine.close)
@@ -205,3 +209,18 @@ class RolloutStage:
         )
         self._notify(choice.reason)
         return choice
+
+
+def most_sequences(
+    config: Config, micro_groups: Sequence[MicroGroup], *, num_eval_problems: int, num_ranks: int
+) -> int:
+    """Return how many sequences one rank's engine can be asked for at once, in a rollout phase or an evaluation.
+
+    Speculation may draw each rollout twice, with help and without; that many are also drawn to measure for `auto`.
+    """
+    a_problem = sum(group.num_rollouts for group in micro_groups)
+    if config.rollout.schedule in ("speculative", "auto") or config.rollout.merge == "auto":
+        a_problem *= 2
+    in_rollouts = math.ceil(config.rollout.num_problems / num_ranks) * a_problem
+    in_eval = math.ceil(num_eval_problems / num_ranks) * config.eval.num_samples
+    return max(in_rollouts, in_eval, 1)

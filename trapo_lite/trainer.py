@@ -151,7 +151,8 @@ class _Run:
         if config.train.check_memory and (memory := device.total_memory(self.ranks.device)) is not None:
             num_shards = self.ranks.count if self.ranks.is_sharding else 1
             require_fits(config, model_shape(config), gpu_memory=memory, num_shards=num_shards)
-        patience = "; vLLM takes about half a minute" if config.rollout.engine == "vllm" else ""
+        minutes = "some minutes" if self.ranks.device.type == "cuda" else "about half a minute"
+        patience = f"; vLLM takes {minutes}" if config.rollout.engine == "vllm" else ""
         self.display.message(f"starting the verifier, the engine and the model{patience}")
         self.rollouts = RolloutStage(
             config,

@@ -91,10 +91,21 @@ class ChildProcess:
         self.send(method, *arguments)
         return self.receive(limit_s=limit_s, waiting_for=method)
 
-    def receive(self, *, limit_s: float, waiting_for: str, on_wait: Callable[[float], None] | None = None) -> Any:
-        """The child's next message. `on_wait(seconds so far)` is called every few seconds of waiting."""
-        start = time.monotonic()
-        while (waited := time.monotonic() - start) < limit_s:
+    def receive(
+        self,
+        *,
+        limit_s: float,
+        waiting_for: str,
+        on_wait: Callable[[float], None] | None = None,
+        restarts_with_log: bool = False,
+    ) -> Any:
+        """The child's next message. `on_wait(seconds so far)` is called every few seconds of waiting.
+
+        restarts_with_log: count `limit_s` anew whenever the child has written into its log
+        """
+        start = last_sign = time.monotonic()
+        log_size = self.log_path.stat().st_size
+        while (waited := time.monotonic() - last_sign) < limit_s:
             try:
                 if self.connection.poll(min(WAIT_INTERVAL_S, limit_s - waited)):
                     return self.connection.recv()
@@ -102,7 +113,10 @@ class ChildProcess:
                 raise self._has_died() from None
             if on_wait is not None:
                 on_wait(time.monotonic() - start)
-        raise self._has_hung(f"no answer to {waiting_for!r} within {limit_s:.0f} s")
+            if restarts_with_log and (size := self.log_path.stat().st_size) != log_size:
+                log_size, last_sign = size, time.monotonic()
+        silence = " in which its log did not grow" if restarts_with_log else ""
+        raise self._has_hung(f"no answer to {waiting_for!r} within {limit_s:.0f} s{silence}")
 
     def close(self) -> None:
         """End the child: it leaves when the socket closes, and is killed if it does not within 5 seconds."""

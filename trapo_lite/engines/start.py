@@ -20,6 +20,7 @@ def start_engine(
     log_path: Path,
     device_index: int | None = None,
     num_engines: int = 1,
+    most_sequences: int | None = None,
     notify: Callable[[str], None] = logger.info,
 ) -> RolloutEngine:
     """One rank's engine, as `rollout` and `model` say.
@@ -28,6 +29,8 @@ def start_engine(
     log_path:      where the engine's process writes (vllm)
     device_index:  the rank's card among the visible ones; None: the CPU, or the first card
     num_engines:   how many there are on this machine, one a rank
+    most_sequences: how many can be in flight at most; it is not made for more (on CUDA, graphs are captured for each
+                   size), and not for more than rollout.max_num_seqs
     notify:        told what is waited for, and of an engine that died and was started again
 
     On the CPU the vllm engine returns at once and loads in the background; its first call waits for it.
@@ -39,13 +42,14 @@ def start_engine(
         from trapo_lite.engines.vllm import VLLMEngine
         from trapo_lite.engines.vllm_options import VLLMOptions
 
+        max_num_seqs = min(config.rollout.max_num_seqs, most_sequences or config.rollout.max_num_seqs)
         options = VLLMOptions(
             model_path=config.model.name,
             max_model_len=max_model_len,
             lora_rank=config.lora.r,
             dtype=config.model.dtype,
             quantize=config.model.quantize,
-            max_num_seqs=config.rollout.max_num_seqs,
+            max_num_seqs=max_num_seqs,
             kv_cache_gib=config.rollout.kv_cache_gib,
             gpu_memory_fraction=config.rollout.gpu_memory_fraction,
             num_threads=config.rollout.num_threads,

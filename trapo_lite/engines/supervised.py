@@ -42,7 +42,7 @@ class SupervisedEngine:
         self._adapter: Path | None = None
         self._checksum: str | None = None
         self._is_merged = False
-        self._has_answered = False
+        self._has_answered = self._is_closed = False
         self._failures = 0
         self._in_flight: set[str] = set()
         self._lost: EngineDied | None = None  # the death that took requests with it, until `poll` has said so
@@ -119,6 +119,7 @@ class SupervisedEngine:
         self._call(lambda engine: engine.resume())
 
     def close(self) -> None:
+        self._is_closed = True  # another thread may be waiting in it, and must not start it again
         self._engine.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -139,7 +140,7 @@ class SupervisedEngine:
         while True:
             self._engine.close()
             self._failures += 1
-            if not self._has_answered:
+            if not self._has_answered or self._is_closed:
                 raise EngineError(str(death)) from None
             if self._failures >= self._max_failures:
                 raise EngineError(

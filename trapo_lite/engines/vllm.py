@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 class VLLMEngine:
     """A RolloutEngine. The child starts at once and loads in the background; the first call, or `wait`, waits for it.
 
-    start_limit_s:  how long the child may take to start
+    start_limit_s:  how long the child may write nothing into its log while it starts (it may download a model first)
     silence_limit_s: how long any later call may take, before the child is killed and EngineDied raised
     folder_room:    bytes that must be free in memory for its adapters to be kept there
     notify:         told, in a line now and then, what is waited for while the child starts
@@ -72,7 +72,9 @@ class VLLMEngine:
         def log_wait(seconds: float) -> None:
             self._notify(f"vLLM is loading {self.options.model_path}: {seconds:.0f} s so far (log: {self._log_path})")
 
-        facts = self._child.receive(limit_s=self.start_limit_s, waiting_for="start", on_wait=log_wait)
+        facts = self._child.receive(
+            limit_s=self.start_limit_s, waiting_for="start", on_wait=log_wait, restarts_with_log=True
+        )
         self.start_seconds = time.monotonic() - self._started_at
         logger.info("vLLM %s is up after %.1f s", facts["vllm"], self.start_seconds)
 

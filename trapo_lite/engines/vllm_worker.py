@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 BLOCK_SIZE_ON_CPU = 32  # the default, 128, never finds a prompt under 128 tokens in the prefix cache
 MIN_BATCHED_TOKENS_ON_CPU = 4096
+LARGE_CARD = 60 * 2**30  # has room for the activations of long steps
+BATCHED_TOKENS_ON_LARGE_CARD = 8192  # of a step; vLLM's own choice for an embedded engine is 2048
 
 
 class VLLMWorker:
@@ -36,7 +38,9 @@ class VLLMWorker:
             use_one_adapter_lora()
             if options.can_merge:
                 keep_plain_weights()
-        self.engine = LLMEngine.from_engine_args(EngineArgs(**engine_arguments(options, is_cpu=self.is_cpu)))
+        gpu_memory = 0 if self.is_cpu else current_platform.get_device_total_memory()
+        arguments = engine_arguments(options, is_cpu=self.is_cpu, gpu_memory=gpu_memory)
+        self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         self.lora_request: Any = None
         self.merged: MergedAdapter | None = None
         self.version: int | None = None
@@ -209,8 +213,11 @@ def completion_of(output: Any, version: int | None) -> Completion:
     )
 
 
-def engine_arguments(options: VLLMOptions, *, is_cpu: bool) -> dict[str, Any]:
-    """What makes vLLM serve versioned adapters and report log-probs as the trainer computes them."""
+def engine_arguments(options: VLLMOptions, *, is_cpu: bool, gpu_memory: int = 0) -> dict[str, Any]:
+    """What makes vLLM serve versioned adapters and report log-probs as the trainer computes them.
+
+    gpu_memory: bytes of the card
+    """
     arguments: dict[str, Any] = {
         "model": options.model_path,
         "skip_tokenizer_init": True,
@@ -242,6 +249,8 @@ def engine_arguments(options: VLLMOptions, *, is_cpu: bool) -> dict[str, Any]:
         }
     else:
         arguments |= {"gpu_memory_utilization": options.gpu_memory_fraction, "enable_sleep_mode": True}
+        if gpu_memory >= LARGE_CARD:
+            arguments |= {"max_num_batched_tokens": max(BATCHED_TOKENS_ON_LARGE_CARD, options.max_num_seqs)}
     return arguments
 
 
