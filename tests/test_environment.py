@@ -55,19 +55,26 @@ def test_the_versions_are_those_of_what_is_imported() -> None:
 
 
 def test_every_file_of_the_package_counts_and_nothing_else(package: Path) -> None:
-    losses, before = package / "inner" / "losses.py", package_fingerprint()
+    losses, before = package / "inner" / "losses.py", package_fingerprint(package)
     (package / "__pycache__").mkdir()
     (package / "__pycache__" / "losses.pyc").write_bytes(b"1")
     os.utime(losses)
-    assert package_fingerprint() == before
+    assert package_fingerprint(package) == before
     losses.write_text("def loss(): return 2\n")
-    changed = package_fingerprint()
+    changed = package_fingerprint(package)
     losses.write_text("def loss(): return 1\n")
-    assert package_fingerprint() == before
+    assert package_fingerprint(package) == before
     losses.rename(package / "losses.py")
-    moved = package_fingerprint()
+    moved = package_fingerprint(package)
     (package / "more.py").write_text("")
-    assert len({before, changed, moved, package_fingerprint()}) == 4
+    assert len({before, changed, moved, package_fingerprint(package)}) == 4
+
+
+def test_a_process_runs_what_it_has_read(package: Path) -> None:
+    before = this_environment()["package"]
+    assert before == package_fingerprint(package)
+    (package / "__init__.py").write_text("changed = True\n")
+    assert this_environment()["package"] == before != package_fingerprint(package)
 
 
 def test_the_commit_and_whether_its_files_were_changed(repository: Path) -> None:

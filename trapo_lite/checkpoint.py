@@ -168,7 +168,12 @@ def compare_environments(
             f"{checkpoint.folder}: was made by other code or versions ({changed}), and run.deterministic promises the "
             "same bits; go back to what it was, set run.deterministic=false, or start over with --restart"
         )
-    return [f"WARNING: {checkpoint.folder}: was made by other code or versions ({changed})"] if changed else []
+    if not changed:
+        return []
+    return [
+        f"WARNING: {checkpoint.folder}: was made by other code or versions ({changed}); the steps after it are made "
+        "by what is here now"
+    ]
 
 
 def _then_now(then: Any, now: Any) -> str:

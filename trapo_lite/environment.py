@@ -1,5 +1,6 @@
 """What a result was computed by: the command, the code and the versions of the libraries under it."""
 
+import functools
 import hashlib
 import os
 import platform
@@ -32,7 +33,7 @@ def this_environment() -> dict[str, Any]:
         "command": shlex.join(sys.orig_argv),
         "commit": commit,
         "clean": is_clean,
-        "package": package_fingerprint(),
+        "package": _fingerprint_once(PACKAGE),
         "versions": _versions(),
     }
 
@@ -68,14 +69,18 @@ def spelt_code(environment: Mapping[str, Any]) -> str:
     return f"{environment['package']} (commit {environment['commit'][:10]}{changed})"
 
 
-def package_fingerprint() -> str:
-    """Return a hash of the names and contents of the package's Python files."""
+def package_fingerprint(package: Path) -> str:
+    """Return a hash of the names and contents of a package's Python files."""
+    files = {file.relative_to(package).as_posix(): file.read_bytes() for file in package.rglob("*.py")}
     digest = hashlib.sha256()
-    for file in sorted(PACKAGE.rglob("*.py"), key=lambda file: file.relative_to(PACKAGE).as_posix()):
-        content = file.read_bytes()
-        digest.update(f"{file.relative_to(PACKAGE).as_posix()} {len(content)}\n".encode())
+    for name, content in sorted(files.items()):
+        digest.update(f"{name} {len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()[:12]
+
+
+# Once a process: it runs what it has read, whatever becomes of the files meanwhile.
+_fingerprint_once = functools.cache(package_fingerprint)
 
 
 def _versions() -> dict[str, str]:
