@@ -78,7 +78,9 @@ def test_rollouts_that_begin_alike_cancel_but_are_not_taken_for_an_error(dtype: 
     algorithm = Algorithm.from_config(
         AlgorithmSection(schedule=[{"num_rollouts": 4}], prefix_loss="none"), tis_cap=None
     )
-    report = check_packing(make_policy(dtype), algorithm, [make_group(algorithm, members)], temperature=1.0, longest=LONGEST)
+    report = check_packing(
+        make_policy(dtype), algorithm, [make_group(algorithm, members)], temperature=1.0, longest=LONGEST
+    )
     assert report is not None and report.gradient_error < BOUNDS[dtype] / 3
 
 
@@ -185,9 +187,7 @@ def test_longrope_is_found_as_soon_as_one_row_goes_past_its_original_length(
     sizes = {**SIZES, "original_max_position_embeddings": 280, "rope_parameters": LONGROPE, "sliding_window": None}
     monkeypatch.setattr(tree_attention, "refuse_unknown", lambda module, options: None)
     torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_config(
-        Phi3Config(**sizes), attn_implementation="packed_tree", dtype=torch.float32
-    )
+    base = AutoModelForCausalLM.from_config(Phi3Config(**sizes), attn_implementation="packed_tree", dtype=torch.float32)
     policy = Policy(base, LoraSection(r=4, alpha=8), **OPTIONS)
     if is_right:
         report = check_packing(policy, TRAPO, some_groups(), temperature=1.0, longest=longest)

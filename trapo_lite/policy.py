@@ -27,6 +27,7 @@ from trapo_lite.types import PackedBatch, Rollout, Verdict
 MAX_EAGER_SCORES = 2**27
 """Of one layer's attention: entries of the matrix that eager attention makes, of which it keeps several; half a GiB."""
 
+
 class BaseModel(nn.Module):
     """The base as FSDP2 sees it: whatever reads weights outside the decoder's layers runs inside this forward.
 

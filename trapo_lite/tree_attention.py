@@ -17,9 +17,9 @@ from trapo_lite.model_shape import ModelError
 from trapo_lite.types import PackedBatch
 
 ATTENTION = "packed_tree"
-HARMLESS = frozenset(
-    "position_ids cache_position use_cache output_attentions output_hidden_states output_router_logits return_dict "
-    "logits_to_keep num_items_in_batch deterministic".split()
+HARMLESS = (
+    *("position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states"),
+    *("output_router_logits", "return_dict", "logits_to_keep", "num_items_in_batch", "deterministic"),
 )
 """Arguments that transformers hands through to attention and that change nothing of what it computes."""
 NEUTRAL = {"dropout": 0.0, "is_causal": True}
