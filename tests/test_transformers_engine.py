@@ -227,3 +227,11 @@ def test_a_growing_cache_holds_what_a_plain_one_holds():
         layer.keys, layer.values = layer.keys[[2, 0], :, -7:], layer.values[[2, 0], :, -7:]
     for _ in range(3):
         put(2, 1)
+
+
+def test_heads_whose_values_are_shorter_than_their_queries_are_served() -> None:
+    """DeepSeek's latent attention: queries and keys of 24 numbers a head, values of 16."""
+    query, key, value = torch.randn(2, 4, 1, 24), torch.randn(2, 4, 5, 24), torch.randn(2, 4, 5, 16)
+    found, _ = grouped_attention(torch.nn.Identity(), query, key, value, None, scaling=0.3)
+    weights = (query @ key.transpose(2, 3) * 0.3).softmax(dim=-1)
+    torch.testing.assert_close(found, (weights @ value).transpose(1, 2))

@@ -113,7 +113,7 @@ def _refuse_randomness(config: PreTrainedConfig) -> None:
         and not key.startswith(("summary", "classifier"))  # of other heads than a language model's
     ]
     if random:
-        raise ConfigError(f"model.config_overrides.{', '.join(random)}: a shared token has one mask; set to 0")
+        raise ConfigError(f"model.config_overrides.{', '.join(random)}: a shared token has one mask; set it to 0")
 
 
 def _needs_values(error: BaseException) -> bool:

@@ -24,11 +24,9 @@ if TYPE_CHECKING:
 
 COMPILE_WORKERS = 4  # processes, of each trainer process
 ATTENTION = "packed_tree"
-HARMLESS = frozenset(
-    (
-        *("position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states"),
-        *("output_router_logits", "return_dict", "logits_to_keep", "num_items_in_batch", "deterministic"),
-    )
+HARMLESS = (
+    *("position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states"),
+    *("output_router_logits", "return_dict", "logits_to_keep", "num_items_in_batch", "deterministic"),
 )
 """Arguments that transformers hands through to attention and that change nothing of what it computes."""
 NEUTRAL = {"dropout": 0.0, "is_causal": True}
