@@ -10,7 +10,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+from trapo_lite.engines.vllm_options import servable_dtype
+
 torch.set_num_threads(1)
+
+VLLM_DTYPE = servable_dtype()  # of a real vLLM in the tests: float32, but on CUDA it takes no adapters in that
+VLLM_ROUNDING = {"float32": 1e-4, "bfloat16": 0.2}[VLLM_DTYPE]  # of one log-prob, against the same model in float32
 
 TINY_VOCAB = 96
 TINY_MAX_LEN = 640
