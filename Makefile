@@ -1,7 +1,7 @@
 # `make` lists the targets. PYTHON=/path/to/python and DEVICE=cpu|cuda overrule what the set-up finds.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-fast lint clean
+.PHONY: help setup quickstart test test-fast fuzz lint clean
 
 PY := .venv/bin/python
 # One thread: on tensors as small as the tests' two are several times slower. Nothing in the tests needs a network.
@@ -23,6 +23,9 @@ test: setup ## all tests; ARGS="-k loss" is passed to pytest
 
 test-fast: setup ## the tests that need neither a real engine nor a whole run
 	@$(TEST_ENV) $(PY) -m pytest $(WORKERS) --durations=10 -m "not slow" $(ARGS)
+
+fuzz: setup ## made-up and damaged input, CASES=500 of each kind, with new seeds
+	@$(TEST_ENV) TRAPO_LITE_FUZZ=$(or $(CASES),500) $(PY) -m pytest $(WORKERS) --durations=10 tests/test_fuzz_*.py $(ARGS)
 
 lint: setup ## ruff and pyright
 	$(PY) -m ruff check .

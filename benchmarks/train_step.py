@@ -67,11 +67,11 @@ def main() -> None:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def load(world: World) -> Policy:
+def load(world: World, *, device: str = "cuda" if torch.cuda.is_available() else "cpu") -> Policy:
     """A policy whose adapter is not zero, so that every part of the gradient is there."""
     config = world.config("model.config_overrides={max_position_embeddings: 8192}")
     torch.manual_seed(0)
-    policy = Policy.load(config.model, config.lora, device="cuda" if torch.cuda.is_available() else "cpu")
+    policy = Policy.load(config.model, config.lora, device=device)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in policy.parameters:

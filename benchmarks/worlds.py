@@ -19,6 +19,7 @@ TINY_CONFIG = "configs/tiny_cpu.yaml"
 MAX_MODEL_LEN = 512
 # hidden size, layers, heads, key-value heads, intermediate size, vocabulary; the last two are Qwen2.5's
 SHAPES = {
+    "tiny": (128, 2, 4, 2, 256, 512),
     "0.1B": (768, 12, 12, 4, 2048, 4096),
     "1.5B": (1536, 28, 12, 2, 8960, 151936),
     "7B": (3584, 28, 28, 4, 18944, 152064),

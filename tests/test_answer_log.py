@@ -133,6 +133,20 @@ def test_where_things_lay_and_how_they_were_graded(tmp_path: Path) -> None:
         log_in(tmp_path, verifier="new rules")
 
 
+def test_an_evaluation_that_is_resumed_by_other_code_names_what_differs(tmp_path: Path) -> None:
+    old = {"package": "1a", "commit": None, "clean": None, "versions": {"torch": "2.12.0"}}
+    new = old | {"commit": "c", "versions": {"torch": "2.13.0"}}
+    log_in(tmp_path, noted={"environment": old}).append([answer(0, 0), answer(0, 1)])
+    assert log_in(tmp_path, noted={"environment": old | {"command": "another"}}).code_changes == []
+    log = log_in(tmp_path, noted={"environment": new})
+    assert log.code_changes == ["torch: 2.12.0 then, 2.13.0 now"] and log.done == {"p0"}
+    log.append([answer(1, 0), answer(1, 1)])
+    log.finish(seed=3)
+    assert json.loads((tmp_path / "made.json").read_text())["environment"] == new
+    log = log_in(tmp_path, noted={"environment": old})  # complete: nothing is drawn by other code
+    assert log.is_complete and log.code_changes == []
+
+
 def test_a_fingerprint_is_not_shown_but_said_in_words(tmp_path: Path) -> None:
     log = log_in(tmp_path, weights="a1b2")
     log.append([answer(0, 0), answer(0, 1)])
@@ -179,7 +193,10 @@ def run(arguments: list[str]) -> str:
 
 
 def results(out: Path) -> tuple[str, dict]:
-    return (out / "dev.jsonl").read_text(), json.loads((out / "dev.json").read_text())
+    """Answers and numbers; without the record of the command, which names another --out."""
+    summary = json.loads((out / "dev.json").read_text())
+    assert summary.pop("environment")["command"].endswith("eval.num_problems=24")
+    return (out / "dev.jsonl").read_text(), summary
 
 
 @pytest.mark.slow

@@ -15,16 +15,18 @@ PACKAGE = ROOT / "trapo_lite"
 # entered here, in the lowest row that its imports allow.
 ROWS: list[tuple[str, str]] = [
     ("0 values", "types"),
-    ("0 values", "config metrics gpus"),
+    ("0 values", "config metrics gpus environment"),
     ("1 pure core", "schedule advantage losses tree head"),
     ("2 names to functions, edges", "algorithm engines/base data reward cards"),
+    ("3 shell: parts", "files"),
     (
         "3 shell: parts",
-        "branches tree_attention parity loggers display launch ranks device run_folder rollout_metrics model_card "
-        "model_shape scores benchmarks files build_tally "
+        "branches parity loggers display launch ranks device run_folder rollout_metrics model_card "
+        "model_shape scores benchmarks build_tally "
         "export_report",
     ),
-    ("3 shell: parts", "base_model plain_decoder problem_sets second_traces"),
+    ("3 shell: parts", "base_model tree_attention plain_decoder problem_sets second_traces"),
+    ("3 shell: parts", "packable adapter"),
     ("3 shell: owners", "policy sampler engines"),
     (
         "3 shell: put together",
@@ -43,7 +45,7 @@ PURE_CORE = ("schedule", "advantage", "losses", "tree", "head")
 # Beginnings of module names: "engines/vllm" is vllm_worker's door too.
 DOORS = {
     "vllm": ("engines/vllm",),
-    "peft": ("policy", "export", "engines/transformers"),
+    "peft": ("adapter", "policy", "model_shape", "packable", "export", "engines/transformers"),
     "bitsandbytes": ("policy", "export", "update"),
     "datasets": ("data",),
     "math_verify": ("reward",),

@@ -77,7 +77,9 @@ def test_repeated_rows_are_one_problem_and_a_part_is_refused(tmp_path: Path) -> 
 
 
 def test_the_template_stands_around_the_problem(tmp_path: Path) -> None:
-    file = lines(tmp_path / "made.jsonl", [{"question": " {x}? ", "final_answer": ["1", "2"]}])
+    file = lines(
+        tmp_path / "made.jsonl", [{"question": " {x}? ", "final_answer": ["1", "2"], "is_multiple_answer": True}]
+    )
     assert read_benchmark("made", made(file, num_problems=1, template="Q: {problem}!"))[0] == [("Q: {x}?!", "1, 2")]
 
 

@@ -136,7 +136,8 @@ BAD_ROWS = [ROWS[0], {"problem": "no answer"}, {"answer": "1"}, {**ROWS[1], "id"
     [
         (
             BAD_ROWS[1],
-            "made.jsonl line 2: answer: found none among the columns problem; give the row its answer, or set",
+            "made.jsonl line 2: answer: found none of the columns reward_model.ground_truth, answer, final_answer, "
+            "only problem; give the answer under one of these names, or set data.on_bad_row: skip",
         ),
         (BAD_ROWS[2], "made.jsonl line 2: problem: found none"),
         (BAD_ROWS[3], "made.jsonl line 2: id: 'a' is already the id of"),
@@ -149,10 +150,49 @@ def test_a_bad_row_is_an_error_that_names_file_line_and_field(load, bad, message
 
 
 def test_a_line_that_is_no_json_is_a_bad_row_too(load):
-    rows = json.dumps(ROWS[0]).encode() + b'\n{"problem": \n[1]\n'
+    rows = json.dumps(ROWS[0]).encode() + b'\n{"problem": \n'
     with pytest.raises(DataError, match=r"made.jsonl line 2: not JSON \(Expecting value at .*on_bad_row: skip"):
         load(rows)
-    assert load(rows, on_bad_row="skip")[1].rows_dropped == {"not a JSON object": 2}
+    assert load(rows + b"[1]\n", on_bad_row="skip")[1].rows_dropped == {"not a JSON object": 2}
+
+
+def test_of_several_bad_rows_the_first_five_are_named_and_all_are_counted(load, tmp_path):
+    """Lines 2 to 8 have no answer, 9 no problem; skipping them would leave line 1."""
+    rows = [ROWS[0], *[{"problem": f"{n}?"} for n in range(7)], {"answer": "1"}]
+    with pytest.raises(DataError) as caught:
+        load(rows)
+    first, *named = str(caught.value).splitlines()
+    assert first == (
+        "data: 8 of 9 rows read cannot be used (7 no gold answer, 1 no problem text); correct them, or set "
+        "data.on_bad_row: skip"
+    )
+    places = [f"  {tmp_path}/made.jsonl line {number}: answer: found none of the columns" for number in range(2, 7)]
+    assert [line[: len(place)] for line, place in zip(named, places, strict=False)] == places
+    assert named[5:] == ["  and 3 more"]
+    _, report = load(rows, on_bad_row="skip")
+    listed = ", ".join(f"{tmp_path}/made.jsonl line {number}" for number in range(2, 7))
+    assert f"  rows dropped   no gold answer 7, no problem text 1; first: {listed}" in report.lines()
+
+
+@pytest.mark.parametrize("num_rows", [1, 3])
+@pytest.mark.parametrize("settings", [{}, {"max_prompt_tokens": 3}, {"require_expert": True}])
+def test_skipping_is_not_advised_where_it_would_leave_nothing(load, num_rows, settings):
+    row = {"problem": "long enough", "answer": "1"} if settings else {"gold": "1", "Question": "?"}
+    with pytest.raises(DataError, match=r"made\.jsonl line 1: (answer|problem|solutions): ") as caught:
+        load([row] * num_rows, **settings)
+    assert "on_bad_row" not in str(caught.value)
+    with pytest.raises(
+        DataError, match=rf"none of the {num_rows} rows is left .*\n.*made\.jsonl line 1: \w+: (found|14)"
+    ):
+        load([row] * num_rows, on_bad_row="skip", **settings)
+
+
+def test_prompts_and_traces_that_fail_are_counted_too(load):
+    with pytest.raises(DataError, match=r"data: 2 of 3 rows read cannot be used \(2 prompt over 8 tokens\); .*skip\n"):
+        load([{"problem": "1?", "answer": "2"}, *ROWS[1:]], max_prompt_tokens=8)
+    rows = [{**row, "solutions": []} for row in ROWS[:2]]
+    with pytest.raises(DataError, match=r"data: 2 of 3 rows read cannot be used \(2 no expert trace\); .*skip\n"):
+        load([*rows, {**ROWS[2], "solution": "3 and 3"}], require_expert=True)
 
 
 def test_two_files_of_one_name_have_ids_of_their_own(load, tmp_path):
@@ -172,7 +212,9 @@ def test_bad_rows_are_skipped_and_counted_on_request(load):
 
 
 def test_rows_without_a_usable_trace_where_one_is_required(load):
-    with pytest.raises(DataError, match="line 3: solutions: found none; give a non-empty one of at most 64 tokens"):
+    with pytest.raises(
+        DataError, match=r"line 3: solutions: found none; give a non-empty one of at most 64 .* target,"
+    ):
         load(ROWS, require_expert=True)
     with pytest.raises(DataError, match="line 1: solutions: 2 in the row, none usable"):
         load(ROWS, require_expert=True, max_response_tokens=1)
@@ -183,7 +225,9 @@ def test_rows_without_a_usable_trace_where_one_is_required(load):
 
 def test_a_guiding_schedule_needs_at_least_one_trace(load):
     require_experts(load(ROWS)[1])
-    with pytest.raises(DataError, match=r"no expert trace in 3 problems \(3 over 1 tokens\)"):
+    with pytest.raises(
+        DataError, match=r"no expert trace in 3 problems \(3 over 1 tokens\).* columns .*target_lst, hint"
+    ):
         require_experts(load(ROWS, max_response_tokens=1)[1])
 
 
@@ -254,3 +298,39 @@ def test_real_rows(tokenizer, name, num_rows, num_traces, first_id):
         for trace in problem.expert_ids:
             assert trace[-1] == END and END not in trace[:-1]
             assert "<think>" not in tokenizer.decode(trace)
+
+
+USER_FILES = SHARED.parent / "user_files"
+
+
+@pytest.mark.skipif(not USER_FILES.is_dir(), reason="the samples of public data sets' forms are not on this machine")
+@pytest.mark.parametrize(
+    ("name", "answer", "num_traces"),
+    [
+        ("acereason", "99", 0),
+        ("big_math", "42", 0),
+        ("dapo", "5", 0),
+        ("gsm8k", "10", 1),
+        ("limo", "9", 1),
+        ("openr1_220k", "16", 1),
+        ("polaris", "3", 0),
+        ("skywork_or1", "32", 0),  # a JSON list with one answer, as text
+    ],
+)
+def test_forms_of_public_data_sets(tokenizer, name, answer, num_traces):
+    section = DataSection(train=str(USER_FILES / f"{name}.jsonl"), prompt_template="{problem}")
+    [problem], _ = load_problems(section, tokenizer, max_response_tokens=2048)
+    assert (problem.answer, len(problem.expert_ids)) == (answer, num_traces)
+
+
+def test_a_chat_export_is_read_as_question_and_solution(load, tokenizer):
+    """The assistant's answer was trained on as the question."""
+    turns = [("system", "Be brief."), ("user", "5 + 17?"), ("assistant", "It is 22.")]
+    row = {"prompt": [{"role": role, "content": content} for role, content in turns], "answer": "22"}
+    [problem], _ = load([row])
+    assert tokenizer.decode(problem.prompt_ids) == "Q: 5 + 17?"
+    assert [tokenizer.decode(trace) for trace in problem.expert_ids] == ["It is 22.<|endoftext|>"]
+    with pytest.raises(
+        DataError, match=r"line 1: prompt: its messages end in the assistant's reply, .*keep one of them$"
+    ):
+        load([{**row, "solution": "5 + 17 = 22"}])

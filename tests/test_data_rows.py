@@ -85,7 +85,8 @@ def test_an_empty_trace_is_no_trace(solutions):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(27.0, "27"), (27, "27"), (0.5, "0.5"), (["3"], "3"), (["3", "4"], "3, 4"), (0, "0")]
+    ("value", "text"),
+    [(27.0, "27"), (27, "27"), (0.5, "0.5"), (["3"], "3"), ([3, "3 ", None], "3"), ('["32"]', "32"), (0, "0")],
 )
 def test_answers_that_are_not_text(value, text):
     assert read(problem="x", answer=value).answer == text
@@ -95,14 +96,15 @@ def test_answers_that_are_not_text(value, text):
     ("fields", "reason", "named"),
     [
         ({"answer": "1"}, "no problem text", "problem: found none"),
-        ({"problem": " ", "answer": "1"}, "no problem text", "problem: found none"),
-        ({"prompt": [], "answer": "1"}, "no problem text", "prompt: found none"),
+        ({"problem": " ", "answer": "1"}, "no problem text", "problem: found ' '; give the problem"),
+        ({"prompt": [], "answer": "1"}, "no problem text", "prompt: found []; give the problem"),
         ({"prompt": ["6 * 7?"], "answer": "1"}, "wrong type", "prompt: found str '6 * 7?'"),
         ({"prompt": [{"role": "user"}], "answer": "1"}, "wrong type", "prompt: found dict"),
         ({"problem": 3, "answer": "1"}, "wrong type", "problem: found int 3"),
         ({"problem": "x"}, "no gold answer", "answer: found none"),
-        ({"problem": "x", "answer": ""}, "no gold answer", "answer: found none"),
-        ({"problem": "x", "answer": float("nan")}, "no gold answer", "answer: found none"),
+        ({"problem": "x", "answer": ""}, "no gold answer", "answer: found ''; give the answer"),
+        ({"problem": "x", "answer": float("nan")}, "no gold answer", "answer: found nan"),
+        ({"problem": "x", "answer": float("inf")}, "wrong type", "answer: found float inf"),
         ({"problem": "x", "answer": True}, "wrong type", "answer: found bool True"),
         ({"problem": "x", "reward_model": "42"}, "wrong type", "reward_model: found str '42'"),
         ({"problem": "x", "reward_model": {"ground_truth": None}}, "no gold answer", "reward_model.ground_truth"),
@@ -121,4 +123,96 @@ def test_rows_that_cannot_be_used(fields, reason, named):
         read(**fields)
     assert caught.value.reason == reason
     assert str(caught.value).startswith(named)
-    assert "set data.on_bad_row: skip" in str(caught.value)
+
+
+def conversation(*roles: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": f"{role} {place}"} for place, role in enumerate(roles)]
+
+
+def test_the_reply_at_the_end_of_the_prompt_is_the_expert_solution():
+    """A chat export: before, what the assistant said was taken for the problem."""
+    example = read(prompt=conversation("system", "user", "assistant"), answer="2")
+    assert (example.system, example.problem, example.solutions) == ("system 0", "user 1", ("assistant 2",))
+    example = read(prompt=conversation("user", "assistant"), answer="2", solutions=[], target=None)
+    assert (example.system, example.problem, example.solutions) == (None, "user 0", ("assistant 1",))
+
+
+def test_an_empty_reply_is_none():
+    reply = {"role": "assistant", "content": " "}
+    assert read(prompt=[*MESSAGES, reply], answer="2").solutions == ()
+    assert read(prompt=[*MESSAGES, reply], answer="2", solution="two").solutions == ("two",)
+
+
+@pytest.mark.parametrize("own", [{"solution": "42"}, {"target": conversation("assistant")}, {"answer": "So.\n#### 2"}])
+def test_a_reply_beside_a_solution_is_refused(own):
+    with pytest.raises(BadRow, match=r"prompt: its messages end in the assistant's reply, .*; keep one of them"):
+        read(prompt=conversation("user", "assistant"), **{"answer": "2", **own})
+
+
+@pytest.mark.parametrize(
+    "roles",
+    [
+        ("user", "assistant", "user"),
+        ("system", "user", "user"),
+        ("user", "system"),
+        ("system", "system", "user"),
+        ("user", "assistant", "assistant"),
+        ("assistant",),
+        ("system",),
+        ("user", "tool"),
+        ("human",),
+        ("user", ""),
+        ("",),
+    ],
+)
+def test_a_prompt_of_which_a_part_would_be_lost_is_refused(roles):
+    with pytest.raises(BadRow) as caught:
+        read(prompt=conversation(*roles), answer="2")
+    assert caught.value.reason == "other messages than one question"
+    named = ", ".join(role or "nobody" for role in roles)
+    assert str(caught.value).startswith(f"prompt: found messages of {named}; give one question of the user's")
+
+
+@pytest.mark.parametrize("field", ["target", "target_lst"])
+@pytest.mark.parametrize("roles", [("user",), ("assistant", "user"), ("user", "assistant", "user", "assistant")])
+def test_a_solution_that_is_not_one_reply_is_refused(field, roles):
+    messages = conversation(*roles)
+    with pytest.raises(BadRow, match=f"{field}: found messages of {', '.join(roles)}; give one message of the assist"):
+        read(prompt=MESSAGES, answer="2", **{field: messages if field == "target" else [messages]})
+
+
+def test_a_solution_may_stand_in_the_whole_conversation():
+    example = read(prompt=MESSAGES, answer="2", target=conversation("system", "user", "assistant"))
+    assert example.solutions == ("assistant 2",)
+
+
+@pytest.mark.parametrize("answers", [["3", "three"], ["3", "3.0"], [3, 4], '["3", "three"]', [["3"], ["4"]]])
+def test_different_answers_are_refused(answers):
+    """Joined, as "3, three", they graded every rollout as wrong."""
+    with pytest.raises(BadRow, match=r"answer: found several, .*; keep the one to grade by") as caught:
+        read(problem="x", answer=answers)
+    assert caught.value.reason == "several answers"
+
+
+def test_answers_that_are_all_asked_for():
+    """OlympiadBench's rows say so."""
+    assert read(question="x", final_answer=["2", "$-3$"], is_multiple_answer=True).answer == "2, $-3$"
+    assert read(question="x", final_answer=["2"], is_multiple_answer=False).answer == "2"
+    with pytest.raises(BadRow, match="final_answer: found several"):
+        read(question="x", final_answer=["2", "3"], is_multiple_answer=False)
+
+
+@pytest.mark.parametrize("text", ["[3, 4]", "[a]", '["3", 4]', '["3"', "[]"])
+def test_brackets_in_an_answer_are_text(text):
+    assert read(problem="x", answer=text).answer == text
+
+
+def test_a_missing_column_is_told_with_the_names_that_are_looked_for():
+    with pytest.raises(BadRow, match="problem: found none of the columns prompt, problem, question, only gold, text;"):
+        read(text="x", gold="1")
+    with pytest.raises(BadRow) as caught:
+        read(question="x", gold="1", reasoning="...")
+    assert str(caught.value) == (
+        "answer: found none of the columns reward_model.ground_truth, answer, final_answer, only gold, question, "
+        "reasoning; give the answer under one of these names"
+    )

@@ -1,12 +1,14 @@
 """Prompt, expert text, end of text and boundaries, with a tokenizer of single bytes."""
 
+import json
+
 import pytest
 from byte_model import byte_tokenizer, write_byte_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from trapo_lite.config import DataSection
+from trapo_lite.config import ConfigError, DataSection
 from trapo_lite.data import DataError, end_of_text_id, expert_text, is_boundary_fn, load_tokenizer, prompt_text
 from trapo_lite.data.tokens import encode
 from trapo_lite.schedule import cut_prefix
@@ -115,3 +117,24 @@ def test_a_saved_byte_tokenizer_reads_the_same(tokenizer, tmp_path):
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):
     with pytest.raises(DataError, match=r"model\.name: no tokenizer at"):
         load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", "\xff", "[" * 100_000, '{"added_tokens": 5, "eos_token": 5}']
+)
+def test_a_damaged_tokenizer_is_one_clear_error(tmp_path, name, content):
+    folder = write_byte_model(tmp_path)
+    (folder / name).write_bytes(content.encode("latin-1"))
+    with pytest.raises((DataError, ConfigError), match=r"model\.name: "):
+        load_tokenizer(str(folder))
+
+
+def test_a_tokenizer_that_the_library_in_rust_refuses(tmp_path):
+    """It raises Exception itself, nothing narrower."""
+    folder = write_byte_model(tmp_path)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"] = {}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"the tokenizer's files in .* are damaged"):
+        load_tokenizer(str(folder))

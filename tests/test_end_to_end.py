@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-import kill_resume
+import leftovers
 import pytest
 from byte_model import write_byte_model
 from conftest import VLLM_DTYPE
@@ -34,7 +34,7 @@ def run(arguments: list[str], *, timeout: float = 240) -> subprocess.CompletedPr
 
 def start_and_signal(arguments: list[str], folder: Path, *, after_steps: int, signum: int, mark: str) -> int:
     """Start a run, wait for `after_steps` lines of metrics and a moment more, signal the main process."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", kill_resume.MARK: mark}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", leftovers.MARK: mark}
     process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
     metrics = folder / "metrics.jsonl"
@@ -56,16 +56,16 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_signalled_run_leaves_nothing_behind_and_resumes_exactly(uninterrupted: Path, tmp_path: Path) -> None:
     """Stopped by SIGTERM, gone on with, killed, gone on with."""
-    shared_before = kill_resume.shared_memory()
+    shared_before = leftovers.shared_memory()
     arguments = command(tmp_path, "parts", "train.max_steps=12", "train.save_every=3")
     mark, folder = f"test-{os.getpid()}", tmp_path / "parts"
     assert start_and_signal(arguments, folder, after_steps=1, signum=signal.SIGTERM, mark=mark) == 143
-    assert kill_resume.left_behind(mark, folder, shared_before) == []
+    assert leftovers.left_behind(mark, folder, shared_before) == []
     stopped_at = len(read_metrics(folder / "metrics.jsonl"))
     assert max((folder / "checkpoints").glob("step-*")).name == f"step-{stopped_at:06d}"  # whatever save_every says
     killed = start_and_signal(arguments, folder, after_steps=stopped_at + 2, signum=signal.SIGKILL, mark=mark)
     assert killed == -signal.SIGKILL
-    assert kill_resume.left_behind(mark, folder, shared_before) == []
+    assert leftovers.left_behind(mark, folder, shared_before) == []
     done = run(arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     assert any(f"going on after step {step}" in done.stdout for step in range(stopped_at, 12)), done.stdout
@@ -103,12 +103,12 @@ def test_two_processes_each_with_their_own_engine_choose_as_one(tmp_path: Path) 
 
 
 def test_a_killed_launcher_takes_its_run_with_it(tmp_path: Path) -> None:
-    shared_before = kill_resume.shared_memory()
+    shared_before = leftovers.shared_memory()
     launcher = ("-m", "accelerate.commands.launch", "--cpu")
     mark = f"test-{os.getpid()}-launcher"
     arguments = command(tmp_path, "launched", "train.max_steps=50", launcher=launcher)
     start_and_signal(arguments, tmp_path / "launched", after_steps=1, signum=signal.SIGKILL, mark=mark)
-    assert kill_resume.left_behind(mark, tmp_path / "launched", shared_before) == []
+    assert leftovers.left_behind(mark, tmp_path / "launched", shared_before) == []
 
 
 def test_two_processes_are_stopped_killed_and_resumed_exactly(tmp_path: Path) -> None:
@@ -117,14 +117,14 @@ def test_two_processes_are_stopped_killed_and_resumed_exactly(tmp_path: Path) ->
     whole = run(command(tmp_path, "whole", *settings, launcher=launcher))
     assert whole.returncode == 0, whole.stderr[-3000:]
     arguments, folder = command(tmp_path, "parts", *settings, launcher=launcher), tmp_path / "parts"
-    mark, shared_before = f"test-{os.getpid()}-two", kill_resume.shared_memory()
+    mark, shared_before = f"test-{os.getpid()}-two", leftovers.shared_memory()
     start_and_signal(arguments, folder, after_steps=1, signum=signal.SIGTERM, mark=mark)
-    assert kill_resume.left_behind(mark, folder, shared_before) == []
+    assert leftovers.left_behind(mark, folder, shared_before) == []
     stopped_at = len(read_metrics(folder / "metrics.jsonl"))
     newest = max((folder / "checkpoints").glob("step-*")).name
     assert newest == f"step-{stopped_at:06d}"  # whatever save_every says, no finished step is lost
     start_and_signal(arguments, folder, after_steps=stopped_at + 1, signum=signal.SIGKILL, mark=mark)
-    assert kill_resume.left_behind(mark, folder, shared_before) == []
+    assert leftovers.left_behind(mark, folder, shared_before) == []
     resumed = run(arguments)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert "going on after step" in resumed.stdout

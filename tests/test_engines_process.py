@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import kill_resume
+import leftovers
 import pytest
 from conftest import TINY_MAX_LEN, TINY_RANK, VLLM_DTYPE
 
@@ -381,7 +381,7 @@ print(engine._child.process.pid, engine._folder.path, flush=True)
     if Path("/dev/shm").is_dir():
         left = set(os.listdir("/dev/shm")) - memory_before
         # Other runs have folders of their own, and hold what is theirs.
-        mine = {name for name in left if not name.startswith(PREFIX) and not kill_resume.is_held(f"/dev/shm/{name}")}
+        mine = {name for name in left if not name.startswith(PREFIX) and not leftovers.is_held(f"/dev/shm/{name}")}
         assert mine == set()
     assert {path.name for path in tmp_path.iterdir()} == {"log"}
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
-import kill_resume
+import leftovers
 import pytest
 import torch
 from conftest import VLLM_DTYPE, VLLM_ROUNDING
@@ -110,7 +110,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
         for server in started:
             kill(server)
         for left in set(Path("/dev/shm").iterdir()) - shared_before:  # what a killed server leaves is not ours to leave
-            if left.name.startswith(("psm_", "sem.mp-")) and not kill_resume.is_held(str(left)):
+            if left.name.startswith(("psm_", "sem.mp-")) and not leftovers.is_held(str(left)):
                 left.unlink()
 
 

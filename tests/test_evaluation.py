@@ -10,20 +10,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapter_folders import edited, renamed, with_nan
 from scripted import STOP_ID, ScriptedEngine, ScriptedVerifier, decode, is_boundary
 
 from trapo_lite.benchmarks import Benchmark
 from trapo_lite.cli import REGISTRY
 from trapo_lite.config import Config, load_config, validate
-from trapo_lite.data import load_tokenizer
+from trapo_lite.data import DataError, load_tokenizer
 from trapo_lite.engines.base import SampleRequest
 from trapo_lite.evaluate import EvalTarget, _name_of, _start_engines, evaluate, target_from_arguments
 from trapo_lite.evaluation import EvalResult, evaluate_problems
+from trapo_lite.export import export_run
 from trapo_lite.problem_sets import read_sets
 from trapo_lite.sampler import Sampler, SamplingSettings
 from trapo_lite.scores import bootstrap_interval
 from trapo_lite.tiny_world import BASE_DIR, DATA_DIR
 from trapo_lite.tiny_world.tokenizer import PROMPT
+from trapo_lite.trainer import train
 from trapo_lite.types import MicroGroup, Problem
 
 SETTINGS = SamplingSettings(seed=5, max_response_tokens=4, stop_ids=(STOP_ID,))
@@ -211,6 +214,7 @@ def test_a_run_and_its_base(
     assert base["accuracy"] == pytest.approx(sum(a["verdict"] == "correct" for a in answers) / 24)
     assert base["interval_95"][0] <= base["accuracy"] <= base["interval_95"][1]
     assert len(answers) == 24 and base["adapter"] is None
+    assert base["environment"]["versions"]["torch"] == torch.__version__ and base["environment"]["package"]
     assert f"accuracy   {base['accuracy']:.3f}" in printed
     solved = next(answer for answer in answers if answer["verdict"] == "correct")
     assert f"\\boxed{{{solved['gold']}}}" in solved["completion"]
@@ -238,6 +242,28 @@ def test_a_part_says_so(tmp_path: Path, easy_file: Path):
     assert read({}, eval={"data": str(easy_file), "num_problems": 4}) == (True, f"{easy_file}, 4 of 12 problems")
     assert read({}, eval={"data": str(damaged)}, data={"on_bad_row": "skip"}) == (True, f"{damaged}, 12 of 13 problems")
     assert read(made) == (True, "Made, 12 of 20 problems")
+
+
+def test_sets_of_problems_are_read_with_a_look_at_the_template(tmp_path: Path, easy_file: Path):
+    """Unknown tags stop it; what differs from the tokenizer's chat template is said once for all sets."""
+    tokenizer = load_tokenizer(str(BASE_DIR))
+    tokenizer.chat_template = "{{ messages[0].content }}<|im_end|>"
+    made = {name: Benchmark(title=name, source=str(easy_file), num_problems=[12]) for name in ("one", "two")}
+
+    def read(template: str, benchmarks: dict[str, Benchmark]) -> list[str]:
+        raw = tiny_config(tmp_path).model_dump(mode="json", exclude_unset=True)
+        raw["data"]["prompt_template"], raw["eval"]["data"] = template, str(easy_file)
+        config = validate(raw)
+        sets = read_sets(config, benchmarks, tokenizer, num_samples=None, num_problems=None, allow_part=False)
+        return [line for one in sets for line in one.report]
+
+    for benchmarks in (made, {}):
+        assert not any("WARNING" in line for line in read("{problem}<|im_end|>", benchmarks))
+        warning, prompt = (line for line in read(PROMPT, benchmarks) if "WARNING" in line or "first prompt" in line)
+        assert warning.endswith('chat template, which would be "{problem}<|im_end|>"')
+        assert "tokens: '<|im_start|>' 1, 'user\\n' " in prompt
+        with pytest.raises(DataError, match=r"data\.prompt_template: '<\|user\|>': not known to the tokenizer"):
+            read("<|user|>{problem}", benchmarks)
 
 
 def test_the_same_seed_gives_the_same_answers_and_another_seed_others(tmp_path: Path):
@@ -304,6 +330,69 @@ def test_mistakes_end_in_one_message(
         call_script(monkeypatch, *(argument.format(run=run_dir, data=easy_file) for argument in arguments))
     assert exit_info.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"init_lora_weights": "pissa"}, "init_lora_weights: 'pissa'"),
+        ({"tensors": renamed}, "28 tensors have no place in the model"),
+        ({"tensors": with_nan}, "is not finite"),
+    ],
+    ids=["kind", "names", "nan"],
+)
+def test_an_adapter_that_is_not_the_bases_is_refused_before_anything_is_loaded(
+    run_dir: Path, easy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, change: dict, message: str
+):
+    wrong = edited(run_dir / "adapter", tmp_path / "wrong", **change)
+
+    def refuse(*_args: object, **_options: object) -> None:
+        raise AssertionError("an engine was started")
+
+    monkeypatch.setattr("trapo_lite.evaluate.start_engine", refuse)
+    with pytest.raises(SystemExit):
+        call_script(monkeypatch, "--run", run_dir, "--adapter", wrong, "--data", easy_file)
+    assert message in capsys.readouterr().err
+
+
+def test_vllm_is_not_started_for_an_adapter_of_another_rank(
+    run_dir: Path, easy_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    other = ["lora.r=8", "rollout.engine=vllm"]
+    with pytest.raises(SystemExit):
+        call_script(monkeypatch, "--run", run_dir, "--data", easy_file, *other)
+    assert "lora.r: 8, but the adapter" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_merged_checkpoint_by_itself_answers_as_base_and_adapter_do(tmp_path: Path, easy_file: Path):
+    """SFT that ends answers with <|im_end|>, where the base says <|endoftext|>; then the real evaluation of both."""
+    raw = tiny_config(tmp_path).model_dump(mode="json", exclude_unset=True)
+    raw["data"] |= {"eos_token": "<|im_end|>", "train": str(DATA_DIR / "train.jsonl")}
+    raw["algorithm"] = {
+        "name": "sft",
+        "schedule": [{"num_rollouts": 1, "prefix_ratio": 1.0, "help_below": None}],
+        "prefix_loss": "nll",
+        "normalizer": "tokens",
+    }
+    raw |= {"lora": {"r": 16, "alpha": 16}, "optim": {"lr": 3e-3}, "train": {"max_steps": 15}}
+    raw["rollout"]["num_problems"] = 8
+    config = validate(raw)
+    run = train(config)
+    merged = export_run(run).out
+
+    def answers(**target: object) -> list[dict]:
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        result = evaluate(EvalTarget(**{"out": out, **target}))  # type: ignore[arg-type]
+        return [answer.to_row() for answer in result["easy"].answers]
+
+    evaluation = {**raw, "eval": {"temperature": 1.0, "data": str(easy_file)}}
+    unmerged = answers(config=validate(evaluation), adapter_dir=run / "adapter")
+    own_end = {key: value for key, value in raw["data"].items() if key != "eos_token"}
+    by_itself = {**evaluation, "data": own_end, "model": {"name": str(merged), "dtype": "float32"}}
+    assert answers(config=validate(by_itself), adapter_dir=None) == unmerged
+    ended = [row for row in unmerged if row["finish_reason"] == "stop"]
+    assert len(ended) >= 9, "the run did not learn to end its answers, so that this test says nothing"
 
 
 def test_results_of_two_merged_folders_do_not_meet(tmp_path: Path):

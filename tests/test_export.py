@@ -11,15 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapter_folders import edited, renamed, with_nan
 from byte_model import byte_tokenizer, write_byte_model
 from conftest import VLLM_DTYPE, VLLM_ROUNDING
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from trapo_lite.config import ModelSection, validate
+from trapo_lite.config import Config, ConfigError, ModelSection, validate
+from trapo_lite.data import end_of_text_id, load_tokenizer
 from trapo_lite.export import ExportError, export_merged, load_float32_base, logprobs
 from trapo_lite.export_report import compare
+from trapo_lite.inputs import require_one_end
 
 TEXT = "What is 13 + 5? Start at 13\n\nAdd 5, now 18\n\nSo \\boxed{18}"
 Export = Callable[..., Path]
@@ -84,6 +87,9 @@ def test_the_checkpoint_reloads_as_the_policy(
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "r = 4, alpha = 8" in card and "mean |error|" in card
     assert ("de-quantised NF4" in card) == (quantize == "nf4")
+    record = json.loads((out / "environment.json").read_text(encoding="utf-8"))
+    assert record["exported"]["versions"]["torch"] == torch.__version__ and record["trained"] == []
+    assert f"files {record['exported']['package']}" in card and f"torch {torch.__version__}" in card
     assert not hasattr(AutoConfig.from_pretrained(out), "quantization_config")
 
 
@@ -107,6 +113,34 @@ def test_bfloat16_is_rounded_once(export: Export, base_dir: Path, adapter_dir: P
     assert AutoConfig.from_pretrained(out).dtype == torch.bfloat16
     (weights,) = out.glob("*.safetensors")
     assert weights.stat().st_mode == (out / "config.json").stat().st_mode and not any(out.glob("*.bin"))
+
+
+def test_a_checkpoint_by_itself_stops_where_training_stopped(export: Export):
+    """Tokenizer, config.json and generation_config.json name one token; the text is read as before."""
+    out = export(eos_token="<|im_end|>")
+    tokenizer = load_tokenizer(str(out))
+    end_id = byte_tokenizer().convert_tokens_to_ids("<|im_end|>")
+    assert tokenizer.eos_token == "<|im_end|>"
+    found = [end_of_text_id(tokenizer), tokenizer.eos_token_id, AutoConfig.from_pretrained(out).eos_token_id]
+    assert found == [end_id] * 3 and GenerationConfig.from_pretrained(out).eos_token_id == end_id
+    text = "<|im_start|>user\n\n" + TEXT + "<|im_end|><|endoftext|>"
+    assert tokenizer.encode(text) == byte_tokenizer().encode(text) and len(tokenizer) == len(byte_tokenizer())
+
+
+def test_a_plain_token_that_ends_answers_stays_plain(export: Export, tmp_path: Path):
+    """As a special token it would be cut out of every text; so evaluation has to be told."""
+    out = export(eos_token="\n\n")
+    tokenizer = load_tokenizer(str(out))
+    assert len(tokenizer) == len(byte_tokenizer()) and tokenizer.encode(TEXT) == byte_tokenizer().encode(TEXT)
+    end_id = end_of_text_id(byte_tokenizer(), "\n\n")
+    assert GenerationConfig.from_pretrained(out).eos_token_id == AutoConfig.from_pretrained(out).eos_token_id == end_id
+
+    def config(**data: str) -> Config:
+        return validate({"model": {"name": str(out)}, "data": data})
+
+    with pytest.raises(ConfigError, match=r"data.eos_token: .* '<\|endoftext\|>' by its tokenizer, with '\\n\\n' by"):
+        require_one_end(config(), tokenizer)
+    require_one_end(config(eos_token="\n\n"), tokenizer)
 
 
 def test_generation_ends_where_training_said_and_overrides_are_in_the_config(export: Export):
@@ -228,6 +262,14 @@ def test_adapters_that_cannot_be_used(
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ExportError, match="damaged"):
         export(adapter_dir=damaged)
+    for name, change, complaint in (
+        ("kind", {"init_lora_weights": "pissa"}, "init_lora_weights: 'pissa'"),
+        ("names", {"tensors": renamed}, "28 of 28 tensors are missing"),
+        ("part", {"tensors": lambda state: dict(list(state.items())[2:])}, "does not fit the base: 2 of 28 tensors"),
+        ("nan", {"tensors": with_nan}, "is not finite"),
+    ):
+        with pytest.raises(ExportError, match=complaint):
+            export(adapter_dir=edited(adapter_dir, tmp_path / name, **change))
     assert not (tmp_path / "merged").exists()
 
 
@@ -269,9 +311,12 @@ def call_script(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
 
 
 def test_the_door(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    start = {"after_step": 0, "package": "1a", "commit": None, "clean": None, "versions": {"torch": "2.12.0"}}
+    (run_dir / "environment.json").write_text(json.dumps([start]))
     call_script(monkeypatch, "--run", run_dir, "data.eos_token=<|im_end|>")
     assert f"{run_dir / 'merged'}: merged checkpoint in bfloat16" in capsys.readouterr().out
     assert json.loads((run_dir / "merged" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert json.loads((run_dir / "merged" / "environment.json").read_text())["trained"] == [start]
     out = run_dir / "elsewhere"
     call_script(monkeypatch, "--run", run_dir, "--adapter", run_dir / "adapter", "--out", out, "--dtype", "float32")
     assert json.loads((out / "config.json").read_text())["dtype"] == "float32"

@@ -88,7 +88,7 @@ def test_the_full_table_of_logits_exists_nowhere(monkeypatch: pytest.MonkeyPatch
         return logits
 
     monkeypatch.setattr(head_module, "_scaled_logits", watched)
-    monkeypatch.setattr(head_module, "CHUNK_ELEMENTS", 3 * VOCAB)
+    monkeypatch.setitem(head_module.CHUNK_ELEMENTS, "cpu", 3 * VOCAB)
     hidden.requires_grad_(True)
     saved: list[tuple[int, ...]] = []
 

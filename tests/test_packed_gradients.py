@@ -113,3 +113,36 @@ def test_segment_and_dense_attention_agree(monkeypatch: pytest.MonkeyPatch) -> N
     by_segments = packed_gradient(policy, groups, budget=10_000)
     monkeypatch.setattr(tree_attention, "segment_layout", tree_attention.dense_layout)
     assert relative_error(packed_gradient(policy, groups, budget=10_000), by_segments) < 1e-5
+
+
+def test_flex_attention_with_grouped_heads_is_the_dense_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward alone and not compiled: FlexAttention has no backward pass on the CPU, and compiling takes long."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    shapes = []
+
+    def watched(query, key, value, **options):
+        shapes.append((query.shape[1], key.shape[1], value.shape[1]))
+        return flex_attention(query, key, value, **options)
+
+    monkeypatch.setattr(tree_attention, "_compiled_flex_attention", lambda: watched)
+    monkeypatch.setattr(tree_attention, "_compiled_create_block_mask", lambda: create_block_mask)
+    policy = make_policy()
+    groups = [make_group(TRAPO, random_rollouts(random.Random(3), problem_id=str(i))) for i in range(2)]
+    batch = policy.prepare(groups)
+    results = []
+    for layout in (tree_attention.flex_layout, tree_attention.dense_layout):
+        monkeypatch.setattr(tree_attention, "segment_layout", layout)
+        with torch.no_grad():
+            results.append(policy.token_logprobs(batch, temperature=0.7))
+    torch.testing.assert_close(results[0], results[1])
+    assert shapes == [(4, 2, 2)] * 2  # two layers; keys and values are not repeated
+
+
+@pytest.mark.parametrize(("configured", "expected"), [(32, 4), (2, 2), (None, 4)])
+def test_the_trainer_starts_few_compile_workers(configured: int | None, expected: int) -> None:
+    import torch._inductor.config as inductor
+
+    with inductor.patch(compile_threads=configured):
+        tree_attention._limit_compile_workers()
+        assert inductor.compile_threads == expected

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from transformers import (
 from trapo_lite.algorithm import Algorithm, TokenLogprobs, count_normalizers, make_group, policy_loss
 from trapo_lite.base_model import ModelError, check_rope, load_base, model_config
 from trapo_lite.config import AlgorithmSection, ConfigError, LoraSection, ModelSection
+from trapo_lite.packable import require_packable
 from trapo_lite.policy import Policy
 from trapo_lite.tree import Group
 
@@ -176,8 +178,8 @@ def test_a_state_of_another_adapter_is_refused(base_dir: Path) -> None:
     state = dict(policy.adapter_state())
     first = sorted(state)[0]
     for wrong, complaint in (
-        ({name: tensor for name, tensor in state.items() if name != first}, "not in the state"),
-        ({**state, "base_model.model.more.weight": torch.zeros(2)}, "not in the model"),
+        ({name: tensor for name, tensor in state.items() if name != first}, "1 of 28 tensors are missing"),
+        ({**state, "base_model.model.more.weight": torch.zeros(2)}, "1 tensors have no place in the model"),
         (load(base_dir, LoraSection(r=3, alpha=4)).adapter_state(), r"lora.r"),
     ):
         with pytest.raises(ModelError, match=complaint):
@@ -209,6 +211,48 @@ def test_a_bf16_base_trains_float32_weights_under_autocast(base_dir: Path) -> No
     assert found.dtype == torch.float32
     assert seen == {torch.bfloat16}  # the adapter acts in bf16, as in the engine
     assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.98
+
+
+def test_inputs_of_adapters_stay_bfloat16_under_autocast(base_dir: Path) -> None:
+    """No float32 copy of any of them; log-probs and gradient are, bit for bit, those with PEFT's copies."""
+    from peft.tuners.lora import LoraLayer
+
+    policy = trained(load(base_dir, dtype="bfloat16"))
+    layers = [module for module in policy.model.modules() if isinstance(module, LoraLayer)]
+    seen: set[torch.dtype] = set()
+    for layer in layers:
+        layer.lora_A["default"].register_forward_pre_hook(lambda _module, inputs: seen.add(inputs[0].dtype))
+    results = []
+    for is_cast in (False, True):
+        if is_cast:  # as PEFT does it by itself
+            assert seen == {torch.bfloat16}
+            for layer in layers:
+                layer.cast_input_dtype_enabled = True
+        batch = policy.prepare([group()])
+        logprobs, _ = policy.token_logprobs(batch, temperature=0.7)
+        results.append((logprobs, gradient(policy, group())))
+    assert len(layers) == 2 * 7 and torch.float32 in seen
+    assert all(torch.equal(ours, pefts) for ours, pefts in zip(*results, strict=True))
+    assert results[0][1].any()
+
+
+def test_a_base_goes_straight_to_a_gpu(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by way of the host's memory, where every rank would hold all of it; sharded, it is loaded there."""
+    asked: list[object] = []
+
+    class Loaded(Exception):
+        pass
+
+    def loading(_name: str, **options: object) -> None:
+        asked.append(options.get("device_map"))
+        raise Loaded
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", loading)
+    section = ModelSection(name=str(base_dir), dtype="bfloat16")
+    for device, on_one_rank in (("cuda:1", False), ("cpu", True), ("cpu", False)):
+        with pytest.raises(Loaded):
+            load_base(section, device=device, attention="sdpa", on_one_rank=on_one_rank)
+    assert asked == [{"": torch.device("cuda:1")}, None, None]
 
 
 needs_bitsandbytes = pytest.mark.skipif(
@@ -284,7 +328,6 @@ def test_config_overrides_act(base_dir: Path) -> None:
     [
         ({"rope_theta": 40000}, "rope_parameters: {rope_type: default, rope_theta: 40000}"),
         ({"max_position_embedings": 16384}, "max_position_embedings: .* has no such field"),
-        ({"attention_dropout": 0.1}, "attention_dropout: a shared token has one mask"),
     ],
 )
 def test_wrong_overrides_are_refused(base_dir: Path, overrides: dict, complaint: str) -> None:
@@ -327,6 +370,28 @@ def test_a_sliding_window_that_is_off_is_no_reason_to_refuse(tmp_path: Path) -> 
 def test_a_missing_model_is_an_error_that_names_the_key(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model\.name: cannot read .*nothing-here"):
         model_config(ModelSection(name=str(tmp_path / "nothing-here")))
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "[" * 100_000])
+def test_a_damaged_model_folder_is_one_clear_error(base_dir: Path, tmp_path: Path, name: str, content: str) -> None:
+    shutil.copytree(base_dir, tmp_path / "base")
+    (tmp_path / "base" / name).write_text(content)
+    with pytest.raises(ConfigError, match=rf"model.name: .*{name} is damaged"):
+        model_config(ModelSection(name=str(tmp_path / "base")))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"hidden_size": "abc"}, {"num_attention_heads": 0}, {"hidden_act": "nope"}, {"dtype": "float99"}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_config_that_describes_no_model_is_one_clear_error(base_dir: Path, tmp_path: Path, change: dict) -> None:
+    shutil.copytree(base_dir, tmp_path / "base")
+    file = tmp_path / "base" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ModelError, match=r"model\.name: "):
+        require_packable(model_config(ModelSection(name=str(tmp_path / "base"))))
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,24 @@
 """Whole runs on a byte-level tiny model with the transformers engine and the real verifier."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from byte_model import write_byte_model
+from adapter_folders import edited, renamed, with_nan
+from byte_model import byte_tokenizer, write_byte_model
+from transformers import AddedToken
 
-from trapo_lite import rollout_stage, trainer
+from trapo_lite import checkpoint, evaluate, rollout_stage, trainer
 from trapo_lite.base_model import ModelError
 from trapo_lite.checkpoint import CheckpointError
 from trapo_lite.config import Config, ConfigError, validate
 from trapo_lite.data import DataError
 from trapo_lite.engines.base import EngineError
 from trapo_lite.export import export_run
+from trapo_lite.inputs import read_inputs
 from trapo_lite.run_folder import RunFolder, differences, final_adapter, read_metrics
 from trapo_lite.trainer import train
 from trapo_lite.update import UpdateError
@@ -90,6 +94,70 @@ def make_config(model_dir: Path, data_file: Path, tmp_path: Path):
     return make
 
 
+def with_added_token(model_dir: Path, folder: Path) -> Path:
+    """The byte model, whose 260 embeddings end at 259, with a tokenizer that knows one token more: <|new|>, 260."""
+    shutil.copytree(model_dir, folder)
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([AddedToken("<|new|>", special=True)])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("data", "rows", "message"),
+    [
+        ({"prompt_template": "<|new|>{problem}\n"}, {}, "data: the prompt of problem one holds '<|new|>', token 260, "),
+        ({}, {"problem": "<|new|>?"}, "data: the prompt of problem one holds '<|new|>', token 260, "),
+        ({}, {"solution": "It is <|new|>1."}, "data: the expert solution of problem one holds '<|new|>', token 260, "),
+        ({"eos_token": "<|new|>"}, {}, "data.eos_token: '<|new|>' is token 260, "),
+    ],
+)
+def test_a_token_without_an_embedding_is_refused_before_anything_starts(
+    make_config, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: dict, rows: dict, message: str
+) -> None:
+    """It ended in an IndexError once engine, verifier and model had started; in evaluations as well."""
+    monkeypatch.setattr(trainer, "RolloutStage", lambda *_, **__: pytest.fail("the engine is started"))
+    monkeypatch.setattr(evaluate, "start_engine", lambda *_, **__: pytest.fail("the engine is started"))
+    folder, file = with_added_token(model_dir, tmp_path / "added"), tmp_path / "made.jsonl"
+    file.write_text(json.dumps({"id": "one", "problem": "1?", "answer": "1", "solution": "It is 1."} | rows) + "\n")
+    config = make_config(
+        model={"name": str(folder)},
+        data={"train": str(file), **data},
+        rollout={"num_problems": 1},
+        eval={"data": str(file)},
+    )
+    for job in (train, lambda config: evaluate.evaluate(evaluate.EvalTarget(config, None, tmp_path / "out"))):
+        with pytest.raises((ConfigError, DataError)) as caught:
+            job(config)
+        assert str(caught.value).startswith(f"{message}but {folder} has embeddings for the tokens 0 to 259 only; ")
+        assert "enlarge the model's embeddings" in str(caught.value)
+
+
+def test_a_token_that_is_not_used_needs_no_embedding(make_config, model_dir: Path, tmp_path: Path) -> None:
+    config = make_config(model={"name": str(with_added_token(model_dir, tmp_path / "added"))})
+    assert len(read_inputs(config).problems) == 12
+
+
+def test_a_run_says_what_its_prompts_lack(make_config, model_dir: Path, tmp_path: Path, capsys) -> None:
+    """On the terminal of a training run and of an evaluation, once each; nothing where the template fits."""
+    shutil.copytree(model_dir, tmp_path / "chat")
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "<|im_start|>{{ messages[0].content }}<|im_end|>"
+    tokenizer.save_pretrained(tmp_path / "chat")
+    data = {"data": str(make_config().data.train), "every": 2, "num_problems": 1}
+    for model, is_warned in ((tmp_path / "chat", True), (model_dir, False)):
+        config = make_config(name=f"run-{is_warned}", model={"name": str(model)}, eval=data, algorithm=GRPO)
+        train(config.model_copy(update={"train": config.train.model_copy(update={"max_steps": 1})}))
+        trained = capsys.readouterr().out
+        evaluate.evaluate(evaluate.EvalTarget(config, None, tmp_path / f"out-{is_warned}"))
+        evaluated = capsys.readouterr().out
+        for printed in (trained, evaluated):
+            assert (
+                printed.count("WARNING: data.prompt_template: differs from the tokenizer's chat template") == is_warned
+            )
+            assert printed.count("first prompt, 5 tokens: '0' 15, '+' 10, '0' 15, '?' 30, '\\n' 198") == is_warned
+
+
 def test_a_run_leaves_what_the_folder_promises(make_config, data_file: Path) -> None:
     config = make_config(eval={"every": 2, "data": str(data_file), "num_problems": 2}, run={"tensorboard": True})
     folder = train(config)
@@ -97,13 +165,17 @@ def test_a_run_leaves_what_the_folder_promises(make_config, data_file: Path) -> 
     assert [row["step"] for row in rows] == [1, 2]
     assert "eval/accuracy" not in rows[0] and 0.0 <= rows[1]["eval/accuracy"] <= 1.0
     assert rows[1]["rollout/guided"] == 3 / 5  # a random model fails, so every problem gets the whole schedule
-    assert rows[1]["reward/expert"] == 1.0
+    assert rows[1]["reward/expert"] == rows[1]["reward/helped_3"] == 1.0
     rollouts = [json.loads(line) for line in (folder / "rollouts/step-000002.jsonl").read_text().splitlines()]
     assert len(rollouts) == 3 * 5
     for group in (rollouts[:5], rollouts[5:10], rollouts[10:]):
         mean = sum(line["reward"] for line in group) / 5
         assert [line["advantage"] for line in group] == pytest.approx([line["reward"] - mean for line in group])
         assert [line["train_prefix"] for line in group] == [False, False, False, True, True]
+        assert [line["micro_group"] for line in group] == [1, 1, 2, 2, 3]
+        assert [line["ratio"] for line in group] == [0.0, 0.0, 0.5, 0.5, 1.0]
+        first, second = group[0]["prompt"].removesuffix("?\n").split("+")
+        assert {line["gold"] for line in group} == {str(int(first) + int(second))}
         assert group[4]["completion"] == "" and group[4]["finish_reason"] == "expert"
         assert all(len(line["completion_ids"]) == len(line["completion_logprobs"]) for line in group)
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-000001", "step-000002"]
@@ -148,6 +220,67 @@ def test_sft_then_rl_starts_from_the_sft_adapter(make_config) -> None:
     assert saved[0] == saved[1]  # all its problems failed, so the one step moved nothing
 
 
+def test_an_adapter_under_other_names_is_no_start(make_config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Else SFT-then-RL would be RL: found before a model is loaded, and so are weights that are not finite."""
+    sft = train(make_config(name="sft", algorithm=SFT, train={"max_steps": 1}))
+    monkeypatch.setattr(trainer.Policy, "load", no_model)
+    monkeypatch.setattr(rollout_stage, "start_engine", no_model)
+    for name, tensors, complaint in (("names", renamed, "28 of 28 tensors are missing"), ("nan", with_nan, "finite")):
+        wrong = edited(sft / "adapter", tmp_path / name, tensors=tensors)
+        with pytest.raises(ConfigError, match=complaint):
+            train(make_config(name="rl", algorithm=GRPO, lora={"init_from": str(wrong)}))
+
+
+def test_what_a_run_leaves_can_be_read_by_others_and_says_what_it_is(make_config, model_dir: Path) -> None:
+    folder = train(make_config(algorithm=SFT, data={"eos_token": "<|im_end|>"}, train={"max_steps": 1}))
+    (plain := folder / "plain").touch()
+    files = [*(folder / "adapter").iterdir(), *(folder / "checkpoints/step-000001").iterdir()]
+    assert len(files) == 3 + 6 and {file.stat().st_mode for file in files} == {plain.stat().st_mode}
+    assert json.loads((folder / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] == str(model_dir)
+    card = (folder / "adapter/README.md").read_text()
+    assert "r = 4, alpha = 8" in card and "`<\\|im_end\\|>`" in card and "base_model:" not in card
+    assert f"vllm serve {model_dir} --enable-lora --max-lora-rank 8 --lora-modules trained=." in card
+
+
+def test_a_copy_of_a_checkpoint_under_another_name_is_left_alone(make_config) -> None:
+    folder = train(make_config(train={"max_steps": 1}))
+    copy = shutil.copytree(folder / "checkpoints/step-000001", folder / "checkpoints/step-000001.bak")
+    (folder / "rollouts/step-000001 (copy).jsonl").write_text("{}\n")
+    assert final_adapter(train(make_config(train={"max_steps": 2}))) == folder / "adapter"
+    assert copy.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("state.json", "{", "state.json is damaged: not JSON"),
+        ("state.json", "[]", "state.json is damaged: it holds a list"),
+        ("state.json", "{}", "state.json is of step None"),
+        ("manifest.json", "{", "manifest.json is damaged: not JSON"),
+        ("manifest.json", "[]", "manifest.json is damaged: it holds a list"),
+        ("manifest.json", "[" * 100_000, "manifest.json is damaged: not JSON"),
+    ],
+    ids=["cut", "list", "empty", "manifest cut", "manifest list", "manifest deep"],
+)
+def test_a_checkpoint_whose_json_is_damaged_is_not_used(
+    tmp_path: Path, name: str, content: str, complaint: str
+) -> None:
+    """Also where the checksums were made of what is damaged."""
+    step = tmp_path / "step-000002"
+    step.mkdir()
+    for file in checkpoint.FILES:
+        (step / file).write_text('{"step": 2}')
+    if name == "state.json":
+        (step / name).write_text(content)
+    fingerprints = {
+        file: {"bytes": len(data := (step / file).read_bytes()), "sha256": hashlib.sha256(data).hexdigest()}
+        for file in checkpoint.FILES
+    }
+    (step / "manifest.json").write_text(json.dumps(fingerprints) if name == "state.json" else content)
+    found, messages = checkpoint.find_checkpoint(tmp_path)
+    assert found is None and len(messages) == 2 and complaint in messages[0]
+
+
 def test_stopped_and_resumed_equals_uninterrupted(make_config) -> None:
     whole = train(make_config(name="whole", train={"max_steps": 4}))
     train(make_config(name="parts", train={"max_steps": 2}))
@@ -180,29 +313,31 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(make_co
     assert differences(whole, parts) == []
 
 
-def test_a_checkpoint_of_another_configuration_or_model_is_refused(make_config, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_configuration_or_model_is_refused(make_config, tmp_path: Path, capsys) -> None:
     train(make_config())
     with pytest.raises(CheckpointError, match=r"optim.lr: 0.001 then, 0.5 now.*--restart"):
         train(make_config(optim={"lr": 0.5}))
     other = write_byte_model(tmp_path / "other", num_layers=1)
     with pytest.raises(CheckpointError, match="another"):
         train(make_config(model={"name": str(other)}))
+    capsys.readouterr()
     train(make_config(optim={"lr": 0.5}), restart=True)
-    assert any(path.name.startswith("run.old-") for path in tmp_path.iterdir())
+    (old,) = [path for path in tmp_path.iterdir() if path.name.startswith("run.old-")]
+    assert f"{tmp_path / 'run'}: the run that was here is now in {old}" in capsys.readouterr().out
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(make_config, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors import SafetensorError
 
-    from trapo_lite import checkpoint
+    from trapo_lite import files
 
     folder = train(make_config(train={"max_steps": 1}))
 
-    def full(*_args) -> None:
+    def full(*_args, **_options) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
+        patch.setattr(files, "save_file", full)
         with pytest.raises(CheckpointError, match=r"the disk is full.*it resumes"):
             train(make_config(train={"max_steps": 2}))
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-000001"]
@@ -214,6 +349,79 @@ def test_two_processes_cannot_write_one_run(make_config) -> None:
     config = make_config()
     with RunFolder.open(config, restart=False), pytest.raises(ConfigError, match="another process is writing"):
         train(config)
+
+
+def pretend(folder: Path, **changed: object) -> None:
+    """Have environment.json say that the newest start ran with something else."""
+    file = folder / "environment.json"
+    starts = json.loads(file.read_text())
+    starts[-1] |= changed
+    file.write_text(json.dumps(starts))
+
+
+def test_each_start_is_on_record_and_forgotten_with_its_steps(make_config) -> None:
+    folder = train(make_config(train={"max_steps": 1}))
+
+    def starts() -> list[dict]:
+        return json.loads((folder / "environment.json").read_text())
+
+    (first,) = starts()
+    assert first["after_step"] == 0 and first["processes"] == 1 and first["device"] == "CPU"
+    assert first["versions"]["torch"] == torch.__version__ and "pytest" in first["command"] and first["package"]
+    train(make_config(train={"max_steps": 3}))
+    assert [start["after_step"] for start in starts()] == [0, 1] and starts()[0] == first
+    train(make_config(train={"max_steps": 3}))  # complete: nothing is computed
+    assert [start["after_step"] for start in starts()] == [0, 1]
+    for step in (2, 3):
+        shutil.rmtree(folder / f"checkpoints/step-{step:06d}")  # the second start has nothing left to show
+    train(make_config(train={"max_steps": 2}))
+    assert [start["after_step"] for start in starts()] == [0, 1] and starts()[0] == first
+    train(make_config(train={"max_steps": 1}), restart=True)
+    assert [start["after_step"] for start in starts()] == [0]
+
+
+def test_changed_code_is_a_warning_when_a_run_is_resumed(make_config, capsys) -> None:
+    loose = {"run": {"deterministic": False}}
+    folder = train(make_config(**loose, train={"max_steps": 1}))
+    pretend(folder, package="0dd", commit=None, versions={"torch": "2.0"})
+    capsys.readouterr()
+    train(make_config(**loose, train={"max_steps": 2}))
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
+    assert len(warnings) == 1 and "step-000001: was made by other code or versions" in warnings[0]
+    assert "trapo_lite's files: 0dd then" in warnings[0]
+    assert f"torch: 2.0 then, {torch.__version__} now" in warnings[0]
+    train(make_config(**loose, train={"max_steps": 3}))  # the newest checkpoint is of the code of now
+    pretend(folder, commit="f" * 40, clean=True, command="another", host="elsewhere")  # the same files
+    train(make_config(**loose, train={"max_steps": 4}))
+    assert "WARNING" not in capsys.readouterr().out
+
+
+def test_changed_code_is_an_error_where_bits_were_promised(make_config, capsys) -> None:
+    folder = train(make_config(train={"max_steps": 1}))
+    pretend(folder, package="0dd")
+    train(make_config(train={"max_steps": 1}))
+    assert "is complete" in capsys.readouterr().out  # nothing is computed, so nothing is refused
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    with pytest.raises(CheckpointError, match=r"files: 0dd .*then, .* now.*run\.deterministic=false.*--restart"):
+        train(make_config(train={"max_steps": 2}))
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+    loose = {"run": {"deterministic": False}, "rollout": {"schedule": "barrier"}}
+    train(make_config(**loose, train={"max_steps": 2}))
+    assert "WARNING: " in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match=r"\(run\.deterministic: False then, True now\)"):
+        train(make_config(rollout={"schedule": "barrier"}, train={"max_steps": 3}))
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[1]", '[{"after_step": 0}]'], ids=repr)
+def test_a_run_without_a_record_of_its_code_is_resumed_with_one_line(make_config, capsys, content) -> None:
+    folder = train(make_config(train={"max_steps": 1}))
+    (folder / "environment.json").unlink()
+    if content is not None:
+        (folder / "environment.json").write_text(content)
+    capsys.readouterr()
+    train(make_config(train={"max_steps": 2}))
+    assert capsys.readouterr().out.count("no record of the code and versions that made it") == 1
+    assert [start["after_step"] for start in json.loads((folder / "environment.json").read_text())] == [1]
 
 
 def no_model(*_args, **_kwargs):
@@ -338,10 +546,19 @@ def test_auto_chooses_a_schedule_and_says_so(make_config, capsys) -> None:
 
 
 def test_a_run_that_goes_on_says_that_its_export_is_of_an_earlier_end(make_config, capsys) -> None:
-    train(make_config(train={"max_steps": 1}))
-    assert "until this run ends" not in capsys.readouterr().out
+    folder = train(make_config(train={"max_steps": 1}))
+    said = capsys.readouterr().out
+    assert "an earlier end" not in said
+    assert f"next: python scripts/evaluate.py --run {folder} --benchmarks NAME ..." in said
+    assert f"next: python scripts/export.py --run {folder}" in said
+    (folder / "merged").mkdir()
     train(make_config(train={"max_steps": 2}))
-    assert "adapter/ stay as they are until this run ends" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "adapter/ is from an earlier end of this run; it is replaced when the run ends" in said
+    assert f"python scripts/export.py --run {folder} --overwrite" in said
+    shutil.rmtree(folder / "merged")
+    train(make_config(train={"max_steps": 3}))
+    assert "merged/" not in capsys.readouterr().out
 
 
 def test_no_expert_traces_where_the_schedule_needs_them(make_config, tmp_path: Path, monkeypatch) -> None:

@@ -105,6 +105,35 @@ def test_second_traces_are_joined_where_they_are_right_finished_new_and_fit(tmp_
     assert report["num_kept"] == 6 and report["--second"] == second and not (tmp_path / "set.work").exists()
 
 
+def test_bad_rows_stop_a_build_all_at_once(tmp_path: Path) -> None:
+    """In the first reading, and among prompts and traces, which are read a batch at a time."""
+    rows = [{"problem": "x" * n, "answer": "1", "solution": "1"} for n in range(1, 7)]
+    train = write(tmp_path / "one.jsonl", [*rows, {"problem": "x"}, {"answer": "1"}])
+    with pytest.raises(
+        DataError, match=r"data: 2 of 8 rows read cannot be used \(1 no gold .*on_bad_row: skip\n.*line 7"
+    ):
+        built(Build(config_of(train), tmp_path / "set.jsonl"))
+    train = write(tmp_path / "two.jsonl", rows)
+    overrides = ["data.prompt_template='{problem}'", "data.max_prompt_tokens=4"]
+    with pytest.raises(DataError, match=r"data: 2 of 6 rows read cannot be used \(2 prompt over 4 tok.*skip\n.*line 5"):
+        built(Build(config_of(train, *overrides), tmp_path / "other.jsonl"))
+
+
+def test_a_build_looks_at_the_template(tmp_path: Path) -> None:
+    train = first_source(tmp_path / "one.jsonl")
+    with pytest.raises(DataError, match=r"data\.prompt_template: '<s>': not known to the tokenizer"):
+        built(Build(config_of(train, "data.prompt_template=<s>{problem}"), tmp_path / "set.jsonl"))
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "<|im_start|>{{ messages[0].content }}<|im_end|>"
+    build = Build(config_of(train, "data.prompt_template='{problem}'"), tmp_path / "set.jsonl")
+    lines = build_training_set(build, tokenizer, lambda _: None).lines()
+    assert lines[-2].startswith("  WARNING: data.prompt_template: differs from the tokenizer's chat template")
+    assert lines[-1].startswith("  first prompt, 14 tokens: 'W' 54, 'h' 71,")  # "What is 0 + 0?"
+    assert json.loads((tmp_path / "set.report.json").read_text())["prompt_warnings"] == [
+        line.strip() for line in lines[-2:]
+    ]
+
+
 def test_rows_of_a_benchmark_are_counted_or_removed(tmp_path: Path) -> None:
     train = first_source(tmp_path / "one.jsonl")
     overlap = Overlap({"amc": ["WHAT is 3+3?"], "aime24": ["Something else entirely"]})

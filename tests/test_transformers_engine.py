@@ -4,17 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_MAX_LEN, TINY_VOCAB
+from adapter_folders import edited, renamed, with_nan
+from conftest import TINY_MAX_LEN, TINY_RANK, TINY_VOCAB
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from trapo_lite import parity
 from trapo_lite.config import load_config
+from trapo_lite.engines.adapter_folder import AdapterFolder
 from trapo_lite.engines.base import EngineError, SampleRequest
 from trapo_lite.engines.decoding import BLOCK, MAX_SCORES, GrowingLayer, grouped_attention, read_at_once
 from trapo_lite.engines.sampling import draw, processed_logprobs
 from trapo_lite.engines.start import start_engine
 from trapo_lite.engines.transformers import TransformersEngine
+from trapo_lite.engines.vllm import require_rank
 
 LOGITS = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()  # probabilities 0.4, 0.3, 0.2, 0.1
 
@@ -114,16 +117,50 @@ def test_a_bf16_engine_holds_the_adapter_in_bf16(tiny_model_dir, tiny_adapter_di
     assert engine.adapter_checksum() == parity.checksum(tiny_adapter_dir, dtype=torch.bfloat16)
 
 
-def test_an_adapter_of_another_base_is_refused(tiny_model_dir, tiny_adapter_dir, tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    (tmp_path / "adapter_config.json").write_text((tiny_adapter_dir / "adapter_config.json").read_text())
-    tensors = load_file(tiny_adapter_dir / "adapter_model.safetensors")
-    renamed = {name.replace("q_proj", "query"): tensor for name, tensor in tensors.items()}
-    save_file(renamed, tmp_path / "adapter_model.safetensors")
+def test_an_adapter_that_cannot_be_served_is_refused_and_the_next_one_is_not(
+    tiny_model_dir, tiny_adapter_dir, other_adapter_dir, tmp_path
+):
     engine = TransformersEngine(str(tiny_model_dir), max_model_len=TINY_MAX_LEN)
-    with pytest.raises(EngineError, match="does not fit the base"):
-        engine.publish(tmp_path, 1)
+    wrong = {
+        "28 of 28 tensors are missing": edited(tiny_adapter_dir, tmp_path / "names", tensors=renamed),
+        "init_lora_weights": edited(tiny_adapter_dir, tmp_path / "kind", init_lora_weights="pissa"),
+        "does not fit the base|not found in the base": edited(
+            tiny_adapter_dir, tmp_path / "targets", target_modules=["nowhere"]
+        ),
+        "is not finite": edited(tiny_adapter_dir, tmp_path / "nan", tensors=with_nan),
+    }
+    for adapter_dir, version in ((tiny_adapter_dir, 1), (other_adapter_dir, 2)):
+        for complaint, folder in wrong.items():
+            with pytest.raises(EngineError, match=complaint):
+                engine.publish(folder, version)
+        engine.publish(adapter_dir, version)
+        assert engine.adapter_checksum() == parity.checksum(adapter_dir, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [({"r": "six"}, "r is 'six'"), ({"use_dora": True}, "use_dora"), ({"peft_type": "IA3"}, "peft_type: 'IA3'")],
+    ids=["type", "dora", "ia3"],
+)
+def test_an_adapter_for_vllm_is_read_before_it_is_handed_on(tiny_adapter_dir, tmp_path, change, complaint):
+    wrong = edited(tiny_adapter_dir, tmp_path / "wrong", **change)
+    with pytest.raises(EngineError, match=complaint):
+        require_rank(wrong, TINY_RANK)
+    folder = AdapterFolder(tmp_path)
+    with pytest.raises(EngineError, match=complaint):
+        folder.add(wrong, 1)
+    folder.close()
+
+
+def test_servers_of_other_users_can_read_a_shared_folder(tiny_adapter_dir, tmp_path):
+    folder = AdapterFolder(tmp_path)
+    path, _ = folder.add(tiny_adapter_dir, 1)
+    (plain := tmp_path / "plain").mkdir()
+    (plain / "file").touch()
+    assert folder.path.stat().st_mode & 0o777 == tmp_path.stat().st_mode & 0o777
+    assert path.stat().st_mode == plain.stat().st_mode
+    assert {file.stat().st_mode for file in path.iterdir()} == {(plain / "file").stat().st_mode}
+    folder.close()
 
 
 def test_start_engine_takes_everything_from_the_configuration(tiny_model_dir, tmp_path):

@@ -14,6 +14,7 @@ from typing import Any
 
 from trapo_lite.config import ConfigError
 from trapo_lite.data import DataError, Grader
+from trapo_lite.environment import changes
 from trapo_lite.evaluation import Answer, EvalResult
 from trapo_lite.files import errors_named, replace_text
 
@@ -61,12 +62,22 @@ class AnswerLog:
             self._require_same(self.summary_file, finished)
             self._take(read_answers(self.answers_file, num=len(self._ids) * num_samples))
         self._is_finished = finished is not None and not goes_on
+        self._begun_by = found.get("environment") if goes_on else None
         if not self._is_finished:
             self._begin()
 
     @property
     def is_complete(self) -> bool:
         return len(self._groups) == len(self._ids)
+
+    @property
+    def code_changes(self) -> list[str]:
+        """Return what differs between code and versions that began an unfinished evaluation and those of now.
+
+        Both are read from `environment` in `noted`.
+        """
+        now = self._noted.get("environment")
+        return [] if now is None or self._begun_by is None else changes(self._begun_by, now)
 
     @property
     def done(self) -> frozenset[str]:
@@ -100,15 +111,18 @@ class AnswerLog:
             return {}, []
         head, *lines = _whole_lines(self.partial_file) or ["{}"]
         try:
-            return json.loads(head), [Answer(**json.loads(line)) for line in lines]
-        except (ValueError, TypeError) as error:
+            described = json.loads(head)
+            if not isinstance(described, dict):
+                raise ValueError("the first one does not say what the answers are of")
+            return described, [Answer.from_row(json.loads(line)) for line in lines]
+        except (OSError, ValueError, RecursionError) as error:
             raise DataError(
                 f"{self.partial_file}: a line cannot be read ({error}); give --restart to draw anew"
             ) from None
 
     def _begin(self) -> None:
         """Write what was kept again: a line that was cut off must not run into the next one."""
-        head = json.dumps(self._described, ensure_ascii=False) + "\n"
+        head = json.dumps({**self._noted, **self._described}, ensure_ascii=False) + "\n"
         kept = [answer for group in self._groups.values() for answer in group]
         replace_text(self.partial_file, head + _lines(kept))
 
@@ -184,11 +198,11 @@ def result_files(folder: Path) -> list[Path]:
 def read_answers(file: Path, *, num: int | None = None) -> list[Answer]:
     """All lines of NAME.jsonl. DataError for a file that is missing, changed by hand, or has not `num` answers."""
     try:
-        answers = [Answer(**json.loads(line)) for line in _whole_lines(file)]
+        answers = [Answer.from_row(json.loads(line)) for line in _whole_lines(file)]
         if num is not None and len(answers) != num:
             raise ValueError(f"{len(answers)} answers, {num} were drawn")
         return answers
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{file}: cannot be used ({error}); give the evaluation's command again, with --restart"
         ) from None
@@ -210,11 +224,13 @@ def _whole_lines(file: Path) -> list[str]:
 def read_summary(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        missing = {"seed", "num_problems", "num_samples"} - set(found)
-        if missing:
-            raise ValueError(f"no {', '.join(sorted(missing))}")
+        if not isinstance(found, dict):
+            raise ValueError("it does not hold names with numbers")
+        for name in ("num_problems", "num_samples", "seed"):
+            if type(found.get(name)) is not int or found[name] < 0:
+                raise ValueError(f"{name}: found {found.get(name)!r:.60}")
         return found
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{file}: cannot be read ({error}); give the evaluation's command again, with --restart"
         ) from None

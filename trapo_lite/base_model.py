@@ -13,22 +13,29 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from trapo_lite.config import Config, ConfigError, ModelSection
-from trapo_lite.model_shape import ModelShape, is_target, meta_model
+from trapo_lite.config.folders import check_model_files
+from trapo_lite.model_shape import FAILURES, ModelError, ModelShape
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns about an optional kernel whenever PEFT imports it
 transformers_logging.disable_progress_bar()  # one bar per load, in the middle of the run's own display
 
 
-class ModelError(RuntimeError):
-    """The model cannot be loaded or trained as asked; the message says what to do."""
+SENSES = ("vision_config", "audio_config")
+"""Parts of a multimodal configuration, also of one that has its language model's sizes in itself."""
 
 
 def model_config(section: ModelSection) -> PreTrainedConfig:
     """The model's config.json with `config_overrides` applied; refuses what the packed forward cannot compute."""
+    check_model_files(section.name)
     try:
         config = AutoConfig.from_pretrained(section.name)
-    except (OSError, ValueError, StrictDataclassError) as error:
+    except (OSError, StrictDataclassError, *FAILURES) as error:
         raise ModelError(f"model.name: cannot read {section.name!r}: {error}; give a model folder or hub id") from None
+    if config.get_text_config() is not config or not config.sub_configs.keys().isdisjoint(SENSES):
+        raise ModelError(
+            f"model.name: {section.name} is a multimodal model ({config.model_type}), whose language model has a "
+            "configuration of its own; take a model of text only"
+        )
     for key, value in section.config_overrides.items():
         if key == "rope_theta":
             raise ConfigError(
@@ -51,12 +58,12 @@ def model_shape(config: Config) -> ModelShape:
 
 
 def _refuse_what_packing_changes(config: PreTrainedConfig, name: str) -> None:
-    """The packed forward computes full attention, without dropout, and plain hidden @ head^T logits."""
+    """The packed forward computes full attention, and plain hidden @ head^T logits."""
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(
             f"model.name: {name} is quantised already; take the weights it was made of, and model.quantize: nf4"
         )
-    if getattr(config, "num_hidden_layers", 1) < 1:
+    if getattr(config, "num_hidden_layers", None) == 0:
         raise ModelError(f"model.name: {name} has {config.num_hidden_layers} layers; take one that has some")
     layer_types = getattr(config, "layer_types", None)
     if layer_types is None:  # Mistral, Phi-3: the field alone makes every layer slide
@@ -65,13 +72,61 @@ def _refuse_what_packing_changes(config: PreTrainedConfig, name: str) -> None:
         raise ModelError(
             f"model.name: {name} has layers of type {sorted(set(layer_types))}; take one with full attention"
         )
-    if getattr(config, "attention_dropout", 0.0) != 0.0:
-        raise ConfigError("model.config_overrides.attention_dropout: a shared token has one mask; set it to 0")
     for key in ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(config, key, None) not in (None, 1.0):
             raise ModelError(
                 f"model.name: {name} has {key} {getattr(config, key)}, which is not computed here; take another"
             )
+
+
+def check_positions(config: PreTrainedConfig, name: str, *, longest: int) -> None:
+    """ConfigError where the model has not the positions for sequences of `longest` tokens, or where its rotary
+    embeddings would depend on the longest sequence of a batch: packed together, all are turned by its frequencies.
+
+    RoPE of type longrope has other frequencies past `original_max_position_embeddings`, of type dynamic past
+    `max_position_embeddings`. An engine chooses by the longest sequence that it is started for.
+    """
+    what = f"data.max_prompt_tokens + rollout.max_response_tokens (or eval's): {longest} tokens, but {name}"
+    available = num_positions(config)
+    for kind, original in _changing_rope(config).items():
+        limit = available if original is None else original
+        if longest > limit:
+            raise ConfigError(
+                f"{what} has RoPE of type {kind}, whose frequencies for all sequences of a batch change when one has "
+                f"more than {limit}; lower them to that"
+            )
+    if longest > available:
+        raise ConfigError(
+            f"{what} has positions for {available}; lower them or raise max_position_embeddings in "
+            "model.config_overrides"
+        )
+
+
+def num_positions(config: PreTrainedConfig) -> int:
+    """The longest sequence of the model. ModelError where its configuration does not say."""
+    available = getattr(config, "max_position_embeddings", None)
+    if not isinstance(available, int):
+        raise ModelError(
+            f"model.name: the configuration of {config.model_type} has no max_position_embeddings; take another model"
+        )
+    return available
+
+
+def _changing_rope(config: PreTrainedConfig) -> dict[str, int | None]:
+    """The kinds of RoPE in use that depend on the length, each with the length up to which it does not, where it says.
+
+    As `rope_parameters` (one for all layers, or one for each type of layer) or as `rope_scaling`, its older spelling.
+    """
+    kinds: dict[str, int | None] = {}
+    for field in ("rope_parameters", "rope_scaling"):
+        parameters = getattr(config, field, None) or {}
+        nested = [value for value in parameters.values() if isinstance(value, dict)]
+        for rope in nested or [parameters]:
+            kind = rope.get("rope_type", rope.get("type"))
+            if kind == "longrope" or (isinstance(kind, str) and "dynamic" in kind):
+                own = getattr(config, "original_max_position_embeddings", None)
+                kinds[kind] = (own or rope.get("original_max_position_embeddings")) if kind == "longrope" else None
+    return kinds
 
 
 def load_base(
@@ -83,6 +138,8 @@ def load_base(
     so; `Ranks.shard` hands them on.
     """
     options: dict[str, Any] = {}
+    if torch.device(device).type != "cpu":  # weight by weight: never the whole base in the host's memory, on every rank
+        options["device_map"] = {"": torch.device(device)}
     if section.quantize == "nf4":
         from transformers import BitsAndBytesConfig
 
@@ -106,6 +163,11 @@ def load_base(
     except (OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"model.name: cannot load {section.name!r}: {reason}; give a folder with weights") from None
+    except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"model.name: transformers cannot load {section.name!r} with the attention {attention} "
+            f"({type(error).__name__}: {error}); take another model"
+        ) from None
     return model if options else model.to(device)  # type: ignore[arg-type]
 
 
@@ -122,17 +184,6 @@ def _on_every_rank() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
-
-
-def check_targets(config: PreTrainedConfig, targets: str | list[str]) -> None:
-    """ConfigError for a module name that no linear layer of the model has: PEFT ignores one among others silently."""
-    if isinstance(targets, str):
-        return
-    names = [name for name, module in meta_model(config).named_modules() if isinstance(module, torch.nn.Linear)]
-    for target in targets:
-        if not any(is_target(name, [target]) for name in names):
-            known = sorted({name.rpartition(".")[2] for name in names} - {"lm_head"})
-            raise ConfigError(f"lora.target_modules: no layer is called {target!r}; there are {', '.join(known)}")
 
 
 def check_rope(base: PreTrainedModel, section: ModelSection) -> None:

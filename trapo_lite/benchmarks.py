@@ -133,7 +133,7 @@ def read_benchmark(
         try:
             problem, gold = _question(row, benchmark)
         except BadRow as bad:
-            raise DataError(f"data {row.where}: {bad.what}") from None
+            raise DataError(f"data {row.where}: {bad}") from None
         found[benchmark.template.replace("{problem}", problem), gold] = None
     is_whole = bool({len(found), num_rows} & set(benchmark.num_problems))
     is_part = not is_whole and allow_part and len(found) < min(benchmark.num_problems)

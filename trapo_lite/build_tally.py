@@ -18,6 +18,7 @@ class BuildTally:
     num_second_rows:     of the second source, num_second_bad of which could not be read
     found_overlap:       [id, names of the sets] of each kept or removed row that shares a run of words with sets that
                          are evaluated on
+    prompt_warnings:     lines about prompts that the tokenizer would have made otherwise; None before the first prompt
     num_graded:          traces put to the verifier, None without one
     num_wrong:           whole solutions that it did not find correct
     num_wrong_thoughts:  of the same traces, where only what stands inside <think> is read
@@ -34,6 +35,7 @@ class BuildTally:
     num_second: int | None = None
     num_second_rows: int | None = None
     num_second_bad: int | None = None
+    prompt_warnings: list[str] | None = None
     num_graded: int | None = None
     num_wrong: int | None = None
     num_wrong_thoughts: int | None = None
@@ -73,7 +75,7 @@ class BuildTally:
             lines.append(f"  of {self.num_graded} traces {whole} do not verify, {thought} by their thoughts alone")
         for what, lengths in (("prompt", self.prompt_lengths), ("trace", self.trace_lengths)):
             lines += histogram(what, {int(length): count for length, count in lengths.items()})
-        return lines
+        return lines + [f"  {line}" for line in self.prompt_warnings or ()]
 
 
 def histogram(what: str, counts: Mapping[int, int]) -> list[str]:

@@ -12,17 +12,20 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from trapo_lite import environment
+from trapo_lite.config.folders import read_object
+from trapo_lite.files import save_tensors
 from trapo_lite.policy import Policy
+from trapo_lite.run_folder import step_folders, step_of_folder
 
 MANIFEST = "manifest.json"
 FILES = {"adapter_model.safetensors", "adapter_config.json", "optimizer.safetensors", "rng.safetensors", "state.json"}
@@ -71,8 +74,8 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         policy.save_adapter(temporary)
-        save_file(_optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
-        save_file({str(rank): state for rank, state in enumerate(rng_states)}, temporary / "rng.safetensors")
+        save_tensors(_optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
+        save_tensors({str(rank): state for rank, state in enumerate(rng_states)}, temporary / "rng.safetensors")
         _write_json(temporary / "state.json", state)
         _write_json(temporary / MANIFEST, {p.name: _fingerprint(p) for p in sorted(temporary.iterdir())})
         for path in temporary.iterdir():
@@ -81,14 +84,14 @@ def save_checkpoint(
             shutil.rmtree(final)
         temporary.rename(final)
         _sync(checkpoints)
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
+    except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise CheckpointError(
             f"{final}: could not be saved: {'the disk is full' if is_full else error}; earlier checkpoints are "
             "untouched. Make room and start the same command again: it resumes"
         ) from error
-    for old in _folders(checkpoints)[:-keep]:
+    for old in step_folders(checkpoints)[:-keep]:
         shutil.rmtree(old)
     return final
 
@@ -96,10 +99,10 @@ def save_checkpoint(
 def find_checkpoint(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, and one message for each newer one that is damaged."""
     damaged = []
-    for folder in reversed(_folders(checkpoints)):
+    for folder in reversed(step_folders(checkpoints)):
         problem = _damage(folder)
         if problem is None:
-            return Checkpoint(folder, json.loads((folder / "state.json").read_text(encoding="utf-8"))), damaged
+            return Checkpoint(folder, read_object(folder / "state.json")), damaged
         damaged.append(f"{folder}: {problem}; looking at the checkpoint before it")
     if damaged:
         damaged.append(f"{checkpoints}: no checkpoint is whole: starting over")
@@ -108,8 +111,8 @@ def find_checkpoint(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def set_aside_after(checkpoints: Path, step: int) -> None:
     """Rename checkpoints newer than the one a run goes on from: they are damaged, and must not count as kept."""
-    for folder in _folders(checkpoints):
-        if _step_of(folder) > step:
+    for folder in step_folders(checkpoints):
+        if step_of_folder(folder) > step:
             damaged = folder.with_name(f"damaged-{folder.name}")
             shutil.rmtree(damaged, ignore_errors=True)
             folder.rename(damaged)
@@ -124,14 +127,21 @@ def restore_checkpoint(checkpoint: Checkpoint, *, policy: Policy, optimizer: tor
         torch.set_rng_state(states[str(rank)])
 
 
-def require_same(checkpoint: Checkpoint, expected: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint made of another model, data or configuration, naming what differs."""
+def require_same(checkpoint: Checkpoint, expected: Mapping[str, Any], *, may_differ: Collection[str] = ()) -> None:
+    """Refuse a checkpoint made of another model, data or configuration, naming what differs.
+
+    may_differ: names inside a part of `expected` that are not compared, such as "rollout.schedule"
+    """
     for key, value in expected.items():
         found = checkpoint.state.get(key)
         if found == value:
             continue
         if isinstance(found, Mapping) and isinstance(value, Mapping):
-            differing = [name for name in {**found, **value} if found.get(name) != value.get(name)]
+            differing = [
+                name for name in {**found, **value} if found.get(name) != value.get(name) and name not in may_differ
+            ]
+            if not differing:
+                continue
             listed = ", ".join(f"{name}: {_then_now(found.get(name), value.get(name))}" for name in differing)
         else:
             listed = _then_now(found, value)
@@ -139,6 +149,26 @@ def require_same(checkpoint: Checkpoint, expected: Mapping[str, Any]) -> None:
             f"{checkpoint.folder}: was made with {DESCRIPTIONS.get(key, key)} ({listed}); go back to what it was, "
             "choose another run.name, or start over with --restart"
         )
+
+
+def compare_environments(
+    checkpoint: Checkpoint, starts: Sequence[Mapping[str, Any]], now: Mapping[str, Any], *, is_exact: bool
+) -> list[str]:
+    """Return lines for people if a checkpoint was made by other code or versions than `now`, or by unknown ones.
+
+    starts:   the run's environment.json
+    is_exact: whether the run promises the same bits (run.deterministic); CheckpointError then instead of a warning
+    """
+    then = next((start for start in reversed(starts) if start["after_step"] < checkpoint.step), None)
+    if then is None:
+        return [f"{checkpoint.folder}: no record of the code and versions that made it, so they were not compared"]
+    changed = "; ".join(environment.changes(then, now))
+    if changed and is_exact:
+        raise CheckpointError(
+            f"{checkpoint.folder}: was made by other code or versions ({changed}), and run.deterministic promises the "
+            "same bits; go back to what it was, set run.deterministic=false, or start over with --restart"
+        )
+    return [f"WARNING: {checkpoint.folder}: was made by other code or versions ({changed})"] if changed else []
 
 
 def _then_now(then: Any, now: Any) -> str:
@@ -172,28 +202,25 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _folders(checkpoints: Path) -> list[Path]:
-    return sorted((p for p in checkpoints.glob("step-*") if p.is_dir()), key=_step_of)
-
-
-def _step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
-
-
 def _damage(folder: Path) -> str | None:
+    file = MANIFEST
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_object(folder / MANIFEST)
         if not manifest.keys() >= FILES:
             return f"{MANIFEST} does not name every file"
-        for name, expected in manifest.items():
-            if _fingerprint(folder / name) != expected:
+        for name in sorted(FILES):
+            if _fingerprint(folder / name) != manifest[name]:
                 return f"{name} is damaged (size or checksum differ)"
+        file = "state.json"
+        step = read_object(folder / file).get("step")
+        if type(step) is not int or step != step_of_folder(folder):
+            return f"{file} is of step {step!r}, another than its folder's"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except OSError as error:
         return f"{Path(error.filename).name} cannot be read ({error.strerror})"
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
-        return f"{MANIFEST} is damaged (not JSON)"
+    except ValueError as error:
+        return f"{file} is damaged: {error}"
     return None
 
 

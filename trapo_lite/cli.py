@@ -10,8 +10,8 @@ from pathlib import Path
 from trapo_lite.config import Config, ConfigError, load_config
 
 DISK_ERRORS = {
-    errno.ENOSPC: "make room and start the same command again: it goes on from the last checkpoint",
-    errno.EDQUOT: "make room and start the same command again: it goes on from the last checkpoint",
+    errno.ENOSPC: "the disk is full; make room and give the same command again: it goes on with what is done",
+    errno.EDQUOT: "the disk is full; make room and give the same command again: it goes on with what is done",
     errno.ENOTDIR: "choose a folder you may write to (run.dir=...)",
     errno.EACCES: "choose a folder you may write to (run.dir=...)",
     errno.EROFS: "choose a folder you may write to (run.dir=...)",
@@ -38,12 +38,13 @@ def train(arguments: Sequence[str] | None = None) -> None:
     with exit_on_user_error():
         config = load_config(args.config, args.overrides)
         if args.dry_run:
-            from trapo_lite.inputs import check_model, check_paths
+            from trapo_lite.inputs import check_model, check_paths, check_start_fits
             from trapo_lite.planner import plan_lines
 
             check_paths(config)
             if Path(config.model.name).is_dir():  # else the hub would be asked
                 check_model(config)
+                check_start_fits(config, reads_weights=False)
             print("\n".join(plan_lines(config)))
             return
         run_training(config, restart=args.restart)
@@ -208,7 +209,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
     """The error classes of the modules loaded by now: what was never imported cannot have been raised."""
     names = {
         "trapo_lite.data.errors": "DataError",
-        "trapo_lite.base_model": "ModelError",
+        "trapo_lite.model_shape": "ModelError",
         "trapo_lite.engines.base": "EngineError",
         "trapo_lite.checkpoint": "CheckpointError",
         "trapo_lite.export": "ExportError",

@@ -7,9 +7,17 @@ from typing import TypeVar
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
+from trapo_lite.config import ConfigError
 from trapo_lite.gpus import GIB, find_gpu
 
 T = TypeVar("T")
+
+CAPABILITY = (8, 0)
+"""The least that vLLM computes bfloat16 with; in float32 it serves no adapter."""
+FLEX_HEAD_BYTES = 256
+"""FlexAttention's kernels fit any card of CAPABILITY up to this size of a head: 128 numbers of bfloat16."""
+FLEX_SHARED_MEMORY = 148_480
+"""Bytes of shared memory a block that they need beyond it: 128 numbers of float32, by Triton's own count."""
 
 
 def unless_out_of_memory(compute: Callable[[], T]) -> T | None:
@@ -23,9 +31,33 @@ def unless_out_of_memory(compute: Callable[[], T]) -> T | None:
     return None
 
 
+def name_of(device: torch.device) -> str:
+    """Return what the driver calls the GPU, or "CPU"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def total_memory(device: torch.device) -> float | None:
     """Bytes of the GPU; None on the CPU."""
     return float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
+
+
+def require_capability(device: torch.device) -> None:
+    """ConfigError for a GPU that is too old for the trainer and its engine; nothing on the CPU."""
+    if device.type != "cuda":
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if capability < CAPABILITY:
+        raise ConfigError(
+            f"device: {torch.cuda.get_device_name(device)} has compute capability {'.'.join(map(str, capability))}; "
+            "take a GPU with 8.0 or higher (A100, RTX 30 or newer), which bfloat16 needs"
+        )
+
+
+def fits_flex_attention(device: torch.device, *, head_bytes: int) -> bool:
+    """Whether this GPU has the shared memory for FlexAttention's kernels; head_bytes: of one head of one token."""
+    properties = torch.cuda.get_device_properties(device)
+    available = getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
+    return head_bytes <= FLEX_HEAD_BYTES or available >= FLEX_SHARED_MEMORY
 
 
 def start_peak(device: torch.device) -> None:
@@ -45,5 +77,5 @@ def peak_tflops(device: torch.device) -> float | None:
     """10^12 operations a second that the device can do at most in bfloat16; None where that is not known."""
     if device.type != "cuda":
         return None
-    gpu = find_gpu(torch.cuda.get_device_name(device))
+    gpu = find_gpu(name_of(device))
     return None if gpu is None else gpu.tflops

@@ -11,24 +11,27 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from trapo_lite import parity
+from trapo_lite.adapter import check_fit, read_config, read_shapes, read_tensors
 from trapo_lite.answer_log import AnswerLog
-from trapo_lite.base_model import model_config
+from trapo_lite.base_model import model_config, num_positions
 from trapo_lite.benchmarks import Benchmark, choose, load_registry
 from trapo_lite.cards import require_usable_cards
 from trapo_lite.config import Config, ConfigError, load_config
 from trapo_lite.config.folders import check_name
 from trapo_lite.config.loading import sets
 from trapo_lite.data import check_sources, load_tokenizer, text_of
+from trapo_lite.device import require_capability
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.group import EngineGroup
 from trapo_lite.engines.start import start_engine
+from trapo_lite.environment import this_environment
 from trapo_lite.evaluation import EvalResult, evaluate_problems
 from trapo_lite.files import make_folder
 from trapo_lite.identity import verifier_fingerprint, weights_fingerprint
-from trapo_lite.inputs import sampling_settings
+from trapo_lite.inputs import require_embeddings, require_one_end, sampling_settings
 from trapo_lite.launch import set_threads
 from trapo_lite.problem_sets import ProblemSet, read_sets, require_positions
 from trapo_lite.reward import MathVerifier
@@ -139,11 +142,7 @@ def _adapter_of(run: Path, adapter: Path | None, *, base: bool) -> Path | None:
     if base:
         return None
     folder = adapter or final_adapter(run)
-    if not (folder / "adapter_config.json").is_file():
-        raise ConfigError(
-            f"--adapter {folder}: holds no adapter_config.json; give the folder of a PEFT adapter (RUN/adapter "
-            "after a finished run, RUN/checkpoints/step-... before) or --base"
-        )
+    read_shapes(read_config(folder, option="--adapter"))
     return folder
 
 
@@ -167,14 +166,26 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
         num_problems=target.num_problems,
         allow_part=target.allow_part,
     )
-    max_model_len = require_positions(config, sets, available=model_config(config.model).max_position_embeddings)
+    require_embeddings(config, tokenizer, [problem for one in sets for problem in one.problems])
+    base = model_config(config.model)
+    max_model_len = require_positions(config, sets, available=num_positions(base))
+    if target.adapter_dir is None:
+        require_one_end(config, tokenizer)
+    else:
+        _require_adapter_fits(config, target.adapter_dir, base)
     say("\n".join(line for one in sets for line in one.report))
     make_folder(target.out)
     with contextlib.ExitStack() as stack:
         stack.enter_context(lock(target.out, option="--out"))
         logs = [_log_of(target, one, tokenizer) for one in sets]
+        for log in logs:
+            if changed := "; ".join(log.code_changes):
+                say(f"WARNING: {log.partial_file}: was begun by other code or versions ({changed})")
         engine, verifier = None, None
         if not all(log.is_complete for log in logs):
+            device_index = 0 if torch.cuda.is_available() and config.rollout.engine != "server" else None
+            if device_index is not None:
+                require_capability(torch.device("cuda", device_index))
             num_done = sum(len(log.done) for log in logs)
             going_on = f"; {num_done} problems are done" if num_done else ""
             say(f"starting {config.rollout.engine} with {target.model_name}{going_on}")
@@ -194,6 +205,15 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
         say("\n".join([target.model_name, *(brief_line(one, results[one.name]) for one in sets)]))
         say(f"  results    {target.out}; python evals/compare.py {target.out} [OTHERS ...] [--published]")
     return results
+
+
+def _require_adapter_fits(config: Config, adapter_dir: Path, base: PreTrainedConfig) -> None:
+    """Refuse an adapter of another base, or of another rank than the vLLM engine will be started for."""
+    adapter = read_config(adapter_dir, option="--adapter")
+    check_fit(adapter, base)
+    read_tensors(adapter)
+    if config.rollout.engine == "vllm" and adapter.r != config.lora.r:
+        raise ConfigError(f"lora.r: {config.lora.r}, but the adapter {adapter_dir} has {adapter.r}; set lora.r to that")
 
 
 def _start_engines(
@@ -293,15 +313,16 @@ def _log_of(target: EvalTarget, problem_set: ProblemSet, tokenizer: PreTrainedTo
         "verifier": verifier_fingerprint(),
         "seed": config.run.seed,
     }
-    places = {
+    noted = {
         "model": config.model.name,
         "adapter": None if target.adapter_dir is None else str(target.adapter_dir.resolve()),
+        "environment": this_environment(),
     }
     return AnswerLog(
         target.out,
         problem_set.name,
         described=described,
-        noted=places,
+        noted=noted,
         problem_ids=[problem.id for problem in problem_set.problems],
         num_samples=problem_set.num_samples,
         restart=target.restart,

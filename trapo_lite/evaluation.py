@@ -2,8 +2,8 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, get_args
 
 from trapo_lite import scores
 from trapo_lite.engines.base import SamplingEngine
@@ -49,6 +49,19 @@ class Answer:
 
     def to_row(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_row(cls, row: Any) -> "Answer":
+        """What `to_row` gave; ValueError for anything that it cannot have given."""
+        if not isinstance(row, dict) or row.keys() != {field.name for field in fields(cls)}:
+            raise ValueError("it is no answer, or not of this version")
+        answer = cls(**row)
+        texts = (answer.problem_id, answer.completion, answer.finish_reason, answer.gold)
+        are_texts = all(isinstance(text, str) for text in texts) and isinstance(answer.answer, str | None)
+        are_counts = all(type(number) is int and number >= 0 for number in (answer.sample, answer.num_tokens))
+        if not (are_texts and are_counts and answer.verdict in get_args(VerdictKind)):
+            raise ValueError(f"its fields are not those of an answer: {row!r:.200}")
+        return answer
 
 
 @dataclass(frozen=True)

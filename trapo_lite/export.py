@@ -8,7 +8,7 @@ A checkpoint that fails the comparison is deleted; one that stands at `out` has 
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,16 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from trapo_lite.base_model import load_base
+from trapo_lite.adapter import AdapterConfig, AdapterError, check_fit, load_by_name, read_config, read_tensors
+from trapo_lite.base_model import load_base, model_config
 from trapo_lite.config import ModelSection
 from trapo_lite.data import end_of_text_id, load_tokenizer
+from trapo_lite.environment import this_environment
 from trapo_lite.export_report import ExportDtype, ExportReport, compare
+from trapo_lite.files import move_into_place
 from trapo_lite.model_card import model_card
 from trapo_lite.parity import probe_sequences
-from trapo_lite.run_folder import final_adapter, load_run_config
+from trapo_lite.run_folder import RunFolder, final_adapter, load_run_config
 
 MIN_PROBE_TOKENS = 1024
 MAX_PROBE_LENGTH = 257
@@ -56,6 +59,7 @@ def export_run(
         out=out or run / "merged",
         dtype=dtype or config.model.dtype,
         eos_token=config.data.eos_token,
+        trained=RunFolder(run).starts(),
         overwrite=overwrite,
     )
 
@@ -67,16 +71,18 @@ def export_merged(
     out: Path,
     dtype: ExportDtype,
     eos_token: str | None = None,
+    trained: Sequence[Mapping[str, Any]] = (),
     overwrite: bool = False,
 ) -> ExportReport:
     """Write base + adapter to the folder `out` as one safetensors checkpoint with tokenizer and generation config.
 
     eos_token: the token that ends answers; None: the tokenizer's own
+    trained:   the environment.json of the run that the adapter is from; kept in that of the checkpoint
     An nf4 base is the de-quantised one: that is what the adapter was trained on.
     Raises ExportError, and leaves `out` as it was, for a missing or foreign adapter, an `out` in use, a full disk, and
     a checkpoint that differs from base + adapter by more than `ExportReport.refusal` allows.
     """
-    adapter = _adapter_config(adapter_dir)
+    adapter = _checked_adapter(adapter_dir, model)
     _require_free(out, overwrite=overwrite)
     tokenizer = load_tokenizer(model.name)
     eos_id = end_of_text_id(tokenizer, eos_token)
@@ -84,10 +90,14 @@ def export_merged(
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
-        report = _write_checked(model, adapter_dir, partial, out, dtype, tokenizer, eos_id)
-        end, results = str(tokenizer.decode([eos_id])), report.lines()[1:]
-        card = model_card(model=model, adapter=adapter, dtype=dtype, eos_token=end, results=results)
+        report = _write_checked(model, adapter, partial, out, dtype, tokenizer, eos_id)
+        end, results, made_by = str(tokenizer.decode([eos_id])), report.lines()[1:], this_environment()
+        card = model_card(
+            model=model, adapter=adapter.fields, dtype=dtype, eos_token=end, results=results, environment=made_by
+        )
         (partial / "README.md").write_text(card, encoding="utf-8")
+        record = json.dumps({"exported": made_by, "trained": list(trained)}, indent=1, ensure_ascii=False)
+        (partial / "environment.json").write_text(record + "\n", encoding="utf-8")
         _move_into_place(partial, out)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
         raise ExportError(f"{out}: cannot be written: {error}; make room or choose another --out") from None
@@ -98,7 +108,7 @@ def export_merged(
 
 def _write_checked(
     section: ModelSection,
-    adapter_dir: Path,
+    adapter: AdapterConfig,
     folder: Path,
     out: Path,
     dtype: ExportDtype,
@@ -109,7 +119,7 @@ def _write_checked(
     base = load_float32_base(section)
     probe = _probe_of(base)
     base_logprobs = logprobs(base, probe)
-    policy = _with_adapter(base, adapter_dir)
+    policy = _with_adapter(base, adapter)
     policy_logprobs = logprobs(policy, probe)
     merged = policy.merge_and_unload(safe_merge=True)
     _save(_rounded_(merged, getattr(torch, dtype)), folder, tokenizer, eos_id)
@@ -150,23 +160,11 @@ def _probe_of(base: PreTrainedModel) -> list[list[int]]:
     return probe_sequences(vocab_size=base.config.vocab_size, num_tokens=MIN_PROBE_TOKENS, max_length=length)
 
 
-def _with_adapter(base: PreTrainedModel, adapter_dir: Path) -> Any:
-    from peft import PeftConfig, PeftModel
+def _with_adapter(base: PreTrainedModel, adapter: AdapterConfig) -> Any:
+    from peft import get_peft_model
 
-    try:
-        policy = PeftModel(base, PeftConfig.from_pretrained(str(adapter_dir)))
-        loaded = policy.load_adapter(str(adapter_dir), "default", torch_device="cpu")
-    except (RuntimeError, ValueError) as error:  # shapes that do not fit, modules that are not there
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ExportError(f"{adapter_dir}: does not fit the base: {reason}; check model.name and --adapter") from None
-    except SafetensorError as error:
-        raise ExportError(f"{adapter_dir}: damaged: {error}; take the adapter of an earlier checkpoint") from None
-    strangers = [key for key in loaded.missing_keys if "lora_" in key] + list(loaded.unexpected_keys)
-    if strangers:
-        raise ExportError(
-            f"{adapter_dir}: does not fit the base: {len(strangers)} tensors are missing or have no place "
-            f"({strangers[0]}); check model.name and --adapter"
-        )
+    policy = get_peft_model(base, adapter.to_peft())
+    load_by_name(policy, read_tensors(adapter), where=adapter.where)
     return policy.eval()
 
 
@@ -200,7 +198,20 @@ def _save(merged: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerB
     merged.generation_config = GenerationConfig(do_sample=True, eos_token_id=eos_id, pad_token_id=pad_id)
     merged.config.eos_token_id = eos_id
     merged.save_pretrained(folder)
+    _save_tokenizer(tokenizer, folder, eos_id)
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, eos_id: int) -> None:
+    """With the token that ends answers as its end-of-text token, so that the checkpoint by itself stops there.
+
+    A token of the plain vocabulary stays what it is: as a special token, texts that hold it would be read otherwise.
+    Where it ends answers, the checkpoint's two other files say so, and evaluation asks for data.eos_token.
+    """
+    if eos_id in tokenizer.added_tokens_decoder:
+        tokenizer.eos_token = tokenizer.added_tokens_decoder[eos_id].content
     tokenizer.save_pretrained(folder)
+    if eos_id in tokenizer.added_tokens_decoder and end_of_text_id(load_tokenizer(str(folder))) != eos_id:
+        raise ExportError(f"{folder}: the saved tokenizer does not end texts with token {eos_id}; report this")
 
 
 def _move_into_place(partial: Path, out: Path) -> None:
@@ -212,27 +223,18 @@ def _move_into_place(partial: Path, out: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    move_into_place(partial, out)
 
 
-def _adapter_config(adapter_dir: Path) -> dict[str, Any]:
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (adapter_dir / name).is_file():
-            raise ExportError(
-                f"--adapter {adapter_dir}: holds no {name}; give the folder of a PEFT adapter (RUN/adapter after a "
-                "finished run, RUN/checkpoints/step-... before)"
-            )
+def _checked_adapter(adapter_dir: Path, model: ModelSection) -> AdapterConfig:
+    """The adapter's configuration; ExportError unless it is a plain LoRA adapter that fits the model's config.json."""
     try:
-        return json.loads((adapter_dir / "adapter_config.json").read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise ExportError(
-            f"--adapter {adapter_dir}: adapter_config.json is not JSON; take the adapter of an earlier checkpoint"
-        ) from None
+        adapter = read_config(adapter_dir, option="--adapter")
+        check_fit(adapter, model_config(model))
+        read_tensors(adapter)
+    except AdapterError as error:
+        raise ExportError(str(error)) from None
+    return adapter
 
 
 def _require_free(out: Path, *, overwrite: bool) -> None:

@@ -24,6 +24,7 @@ MAY_CHANGE_INEXACTLY = {
     "rollout": {"schedule", "colocate", "gpu_memory_fraction", "max_num_seqs", "kv_cache_gib", "num_threads"},
     "reward": {"num_workers", "memory_mb"},
     "train": {"tokens_per_batch"},
+    "run": {"deterministic"},  # the promise may be given up, not taken up
 }
 
 
@@ -32,10 +33,9 @@ def run_identity(config: Config, *, data_fingerprint: str, num_processes: int) -
     resolved = config.model_dump(mode="json")
     if config.optim.scheduler != "constant":
         resolved["optim"]["max_steps"] = config.train.max_steps
-    for may_change in (MAY_CHANGE,) if config.run.deterministic else (MAY_CHANGE, MAY_CHANGE_INEXACTLY):
-        for section, keys in may_change.items():
-            for key in keys:
-                del resolved[section][key]
+    for section, keys in MAY_CHANGE.items():
+        for key in keys:
+            del resolved[section][key]
     base = model_config(config.model).to_dict()
     base.pop("transformers_version", None)
     return {
@@ -45,6 +45,13 @@ def run_identity(config: Config, *, data_fingerprint: str, num_processes: int) -
         "data": data_fingerprint,
         "processes": num_processes,
     }
+
+
+def may_differ(config: Config) -> frozenset[str]:
+    """Return the keys of `run_identity`'s configuration that a resumed run may change."""
+    if config.run.deterministic:
+        return frozenset()
+    return frozenset(f"{section}.{key}" for section, keys in MAY_CHANGE_INEXACTLY.items() for key in keys)
 
 
 def verifier_fingerprint() -> str:

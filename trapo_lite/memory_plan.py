@@ -90,7 +90,7 @@ def plan_memory(config: Config, shape: ModelShape, *, gpu_memory: float, num_sha
         optimizer=shape.adapter_parameters * OPTIMIZER_BYTES[config.optim.name],
         activations=FRAGMENTATION * tokens * (stored + in_backward),
         hidden=2.0 * tokens * shape.hidden_size * width,
-        head=CHUNK_ELEMENTS * (8.0 + width),
+        head=CHUNK_ELEMENTS["cuda"] * (8.0 + width),
         engine_weights=engine_weights,
         kv_cache=max(0.0, kv_cache),
         kv_token=2.0 * shape.num_layers * shape.kv_width * 2,
@@ -104,7 +104,7 @@ def layer_bytes(shape: ModelShape, *, rank: int, width: int) -> float:
 
     Keys and values are repeated to the width of the queries. 7 adapted layers keep their inner product each.
     """
-    norms = 18 if width == 2 else 16  # in float32 some of it is one tensor with what comes in
+    norms = 12 if width == 2 else 16
     attention = 5 * width  # queries, keys, values, what comes out, and that in the order of tokens
     mlp = 4 * width
     parts = norms * shape.hidden_size + attention * shape.attention_width + mlp * shape.mlp_width

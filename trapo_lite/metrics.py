@@ -1,10 +1,11 @@
 """The one table of metric names, and how a step's metrics become a line of metrics.jsonl.
 
 Every metric is a `Mean` (sum and count, added up over batches and ranks) or a plain number until it is written. Without
-data it is null, never 0.
+data it is null, never 0. docs/metrics.md shows the table to users.
 """
 
 import math
+import re
 from collections.abc import Mapping
 
 from trapo_lite.types import Mean
@@ -12,15 +13,18 @@ from trapo_lite.types import Mean
 TABLE: dict[str, str] = {
     "step": "updates done when the line was written",
     "reward/mean": "mean reward of all rollouts, expert ones included",
-    "reward/own": "mean reward of unguided rollouts: the policy by itself",
+    "reward/own": "mean reward of the first micro-group: the policy by itself; null where the schedule guides it",
     "reward/guided": "mean reward of guided rollouts that the policy completed",
     "reward/expert": "mean reward of whole expert traces",
+    "reward/group_N": "mean reward of the rollouts of micro-group N, with and without help",
+    "reward/helped_N": "mean reward of the rollouts of micro-group N that got help, whole expert traces included",
     "verdict/correct": "share of rollouts with this verdict",
     "verdict/wrong": "share of rollouts with this verdict",
     "verdict/no_answer": "share of rollouts with this verdict",
     "verdict/timeout": "share of rollouts with this verdict; any voids the promise of run.deterministic",
     "verdict/crash": "share of rollouts with this verdict",
     "rollout/guided": "share of rollouts that start from an expert prefix",
+    "rollout/helped_N": "share of the rollouts of micro-group N that got help: that start from an expert prefix",
     "rollout/solved_groups": "share of problems whose rollouts all succeeded",
     "rollout/failed_groups": "share of problems whose rollouts all failed",
     "rollout/truncated": "share of completions cut at the length limit",
@@ -77,6 +81,15 @@ MEASURED = tuple(name for name in TABLE if name.startswith(("time/", "speed/", "
 """What differs from one run to its repetition."""
 
 
+def entry(name: str) -> str:
+    """Return the name under which the table lists a metric: with N for the number of a micro-group.
+
+    >>> entry("reward/group_2"), entry("reward/own")
+    ('reward/group_N', 'reward/own')
+    """
+    return re.sub(r"_[0-9]+$", "_N", name)
+
+
 def to_row(metrics: Mapping[str, Mean | float | int]) -> dict[str, float | int | None]:
     """One line of metrics.jsonl: table order, means divided out, null where there was no data.
 
@@ -85,10 +98,11 @@ def to_row(metrics: Mapping[str, Mean | float | int]) -> dict[str, float | int |
 
     Raises KeyError for a name that is not in the table.
     """
-    unknown = sorted(set(metrics) - set(TABLE))
+    unknown = sorted(name for name in metrics if entry(name) not in TABLE)
     if unknown:
         raise KeyError(f"metrics: {unknown} are not in metrics.TABLE; add them there")
-    values = {name: metrics[name] for name in TABLE if name in metrics}
+    places = {name: place for place, name in enumerate(TABLE)}
+    values = {name: metrics[name] for name in sorted(metrics, key=lambda name: places[entry(name)])}
     plain = {name: value.value if isinstance(value, Mean) else value for name, value in values.items()}
     return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in plain.items()}
 

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from trapo_lite.types import PackedBatch
 
 if TYPE_CHECKING:  # seconds that the plan does without
+    from peft import PeftModel
     from transformers import PreTrainedConfig, PreTrainedModel
+
+FAILURES = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError),
+    *(RuntimeError, StrictDataclassError, TypeError, ValueError),
+)
+"""What modelling code raises where a configuration is not what it expects."""
+
+
+class ModelError(RuntimeError):
+    """The model cannot be loaded or trained as asked; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -38,23 +52,29 @@ class ModelShape:
 
     @classmethod
     def of(cls, config: PreTrainedConfig, *, rank: int, targets: str | Sequence[str]) -> ModelShape:
-        """No weights are made: the model is built on the meta device. targets: as in lora.target_modules."""
+        """No weights are made: the model is built on the meta device. targets: as in lora.target_modules.
+
+        ModelError where transformers cannot build it, or where its configuration does not have these sizes.
+        """
+        require_sizes(config)
         model = meta_model(config)
         linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         decoder = {name: module for name, module in linears.items() if not name.endswith("lm_head")}
-        adapted = [module for name, module in decoder.items() if is_target(name, targets)]
         num_linear = sum(module.weight.numel() for module in decoder.values())
-        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        size = head_size(config)
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        num_kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        adapter = adapted(model, rank=rank, targets=targets).parameters()
         return cls(
             num_layers=config.num_hidden_layers,
             hidden_size=config.hidden_size,
             mlp_width=config.intermediate_size,
             vocab_size=config.vocab_size,
-            attention_width=config.num_attention_heads * head_size,
-            kv_width=config.num_key_value_heads * head_size,
+            attention_width=config.num_attention_heads * size,
+            kv_width=num_kv_heads * size,
             linear_parameters=num_linear,
-            other_parameters=sum(parameter.numel() for parameter in model.parameters()) - num_linear,
-            adapter_parameters=rank * sum(module.in_features + module.out_features for module in adapted),
+            other_parameters=num_parameters - num_linear,
+            adapter_parameters=sum(parameter.numel() for parameter in adapter if parameter.requires_grad),
         )
 
     def training_flop(self, *, num_tokens: int, num_visible: int, num_trained: int) -> float:
@@ -75,14 +95,61 @@ class ModelShape:
         return self.training_flop(num_tokens=num_tokens, num_visible=num_visible, num_trained=len(batch.trained))
 
 
+def head_size(config: PreTrainedConfig) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def require_sizes(config: PreTrainedConfig) -> None:
+    """ModelError where the configuration does not have the sizes that `ModelShape` is made of."""
+    sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads")
+    missing = [name for name in sizes if not isinstance(getattr(config, name, None), int)]
+    if missing:
+        raise ModelError(
+            f"model.name: the configuration of {config.model_type} has no {' and no '.join(missing)}, so its size is "
+            "not known here; take another model"
+        )
+
+
 def is_target(name: str, targets: str | Sequence[str]) -> bool:
     """Whether lora.target_modules names this linear layer of the decoder; a text means all of them."""
     return isinstance(targets, str) or any(name == target or name.endswith(f".{target}") for target in targets)
 
 
-def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model without memory behind its weights."""
+def meta_model(config: PreTrainedConfig, *, attention: str | None = None) -> PreTrainedModel:
+    """The model without memory behind its weights, in bfloat16. ModelError where transformers cannot build it."""
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            config = copy.deepcopy(config)  # from_config writes the attention into it
+            return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.bfloat16)
+    except FAILURES as error:
+        if attention is not None and isinstance(error, KeyError) and error.args == (attention,):
+            raise ModelError(
+                f"model.name: models of type {config.model_type} choose among attention classes of their own, so "
+                "packed trees cannot be computed with them; take another model"
+            ) from None
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"model.name: transformers cannot build a causal language model of type {config.model_type} here "
+            f"({type(error).__name__}: {reason}); take another model"
+        ) from None
+
+
+def adapted(model: PreTrainedModel, *, rank: int, targets: str | Sequence[str]) -> PeftModel:
+    """A model on the meta device with the adapter that training gives it; the model itself is changed.
+
+    ModelError where PEFT finds nothing to adapt, or takes the targets for something else.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    names = targets if isinstance(targets, str) else list(targets)
+    lora = LoraConfig(task_type="CAUSAL_LM", r=rank, target_modules=names)
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
+            return cast("PeftModel", get_peft_model(model, lora, low_cpu_mem_usage=True))
+    except FAILURES as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(f"lora.target_modules: {names}: PEFT cannot adapt {type(model).__name__}: {reason}") from None

@@ -13,6 +13,8 @@ from trapo_lite.config import Config, ConfigError
 from trapo_lite.model_shape import ModelShape, is_target
 
 NORMS_OF_HEADS = {"llama": 0, "qwen2": 0, "qwen3": 2}
+FIXED_ROPE = ("default", "linear", "llama3", "yarn")
+"""Types of RoPE that do not depend on the length of a sequence."""
 BIASED = {"llama": (), "qwen2": ("q_proj", "k_proj", "v_proj"), "qwen3": ()}
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
@@ -84,6 +86,7 @@ def _is_plain(found: dict[str, Any]) -> bool:
     """Is everything said that the sizes depend on, and nothing that is refused elsewhere or changes them?"""
     family = found.get("model_type")
     sizes = [*SIZES, "vocab_size", "max_position_embeddings", *(["head_dim"] if family == "qwen3" else [])]
+    ropes = [found.get(name) or {} for name in ("rope_parameters", "rope_scaling")]
     unusual = ("attention_bias", "mlp_bias", "use_sliding_window", "attention_dropout", "quantization_config")
     return (
         family in BIASED
@@ -92,5 +95,10 @@ def _is_plain(found: dict[str, Any]) -> bool:
         and (found.get("head_dim") or found["hidden_size"] % found["num_attention_heads"] == 0)
         and found["num_attention_heads"] % found["num_key_value_heads"] == 0
         and not any(found.get(name) for name in unusual)
+        and all(isinstance(rope, dict) and _type_of(rope) in FIXED_ROPE for rope in ropes)
         and set(found.get("layer_types") or ["full_attention"]) == {"full_attention"}
     )
+
+
+def _type_of(rope: dict[str, Any]) -> object:
+    return rope.get("rope_type", rope.get("type", "default"))

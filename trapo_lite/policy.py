@@ -1,29 +1,38 @@
 """The policy: one frozen base, one LoRA adapter; the reference is the same weights with the adapter disabled."""
 
 import contextlib
-import errno
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from trapo_lite import tree_attention
-from trapo_lite.base_model import ModelError, check_rope, load_base
+from trapo_lite.adapter import (
+    WEIGHTS,
+    AdapterError,
+    check_start,
+    load_by_name,
+    lora_parameters,
+    own_config,
+    read_tensors,
+)
+from trapo_lite.base_model import ModelError, check_rope, load_base, model_config
 from trapo_lite.config import ConfigError, LoraSection, ModelSection
-from trapo_lite.config.folders import check_adapter
+from trapo_lite.device import fits_flex_attention
+from trapo_lite.files import naming, save_tensors
 from trapo_lite.head import token_logprobs
-from trapo_lite.model_shape import ModelShape
+from trapo_lite.model_shape import ModelShape, head_size
+from trapo_lite.packable import require_packable
 from trapo_lite.tree import Group, bucket, pack
 from trapo_lite.types import PackedBatch, Rollout, Verdict
 
-ALL_ATTENTION_FUNCTIONS.register("packed_tree", tree_attention.packed_tree_attention)
+MAX_EAGER_SCORES = 2**27
+"""Of one layer's attention: entries of the matrix that eager attention makes, of which it keeps several; half a GiB."""
 
 
 class BaseModel(nn.Module):
@@ -63,7 +72,7 @@ class Policy:
         offload_activations: bool = False,
         shard: Callable[[nn.Module], nn.Module] | None = None,
     ) -> None:
-        from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+        from peft import get_peft_model
 
         self.autocast_dtype = base.dtype if base.dtype != torch.float32 else None
         self._uses_flex = attention == "flex"
@@ -79,27 +88,19 @@ class Policy:
         if gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
             base.enable_input_require_grads()
-        if lora.init_from is not None:
-            check_adapter(Path(lora.init_from), lora)
-            self.model = PeftModel.from_pretrained(base, lora.init_from, is_trainable=True)
-        else:
-            alpha: Any = lora.alpha  # PEFT says int and takes fractions
-            self.model = get_peft_model(
-                base,
-                LoraConfig(
-                    task_type="CAUSAL_LM",
-                    r=lora.r,
-                    lora_alpha=alpha,
-                    target_modules=lora.target_modules,
-                    lora_dropout=0.0,
-                ),
-            )
+        start = None if lora.init_from is None else check_start(lora)
+        self.model = get_peft_model(base, own_config(lora))
+        self.model.peft_config["default"].base_model_name_or_path = _from_anywhere(base.config._name_or_path)
         self.model.train()
+        if self.autocast_dtype is not None:
+            _keep_input_dtype(self.model)
         self.parameters = [p for _, p in sorted(self.model.named_parameters(), key=_name) if p.requires_grad]
         if any(p.dtype != torch.float32 for p in self.parameters):
             raise ModelError("the adapter's weights are not float32; PEFT's autocast_adapter_dtype must be on")
-        # Views of the parameters under PEFT's names, once: PEFT walks through the whole model to find them.
-        self._state: dict[str, Tensor] = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        # Views of the parameters under PEFT's names, once: finding them takes a walk through the whole model.
+        self._state = {name: parameter.detach() for name, parameter in lora_parameters(self.model).items()}
+        if start is not None:
+            load_by_name(self.model, read_tensors(start), where=start.where)
 
     @classmethod
     def load(
@@ -109,22 +110,24 @@ class Policy:
         *,
         device: torch.device | str,
         shard: Callable[[nn.Module], nn.Module] | None = None,
+        notify: Callable[[str], None] = lambda line: None,
     ) -> "Policy":
         """Base from disk or hub, fresh adapter (from torch's current seed) or the one named by `lora.init_from`.
 
+        notify: told where `model.attention: auto` cannot take FlexAttention on a GPU.
+
         A base that is sharded is loaded into the host's memory first: it need not fit the device.
         """
-        attention = model.attention
-        if attention == "auto":
-            attention = "flex" if torch.device(device).type == "cuda" else "sdpa"
-        if attention == "flex" and torch.device(device).type != "cuda":
-            raise ConfigError("model.attention: FlexAttention has no backward pass on the CPU; set it to auto or sdpa")
+        attention = _choose_attention(model, torch.device(device), notify)
         if model.offload_activations and torch.device(device).type != "cuda":
             raise ConfigError("model.offload_activations: there is no GPU to take memory off; set it to false")
         if shard is not None and model.quantize != "none":
             raise ConfigError("model.quantize: nf4 weights are not sharded; set it to none, or launch without FSDP")
+        if lora.init_from is not None:
+            check_start(lora)  # before anything is loaded
+        require_packable(model_config(model))
         base = load_base(
-            model, device="cpu" if shard else device, attention="packed_tree", on_one_rank=shard is not None
+            model, device="cpu" if shard else device, attention=tree_attention.ATTENTION, on_one_rank=shard is not None
         )
         check_rope(base, model)
         return cls(
@@ -140,10 +143,34 @@ class Policy:
         """Log-probs and entropy at the batch's trained tokens, each (K,), from one forward pass over T tokens."""
         return self._inside_base(self._token_logprobs, batch, temperature)
 
+    @contextlib.contextmanager
+    def own_attention(self, *, longest: int) -> Iterator[None]:
+        """Inside, forward and backward, the base runs as transformers runs it: `row_logprobs`, nothing packed.
+
+        With its eager attention, the definition, where the scores of `longest` tokens have the memory; else with what
+        transformers takes by default, SDPA for most models.
+        """
+        base = self._base
+        is_small = longest <= self._longest_eager
+        base.set_attn_implementation("eager" if is_small else base.get_correct_attn_implementation(None))
+        try:
+            yield
+        finally:
+            base.set_attn_implementation(tree_attention.ATTENTION)
+
+    def longest_row(self, wanted: int) -> int:
+        """The most tokens, up to `wanted`, of a row that `own_attention` has the memory for."""
+        has_sdpa = self._base.get_correct_attn_implementation(None) != "eager"
+        return wanted if has_sdpa else min(wanted, self._longest_eager)
+
+    @property
+    def _longest_eager(self) -> int:
+        return math.isqrt(MAX_EAGER_SCORES // self._base.config.num_attention_heads)
+
     def row_logprobs(self, batch: PackedBatch, *, temperature: float) -> tuple[Tensor, Tensor]:
         """`token_logprobs` of a batch that is one row, without branches, as transformers computes it.
 
-        Its own attention, all logits at once, nothing chunked: what the packed path is compared with (packing_check).
+        Inside `own_attention`. Logits at once, nothing chunked: what the packed path is compared with (packing_check).
         """
         return self._inside_base(self._row_logprobs, batch, temperature)
 
@@ -161,9 +188,9 @@ class Policy:
     def _row_logprobs(self, batch: PackedBatch, temperature: float) -> tuple[Tensor, Tensor]:
         base, rows = self._base, batch.trained
         input_ids = batch.input_ids[None, : batch.num_tokens - batch.num_padding]
-        with self._autocast():
-            logits = base(input_ids=input_ids, use_cache=False).logits[0]
-        logp = torch.log_softmax(logits[batch.parent[rows]].float() / temperature, dim=-1)
+        with self._autocast(), self._offloading():
+            logits = base(input_ids=input_ids, use_cache=False, logits_to_keep=batch.parent[rows]).logits[0]
+        logp = torch.log_softmax(logits.float() / temperature, dim=-1)
         chosen = -nn.functional.nll_loss(logp, batch.input_ids[rows], reduction="none")
         return chosen, -(logp.exp() * logp).sum(dim=-1)
 
@@ -235,19 +262,10 @@ class Policy:
 
     def load_adapter_state(self, state: dict[str, Tensor]) -> None:
         """Take over what `adapter_state` gave; ModelError unless it is for exactly this adapter."""
-        from peft import set_peft_model_state_dict
-
-        own = self.adapter_state()
-        for name in sorted(own.keys() ^ state.keys()):
-            where = "not in the state" if name in own else "not in the model"
-            raise ModelError(f"adapter state: {name} is {where}; load a state of the same base and lora section")
-        for name, tensor in own.items():
-            if state[name].shape != tensor.shape:
-                raise ModelError(
-                    f"adapter state: {name} has shape {tuple(state[name].shape)}, the model's {tuple(tensor.shape)}; "
-                    "load a state of the same lora.r and base"
-                )
-        set_peft_model_state_dict(self.model, state)
+        try:
+            load_by_name(self.model, state, where="adapter state")
+        except AdapterError as error:
+            raise ModelError(str(error)) from None
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter in PEFT's format. Raises OSError where that is not possible.
@@ -255,13 +273,10 @@ class Policy:
         By the parts of PEFT's save_pretrained that are needed: the rest of it, a model card, takes longer than they do,
         and every publish saves.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        self.model.peft_config["default"].save_pretrained(str(folder))
-        try:
-            save_file(self._state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        except SafetensorError as error:  # how safetensors reports a full disk
-            code = errno.ENOSPC if "No space left" in str(error) else errno.EIO
-            raise OSError(code, str(error), str(folder)) from error
+        with naming(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.model.peft_config["default"].save_pretrained(str(folder))
+        save_tensors(self._state, folder / WEIGHTS)
 
     def _hidden_rows(self, batch: PackedBatch, rows: Tensor) -> Tensor:
         make_layout = tree_attention.flex_layout if self._uses_flex else tree_attention.segment_layout
@@ -292,5 +307,37 @@ class Policy:
         return torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda")
 
 
+def _choose_attention(model: ModelSection, device: torch.device, notify: Callable[[str], None]) -> str:
+    """Return flex or sdpa; ConfigError where FlexAttention is asked for and cannot run."""
+    if device.type != "cuda":
+        if model.attention == "flex":
+            raise ConfigError("model.attention: FlexAttention has no backward pass on the CPU; set it to auto or sdpa")
+        return "sdpa"
+    if model.attention == "sdpa":
+        return "sdpa"
+    head_bytes = head_size(model_config(model)) * getattr(torch, model.dtype).itemsize
+    if fits_flex_attention(device, head_bytes=head_bytes):
+        return "flex"
+    reason = f"FlexAttention needs more shared memory than this GPU has for heads of {head_bytes} bytes ({model.dtype})"
+    if model.attention == "flex":
+        raise ConfigError(f"model.attention: {reason}; set it to auto or sdpa, or model.dtype: bfloat16")
+    notify(f"attention: sdpa, chain by chain: {reason}")
+    return "sdpa"
+
+
+def _keep_input_dtype(model: nn.Module) -> None:
+    """Stop PEFT from copying every input of an adapter to float32, the dtype of its weights: autocast casts it back."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            setattr(module, "cast_input_dtype_enabled", False)  # noqa: B010 - some of PEFT's layers do not declare it
+
+
 def _name(item: tuple[str, Any]) -> str:
     return item[0]
+
+
+def _from_anywhere(name: str) -> str:
+    """A hub id as it is, a folder by its absolute path."""
+    return str(Path(name).absolute()) if Path(name).is_dir() else name

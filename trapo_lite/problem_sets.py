@@ -1,7 +1,7 @@
 """What an evaluation is on: benchmarks or a file of problems, as tokens."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.benchmarks import Benchmark, read_benchmark, texts_fingerprint
 from trapo_lite.config import Config, ConfigError
-from trapo_lite.data import encode, fingerprint, load_with_rows, prompt_text
+from trapo_lite.data import encode, fingerprint, load_with_rows, prompt_text, require_known_tags, template_warnings
 from trapo_lite.types import Problem
 
 
@@ -57,9 +57,8 @@ def read_sets(
     num_problems: the first ones of each benchmark; None: all (eval.num_problems is of eval.data)
     allow_part:   a benchmark's file may hold fewer problems than it has
     """
-    if not benchmarks:
-        return [_read_data(config, tokenizer)]
-    return [
+    require_known_tags(config.data.prompt_template, tokenizer)
+    sets = [
         _read_benchmark(
             name,
             benchmark,
@@ -70,7 +69,9 @@ def read_sets(
             allow_part=allow_part,
         )
         for name, benchmark in benchmarks.items()
-    ]
+    ] or [_read_data(config, tokenizer)]
+    warnings = template_warnings(config.data.prompt_template, tokenizer, sets[0].problems[0].prompt_ids)
+    return [replace(sets[0], report=sets[0].report + warnings), *sets[1:]]
 
 
 def _read_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> ProblemSet:

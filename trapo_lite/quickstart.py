@@ -24,12 +24,15 @@ def quickstart(*, seed: int, restart: bool = False) -> Path:
     config = load_config([CONFIG], overrides)
     folder = config.run.folder
     if restart:
-        RunFolder.open(config, restart=True).close()
+        with RunFolder.open(config, restart=True) as restarted:
+            for line in restarted.notes:
+                print(line, flush=True)
     print(f"1/4  {config.model.name} before training, on {TEST_SET}", flush=True)
     before = evaluate_on_test_set(config, config.model.name, folder / "eval/before")
     print(f"\n2/4  training: {config.train.max_steps} steps of {config.rollout.num_problems} problems", flush=True)
-    print("     own, guided: share of correct rollouts without and with help; helped: share of rollouts with it;")
-    print("     grad: norm of the gradient; eval: share of the development problems solved, without help", flush=True)
+    print("     own: share of correct rollouts of the first micro-group, which gets no help;")
+    print("     guided: of those with help; helped: share of rollouts with help; grad: norm of the gradient;")
+    print("     eval: share of the development problems solved, without help", flush=True)
     train(config)
     print("\n3/4  merging the adapter into the base", flush=True)
     report = export_run(folder, overwrite=True)

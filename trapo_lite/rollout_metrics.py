@@ -4,19 +4,24 @@ from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 from trapo_lite.tree import Group
-from trapo_lite.types import Mean, VerdictKind
+from trapo_lite.types import Mean, MicroGroup, VerdictKind
 
 
-def describe(groups: Sequence[Group]) -> dict[str, Mean]:
-    """Means over this rank's rollouts; names from `metrics.TABLE`."""
+def describe(groups: Sequence[Group], micro_groups: Sequence[MicroGroup]) -> dict[str, Mean]:
+    """Return means over this rank's rollouts; names from `metrics.TABLE`.
+
+    reward/own is the first micro-group's mean, which every problem enters with the same number of rollouts. A later
+    micro-group is unguided only where a problem goes well, so a mean of all unguided rollouts would count easy problems
+    more often.
+    """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    own = [r for r in rollouts if not r.is_guided]
+    own = [r for group in groups for r in group.rollouts[: micro_groups[0].num_rollouts]]
     expert = [r for r in rollouts if r.finish_reason == "expert"]
     guided = [r for r in rollouts if r.is_guided and r.finish_reason != "expert"]
     sampled = [r for r in rollouts if r.finish_reason != "expert"]
     metrics = {
         "reward/mean": _mean([r.reward for r in rollouts]),
-        "reward/own": _mean([r.reward for r in own]),
+        "reward/own": _mean([r.reward for r in own] if micro_groups[0].prefix_ratio == 0.0 else []),
         "reward/guided": _mean([r.reward for r in guided]),
         "reward/expert": _mean([r.reward for r in expert]),
         "rollout/guided": _mean([r.is_guided for r in rollouts]),
@@ -28,7 +33,24 @@ def describe(groups: Sequence[Group]) -> dict[str, Mean]:
     }
     for kind in get_args(VerdictKind):
         metrics[f"verdict/{kind}"] = _mean([r.verdict.kind == kind for r in rollouts])
+    return metrics | _describe_micro_groups(groups, micro_groups)
+
+
+def _describe_micro_groups(groups: Sequence[Group], micro_groups: Sequence[MicroGroup]) -> dict[str, Mean]:
+    """Return the means of each micro-group, numbered from 1; how much it helped, only where it can help."""
+    metrics, slots = {}, _numbers(micro_groups)
+    for number, micro_group in enumerate(micro_groups, start=1):
+        members = [r for group in groups for r, slot in zip(group.rollouts, slots, strict=True) if slot == number]
+        metrics[f"reward/group_{number}"] = _mean([r.reward for r in members])
+        if micro_group.prefix_ratio > 0.0:
+            metrics[f"reward/helped_{number}"] = _mean([r.reward for r in members if r.is_guided])
+            metrics[f"rollout/helped_{number}"] = _mean([r.is_guided for r in members])
     return metrics
+
+
+def _numbers(micro_groups: Sequence[MicroGroup]) -> list[int]:
+    """Return, for each slot of a group, the number of its micro-group, counted from 1."""
+    return [number for number, group in enumerate(micro_groups, start=1) for _ in range(group.num_rollouts)]
 
 
 def token_counts(groups: Sequence[Group], *, num_packed: int) -> dict[str, Mean | int]:
@@ -46,17 +68,25 @@ def padded_tokens(groups: Sequence[Group]) -> int:
     return sum(len(g.rollouts) * max(len(r.prompt_ids) + len(r.response_ids) for r in g.rollouts) for g in groups)
 
 
-def to_lines(group: Group, decode: Callable[[Sequence[int]], str]) -> list[dict[str, Any]]:
-    """A group's lines of rollouts/step-N.jsonl: text for people, token ids for machines."""
+def to_lines(
+    group: Group, decode: Callable[[Sequence[int]], str], *, gold: str, micro_groups: Sequence[MicroGroup]
+) -> list[dict[str, Any]]:
+    """Return a group's lines of rollouts/step-N.jsonl: text for people, token ids for machines.
+
+    gold: the problem's answer.   docs/metrics.md lists the fields.
+    """
     return [
         {
             "problem_id": rollout.problem_id,
             "slot": rollout.slot,
+            "micro_group": number,
+            "ratio": micro_groups[number - 1].prefix_ratio if rollout.is_guided else 0.0,
             "prompt": decode(rollout.prompt_ids),
             "prefix": decode(rollout.prefix_ids),
             "completion": decode(rollout.completion_ids),
             "verdict": rollout.verdict.kind,
             "answer": rollout.verdict.answer,
+            "gold": gold,
             "reward": rollout.reward,
             "advantage": advantage,
             "finish_reason": rollout.finish_reason,
@@ -67,7 +97,7 @@ def to_lines(group: Group, decode: Callable[[Sequence[int]], str]) -> list[dict[
             "completion_ids": list(rollout.completion_ids),
             "completion_logprobs": list(rollout.completion_logprobs),
         }
-        for rollout, advantage in zip(group.rollouts, group.advantages, strict=True)
+        for rollout, advantage, number in zip(group.rollouts, group.advantages, _numbers(micro_groups), strict=True)
     ]
 
 

@@ -126,7 +126,7 @@ class RolloutStage:
             "rollout/discarded": Mean(report.num_discarded, report.num_requests),
             "rollout/cached": Mean(report.num_cached_tokens, report.num_prompt_tokens),
         }
-        metrics = self.ranks.sum_metrics(rollout_metrics.describe(groups) | shares)
+        metrics = self.ranks.sum_metrics(rollout_metrics.describe(groups, self.algorithm.micro_groups) | shares)
         sampled = metrics["rollout/completion_tokens"].total
         engine_seconds, verdict_seconds, first_poll = self.ranks.largest(
             [report.engine_seconds, report.verdict_seconds, report.first_poll_seconds]

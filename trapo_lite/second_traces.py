@@ -10,7 +10,7 @@ from trapo_lite.data import DataError
 from trapo_lite.data.errors import BadRow
 from trapo_lite.data.rows import read_example
 from trapo_lite.data.sources import read_rows
-from trapo_lite.files import replace_text
+from trapo_lite.files import append_bytes, errors_named, replace_text
 
 MAX_CANDIDATES = 3  # kept of a problem until one is found that differs from the first trace
 
@@ -35,24 +35,30 @@ def find_second_traces(
     cut_to(file, state.get("second_bytes", 0))
     missing = keys - places_of(file).keys()
     num_read, num_bad = state.get("second_rows", 0), state.get("second_bad", 0)
-    with file.open("ab") as found:
-        for row in islice(read_rows(source), num_read, None):
-            num_read += 1
-            try:
-                example = read_example(row)
-            except BadRow:
-                num_bad += 1
-                continue
-            key = matching_key(example.problem)
-            if key in missing and example.solutions:
-                missing.remove(key)
-                line = {"key": key, "solutions": list(example.solutions[:MAX_CANDIDATES])}
-                found.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
-            if num_read % 1000 == 0:
-                found.flush()
-                state |= {"second_rows": num_read, "second_bad": num_bad, "second_bytes": found.tell()}
-                replace_text(state_file, json.dumps(state))
-        state |= {"second_rows": num_read, "second_bad": num_bad, "second_bytes": found.tell(), "second_done": True}
+    lines: list[bytes] = []
+
+    def write_down() -> None:
+        length = append_bytes(file, b"".join(lines))
+        lines.clear()
+        state.update({"second_rows": num_read, "second_bad": num_bad, "second_bytes": length})
+
+    for row in islice(read_rows(source), num_read, None):
+        num_read += 1
+        try:
+            example = read_example(row)
+        except BadRow:
+            num_bad += 1
+            continue
+        key = matching_key(example.problem)
+        if key in missing and example.solutions:
+            missing.remove(key)
+            line = {"key": key, "solutions": list(example.solutions[:MAX_CANDIDATES])}
+            lines.append((json.dumps(line, ensure_ascii=False) + "\n").encode())
+        if num_read % 1000 == 0:
+            write_down()
+            replace_text(state_file, json.dumps(state))
+    write_down()
+    state["second_done"] = True
     replace_text(state_file, json.dumps(state))
 
 
@@ -69,7 +75,7 @@ def places_of(file: Path) -> dict[str, int]:
 
 def cut_to(file: Path, length: int) -> None:
     """To what the state knows of: lines after it are written again. DataError where there is less."""
-    with file.open("ab") as opened:
+    with errors_named(file), file.open("ab") as opened:
         if opened.tell() < length:
             raise DataError(f"{file}: is shorter than {length} bytes; give --restart to begin anew")
         opened.truncate(length)

@@ -6,18 +6,22 @@ algorithm runs is data (`algorithm`).
 
 import contextlib
 import math
+import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from trapo_lite import device, rollout_metrics
+from trapo_lite.adapter import read_config
 from trapo_lite.algorithm import Algorithm
 from trapo_lite.base_model import model_shape
 from trapo_lite.checkpoint import (
     Checkpoint,
+    compare_environments,
     find_checkpoint,
     require_same,
     restore_checkpoint,
@@ -25,13 +29,16 @@ from trapo_lite.checkpoint import (
     set_aside_after,
 )
 from trapo_lite.config import Config
-from trapo_lite.data import text_of
+from trapo_lite.data import end_of_text_id, text_of
 from trapo_lite.display import Display
-from trapo_lite.identity import run_identity
+from trapo_lite.engines.vllm_options import round_up_lora_rank
+from trapo_lite.environment import this_environment
+from trapo_lite.identity import may_differ, run_identity
 from trapo_lite.inputs import read_inputs
 from trapo_lite.launch import Stopped, StopSignals, check_world_size, set_threads
 from trapo_lite.log_book import LogBook
 from trapo_lite.memory_plan import require_fits
+from trapo_lite.model_card import adapter_card
 from trapo_lite.packing_check import check_packing, smallest_moving
 from trapo_lite.policy import Policy
 from trapo_lite.ranks import Ranks
@@ -73,6 +80,7 @@ class _Run:
         set_threads(config)
         self.ranks = Ranks()
         check_world_size(self.ranks.count)
+        device.require_capability(self.ranks.device)
         self.inputs = read_inputs(config)
         self.algorithm = Algorithm.from_config(
             config.algorithm,
@@ -84,7 +92,7 @@ class _Run:
         if self.ranks.is_main:
             self.folder = stack.enter_context(RunFolder.open(config, restart=restart))
         self.ranks.wait()
-        checkpoint, damaged = self._find_checkpoint()
+        checkpoint, notes = self._find_checkpoint()
         self.first_step = self.saved_step = checkpoint.step if checkpoint else 0
         self.whole_step: int | None = None  # the step that was logged last, unless the policy has moved since
         self.rng_states: list[torch.Tensor] = []
@@ -97,13 +105,8 @@ class _Run:
                 is_main=self.ranks.is_main,
             )
         )
-        for line in [*damaged, *self.inputs.report.lines(), self._start_line()]:
+        for line in [*self.folder.notes, *notes, *self.inputs.report.lines(), self._start_line()]:
             self.display.message(line)
-        self.is_complete = (
-            checkpoint is not None
-            and checkpoint.step >= config.train.max_steps
-            and self.folder.holds_adapter_of(checkpoint.folder)
-        )
         if self.is_complete:
             self.display.message(
                 f"{self.folder.path} is complete: {self.first_step} steps done, train.max_steps is "
@@ -113,20 +116,32 @@ class _Run:
             self._load(checkpoint, stack)
 
     def _find_checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
-        """Where to go on from, and a line for every damaged checkpoint; lines about later steps are forgotten."""
-        checkpoint, damaged = find_checkpoint(self.folder.checkpoints)
+        """Return where to resume, and lines about it for people; lines of the run about later steps are forgotten."""
+        checkpoint, notes = find_checkpoint(self.folder.checkpoints)
+        self.is_complete = (
+            checkpoint is not None
+            and checkpoint.step >= self.config.train.max_steps
+            and self.folder.holds_adapter_of(checkpoint.folder)
+        )
         self.identity = run_identity(
             self.config, data_fingerprint=self.inputs.report.fingerprint, num_processes=self.ranks.count
         )
+        environment = this_environment()
         if checkpoint is not None:
-            require_same(checkpoint, self.identity)
+            require_same(checkpoint, self.identity, may_differ=may_differ(self.config))
+            if not self.is_complete:
+                is_exact = self.config.run.deterministic
+                notes += compare_environments(checkpoint, self.folder.starts(), environment, is_exact=is_exact)
         self.ranks.wait()  # until all have looked, before anything moves
         if self.ranks.is_main:
             step = checkpoint.step if checkpoint else 0
             self.folder.write_config(self.config)
-            self.folder.cut_back(step)
+            notes += self.folder.cut_back(step)
             set_aside_after(self.folder.checkpoints, step)
-        return checkpoint, damaged
+            if not self.is_complete:
+                place = {"host": platform.node(), "device": device.name_of(self.ranks.device)}
+                self.folder.add_start(environment, after_step=step, processes=self.ranks.count, **place)
+        return checkpoint, notes
 
     def _load(self, checkpoint: Checkpoint | None, stack: contextlib.ExitStack) -> None:
         """Verifier, engine, policy, optimizer, loggers."""
@@ -149,10 +164,13 @@ class _Run:
             on_progress=self._on_rollouts,
             notify=self._announce,
         )
+        self.gold_by_id = {problem.id: problem.answer for problem in self.inputs.problems}
         self.is_packing_checked = not config.train.check_packing
         torch.manual_seed(config.run.seed)
         shard = self.ranks.shard if self.ranks.is_sharding else None
-        self.policy = Policy.load(config.model, config.lora, device=self.ranks.device, shard=shard)
+        self.policy = Policy.load(
+            config.model, config.lora, device=self.ranks.device, shard=shard, notify=self.display.message
+        )
         self.optimizer = make_optimizer(config.optim, self.policy.parameters)
         self.optimizer.register_step_pre_hook(self._is_moving)
         if checkpoint is not None:
@@ -200,9 +218,7 @@ class _Run:
 
     def log(self, step: int, metrics: Mapping[str, Mean | float | int], groups: Sequence[Group], *, seconds: float):
         """metrics.jsonl, rollouts/, TensorBoard, wandb and the terminal."""
-        lines = self.ranks.gather(
-            [line for group in groups for line in rollout_metrics.to_lines(group, self._decode_all)]
-        )
+        lines = self.ranks.gather([line for group in groups for line in self._rollout_lines(group)])
         self.rng_states = self.ranks.gather([torch.get_rng_state()])
         if self.ranks.is_main:
             self.log_book.write(step, metrics, lines, seconds=seconds)
@@ -233,11 +249,22 @@ class _Run:
     def finish(self) -> Path:
         """Leave the trained adapter where export and evaluation look for it."""
         if self.ranks.is_main:
-            self.folder.replace("adapter", self.policy.save_adapter)
-            self.display.message(f"done: {self.config.train.max_steps} steps; adapter: {self.folder.path / 'adapter'}")
-            self.display.message(f"next: python scripts/export.py --run {self.folder.path}  (a merged checkpoint)")
+            self.folder.replace("adapter", self._write_adapter)
+            run, on_what = self.folder.path, "" if self.config.eval.data else " --benchmarks NAME ..."
+            self.display.message(f"done: {self.config.train.max_steps} steps; adapter: {run / 'adapter'}")
+            self.display.message(f"next: python scripts/evaluate.py --run {run}{on_what}  (what it solves)")
+            self.display.message(f"next: python scripts/export.py --run {run}  (a merged checkpoint)")
         self.ranks.wait()
         return self.folder.path
+
+    def _write_adapter(self, folder: Path) -> None:
+        self.policy.save_adapter(folder)
+        fields = read_config(folder, option="run").fields
+        tokenizer = self.inputs.tokenizer
+        end = str(tokenizer.decode([end_of_text_id(tokenizer, self.config.data.eos_token)]))
+        max_rank = round_up_lora_rank(self.config.lora.r)
+        card = adapter_card(model=self.config.model, adapter=fields, eos_token=end, max_rank=max_rank)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
     def _write_checkpoint(self, step: int) -> None:
         if self.ranks.is_main:
@@ -253,9 +280,15 @@ class _Run:
         self.saved_step = step
 
     def _check_packing(self, groups: Sequence[Group]) -> None:
-        temperature = self.config.rollout.temperature
+        config = self.config
         candidates = self.ranks.gather(smallest_moving(self.algorithm, groups))  # so that all ranks check the same tree
-        report = check_packing(self.policy, self.algorithm, candidates, temperature=temperature)
+        report = check_packing(
+            self.policy,
+            self.algorithm,
+            candidates,
+            temperature=config.rollout.temperature,
+            longest=config.data.max_prompt_tokens + config.rollout.max_response_tokens,
+        )
         if report is not None:  # else no group had a gradient: the next step's may
             self.is_packing_checked = True
             if self.ranks.is_main:
@@ -272,6 +305,11 @@ class _Run:
 
     def _decode_all(self, token_ids: Sequence[int]) -> str:
         return text_of(self.inputs.tokenizer, token_ids, with_special=True)
+
+    def _rollout_lines(self, group: Group) -> list[dict[str, Any]]:
+        gold = self.gold_by_id[group.rollouts[0].problem_id]
+        micro_groups = self.algorithm.micro_groups
+        return rollout_metrics.to_lines(group, self._decode_all, gold=gold, micro_groups=micro_groups)
 
     def _announce(self, line: str) -> None:
         if self.ranks.is_main:

@@ -20,11 +20,19 @@ from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.build_tally import BuildTally
 from trapo_lite.config import Config
-from trapo_lite.data import DataError, Grader, check_sources, end_of_text_id, expert_text
+from trapo_lite.data import (
+    DataError,
+    Grader,
+    check_sources,
+    end_of_text_id,
+    expert_text,
+    require_known_tags,
+    template_warnings,
+)
 from trapo_lite.data.loading import Tally, drop_long_prompts, read_examples, resolve_ids, with_traces
 from trapo_lite.data.overlap import Overlap
 from trapo_lite.data.rows import Example
-from trapo_lite.files import replace_text
+from trapo_lite.files import append_bytes, errors_named, replace_text
 from trapo_lite.run_folder import lock
 from trapo_lite.second_traces import cut_to, find_second_traces, matching_key, places_of
 from trapo_lite.types import Problem
@@ -79,13 +87,15 @@ def build_training_set(build: Build, tokenizer: PreTrainedTokenizerBase, say: Ca
     """Write build.out and build.out.report.json; returns what the report holds. DataError for what cannot be used,
     ConfigError where another process is writing to the same `out`."""
     work = build.out.with_suffix(".work")
-    work.mkdir(parents=True, exist_ok=True)
+    with errors_named(work):
+        work.mkdir(parents=True, exist_ok=True)
     with lock(work, option="--out"):
         return _build(build, work, tokenizer, say)
 
 
 def _build(build: Build, work: Path, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]) -> BuildTally:
     sources = check_sources(build.config.data.train)
+    require_known_tags(build.config.data.prompt_template, tokenizer)
     state_file, kept_file, second_file = work / "state.json", work / "kept.jsonl", work / "second.jsonl"
     if build.restart:
         _clear(work)
@@ -103,14 +113,12 @@ def _build(build: Build, work: Path, tokenizer: PreTrainedTokenizerBase, say: Ca
         counts.num_second_rows, counts.num_second_bad = state.get("second_rows"), state.get("second_bad")
     cut_to(kept_file, state.get("kept_bytes", 0))
     rows = islice(_examples(sources, ids), state.get("num_done", 0), None)
-    with kept_file.open("ab") as kept:
-        while batch := list(islice(rows, ROWS_AT_ONCE)):
-            for row in _finished_rows(build, batch, tokenizer, more_traces, second_file, counts):
-                kept.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
-            kept.flush()
-            state["num_done"] = state.get("num_done", 0) + len(batch)
-            state |= {"kept_bytes": kept.tell(), "counts": counts.to_row()}
-            replace_text(state_file, json.dumps(state))
+    while batch := list(islice(rows, ROWS_AT_ONCE)):
+        finished = _finished_rows(build, batch, tokenizer, more_traces, second_file, counts)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in finished)
+        state["kept_bytes"] = append_bytes(kept_file, lines.encode())
+        state |= {"num_done": state.get("num_done", 0) + len(batch), "counts": counts.to_row()}
+        replace_text(state_file, json.dumps(state))
     if counts.num_kept == 0:
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.rows_dropped.items())
         shutil.rmtree(work)
@@ -118,7 +126,8 @@ def _build(build: Build, work: Path, tokenizer: PreTrainedTokenizerBase, say: Ca
     report = {**described, **counts.to_row()}
     replace_text(build.out.with_suffix(".report.json"), json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     state_file.unlink()  # killed from here on, the next build begins anew and finds the same
-    kept_file.rename(build.out)
+    with errors_named(build.out):
+        kept_file.rename(build.out)
     shutil.rmtree(work)
     return counts
 
@@ -160,7 +169,9 @@ def _name_rows(sources: Sequence[str], tally: Tally) -> tuple[dict[str, str], se
             keys.add(matching_key(example.problem))
             yield replace(example, problem="", solutions=())
 
-    return {example.row_key: example.id for example in resolve_ids(light(), tally)}, keys
+    examples = resolve_ids(light(), tally)
+    tally.require_good_rows()
+    return {example.row_key: example.id for example in examples}, keys
 
 
 def _examples(sources: Sequence[str], ids: Mapping[str, str]) -> Iterator[Example]:
@@ -180,13 +191,17 @@ def _finished_rows(
 ) -> list[dict[str, Any]]:
     """The rows of a batch that are kept, in the simple form; everything about it is counted."""
     data, limit = build.config.data, build.config.rollout.max_response_tokens
-    tally = Tally(skip_bad_rows=data.on_bad_row == "skip")
+    num_read = counts.num_kept + counts.rows_dropped.total() + len(batch)
+    tally = Tally(skip_bad_rows=data.on_bad_row == "skip", num_rows=num_read)
     batch = [example for example in batch if not _is_removed(build, example, counts)]
     joined = [_with_second(build, example, tokenizer, more_traces, second_file) for example in batch]
     fitting, prompts = drop_long_prompts(joined, data, tokenizer, tally)
     problems, kept = with_traces(
         fitting, prompts, data, tokenizer, end_of_text_id(tokenizer, data.eos_token), limit, tally
     )
+    tally.require_good_rows()
+    if counts.prompt_warnings is None and problems:
+        counts.prompt_warnings = list(template_warnings(data.prompt_template, tokenizer, problems[0].prompt_ids))
     counts.num_kept += len(kept)
     counts.rows_dropped.update(tally.rows)
     counts.traces_dropped.update(tally.traces)

@@ -3,24 +3,48 @@
 A `TreeLayout` is made once per batch and handed through the model to every attention layer.
 """
 
+from __future__ import annotations
+
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from trapo_lite import tree
+from trapo_lite.model_shape import ModelError
 from trapo_lite.types import PackedBatch
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+COMPILE_WORKERS = 4  # processes, of each trainer process
+ATTENTION = "packed_tree"
+HARMLESS = frozenset(
+    (
+        *("position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states"),
+        *("output_router_logits", "return_dict", "logits_to_keep", "num_items_in_batch", "deterministic"),
+    )
+)
+"""Arguments that transformers hands through to attention and that change nothing of what it computes."""
+NEUTRAL = {"dropout": 0.0, "is_causal": True}
+"""Others, with the value at which they change nothing; so does None, of every argument."""
 
 
 @dataclass(frozen=True)
 class TreeLayout:
-    """How the tokens of one batch may see each other; `attend` takes (1, heads, T, head size) tensors."""
+    """How the tokens of one batch may see each other; `attend` takes (1, heads, T, head size) tensors.
+
+    is_grouped: `attend` takes keys and values with the model's own number of key-value heads. Otherwise they are
+    repeated for it, once for every query head.
+    """
 
     attend: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    is_grouped: bool = False
 
 
 def segment_layout(batch: PackedBatch) -> TreeLayout:
@@ -59,20 +83,23 @@ def segment_layout(batch: PackedBatch) -> TreeLayout:
 
 def flex_layout(batch: PackedBatch) -> TreeLayout:
     """FlexAttention with the tree's visibility as a block mask; compiled once, T padded by the caller to a bucket."""
-    from torch.nn.attention.flex_attention import create_block_mask
+    mask = block_mask(batch)
 
+    def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        return _compiled_flex_attention()(query, key, value, block_mask=mask, scale=scaling, enable_gqa=True)
+
+    return TreeLayout(attend, is_grouped=True)
+
+
+def block_mask(batch: PackedBatch) -> BlockMask:
+    """Return the tree's visibility as FlexAttention's block mask; its memory grows with (T / 128)^2, not with T^2."""
     subtree_end = batch.subtree_end
 
     def is_visible(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (k <= q) & (q < subtree_end[k])
 
     length = batch.num_tokens
-    mask = create_block_mask(is_visible, None, None, length, length, device=str(subtree_end.device), _compile=True)
-
-    def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        return _compiled_flex_attention()(query, key, value, block_mask=mask, scale=scaling)
-
-    return TreeLayout(attend)
+    return _compiled_create_block_mask()(is_visible, None, None, length, length, device=str(subtree_end.device))
 
 
 def dense_layout(batch: PackedBatch) -> TreeLayout:
@@ -94,19 +121,37 @@ def packed_tree_attention(
     *,
     scaling: float,
     tree_layout: TreeLayout | None = None,
-    **_unused: object,
+    **options: object,
 ) -> tuple[Tensor, Tensor | None]:
     """What transformers calls in place of its own attention: (1, heads, T, D) in, (1, T, heads, D) out.
 
-    Without a layout it is transformers' own, for plain rows: nothing is switched over, so that layers which are
-    computed again on the way back are computed as they were.
+    ModelError where the model wants something that the layout does not compute: a mask of its own, both directions,
+    sinks, a window, a cap, or attention that the layout does not reach.
     """
+    refuse_unknown(module, options)
+    name = type(module).__name__
     if tree_layout is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling)
+        raise ModelError(f"{name} is not given the tree's layout by its model, so it would see other rollouts")
+    if attention_mask is not None:
+        raise ModelError(f"{name} is given an attention_mask by its model, which packed trees replace")
+    if not getattr(module, "is_causal", True):
+        raise ModelError(f"{name} sees later tokens too")
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
+    if groups > 1 and not tree_layout.is_grouped:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     return tree_layout.attend(query, key, value, scaling).transpose(1, 2).contiguous(), None
+
+
+def refuse_unknown(module: torch.nn.Module, options: Mapping[str, object]) -> None:
+    """ModelError for an argument of attention that is not known to change nothing: it would be ignored silently."""
+    for name, value in options.items():
+        if value is None or name in HARMLESS or (name in NEUTRAL and value == NEUTRAL[name]):
+            continue
+        shown = "" if isinstance(value, Tensor) else f" {value!r}"
+        raise ModelError(f"{type(module).__name__} attends with {name}{shown}, which is not computed here")
+
+
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION, packed_tree_attention)
 
 
 @functools.cache
@@ -114,4 +159,20 @@ def _compiled_flex_attention() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)  # past it: dense scores
+    _limit_compile_workers()
     return torch.compile(flex_attention, dynamic=False)
+
+
+@functools.cache
+def _compiled_create_block_mask() -> Callable[..., BlockMask]:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    _limit_compile_workers()
+    return torch.compile(create_block_mask)
+
+
+def _limit_compile_workers() -> None:
+    """Keep Inductor from starting up to 32 processes for every trainer process: there are a few kernels to compile."""
+    import torch._inductor.config as inductor
+
+    inductor.compile_threads = min(inductor.compile_threads or COMPILE_WORKERS, COMPILE_WORKERS)

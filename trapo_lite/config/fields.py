@@ -1,8 +1,10 @@
 """What all sections are made of: checked numbers, and a base that refuses unknown and idle keys."""
 
+import os
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 
 def _no_truth_value(value: Any) -> Any:
@@ -10,6 +12,23 @@ def _no_truth_value(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError(f"found {value}; give a number")
     return value
+
+
+def _possible_path(text: str) -> str:
+    """A path that the system can be asked about, or another name, such as a hub id."""
+    what = None
+    if not text.isprintable():
+        what = "holds characters that cannot be printed"
+    elif len(os.fsencode(text)) > 4000 or any(len(os.fsencode(part)) > 255 for part in text.split("/")):
+        what = "is longer than a path can be"
+    elif text.startswith("~"):
+        try:
+            Path(text).expanduser()
+        except RuntimeError:
+            what = "names a user who is not known here"
+    if what is not None:
+        raise ValueError(f"found {text[:60]!r}, which {what}; give another path or name")
+    return text
 
 
 Number = Annotated[float, BeforeValidator(_no_truth_value), Field(allow_inf_nan=False)]
@@ -20,10 +39,15 @@ Temperature = Annotated[Number, Field(ge=0.01)]  # below, engines switch to gree
 NonNegative = Annotated[Number, Field(ge=0.0)]
 Fraction = Annotated[Number, Field(ge=0.0, le=1.0)]
 Beta = Annotated[Number, Field(ge=0.0, lt=1.0)]
+PathText = Annotated[str, AfterValidator(_possible_path)]
 TextAsList = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 by_text_or_list = Discriminator(lambda value: "text" if isinstance(value, str) else "list")
 TextOrList = Annotated[
     Annotated[str, Field(min_length=1), Tag("text")] | Annotated[list[str], Field(min_length=1), Tag("list")],
+    by_text_or_list,
+]
+PathOrPaths = Annotated[
+    Annotated[PathText, Field(min_length=1), Tag("text")] | Annotated[list[PathText], Field(min_length=1), Tag("list")],
     by_text_or_list,
 ]
 

@@ -1,10 +1,10 @@
-"""What model.name and lora.init_from may be, as far as the file system can tell."""
+"""What model.name may be, as far as the file system can tell, and JSON files as objects."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 from trapo_lite.config.loading import ConfigError
-from trapo_lite.config.sections import LoraSection
 
 
 def check_name(name: str) -> None:
@@ -25,27 +25,24 @@ def check_name(name: str) -> None:
         raise ConfigError(f"model.name: no folder {name!r} ({path.absolute()}); give a model's folder or hub id")
 
 
-def check_adapter(folder: Path, lora: LoraSection) -> None:
-    """An adapter to start from must have the configured rank and scale: they are part of what is trained."""
-    file = folder / "adapter_config.json"
-    if not file.is_file():
-        raise ConfigError(f"lora.init_from: {folder} holds no adapter_config.json; give the folder of a PEFT adapter")
-    found = json.loads(file.read_text(encoding="utf-8"))
-    for key, wanted in (("r", lora.r), ("lora_alpha", lora.alpha)):
-        if found[key] != wanted:
-            name = {"r": "r", "lora_alpha": "alpha"}[key]
-            raise ConfigError(f"lora.{name}: {wanted}, but the adapter {folder} has {found[key]}; set it to that")
-    neutral = {"use_dora": False, "bias": "none", "lora_dropout": 0.0, "use_rslora": False}
-    neutral |= {"modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {}, "layers_to_transform": None}
-    for key, value in neutral.items():
-        if found.get(key, value) not in (value, None, [], {}):
-            raise ConfigError(
-                f"lora.init_from: the adapter {folder} has {key}: {found[key]!r}, which cannot be trained and served "
-                "here; start from a plain LoRA adapter"
-            )
-    targets = found.get("target_modules") or []
-    if isinstance(lora.target_modules, list) and set(targets) != set(lora.target_modules):
-        raise ConfigError(
-            f"lora.target_modules: {sorted(lora.target_modules)}, but the adapter {folder} has {sorted(targets)}; "
-            "set it to that"
-        )
+def check_model_files(name: str) -> None:
+    """ConfigError where a model's folder holds a damaged JSON file. tokenizer.json is large: who loads it checks it."""
+    for part in ("config", "generation_config", "tokenizer_config", "special_tokens_map"):
+        file = Path(name) / f"{part}.json"
+        if not file.is_file():
+            continue
+        try:
+            read_object(file)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"model.name: {file} is damaged: {error}; copy the model's files again") from None
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; ValueError saying what is there instead, OSError where it cannot be read."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number or a nesting without end
+        raise ValueError(f"not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__} instead of an object")
+    return content

@@ -5,11 +5,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from trapo_lite.config import plain_yaml
 from trapo_lite.config.algorithm import MicroGroupSection
 from trapo_lite.config.sections import Config
+
+MAX_SHOWN = 200  # characters of a value in a message
 
 # What users ask for and is not an option here, or by another name: they deserve better than "unknown key".
 REFUSED_KEYS = {
@@ -62,9 +64,13 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
         hint = f"; did you mean {str(path.parent / near[0])!r}?" if near else "; give the path of a YAML file"
         raise ConfigError(f"--config {path}: {'is a folder' if path.is_dir() else 'no such file'}{hint}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: not valid YAML: {error}; mend the file") from None
+        content = plain_yaml.parse(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--config {path}: is not UTF-8 ({error}); save the file as UTF-8") from None
+    except ValueError as error:
+        raise ConfigError(f"--config {path}: {error}; correct the file") from None
+    except OSError as error:
+        raise ConfigError(f"--config {path}: cannot be read ({error.strerror}); give a file you may read") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -91,21 +97,21 @@ def _parse_override(text: str) -> tuple[str, str, Any]:
             raise ConfigError(f"{text!r}: is a file; write --config before each")
         raise ConfigError(f"{text!r}: not an override; write section.key=value, such as optim.lr=2e-5")
     try:
-        return parts[0], parts[1], yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"{key}: {value!r} is not a YAML value; quote it") from None
+        return parts[0], parts[1], plain_yaml.parse(value)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {_shown(value)} is not a YAML value; quote it ({error})") from None
 
 
 def _check_keys(raw: dict[str, Any]) -> None:
     problems = []
     for section, values in raw.items():
         if section not in Config.model_fields:
-            problems.append(f"{section}: unknown section{_did_you_mean(section, Config.model_fields)}")
+            problems.append(f"{section}: unknown section{_did_you_mean(str(section), Config.model_fields)}")
             continue
         if values is None:
             values = {}
         if not isinstance(values, dict):
-            problems.append(f"{section}: found {values!r}; write keys below it")
+            problems.append(f"{section}: found {_shown(values)}; write keys below it")
             continue
         known = Config.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
         for key in values:
@@ -118,8 +124,13 @@ def _check_keys(raw: dict[str, Any]) -> None:
         raise ConfigError("\n".join(problems))
 
 
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} ..."
+
+
 def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word[:MAX_SHOWN], list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
 
 
@@ -131,7 +142,7 @@ def _describe(problem: Any) -> str:
     if problem["type"] == "value_error":
         separator = ": " if message.startswith("found ") else "."
         return f"{where}{separator}{message}" if where else message
-    return f"{where}: {message[0].lower()}{message[1:]}; found {problem['input']!r}"
+    return f"{where}: {message[0].lower()}{message[1:]}; found {_shown(problem['input'])}"
 
 
 def sets(key: str, overrides: Sequence[str]) -> bool:

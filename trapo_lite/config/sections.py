@@ -1,17 +1,20 @@
 """Every option with its default, its bounds and what it may be combined with; the one place for defaults."""
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
+from trapo_lite.config import plain_yaml
 from trapo_lite.config.algorithm import AlgorithmSection
 from trapo_lite.config.fields import (
     Beta,
     NonNegative,
     Number,
+    PathOrPaths,
+    PathText,
     Positive,
     PositiveInt,
     Section,
@@ -28,7 +31,7 @@ QWEN_TEMPLATE = (
 
 
 class ModelSection(Section):
-    name: str = Field(default="Qwen/Qwen2.5-Math-7B", min_length=1)
+    name: PathText = Field(default="Qwen/Qwen2.5-Math-7B", min_length=1)
     """Folder or hub id of a causal language model."""
     quantize: Literal["none", "nf4"] = "none"
     """nf4: QLoRA by bitsandbytes, double quantisation."""
@@ -42,6 +45,15 @@ class ModelSection(Section):
     """Keep those inputs in the host's memory. CUDA only."""
     config_overrides: dict[str, Any] = Field(default_factory=dict)
     """Fields of the model's config.json to replace, for trainer, engine and export alike."""
+
+    @field_validator("config_overrides")
+    @classmethod
+    def _is_finite(cls, overrides: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(overrides, allow_nan=False)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"holds what a config.json cannot ({error}); give finite numbers, texts, lists") from None
+        return overrides
 
     @model_validator(mode="after")
     def _offloads_little(self) -> "ModelSection":
@@ -59,7 +71,7 @@ class LoraSection(Section):
     alpha: Positive = 32.0
     """The adapter's update is scaled by alpha / r."""
     target_modules: TextOrList = "all-linear"
-    init_from: str | None = None
+    init_from: PathText | None = None
     """Folder of a PEFT adapter to start from (SFT-then-RL: the SFT run's adapter)."""
 
     @model_validator(mode="after")
@@ -78,7 +90,7 @@ class LoraSection(Section):
 
 
 class DataSection(Section):
-    train: TextOrList = "Elliott/Openr1-Math-46k-8192"
+    train: PathOrPaths = "Elliott/Openr1-Math-46k-8192"
     """Parquet or JSON-lines files, or a hub id."""
     expert_text: Literal["thought", "full"] = "thought"
     """thought: only what stands inside the first <think>...</think> (the official code); full: the whole solution."""
@@ -103,7 +115,7 @@ class RolloutSection(Section):
     engine: Literal["vllm", "server", "transformers"] = "vllm"
     servers: TextAsList = Field(default_factory=list)
     """engine: server: base urls of `vllm serve` endpoints (http://host:8000), all with the same model."""
-    server_adapter_dir: str | None = None
+    server_adapter_dir: PathText | None = None
     """Folder where the servers find the adapter, under the same path as here; None: in this machine's memory."""
     schedule: Literal["barrier", "pipelined", "speculative", "auto"] = "pipelined"
     """When micro-groups are started; the rollouts are the same (sampler.py). auto: the shorter by measured rates."""
@@ -197,7 +209,7 @@ class TrainSection(Section):
 class EvalSection(Section):
     every: Annotated[Whole, Field(ge=0)] = 0
     """Steps between evaluations during training; 0: none."""
-    data: str | None = None
+    data: PathText | None = None
     """Problems to evaluate on, in any form data.train accepts."""
     num_problems: PositiveInt | None = None
     """The first so many; None: all."""
@@ -216,7 +228,7 @@ class EvalSection(Section):
 
 class RunSection(Section):
     name: str = "run"
-    dir: str = "runs"
+    dir: PathText = "runs"
     """The run's folder is dir/name."""
     seed: Annotated[Whole, Field(ge=0, lt=2**31)] = 0
     deterministic: bool = False
@@ -316,4 +328,4 @@ class Config(Section):
         for name in resolved:
             for key in getattr(self, name).idle_keys():
                 del resolved[name][key]
-        return yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
+        return plain_yaml.dump(resolved)

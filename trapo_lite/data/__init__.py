@@ -1,6 +1,7 @@
 """Problems from files or the hub, as tokens and in order.
 
-`sources` reads rows, `rows` understands them, `tokens` spells them, `loading` filters and counts, `order` deals.
+`sources` reads rows, `rows` understands them, `template` and `tokens` make prompts and traces of them, `loading`
+filters and counts, `order` distributes.
 
     problems, report = load_problems(config.data, tokenizer, max_response_tokens=8192)
     batch = [problems[i] for i in batch_indices(step, batch_size=32, num_problems=len(problems), seed=0)]
@@ -12,6 +13,7 @@ from trapo_lite.data.order import batch_indices
 from trapo_lite.data.report import DataReport, fingerprint
 from trapo_lite.data.rows import Example
 from trapo_lite.data.sources import check_sources
+from trapo_lite.data.template import require_known_tags, template_warnings
 from trapo_lite.data.tokens import (
     encode,
     end_of_text_id,
@@ -40,5 +42,7 @@ __all__ = [
     "load_with_rows",
     "prompt_text",
     "require_experts",
+    "require_known_tags",
+    "template_warnings",
     "text_of",
 ]

@@ -9,6 +9,5 @@ class BadRow(ValueError):
     """One row cannot be used: an error or, with `data.on_bad_row: skip`, one more of its `reason` in the report."""
 
     def __init__(self, reason: str, *, field: str, found: str, fix: str) -> None:
-        where = f"{field}: " if field else ""
-        self.reason, self.what = reason, f"{where}{found}; {fix}"
-        super().__init__(f"{self.what}, or set data.on_bad_row: skip")
+        self.reason = reason
+        super().__init__(f"{field}: {found}; {fix}" if field else f"{found}; {fix}")

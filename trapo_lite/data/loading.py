@@ -10,8 +10,9 @@ from transformers import PreTrainedTokenizerBase
 from trapo_lite.config import DataSection
 from trapo_lite.data.errors import BadRow, DataError
 from trapo_lite.data.report import DataReport, fingerprint, length_quantiles
-from trapo_lite.data.rows import Example, read_example
+from trapo_lite.data.rows import SOLUTION_FIELDS, Example, read_example
 from trapo_lite.data.sources import check_sources, read_rows, source_name
+from trapo_lite.data.template import require_known_tags, template_warnings
 from trapo_lite.data.tokens import encode, end_of_text_id, end_trace, expert_text, prompt_text
 from trapo_lite.types import Problem, Verdict
 
@@ -31,19 +32,46 @@ class Loaded:
     report: DataReport
 
 
+MAX_SHOWN = 5  # bad rows in a message
+
+
 @dataclass
 class Tally:
-    """Rows and traces dropped so far, by reason."""
+    """Rows and traces dropped so far, by reason; of num_rows rows read so far. first_bad: (where, what is wrong)."""
 
     skip_bad_rows: bool
     num_rows: int = 0
     rows: Counter[str] = field(default_factory=Counter)
     traces: Counter[str] = field(default_factory=Counter)
+    first_bad: list[tuple[str, str]] = field(default_factory=list)
 
     def bad_row(self, where: str, bad: BadRow) -> None:
-        if not self.skip_bad_rows:
-            raise DataError(f"data {where}: {bad}")
         self.rows[bad.reason] += 1
+        if len(self.first_bad) < MAX_SHOWN:
+            self.first_bad.append((where, str(bad)))
+
+    def require_good_rows(self) -> None:
+        """Raise DataError for the bad rows so far, unless they are skipped."""
+        num_bad = self.rows.total()
+        if num_bad == 0 or self.skip_bad_rows:
+            return
+        skip = ", or set data.on_bad_row: skip" if num_bad < self.num_rows else ""  # else nothing would be left
+        if num_bad == 1:
+            [(where, what)] = self.first_bad
+            raise DataError(f"data {where}: {what}{skip}")
+        raise DataError(
+            f"data: {num_bad} of {self.num_rows} rows read cannot be used ({self.reasons()}); correct them{skip}"
+            f"{self.listed()}"
+        )
+
+    def reasons(self) -> str:
+        return ", ".join(f"{count} {reason}" for reason, count in self.rows.items())
+
+    def listed(self) -> str:
+        """The first bad rows, each on a line of its own."""
+        more = self.rows.total() - len(self.first_bad)
+        lines = [f"{where}: {what}" for where, what in self.first_bad] + ([f"and {more} more"] if more else [])
+        return "".join(f"\n  {line}" for line in lines)
 
 
 def load_problems(
@@ -58,7 +86,8 @@ def load_problems(
 
     Prompts over data.max_prompt_tokens are dropped, and so are expert traces that with EOS exceed max_response_tokens.
     With a verifier the expert traces are graded and the report says how many fail; none is dropped for that.
-    Raises DataError for a file, hub id, row or end-of-text token that cannot be used, and when no row is left.
+    Raises DataError for a file, hub id, rows, template or end-of-text token that cannot be used, and when no row is
+    left.
     """
     loaded = load_with_rows(data, tokenizer, max_response_tokens=max_response_tokens, files=files, verifier=verifier)
     return loaded.problems, loaded.report
@@ -75,10 +104,14 @@ def load_with_rows(
     """As load_problems, with the texts of the rows beside the problems made of them."""
     sources = check_sources(data.train if files is None else files)
     end_id = end_of_text_id(tokenizer, data.eos_token)
+    require_known_tags(data.prompt_template, tokenizer)
     tally = Tally(skip_bad_rows=data.on_bad_row == "skip")
     examples = resolve_ids(read_examples(sources, tally), tally)
+    tally.require_good_rows()
     examples, prompts = drop_long_prompts(examples, data, tokenizer, tally)
+    tally.require_good_rows()
     problems, examples = with_traces(examples, prompts, data, tokenizer, end_id, max_response_tokens, tally)
+    tally.require_good_rows()
     if not problems:
         raise _nothing_left(sources, tally)
     traces = [(example, solution) for example in examples for solution in example.solutions]
@@ -91,12 +124,14 @@ def load_with_rows(
         num_rows=tally.num_rows,
         num_problems=len(problems),
         rows_dropped=dict(tally.rows),
+        first_dropped=tuple(where for where, _ in tally.first_bad),
         traces_dropped=dict(tally.traces),
         problems_by_traces=dict(sorted(Counter(len(problem.expert_ids) for problem in problems).items())),
         prompt_lengths=length_quantiles(len(problem.prompt_ids) for problem in problems),
         trace_lengths=length_quantiles(len(trace) for problem in problems for trace in problem.expert_ids),
         num_graded=len(verdicts),
         unverified_ids=tuple(unverified),
+        prompt_warnings=template_warnings(data.prompt_template, tokenizer, problems[0].prompt_ids),
         fingerprint=fingerprint(problems),
     )
     return Loaded(problems, examples, report)
@@ -109,7 +144,8 @@ def require_experts(report: DataReport) -> None:
         raise DataError(
             f"data {', '.join(report.files)}: no expert trace in {report.num_problems} problems"
             f"{f' ({dropped})' if dropped else ''}, but the algorithm learns from expert solutions; give the rows a "
-            "solution, raise rollout.max_response_tokens if they were too long, or choose an algorithm without (grpo)"
+            f"solution in one of the columns {', '.join(SOLUTION_FIELDS)}, raise rollout.max_response_tokens if they "
+            "were too long, or choose an algorithm without (grpo)"
         )
 
 
@@ -117,9 +153,10 @@ def _nothing_left(sources: Sequence[str], tally: Tally) -> DataError:
     names = ", ".join(sources)
     if tally.num_rows == 0:
         return DataError(f"data {names}: holds no rows; give a file or split that does")
-    reasons = ", ".join(f"{count} {reason}" for reason, count in tally.rows.items())
-    return DataError(f"data {names}: none of the {tally.num_rows} rows is left ({reasons}); mend the rows or raise the "
-                     "limit named")  # fmt: skip
+    return DataError(
+        f"data {names}: none of the {tally.num_rows} rows is left ({tally.reasons()}); correct the rows or raise the "
+        f"limit named{tally.listed()}"
+    )
 
 
 def read_examples(sources: Sequence[str], tally: Tally) -> Iterator[Example]:
@@ -196,7 +233,10 @@ def with_traces(
                 usable[index] = trace
         if data.require_expert and not usable:
             found = f"{len(example.solutions)} in the row, none usable" if example.solutions else "found none"
-            fix = f"give a non-empty one of at most {max_response_tokens} tokens with EOS (rollout.max_response_tokens)"
+            fix = (
+                f"give a non-empty one of at most {max_response_tokens} tokens with EOS (rollout.max_response_tokens) "
+                f"in one of the columns {', '.join(SOLUTION_FIELDS)}"
+            )
             tally.bad_row(example.where, BadRow("no expert trace", field="solutions", found=found, fix=fix))
             continue
         solutions = tuple(example.solutions[index] for index in usable)

@@ -17,9 +17,11 @@ class DataReport:
     """What became of the rows of `files`.
 
     rows_dropped, traces_dropped:  reason -> how many.
+    first_dropped:                 where the first of the rows dropped are.
     problems_by_traces:            number of usable expert traces -> how many problems have that many.
     prompt_lengths, trace_lengths: name of a quantile -> tokens; traces include EOS. Empty where there is nothing.
     num_graded, unverified_ids:    expert traces put to the verifier; the problem of each it did not find correct.
+    prompt_warnings:               lines about prompts that the tokenizer would have made otherwise.
     fingerprint:                   sha256 over ids, answers and tokens of the problems in their order.
     """
 
@@ -28,12 +30,14 @@ class DataReport:
     num_rows: int
     num_problems: int
     rows_dropped: Mapping[str, int]
+    first_dropped: tuple[str, ...]
     traces_dropped: Mapping[str, int]
     problems_by_traces: Mapping[int, int]
     prompt_lengths: Mapping[str, int]
     trace_lengths: Mapping[str, int]
     num_graded: int
     unverified_ids: tuple[str, ...]
+    prompt_warnings: tuple[str, ...]
     fingerprint: str
 
     @property
@@ -60,7 +64,7 @@ class DataReport:
         if self.trace_lengths:
             lines.append(f"  trace tokens   {_spelt(self.trace_lengths)}")
         if self.rows_dropped:
-            lines.append(f"  rows dropped   {_spelt(self.rows_dropped)}")
+            lines.append(f"  rows dropped   {_spelt(self.rows_dropped)}; first: {', '.join(self.first_dropped)}")
         if self.traces_dropped:
             lines.append(f"  traces dropped {_spelt(self.traces_dropped)}")
         num_dropped = sum(self.traces_dropped.values())
@@ -72,6 +76,7 @@ class DataReport:
             if self.unverified_ids:
                 more = ", ..." if self.num_unverified > MAX_NAMED else ""
                 lines.append(f"    of problems {', '.join(self.unverified_ids[:MAX_NAMED])}{more}")
+        lines += [f"  {line}" for line in self.prompt_warnings]
         return [*lines, f"  fingerprint    {self.fingerprint[:16]}"]
 
 

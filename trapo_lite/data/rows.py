@@ -5,6 +5,9 @@ OpenR1-Math-46k-8192:  prompt [system, user], target [assistant], reward_model {
 OpenR1-Math-220k:      problem, answer, generations, correctness_math_verify, is_reasoning_complete, uuid
 simple:                problem, answer, solution or solutions; optional id, source, system
 GSM8K:                 question, answer "48/2 = <<48/2=24>>24 ...\n#### 24"
+
+Messages hold one question and perhaps its answer, which then is the expert solution; a longer conversation is a bad
+row, because a part of it would be lost. A list of answers is one answer or a bad row.
 """
 
 import json
@@ -44,15 +47,21 @@ class Example:
 
 
 def read_example(row: Row) -> Example:
-    """Understand one row; raises BadRow where problem or gold answer is missing or a field has another type."""
+    """Understand one row; raises BadRow where problem or gold answer is missing or not clear, or of another type."""
     if row.bad is not None:
         raise row.bad
     fields = row.fields
-    problem, system = _problem(fields)
+    problem, system, reply = _problem(fields)
     rationale, answer = _answer(fields)
     solutions = _solutions(fields)
     if not solutions and rationale.strip():
         solutions = (rationale,)
+    if reply.strip():
+        if solutions:
+            field = _first(fields, PROBLEM_FIELDS)[0]
+            found = "its messages end in the assistant's reply, but the row has a solution besides"
+            raise BadRow("two places for the solution", field=field, found=found, fix="keep one of them")
+        solutions = (reply,)
     source = _first(fields, ("data_source", "source"))[1]
     source = "" if source is None else _text(source, "data_source")
     given = _given_id(fields)
@@ -71,19 +80,36 @@ def _given_id(fields: dict[str, Any]) -> str:
     return str(value) if isinstance(value, int) else "" if value is None else _text(value, field)
 
 
-def _problem(fields: dict[str, Any]) -> tuple[str, str | None]:
-    """The content of the last prompt message, and the stored system prompt if there is one."""
+def _problem(fields: dict[str, Any]) -> tuple[str, str | None, str]:
+    """(problem, stored system message if there is one, the assistant's reply or "")."""
     field, value = _first(fields, PROBLEM_FIELDS)
-    system = fields.get("system")
+    system, reply = fields.get("system"), ""
     if isinstance(value, list) and value:
-        messages = [_message(message, field) for message in value]
-        system = next((content for role, content in messages if role == "system"), system)
-        value = messages[-1][1]
+        stored, value, reply = _question_of(value, field)
+        system = system if stored is None else stored
     if value is None or value == [] or (isinstance(value, str) and not value.strip()):
-        raise BadRow(
-            "no problem text", field=field or "problem", found=_found_none(field, fields), fix="give a text or messages"
-        )
-    return _text(value, field), None if system is None else _text(system, "system")
+        raise _missing("no problem text", field, fields, PROBLEM_FIELDS, what="problem")
+    return _text(value, field), None if system is None else _text(system, "system"), reply
+
+
+def _question_of(messages: list[Any], field: str) -> tuple[str | None, str, str]:
+    """(system message or None, what the user asks, what the assistant replies or "")."""
+    system, turns = _turns(messages, field)
+    if [role for role, _ in turns] not in (["user"], ["user", "assistant"]):
+        fix = "give one question of the user's, perhaps after a system message, perhaps with the assistant's reply"
+        raise BadRow("other messages than one question", field=field, found=_found_roles(messages), fix=fix)
+    return system, turns[0][1], turns[1][1] if len(turns) > 1 else ""
+
+
+def _turns(messages: list[Any], field: str) -> tuple[str | None, list[tuple[str, str]]]:
+    """(system message that comes first or None, (role, content) of the others)."""
+    turns = [_message(message, field) for message in messages]
+    system = turns.pop(0)[1] if turns[0][0] == "system" else None
+    return system, turns
+
+
+def _found_roles(messages: list[Any]) -> str:
+    return "found messages of " + ", ".join(str(message.get("role") or "nobody") for message in messages)
 
 
 def _answer(fields: dict[str, Any]) -> tuple[str, str]:
@@ -92,11 +118,9 @@ def _answer(fields: dict[str, Any]) -> tuple[str, str]:
     There it ends, like the prompt asks, in a box: without one the expert would stop short of an answer.
     """
     field, value = _first(fields, ANSWER_FIELDS)
-    gold = _gold(value, field)
+    gold = _gold(value, field, takes_all=fields.get("is_multiple_answer") is True)
     if not gold:
-        raise BadRow(
-            "no gold answer", field=field or "answer", found=_found_none(field, fields), fix="give the row its answer"
-        )
+        raise _missing("no gold answer", field, fields, ANSWER_FIELDS, what="answer")
     match = GSM8K_ANSWER.fullmatch(gold) if field == "answer" and "solutions" not in fields else None
     if match is None:
         return "", gold
@@ -105,17 +129,38 @@ def _answer(fields: dict[str, Any]) -> tuple[str, str]:
     return rationale and f"{rationale}\n\nThe answer is \\boxed{{{number}}}.", number
 
 
-def _gold(value: Any, field: str) -> str:
-    """An answer as text; several answers of one problem stand in a list, a checker's own record as JSON."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+def _gold(value: Any, field: str, *, takes_all: bool) -> str:
+    """An answer as text, a checker's own record as JSON.
+
+    takes_all: all answers of a list are asked for, as OlympiadBench's `is_multiple_answer` says. Without that, most
+    sets mean any of them, which one gold text cannot say: different answers are a bad row.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
+    if isinstance(value, str):
+        value = _listed(value)
     if isinstance(value, list):
-        return ", ".join(filter(None, (_gold(one, field) for one in value)))
+        golds = [gold for one in value if (gold := _gold(one, field, takes_all=takes_all))]
+        if not takes_all and len(set(golds)) > 1:
+            fix = "keep the one to grade by or, where all are asked for, write them as one text"
+            raise BadRow("several answers", field=field, found=f"found several, {value!r:.80}", fix=fix)
+        return ", ".join(golds if takes_all else golds[:1])
     if isinstance(value, dict):
         return _text(json.dumps(value, sort_keys=True, ensure_ascii=False), field)
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return str(int(value)) if value == math.floor(value) else repr(value)
     return _text(value, field).strip()
+
+
+def _listed(text: str) -> str | list[str]:
+    """The texts of a JSON list of texts, or the text as it is: '["32"]' is the answer 32, '[3, 4]' an interval."""
+    if not text.lstrip().startswith('["'):
+        return text
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if all(isinstance(one, str) for one in value) else text
 
 
 def _solutions(fields: dict[str, Any]) -> tuple[str, ...]:
@@ -138,12 +183,17 @@ def _solutions(fields: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _trace(value: Any, field: str) -> str:
-    """One solution: a text, a message, or a conversation, of which the last message counts."""
+    """One solution: a text, a message, or the problem's conversation, which ends in it."""
     if value is None or value == []:
         return ""
-    if isinstance(value, list):
-        value = value[-1]
-    return _message(value, field)[1] if isinstance(value, dict) else _text(value, field)
+    messages = value if isinstance(value, list) else [value]
+    if len(messages) == 1 and isinstance(messages[0], str):
+        return _text(messages[0], field)
+    _, turns = _turns(messages, field)
+    if [role for role, _ in turns] not in ([""], ["assistant"], ["user", "assistant"]):
+        fix = "give one message of the assistant's, and nothing after it"
+        raise BadRow("other messages than one solution", field=field, found=_found_roles(messages), fix=fix)
+    return turns[-1][1]
 
 
 def _joined_steps(steps: list[str]) -> str:
@@ -186,8 +236,14 @@ def _first(fields: dict[str, Any], paths: tuple[str, ...]) -> tuple[str, Any]:
     return present, None
 
 
-def _found_none(field: str, fields: dict[str, Any]) -> str:
-    return "found none" if field else f"found none among the columns {', '.join(sorted(fields))}"
+def _missing(reason: str, field: str, fields: dict[str, Any], names: tuple[str, ...], *, what: str) -> BadRow:
+    """Nothing at `field` or, if that is empty, no column of these names."""
+    if not field:
+        found = f"found none of the columns {', '.join(names)}, only {', '.join(sorted(fields)) or 'an empty row'}"
+        return BadRow(reason, field=what, found=found, fix=f"give the {what} under one of these names")
+    value = _lookup(fields, field)
+    found = "found none" if value is None else f"found {value!r:.40}"
+    return BadRow(reason, field=field, found=found, fix=f"give the {what}")
 
 
 def _message(value: Any, field: str) -> tuple[str, str]:

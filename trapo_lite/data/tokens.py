@@ -8,6 +8,7 @@ from typing import Literal
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from trapo_lite.config.folders import check_model_files
 from trapo_lite.data.errors import DataError
 
 THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
@@ -17,11 +18,19 @@ TEXTS_AT_ONCE = 128  # a thousand of 8,000 tokens took 0.9 GB while they were in
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model's folder or hub id, without the model; DataError where there is none."""
+    check_model_files(name)
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"model.name: no tokenizer at {name!r} ({reason}); give a model's folder or hub id") from None
+    except Exception as error:
+        # What damaged files lead to: the library in Rust raises Exception itself, transformers trips over wrong types.
+        if type(error) not in (Exception, TypeError, KeyError, AttributeError, RecursionError):
+            raise
+        raise DataError(
+            f"model.name: the tokenizer's files in {name!r} are damaged ({error}); copy the model's files again"
+        ) from None
 
 
 def end_of_text_id(tokenizer: PreTrainedTokenizerBase, eos_token: str | None = None) -> int:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from trapo_lite.adapter import CONFIG, WEIGHTS, AdapterConfig, AdapterError, read_config, read_shapes
 from trapo_lite.engines.base import EngineError
 
 logger = logging.getLogger(__name__)
@@ -16,7 +17,7 @@ IN_MEMORY = Path("/dev/shm")
 MIB = 2**20
 TEMPORARY_FILES = 256 * MIB  # of one engine's process, whose TMPDIR is its adapter folder
 PREFIX = "trapo_lite-adapters-"
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER_FILES = (CONFIG, WEIGHTS)
 
 
 class AdapterFolder:
@@ -31,17 +32,17 @@ class AdapterFolder:
         """parent: where to make it; None: `choose_parent` for `room` bytes"""
         for place in (IN_MEMORY, Path(tempfile.gettempdir())) if parent is None else (parent,):
             remove_stale_folders(place)
-        parent = parent or choose_parent(room, notify=notify)
+        is_shared, parent = parent is not None, parent or choose_parent(room, notify=notify)
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        if is_shared:
+            self.path.chmod(parent.stat().st_mode & 0o777)  # servers may run as another user
         self._lock = os.open(self.path / "lock.new", os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         os.rename(self.path / "lock.new", self.path / "lock")  # only ever seen by others when it is held
 
     def add(self, adapter_dir: Path, version: int) -> tuple[Path, int]:
         """Copy a PEFT adapter in under its version: (its new path, bytes copied). Never seen half written."""
-        missing = [name for name in ADAPTER_FILES if not (adapter_dir / name).is_file()]
-        if missing:
-            raise EngineError(f"{adapter_dir}: not a PEFT adapter, {missing[0]} is missing; publish what PEFT saved")
+        read_servable(adapter_dir)
         target = self.path / f"version-{version:09d}"
         partial = self.path / f"partial-{version:09d}"
         num_bytes = sum((adapter_dir / name).stat().st_size for name in ADAPTER_FILES)
@@ -93,6 +94,16 @@ def room_for(adapter_bytes: int, *, num_engines: int) -> int:
 def free_bytes(folder: Path) -> int:
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize
+
+
+def read_servable(adapter_dir: Path) -> AdapterConfig:
+    """Return the configuration of an adapter that is to be published; EngineError unless it is a plain LoRA adapter."""
+    try:
+        config = read_config(adapter_dir, option="publish")
+        read_shapes(config)
+    except AdapterError as error:
+        raise EngineError(f"not a PEFT adapter that can be served: {error}") from None
+    return config
 
 
 def remove_stale_folders(parent: Path) -> list[Path]:

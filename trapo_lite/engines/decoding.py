@@ -12,7 +12,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from trapo_lite.tree_attention import refuse_unknown
+
 ATTENTION = "grouped_sdpa"
+IN_MASK = ("sliding_window", "is_causal")  # of attention's arguments: what the mask says, or SDPA takes
 BLOCK = 64  # columns that a cache grows by
 MAX_SCORES = 2**24  # of prompts read at once: entries of the attention matrix a head, with what they are padded by
 
@@ -46,14 +49,16 @@ def grouped_attention(
 ) -> tuple[Tensor, None]:
     """transformers' SDPA; for one query a row, without its copies of keys and values for every head that shares them.
 
-    The heads of a group take the place of queries: (B, heads, 1, D) in, (B, 1, heads, D) out.
+    The heads of a group take the place of queries: (B, heads, 1, D) in, (B, 1, heads, D of the values) out.
+    ModelError where the model wants more of its attention: sinks, say.
     """
+    refuse_unknown(module, {name: value for name, value in options.items() if name not in IN_MASK})
     rows, heads, length, size = query.shape
     if length > 1:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
-    groups = query.view(rows, key.shape[1], heads // key.shape[1], size)
+    groups = query.reshape(rows, key.shape[1], heads // key.shape[1], size)
     output = scaled_dot_product_attention(groups, key, value, attn_mask=attention_mask, scale=scaling)
-    return output.reshape(rows, 1, heads, size), None
+    return output.reshape(rows, 1, heads, value.shape[-1]), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, grouped_attention)

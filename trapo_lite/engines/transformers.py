@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from trapo_lite.adapter import load_by_name, read_tensors
 from trapo_lite.base_model import load_base
 from trapo_lite.config import ModelSection
+from trapo_lite.engines.adapter_folder import read_servable
 from trapo_lite.engines.base import Completion, EngineError, SampleRequest, check_request
 from trapo_lite.engines.decoding import ATTENTION, RowCache, read_at_once
 from trapo_lite.engines.peft_merging import MergedAdapter
@@ -169,24 +171,24 @@ class TransformersEngine:
         return self.max_num_seqs - len(self._rows)
 
     def _load_adapter(self, adapter_dir: Path, version: int) -> None:
-        from peft import PeftConfig, PeftModel
+        from peft import PeftModel
 
         name, previous = f"version-{version}", f"version-{self.version}"
-        if not (adapter_dir / "adapter_config.json").is_file():
-            raise EngineError(f"{adapter_dir}: not a PEFT adapter, no adapter_config.json; publish what PEFT saved")
-        # PEFT keeps float32 copies of bf16 adapters unless told otherwise; engines compute in the type of their base.
-        if self._peft is None:
-            config = PeftConfig.from_pretrained(str(adapter_dir))
-            self._peft = PeftModel(self._base, config, adapter_name=name, autocast_adapter_dtype=False)
-        loaded = self._peft.load_adapter(
-            str(adapter_dir), name, autocast_adapter_dtype=False, torch_device=str(self.device)
-        )
-        missing = [key for key in loaded.missing_keys if "lora_" in key]
-        if missing or loaded.unexpected_keys:
-            raise EngineError(
-                f"{adapter_dir}: does not fit the base: {len(missing)} tensors missing, {len(loaded.unexpected_keys)} "
-                f"unexpected ({(missing + list(loaded.unexpected_keys))[0]}); publish an adapter of this base"
-            )
+        found = read_servable(adapter_dir)
+        config = found.to_peft()
+        config.inference_mode = True
+        try:
+            tensors = read_tensors(found)
+            # PEFT makes float32 copies of bf16 adapters unless told otherwise; engines compute in their base's type.
+            if self._peft is None:
+                self._peft = PeftModel(self._base, config, adapter_name=name, autocast_adapter_dtype=False)
+            else:
+                self._peft.add_adapter(name, config, autocast_adapter_dtype=False)
+            load_by_name(self._peft, tensors, where=found.where, adapter=name)
+        except ValueError as error:  # PEFT: the base has none of the layers
+            if self._peft is not None and name in self._peft.peft_config:
+                self._peft.delete_adapter(name)
+            raise EngineError(f"{error}; publish an adapter of this base") from None
         self._peft.set_adapter(name)
         if previous in self._peft.peft_config:
             self._peft.delete_adapter(previous)

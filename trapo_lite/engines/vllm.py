@@ -1,7 +1,6 @@
 """Rollouts by vLLM in a child process: the trainer's side."""
 
 import importlib.util
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from trapo_lite.engines.adapter_folder import AdapterFolder
+from trapo_lite.engines.adapter_folder import AdapterFolder, read_servable
 from trapo_lite.engines.base import Completion, EngineError, SampleRequest, check_request
 from trapo_lite.engines.child import ChildProcess, environment_without_launcher
 from trapo_lite.engines.vllm_options import VLLMOptions, round_up_lora_rank, without_expandable_segments
@@ -163,8 +162,7 @@ class VLLMEngine:
 
 def require_rank(adapter_dir: Path, rank: int) -> None:
     """EngineError for an adapter of another rank than the engine was started for: vLLM would end, or pad in silence."""
-    file = adapter_dir / "adapter_config.json"
-    if file.is_file() and (found := json.loads(file.read_text(encoding="utf-8"))["r"]) != rank:
+    if (found := read_servable(adapter_dir).r) != rank:
         raise EngineError(f"publish: {adapter_dir} has rank {found}, the engine was started for {rank}; check lora.r")
 
 

