@@ -11,7 +11,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from trapo_lite.engines.vllm_options import servable_dtype
+
 torch.set_num_threads(1)
+
+VLLM_DTYPE = servable_dtype()  # of a real vLLM in the tests: float32, but on CUDA it takes no adapters in that
+VLLM_ROUNDING = {"float32": 1e-4, "bfloat16": 0.2}[VLLM_DTYPE]  # of one log-prob, against the same model in float32
 
 # Quick: few cases, the same each time. TRAPO_LITE_FUZZ=500 (`make fuzz`): so many of each kind, new ones each time.
 NUM_FUZZ = int(os.environ.get("TRAPO_LITE_FUZZ", "0"))

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import VLLM_DTYPE
 
 from trapo_lite.answer_log import AnswerLog, read_answers
 from trapo_lite.config import ConfigError
@@ -175,7 +176,14 @@ def test_a_line_changed_by_hand_is_named(tmp_path: Path) -> None:
 def command(out: Path, engine: str, *more: str) -> list[str]:
     script = [sys.executable, "scripts/evaluate.py", "--model", str(BASE_DIR), "--config", "configs/tiny_cpu.yaml"]
     script += ["--data", str(DATA_DIR / "dev.jsonl"), "--num-samples", "2", "--out", str(out)]
-    return [*script, f"rollout.engine={engine}", "rollout.max_num_seqs=4", "eval.num_problems=24", *more]
+    return [
+        *script,
+        f"rollout.engine={engine}",
+        "rollout.max_num_seqs=4",
+        "eval.num_problems=24",
+        *more,
+        f"model.dtype={VLLM_DTYPE}",
+    ]
 
 
 def run(arguments: list[str]) -> str:

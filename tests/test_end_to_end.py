@@ -11,12 +11,13 @@ from pathlib import Path
 import leftovers
 import pytest
 from byte_model import write_byte_model
+from conftest import VLLM_DTYPE
 
 from trapo_lite.run_folder import differences, read_metrics
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("TRAPO_LITE_SHARED", ROOT.parent / "shared"))
-TINY = ["--config", "configs/tiny_cpu.yaml"]
+TINY = ["--config", "configs/tiny_cpu.yaml", f"model.dtype={VLLM_DTYPE}"]
 SMALL = ["rollout.num_problems=2", "eval.every=0", "run.tensorboard=false"]
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_MAX_LEN, TINY_RANK, TINY_VOCAB
+from conftest import TINY_MAX_LEN, TINY_RANK, TINY_VOCAB, VLLM_DTYPE, VLLM_ROUNDING
 
 from trapo_lite import parity
 from trapo_lite.engines.base import Completion, EngineError, RolloutEngine, SampleRequest
@@ -26,6 +26,8 @@ class Served:
     base_scores: list[float]
     base_completion: Completion
     base_checksum: str | None
+    dtype: torch.dtype
+    atol: float
     versions: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def publish(self, adapter_dir: Path) -> int:
@@ -44,7 +46,7 @@ def served(request, tiny_model_dir: Path, tmp_path_factory) -> Iterator[Served]:
             model_path=str(tiny_model_dir),
             max_model_len=TINY_MAX_LEN,
             lora_rank=TINY_RANK,
-            dtype="float32",
+            dtype=VLLM_DTYPE,
             kv_cache_gib=KV_CACHE_TOKENS * 512 / 2**30,
             config_overrides=OVERRIDES,
             can_merge=True,
@@ -57,7 +59,16 @@ def served(request, tiny_model_dir: Path, tmp_path_factory) -> Iterator[Served]:
             str(tiny_model_dir), max_model_len=TINY_MAX_LEN, max_num_seqs=16, config_overrides=OVERRIDES
         )
     base_checksum = engine.adapter_checksum()
-    yield Served(engine, probe_scores(engine), run(engine, [sample("base")])["base"], base_checksum)
+    base_completion = run(engine, [sample("base")])["base"]
+    is_vllm = request.param == "vllm"
+    yield Served(
+        engine,
+        probe_scores(engine),
+        base_completion,
+        base_checksum,
+        dtype=getattr(torch, VLLM_DTYPE) if is_vllm else torch.float32,
+        atol=VLLM_ROUNDING if is_vllm else 1e-4,
+    )
     engine.close()
 
 
@@ -194,7 +205,9 @@ def test_a_seed_gives_the_same_tokens_alone_and_among_others(served, tiny_adapte
     crowd = [sample(f"crowd-{i}", seed=100 + i, prompt=prompt_of(i, 3 + 7 * i), temperature=1.0) for i in range(20)]
     among = run(served.engine, [*crowd[:9], sample("alone", seed=11, max_tokens=60), *crowd[9:]])["alone"]
     assert among.token_ids == alone.token_ids
-    torch.testing.assert_close(torch.tensor(among.logprobs), torch.tensor(alone.logprobs), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        torch.tensor(among.logprobs), torch.tensor(alone.logprobs), rtol=0, atol=served.atol / 10
+    )
     assert run_one(served.engine, sample("other", seed=12, max_tokens=60)).token_ids != alone.token_ids
 
 
@@ -216,7 +229,7 @@ def test_sampled_logprobs_agree_with_a_plain_forward(served, tiny_adapter_dir, r
     completion = run_one(served.engine, request)
     sequence = [*request.token_ids, *completion.token_ids]
     expected = reference(tiny_adapter_dir, sequence, temperature=0.6)[len(request.token_ids) - 1 :]
-    torch.testing.assert_close(torch.tensor(completion.logprobs), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(torch.tensor(completion.logprobs), expected, rtol=0, atol=served.atol)
 
 
 def test_scores_are_at_temperature_1_also_for_tokens_in_the_prefix_cache(served, tiny_adapter_dir, reference):
@@ -225,7 +238,7 @@ def test_scores_are_at_temperature_1_also_for_tokens_in_the_prefix_cache(served,
     run_one(served.engine, sample("cache it", prompt=token_ids, temperature=0.3))
     expected = reference(tiny_adapter_dir, token_ids)
     for _ in range(2):
-        torch.testing.assert_close(torch.tensor(served.engine.score(token_ids)), expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(torch.tensor(served.engine.score(token_ids)), expected, rtol=0, atol=served.atol)
 
 
 def test_scoring_disturbs_no_running_request(served):
@@ -269,7 +282,7 @@ def test_top_k_and_top_p_cut_the_support_and_renormalise(served, tiny_adapter_di
     requests = [sample(f"cut-{i}", seed=i, prompt=prompt, max_tokens=1, temperature=1.3, **fields) for i in range(150)]
     for completion in run(served.engine, requests).values():
         assert completion.token_ids[0] in expected
-        assert completion.logprobs[0] == pytest.approx(expected[completion.token_ids[0]], abs=1e-4)
+        assert completion.logprobs[0] == pytest.approx(expected[completion.token_ids[0]], abs=served.atol)
 
 
 # --- the base and its adapters
@@ -279,7 +292,7 @@ def test_config_overrides_reach_the_engine(served, reference, tiny_model_dir):
     from transformers import AutoModelForCausalLM
 
     expected = reference(None, PROBE[0])
-    torch.testing.assert_close(torch.tensor(served.base_scores[: len(expected)]), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(torch.tensor(served.base_scores[: len(expected)]), expected, rtol=0, atol=served.atol)
     with torch.no_grad():
         logits = AutoModelForCausalLM.from_pretrained(tiny_model_dir)(input_ids=torch.tensor(PROBE[:1])).logits
     without = logits[0, :-1].log_softmax(dim=-1).gather(1, torch.tensor(PROBE[0][1:]).unsqueeze(1)).squeeze(1)
@@ -298,7 +311,7 @@ def test_adapters_swap_and_are_reported(served, tiny_adapter_dir, other_adapter_
         tokens.append(completion.token_ids)
     for found, adapter_dir in zip(scores, (None, tiny_adapter_dir, other_adapter_dir, tiny_adapter_dir), strict=True):
         expected = torch.cat([reference(adapter_dir, token_ids) for token_ids in PROBE])
-        torch.testing.assert_close(torch.tensor(found), expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(torch.tensor(found), expected, rtol=0, atol=served.atol)
     assert tokens[1] == tokens[3] and len(set(tokens)) == 3
 
 
@@ -310,7 +323,7 @@ def test_publish_takes_its_own_copy_and_says_what_it_cost(served, make_adapter, 
     (adapter_dir / "adapter_model.safetensors").unlink()
     assert num_bytes <= served.engine.publish_bytes < num_bytes + 20_000
     assert 0 < served.engine.publish_seconds < 10
-    torch.testing.assert_close(torch.tensor(served.engine.score(PROBE[0])), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(torch.tensor(served.engine.score(PROBE[0])), expected, rtol=0, atol=served.atol)
 
 
 def test_versions_only_grow(served, tiny_adapter_dir, other_adapter_dir):
@@ -318,7 +331,7 @@ def test_versions_only_grow(served, tiny_adapter_dir, other_adapter_dir):
     for too_old in (version, version - 1):
         with pytest.raises(EngineError, match="versions only grow"):
             served.engine.publish(other_adapter_dir, too_old)
-    assert served.engine.adapter_checksum() == parity.checksum(tiny_adapter_dir, dtype=torch.float32)
+    assert served.engine.adapter_checksum() == parity.checksum(tiny_adapter_dir, dtype=served.dtype)
 
 
 def test_publishing_waits_for_no_request(served, tiny_adapter_dir):
@@ -375,15 +388,15 @@ def test_merged_it_serves_the_same_policy_and_unmerged_the_same_bits(served, tin
     tokens = {name: completion.token_ids for name, completion in run(engine, requests).items()}
     expected = torch.cat([reference(tiny_adapter_dir, token_ids) for token_ids in PROBE])
     for _ in range(2):
-        assert engine.merge() == pytest.approx(1.0, abs=1e-4)
-        assert engine.merge() == pytest.approx(1.0, abs=1e-4), "merged already: nothing happens"
+        assert engine.merge() == pytest.approx(1.0, abs=served.atol)
+        assert engine.merge() == pytest.approx(1.0, abs=served.atol), "merged already: nothing happens"
         merged = probe_scores(engine)
-        torch.testing.assert_close(torch.tensor(merged), expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(torch.tensor(merged), expected, rtol=0, atol=served.atol)
         assert merged != separate, "the same bits: was it merged at all?"
         completions = run(engine, requests)
         assert {name: completion.token_ids for name, completion in completions.items()} == tokens
         assert {completion.adapter_version for completion in completions.values()} == {version}
-        assert engine.adapter_checksum() == parity.checksum(tiny_adapter_dir, dtype=torch.float32)
+        assert engine.adapter_checksum() == parity.checksum(tiny_adapter_dir, dtype=served.dtype)
         engine.unmerge()
         assert probe_scores(engine) == separate
 
@@ -415,7 +428,7 @@ def test_the_checksum_is_that_of_the_published_folder(served, tiny_adapter_dir, 
     assert served.base_checksum is None
     for adapter_dir in (tiny_adapter_dir, other_adapter_dir):
         served.publish(adapter_dir)
-        assert served.engine.adapter_checksum() == parity.checksum(adapter_dir, dtype=torch.float32)
+        assert served.engine.adapter_checksum() == parity.checksum(adapter_dir, dtype=served.dtype)
 
 
 @pytest.mark.parametrize(
@@ -446,5 +459,5 @@ def test_the_probe_names_what_the_engine_really_serves(
         noise=parity.measured_noise(served.base_scores, base),
     )
     assert result.kind == kind, result
-    is_right = served.engine.adapter_checksum() == parity.checksum(now, dtype=torch.float32)
+    is_right = served.engine.adapter_checksum() == parity.checksum(now, dtype=served.dtype)
     assert is_right == (serve == "now")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import leftovers
 import pytest
-from conftest import TINY_MAX_LEN, TINY_RANK
+from conftest import TINY_MAX_LEN, TINY_RANK, VLLM_DTYPE
 
 from trapo_lite.config import load_config
 from trapo_lite.engines import adapter_folder
@@ -357,7 +357,7 @@ def test_nothing_of_vllm_outlives_a_killed_parent(tmp_path, tiny_model_dir, tiny
     body = f"""
 from trapo_lite.engines.base import SampleRequest
 from trapo_lite.engines.vllm import VLLMEngine, VLLMOptions
-options = VLLMOptions({str(tiny_model_dir)!r}, {TINY_MAX_LEN}, {TINY_RANK}, dtype="float32", kv_cache_gib=0.01)
+options = VLLMOptions({str(tiny_model_dir)!r}, {TINY_MAX_LEN}, {TINY_RANK}, dtype={VLLM_DTYPE!r}, kv_cache_gib=0.01)
 engine = VLLMEngine(options, log_path=Path({str(tmp_path / "log")!r}))
 if {moment == "sampling"}:
     engine.publish(Path({str(tiny_adapter_dir)!r}), 1)
@@ -388,7 +388,7 @@ print(engine._child.process.pid, engine._folder.path, flush=True)
 
 @pytest.mark.slow
 def test_a_killed_engine_is_reported_at_the_next_call(tmp_path, tiny_model_dir):
-    options = VLLMOptions(str(tiny_model_dir), TINY_MAX_LEN, TINY_RANK, dtype="float32", kv_cache_gib=0.01)
+    options = VLLMOptions(str(tiny_model_dir), TINY_MAX_LEN, TINY_RANK, dtype=VLLM_DTYPE, kv_cache_gib=0.01)
     engine = VLLMEngine(options, log_path=tmp_path / "log")
     os.kill(engine._child.process.pid, signal.SIGKILL)
     engine.submit(SampleRequest("x", (1, 2, 3), 0, 5))

@@ -20,6 +20,7 @@ import httpx
 import leftovers
 import pytest
 import torch
+from conftest import VLLM_DTYPE, VLLM_ROUNDING
 
 from trapo_lite import parity
 from trapo_lite.config import ConfigError, load_config
@@ -34,6 +35,7 @@ from trapo_lite.tiny_world import BASE_DIR
 from trapo_lite.trainer import train
 
 MAX_LEN = 256
+DTYPE = getattr(torch, VLLM_DTYPE)
 KEY = "a-secret-for-the-test"
 
 
@@ -52,7 +54,7 @@ def free_port() -> int:
 def start_server(log: Path, *, logprobs_mode: str = "processed_logprobs") -> Server:
     port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(BASE_DIR)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", str(MAX_LEN)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", VLLM_DTYPE, "--max-model-len", str(MAX_LEN)]
     command += ["--enable-lora", "--max-loras", "2", "--max-lora-rank", "8", "--generation-config", "vllm"]
     command += ["--logprobs-mode", logprobs_mode, "--no-enable-chunked-prefill", "--block-size", "32"]
     command += ["--max-num-batched-tokens", "4096", "--kv-cache-memory-bytes", str(64 << 20), "--enforce-eager"]
@@ -156,7 +158,7 @@ def test_a_server_with_log_probs_of_another_distribution_is_refused(
 ) -> None:
     monkeypatch.setenv(API_KEY, KEY)
     with pytest.raises(EngineError, match=rf"{servers[2].url} gives log-probs of the model.*--logprobs-mode processed"):
-        ServerEngine([servers[0].url, servers[2].url], max_model_len=MAX_LEN, dtype=torch.float32)
+        ServerEngine([servers[0].url, servers[2].url], max_model_len=MAX_LEN, dtype=DTYPE)
 
 
 @pytest.mark.slow
@@ -172,7 +174,7 @@ def test_a_server_that_hangs_loses_its_requests_to_the_others(
         monkeypatch.setattr(endpoints, name, seconds)
     lines: list[str] = []
     urls = [server.url for server in servers[:2]]
-    engine = ServerEngine(urls, max_model_len=MAX_LEN, dtype=torch.float32, notify=lines.append)
+    engine = ServerEngine(urls, max_model_len=MAX_LEN, dtype=DTYPE, notify=lines.append)
     processes = [servers[1].process.pid] if stopped == "server" else engine_processes(servers[1])
     try:
         expected = [completion.token_ids for completion in collect(engine, requests(8))]
@@ -230,7 +232,7 @@ def test_a_server_that_takes_no_adapters_while_it_runs_is_refused() -> None:
         ListingServer() as server,
         pytest.raises(EngineError, match=r"has no /v1/load_lora_adapter.*VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"),
     ):
-        ServerEngine([server.url], max_model_len=MAX_LEN, dtype=torch.float32)
+        ServerEngine([server.url], max_model_len=MAX_LEN, dtype=DTYPE)
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
@@ -244,10 +246,10 @@ def test_a_certificate_is_checked_against_the_environments_authority(
     pem.write_text(pem.read_text() + (tmp_path / "c.pem").read_text())
     with ListingServer(pem) as server:
         with pytest.raises(EngineError, match="CERTIFICATE_VERIFY_FAILED"):
-            ServerEngine([server.url], max_model_len=MAX_LEN, dtype=torch.float32)
+            ServerEngine([server.url], max_model_len=MAX_LEN, dtype=DTYPE)
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "c.pem"))
         with pytest.raises(EngineError, match="has no /v1/load_lora_adapter"):  # so it has been spoken to
-            ServerEngine([server.url], max_model_len=MAX_LEN, dtype=torch.float32)
+            ServerEngine([server.url], max_model_len=MAX_LEN, dtype=DTYPE)
 
 
 @pytest.mark.slow
@@ -257,10 +259,16 @@ def test_a_run_over_two_servers_leaves_the_key_nowhere(
     monkeypatch.setenv(API_KEY, KEY)
     urls = ", ".join(repr(server.url) for server in servers[:2])
     overrides = ["rollout.engine=server", f"rollout.servers=[{urls}]", "run.deterministic=false", "eval.every=0"]
-    overrides += ["lora.r=8", "rollout.schedule=speculative", "train.max_steps=2", f"run.dir={tmp_path}"]
+    overrides += [
+        f"model.dtype={VLLM_DTYPE}",
+        "lora.r=8",
+        "rollout.schedule=speculative",
+        "train.max_steps=2",
+        f"run.dir={tmp_path}",
+    ]
     folder = train(load_config([Path("configs/tiny_cpu.yaml")], overrides))
     rows = read_metrics(folder / "metrics.jsonl")
-    assert len(rows) == 2 and all(row["mismatch/abs"] < 1e-4 for row in rows)
+    assert len(rows) == 2 and all(row["mismatch/abs"] < VLLM_ROUNDING for row in rows)
     assert rows[1]["engine/probe_projection"] == pytest.approx(1.0, abs=0.05) and rows[0]["time/first_token"] is None
     said = capfd.readouterr()
     assert KEY not in said.out + said.err
@@ -274,24 +282,24 @@ def test_two_servers_serve_as_one_engine_also_when_one_dies(
 ) -> None:
     urls = [server.url for server in servers[:2]]
     with pytest.raises(EngineError, match=r"401.*set TRAPO_LITE_SERVER_API_KEY"):  # without the key nothing is served
-        ServerEngine(urls, max_model_len=MAX_LEN, dtype=torch.float32)
+        ServerEngine(urls, max_model_len=MAX_LEN, dtype=DTYPE)
     monkeypatch.setenv(API_KEY, KEY)
     with pytest.raises(EngineError, match="start it with --max-model-len 4096"):
-        ServerEngine(urls, max_model_len=4096, dtype=torch.float32)
+        ServerEngine(urls, max_model_len=4096, dtype=DTYPE)
 
     lines: list[str] = []
-    engine = ServerEngine(urls, max_model_len=MAX_LEN, dtype=torch.float32, notify=lines.append)
-    alone = ServerEngine(urls[:1], max_model_len=MAX_LEN, dtype=torch.float32)
+    engine = ServerEngine(urls, max_model_len=MAX_LEN, dtype=DTYPE, notify=lines.append)
+    alone = ServerEngine(urls[:1], max_model_len=MAX_LEN, dtype=DTYPE)
     try:
         probe = tuple(range(3, 120, 3))
         base_scores = engine.score(probe)
         assert engine.adapter_checksum() is None
         engine.publish(adapters[0], 1)
         alone.publish(adapters[0], 1)
-        assert engine.adapter_checksum() == parity.checksum(adapters[0], dtype=torch.float32)
+        assert engine.adapter_checksum() == parity.checksum(adapters[0], dtype=DTYPE)
         adapted = engine.score(probe)
         assert max(abs(a - b) for a, b in zip(adapted, base_scores, strict=True)) > 0.01
-        torch.testing.assert_close(adapted, trainer_scores(adapters[0], probe), rtol=0, atol=1e-4)
+        torch.testing.assert_close(adapted, trainer_scores(adapters[0], probe), rtol=0, atol=VLLM_ROUNDING)
 
         wanted = requests(24)
         spread = collect(engine, wanted)
@@ -340,7 +348,9 @@ def trainer_scores(adapter: Path, token_ids: tuple[int, ...]) -> list[float]:
 
 def check_logprobs(adapter: Path, request: SampleRequest, completion: Completion) -> None:
     scores = trainer_scores(adapter, request.token_ids + completion.token_ids)
-    torch.testing.assert_close(list(completion.logprobs), scores[len(request.token_ids) - 1 :], rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        list(completion.logprobs), scores[len(request.token_ids) - 1 :], rtol=0, atol=VLLM_ROUNDING
+    )
 
 
 def test_the_command_in_a_message_is_the_configurations_own(tmp_path: Path) -> None:
@@ -354,7 +364,7 @@ def test_the_command_in_a_message_is_the_configurations_own(tmp_path: Path) -> N
 def test_certificates_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/ca.pem")
     with pytest.raises(EngineError, match=r"certificates cannot be read .*/nowhere/ca.pem"):
-        ServerEngine(["https://127.0.0.1:1"], max_model_len=64, dtype=torch.float32)
+        ServerEngine(["https://127.0.0.1:1"], max_model_len=64, dtype=DTYPE)
 
 
 def make_endpoints(answers, urls: list[str]) -> endpoints.Endpoints:
@@ -437,13 +447,13 @@ def stub_engine() -> ServerEngine:
         async def check(self: endpoints.Endpoints) -> None: ...
 
         patch.setattr(endpoints.Endpoints, "check", check)
-        return ServerEngine(["http://127.0.0.1:1"], max_model_len=MAX_LEN, dtype=torch.float32)
+        return ServerEngine(["http://127.0.0.1:1"], max_model_len=MAX_LEN, dtype=DTYPE)
 
 
 def test_an_endpoint_that_is_not_there_is_named_with_the_command_that_starts_one() -> None:
     url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(EngineError, match=rf"{url} does not answer.*--enable-lora"):
-        ServerEngine([url], max_model_len=64, dtype=torch.float32)
+        ServerEngine([url], max_model_len=64, dtype=DTYPE)
 
 
 def test_a_folder_for_the_servers_that_is_not_there_is_named() -> None:

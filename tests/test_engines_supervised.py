@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import TINY_MAX_LEN, TINY_RANK
+from conftest import TINY_MAX_LEN, TINY_RANK, VLLM_DTYPE
 from scripted import STOP_ID, ScriptedEngine, ScriptedVerifier, decode, is_boundary
 
 from trapo_lite.config.presets import PRESETS
@@ -229,7 +229,7 @@ def test_a_real_vllm_that_dies_serves_the_same_tokens_again(
         model_path=str(tiny_model_dir),
         max_model_len=TINY_MAX_LEN,
         lora_rank=TINY_RANK,
-        dtype="float32",
+        dtype=VLLM_DTYPE,
         kv_cache_gib=0.05,
         can_merge=True,
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import VLLM_DTYPE, VLLM_ROUNDING
 
 from trapo_lite.config import Config, load_config
 from trapo_lite.data import is_boundary_fn, text_of
@@ -18,7 +19,7 @@ from trapo_lite.sampler import PhaseReport, Sampler
 from trapo_lite.types import Rollout, Verdict
 
 NUM_PROBLEMS = 6
-ROUNDING = 1e-5  # of a log-prob, between two batch compositions
+ROUNDING = VLLM_ROUNDING / 10  # of a log-prob, between two batch compositions
 
 
 @pytest.fixture(scope="module", params=["transformers", pytest.param("vllm", marks=pytest.mark.slow)])
@@ -39,6 +40,8 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def config_for(name: str, schedule: str = "barrier") -> Config:
     overrides = [f"rollout.engine={name}", f"rollout.schedule={schedule}", "run.deterministic=false"]
+    if name == "vllm":
+        overrides.append(f"model.dtype={VLLM_DTYPE}")
     return load_config([Path("configs/tiny_cpu.yaml")], overrides)
 
 
