@@ -3,9 +3,9 @@
     python benchmarks/full_disk.py --folder /tmp/full-disk --minutes 8     # again, until all writes have failed once
 
 Jobs: train (two more steps of a run that has done two, with checkpoints and evaluation), evaluate, export and
-prepare_data, on a byte-level model. A write is a file or folder created, written to, renamed, truncated or synced inside the job's
-folder, by Python or by a library (full_disk.c, loaded by LD_PRELOAD). It fails once, or from then on. Of writes of the
-same kind to the same file the first and the last are tried.
+prepare_data, on a byte-level model. A write is a file or folder created, written to, renamed, truncated or synced
+inside the job's folder, by Python or by a library (full_disk.c, loaded by LD_PRELOAD). It fails once, or from then on,
+in turn. Of writes of the same kind to the same file the first and the last are tried.
 """
 
 import argparse
