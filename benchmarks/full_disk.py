@@ -1,11 +1,11 @@
-"""Let the disk be full at each write of a job in turn: nothing is lost, one clear error, and the same command resumes.
+"""Let the disk be full at each write of a job in turn: nothing is lost, one clear error, the same command resumes.
 
     python benchmarks/full_disk.py --folder /tmp/full-disk --minutes 8     # again, until all writes have failed once
 
-Jobs: train (two more steps of a run that has done two, with checkpoints and evaluation), evaluate, export, prepare_data,
-on a byte-level model. A write is a file or folder created, written to, renamed, truncated or synced inside the job's
-folder, by Python or by a library (full_disk.c, loaded by LD_PRELOAD). It fails once, or from then on. Of writes of the
-same kind to the same file the first and the last are tried.
+Jobs: train (two more steps of a run that has done two, with checkpoints and evaluation), evaluate, export and
+prepare_data, on a byte-level model. A write is a file or folder created, written to, renamed, truncated or synced
+inside the job's folder, by Python or by a library (full_disk.c, loaded by LD_PRELOAD). It fails once, or from then on,
+in turn. Of writes of the same kind to the same file the first and the last are tried.
 """
 
 import argparse
@@ -93,7 +93,8 @@ class World:
             second = ["--second", str(self.folder / "rows.jsonl")]
             return ["prepare_data.py", *settings, *second, "--out", str(self.work / "data/set.jsonl")]
         return [
-            "train.py", "--config", "configs/tiny_cpu.yaml", *settings, f"run.dir={self.work}", "run.name=run", f"train.max_steps={steps}",
+            "train.py", "--config", "configs/tiny_cpu.yaml", *settings,
+            f"run.dir={self.work}", "run.name=run", f"train.max_steps={steps}",
             "train.save_every=1", "eval.every=2", f"eval.data={self.folder / 'rows.jsonl'}", "eval.num_problems=2",
             "eval.max_response_tokens=4", "lora.r=2", "rollout.engine=transformers",
             "rollout.num_problems=2", "rollout.max_response_tokens=40", 

@@ -14,7 +14,7 @@ def _no_truth_value(value: Any) -> Any:
     return value
 
 
-def _possible_path(text: str) -> str:
+def possible_path(text: str) -> str:
     """A path that the system can be asked about, or another name, such as a hub id."""
     what = None
     if not text.isprintable():
@@ -39,7 +39,7 @@ Temperature = Annotated[Number, Field(ge=0.01)]  # below, engines switch to gree
 NonNegative = Annotated[Number, Field(ge=0.0)]
 Fraction = Annotated[Number, Field(ge=0.0, le=1.0)]
 Beta = Annotated[Number, Field(ge=0.0, lt=1.0)]
-PathText = Annotated[str, AfterValidator(_possible_path)]
+PathText = Annotated[str, AfterValidator(possible_path)]
 TextAsList = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 by_text_or_list = Discriminator(lambda value: "text" if isinstance(value, str) else "list")
 TextOrList = Annotated[

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trapo_lite.config.fields import possible_path
 from trapo_lite.data.errors import BadRow, DataError
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
@@ -35,6 +36,10 @@ def check_sources(files: str | Sequence[str], *, option: str = "data") -> list[s
     if not sources:
         raise DataError(f"{option}: the list of files is empty; name at least one")
     for source in sources:
+        try:
+            possible_path(source)
+        except ValueError as error:
+            raise DataError(f"{option}: {error}") from None
         _check_source(source, option)
     return sources
 
