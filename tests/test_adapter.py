@@ -1,5 +1,6 @@
 """Adapters in folders: only plain LoRA that fits the base is taken; anything else is one clear error."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -11,9 +12,11 @@ import torch
 from adapter_folders import CONFIG, WEIGHTS, cut_short, edited, pickled, renamed, with_nan
 from byte_model import write_byte_model
 from peft import AdaLoraConfig, IA3Config, LoHaConfig, LoraConfig, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from trapo_lite import files
 from trapo_lite.adapter import AdapterError, check_fit, expected_shapes, own_config, read_config, read_tensors
 from trapo_lite.base_model import ModelError, model_config
 from trapo_lite.cli import train as train_cli
@@ -310,3 +313,15 @@ def test_a_file_that_safetensors_wrote_is_private(tmp_path: Path) -> None:
     (plain := tmp_path / "plain").touch()
     save_file({"a": torch.zeros(1)}, tmp_path / "private")
     assert (tmp_path / "private").stat().st_mode != plain.stat().st_mode
+
+
+def test_a_disk_that_is_full_is_an_error_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """safetensors has an error of its own for it."""
+
+    def full(*_args: object, **_options: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(files, "save_file", full)
+    with pytest.raises(OSError, match="No space left") as found:
+        files.save_tensors({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")
+    assert found.value.errno == errno.ENOSPC

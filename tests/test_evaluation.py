@@ -336,7 +336,7 @@ def test_mistakes_end_in_one_message(
     ("change", "message"),
     [
         ({"init_lora_weights": "pissa"}, "init_lora_weights: 'pissa'"),
-        ({"tensors": renamed}, "28 tensors have no place in the model"),
+        ({"tensors": renamed}, "56 tensors have no place in the model"),
         ({"tensors": with_nan}, "is not finite"),
     ],
     ids=["kind", "names", "nan"],

@@ -1,5 +1,6 @@
 """Whole runs on a byte-level tiny model with the transformers engine and the real verifier."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -327,17 +328,13 @@ def test_a_checkpoint_of_another_configuration_or_model_is_refused(make_config, 
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(make_config, monkeypatch: pytest.MonkeyPatch) -> None:
-    from safetensors import SafetensorError
-
-    from trapo_lite import files
-
     folder = train(make_config(train={"max_steps": 1}))
 
-    def full(*_args, **_options) -> None:
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    def full(*_args) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "save_file", full)
+        patch.setattr(checkpoint, "save_tensors", full)
         with pytest.raises(CheckpointError, match=r"the disk is full.*it resumes"):
             train(make_config(train={"max_steps": 2}))
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-000001"]
