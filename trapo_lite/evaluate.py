@@ -17,6 +17,7 @@ from trapo_lite import parity
 from trapo_lite.answer_log import AnswerLog
 from trapo_lite.base_model import model_config
 from trapo_lite.benchmarks import Benchmark, choose, load_registry
+from trapo_lite.cards import require_usable_cards
 from trapo_lite.config import Config, ConfigError, load_config
 from trapo_lite.config.folders import check_name
 from trapo_lite.config.loading import sets
@@ -150,6 +151,7 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
     config, console = target.config, Console()
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     set_threads(config)
+    require_usable_cards()
     check_name(config.model.name)
     tokenizer = load_tokenizer(config.model.name)
     sets = read_sets(

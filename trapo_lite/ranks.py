@@ -12,6 +12,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, fsdp2_prep
 from torch import Tensor, nn
 
 from trapo_lite import metrics as metric_table
+from trapo_lite.cards import require_usable_cards
 from trapo_lite.config import ConfigError
 from trapo_lite.types import Mean
 
@@ -24,6 +25,7 @@ class Ranks:
     """This process among those of the run; every method but `share` must be called by all of them together."""
 
     def __init__(self) -> None:
+        require_usable_cards(num_processes=int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         waiting = InitProcessGroupKwargs(timeout=PATIENCE)
         self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[waiting])
         self.index: int = self._accelerator.process_index

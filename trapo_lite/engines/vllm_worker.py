@@ -175,7 +175,8 @@ class VLLMWorker:
         The ids of requests that finished or were aborted stay in the scheduler until the next step, and vLLM does not
         release its KV cache before that.
         """
-        core = self.engine.engine_core.engine_core
+        client: Any = self.engine.engine_core
+        core = client.engine_core  # in this process, because VLLM_ENABLE_V1_MULTIPROCESSING is 0
         while core.scheduler.has_requests() or core.batch_queue:
             self._step()
 
