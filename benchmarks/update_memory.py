@@ -99,7 +99,7 @@ def measure(folder: str, quantize: str, completion: int, *, vocab_size: int) -> 
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
     plan = plan_memory(config, model_shape(config), gpu_memory=80 * GIB)
-    planned = (plan.trainer + plan.activations + plan.hidden + plan.head) / GIB
+    planned = (plan.trainer + plan.passing + plan.fragmentation) / GIB
     peak, tflops = peak_gib(ranks.device), peak_tflops(ranks.device)
     ranks.close()
     return {
