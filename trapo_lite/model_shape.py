@@ -34,6 +34,7 @@ class ModelShape:
     """linear_parameters: of the decoder's linear layers;  adapter_parameters: of LoRA on those that are targets.
     other_parameters: embeddings, an output layer that is not tied to them, norms, biases.
     attention_width, kv_width: heads, and key-value heads, times the size of a head.
+    lora_width: inputs and outputs of all linear layers of the decoder: parameters of one rank of an adapter on them.
     """
 
     num_layers: int
@@ -42,6 +43,7 @@ class ModelShape:
     vocab_size: int
     attention_width: int
     kv_width: int
+    lora_width: int
     linear_parameters: int
     other_parameters: int
     adapter_parameters: int
@@ -72,6 +74,7 @@ class ModelShape:
             vocab_size=config.vocab_size,
             attention_width=config.num_attention_heads * size,
             kv_width=num_kv_heads * size,
+            lora_width=sum(module.in_features + module.out_features for module in decoder.values()),
             linear_parameters=num_linear,
             other_parameters=num_parameters - num_linear,
             adapter_parameters=sum(parameter.numel() for parameter in adapter if parameter.requires_grad),
