@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from trapo_lite.engines.base import EngineError
+from trapo_lite.files import naming
 
 PREFIX = "trapo_lite-adapters-"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -35,7 +36,8 @@ class AdapterFolder:
         partial = self.path / f"partial-{version:09d}"
         partial.mkdir()
         for name in ADAPTER_FILES:
-            shutil.copyfile(adapter_dir / name, partial / name)
+            with naming(partial / name):
+                shutil.copyfile(adapter_dir / name, partial / name)
         partial.rename(target)
         return target, sum((target / name).stat().st_size for name in ADAPTER_FILES)
 
