@@ -73,7 +73,7 @@ class Section(BaseModel):
         """Refuse half of a surrogate pair: JSON and YAML can spell it, but no tokenizer and no file takes it."""
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text):
-                raise ValueError(f"found {text[:60]!r}, which holds half of a surrogate pair; write the whole character")
+                raise ValueError(f"found {text[:60]!r}, with half of a surrogate pair; write the whole character")
         return value
 
     def idle_keys(self) -> dict[str, str]:
