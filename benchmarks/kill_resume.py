@@ -175,7 +175,7 @@ class Bench:
         if not life.wait_for(aimed, turn=turn, rank=rank, then=after):
             return None
         died_in = life.kill(target)
-        return Kill(died_in, aimed, target, round(after, 4))
+        return None if life.exit_code == 0 else Kill(died_in, aimed, target, round(after, 4))
 
     @property
     def mark(self) -> str:

@@ -120,7 +120,10 @@ def describe(folder: Path, record: Record) -> None:
     """Record what the run's metrics say: accuracy on the way, own reward at both ends, medians of times and checks."""
     rows = read_metrics(folder / "metrics.jsonl")
     record("steps", len(rows))
-    record("accuracy", {f"step {row['step']}": row["eval/accuracy"] for row in rows if row.get("eval/accuracy")})
+    record(
+        "accuracy",
+        {f"step {row['step']}": row["eval/accuracy"] for row in rows if row.get("eval/accuracy") is not None},
+    )
     ends = {"first five steps": rows[:5], "last five steps": rows[-5:]}
     for name in ("reward/own", "reward/guided", "rollout/guided"):
         record(name, {end: mean([row.get(name) for row in part]) for end, part in ends.items()})

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 
 from trapo_lite import checkpoint
 from trapo_lite.answer_log import AnswerLog, read_answers, read_summary, regraded, result_files
-from trapo_lite.checkpoint import find_checkpoint, restore_checkpoint, save_checkpoint, set_aside_after
+from trapo_lite.checkpoint import (
+    Checkpoint,
+    compare_environments,
+    find_checkpoint,
+    restore_checkpoint,
+    save_checkpoint,
+    set_aside_after,
+)
 from trapo_lite.compare import read_rows
 from trapo_lite.config import LoraSection, OptimSection
 from trapo_lite.evaluation import Answer
@@ -24,6 +31,7 @@ from trapo_lite.types import Verdict
 from trapo_lite.update import make_optimizer
 
 STEPS = (2, 4)
+CODE = {"package": "1a", "commit": "c" * 40, "clean": True, "versions": {"torch": "2.13.0", "peft": "0.21.2"}}
 
 
 def tiny_policy() -> Policy:
@@ -193,6 +201,24 @@ def test_files_of_other_names_among_the_rollouts(tmp_path_factory: pytest.TempPa
     assert (folder.rollouts / name).exists() == (name != "step-000009.jsonl")
 
 
+STARTS = json.dumps([{"after_step": step, **CODE, "package": "2b"} for step in (0, 2)]).encode()
+
+
+@given(st.one_of(damaged(STARTS), changed_byte(STARTS), plain_data().map(lambda made_up: json.dumps(made_up).encode())))
+@example(STARTS.replace(b"clean", b"klean"))
+@example(STARTS.replace(b"commit", b"kommit"))
+@example(b"[" * 100_000)
+def test_a_record_of_starts_of_any_bytes_is_read_or_ignored(
+    tmp_path_factory: pytest.TempPathFactory, starts: bytes
+) -> None:
+    folder = run_folder(tmp_path_factory, METRICS)
+    folder.environment_file.write_bytes(starts)
+    found = Checkpoint(folder.path, {"step": 3})
+    for is_exact in (False, True):
+        outcome(lambda is_exact=is_exact: compare_environments(found, folder.starts(), CODE, is_exact=is_exact))
+    outcome(lambda: folder.cut_back(3))
+
+
 # ----- an evaluation's answers
 
 
@@ -207,7 +233,9 @@ def answers_of(problem: int) -> list[Answer]:
 
 
 def log_in(folder: Path, **options: Any) -> AnswerLog:
-    return AnswerLog(folder, "made", described=DESCRIBED, problem_ids=["p0", "p1", "p2"], num_samples=2, **options)
+    noted = {"environment": CODE}
+    ids = ["p0", "p1", "p2"]
+    return AnswerLog(folder, "made", described=DESCRIBED, noted=noted, problem_ids=ids, num_samples=2, **options)
 
 
 @pytest.fixture(scope="module")
@@ -276,6 +304,16 @@ def test_an_evaluation_of_any_bytes_is_read_or_refused(
     use(write(tmp_path_factory.getbasetemp() / "damaged", files))
 
 
+@pytest.mark.parametrize("key", ["package", "commit", "clean", "versions", "environment"])
+def test_an_evaluation_whose_record_of_the_code_is_damaged_goes_on(
+    tmp_path: Path, evaluations: dict[str, dict[str, bytes]], key: str
+) -> None:
+    files = {name: content.replace(f'"{key}"'.encode(), b'"x"') for name, content in evaluations["interrupted"].items()}
+    assert files != evaluations["interrupted"]
+    files = {name: content.replace(b'"1a"', b'"2b"') for name, content in files.items()}
+    assert log_in(write(tmp_path / "damaged", files)).code_changes == []
+
+
 @pytest.mark.parametrize("row", TWO_BY_HAND)
 def test_an_answer_that_cannot_have_been_drawn_is_refused(tmp_path: Path, evaluations: Any, row: str) -> None:
     files = dict(evaluations["complete"])
@@ -316,7 +354,7 @@ class NeverRight:
 
 def use(folder: Path) -> None:
     """All that reads the files of an evaluation."""
-    outcome(lambda: log_in(folder))
+    outcome(lambda: log_in(folder).code_changes)
     outcome(lambda: read_rows(folder))
     for file in result_files(folder):
         outcome(lambda file=file: read_summary(file))

@@ -104,16 +104,17 @@ def test_what_a_layer_keeps_is_what_autograd_keeps(dtype: torch.dtype, sizes: di
         hidden_size=hidden,
         mlp_width=options.get("intermediate_size", 1024),
         attention_width=heads * options.get("head_dim", hidden // heads),
+        kv_width=options.get("num_key_value_heads", 2) * options.get("head_dim", hidden // heads),
     )
     width = torch.finfo(dtype).bits // 8
-    expected = layer_bytes(shape, rank=options["rank"], width=width, is_grouped=False)
+    expected = layer_bytes(shape, rank=options["rank"], width=width, is_grouped=True)
     assert found == pytest.approx(expected, rel=0.02)
 
 
 def model_shape_of(**sizes: int):
     from trapo_lite.model_shape import ModelShape
 
-    names = ("num_layers", "vocab_size", "kv_width", "lora_width")
+    names = ("num_layers", "vocab_size", "lora_width")
     counts = ("linear_parameters", "other_parameters", "adapter_parameters")
     return ModelShape(**dict.fromkeys(names + counts, 1), **sizes)
 

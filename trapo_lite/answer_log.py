@@ -14,7 +14,7 @@ from typing import Any
 
 from trapo_lite.config import ConfigError
 from trapo_lite.data import DataError, Grader
-from trapo_lite.environment import changes
+from trapo_lite.environment import changes, is_environment
 from trapo_lite.evaluation import Answer, EvalResult
 from trapo_lite.files import errors_named, replace_text
 
@@ -76,8 +76,8 @@ class AnswerLog:
 
         Both are read from `environment` in `noted`.
         """
-        now = self._noted.get("environment")
-        return [] if now is None or self._begun_by is None else changes(self._begun_by, now)
+        then, now = self._begun_by, self._noted.get("environment")
+        return changes(then, now) if is_environment(then) and is_environment(now) else []
 
     @property
     def done(self) -> frozenset[str]:

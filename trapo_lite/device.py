@@ -7,15 +7,12 @@ from typing import TypeVar
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from trapo_lite.config import ConfigError
 from trapo_lite.gpus import GIB, find_gpu
 
 T = TypeVar("T")
 
-CAPABILITY = (8, 0)
-"""The least that vLLM computes bfloat16 with; in float32 it serves no adapter."""
 FLEX_HEAD_BYTES = 256
-"""FlexAttention's kernels fit any card of CAPABILITY up to this size of a head: 128 numbers of bfloat16."""
+"""FlexAttention's kernels fit any card with bfloat16 up to this size of a head: 128 numbers of bfloat16."""
 FLEX_SHARED_MEMORY = 148_480
 """Bytes of shared memory a block that they need beyond it: 128 numbers of float32, by Triton's own count."""
 
@@ -39,18 +36,6 @@ def name_of(device: torch.device) -> str:
 def total_memory(device: torch.device) -> float | None:
     """Bytes of the GPU; None on the CPU."""
     return float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
-
-
-def require_capability(device: torch.device) -> None:
-    """ConfigError for a GPU that is too old for the trainer and its engine; nothing on the CPU."""
-    if device.type != "cuda":
-        return
-    capability = torch.cuda.get_device_capability(device)
-    if capability < CAPABILITY:
-        raise ConfigError(
-            f"device: {torch.cuda.get_device_name(device)} has compute capability {'.'.join(map(str, capability))}; "
-            "take a GPU with 8.0 or higher (A100, RTX 30 or newer), which bfloat16 needs"
-        )
 
 
 def fits_flex_attention(device: torch.device, *, head_bytes: int) -> bool:

@@ -38,6 +38,12 @@ def this_environment() -> dict[str, Any]:
     }
 
 
+def is_environment(found: Any) -> bool:
+    """Return whether a value that was read from a file can be given to `changes`."""
+    types = {"package": str, "commit": str | None, "clean": bool | None, "versions": dict}
+    return isinstance(found, dict) and all(key in found and isinstance(found[key], kind) for key, kind in types.items())
+
+
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return what differs in code and versions between two environments, empty if nothing does.
 

@@ -23,7 +23,6 @@ from trapo_lite.config import Config, ConfigError, load_config
 from trapo_lite.config.folders import check_name
 from trapo_lite.config.loading import sets
 from trapo_lite.data import check_sources, load_tokenizer, text_of
-from trapo_lite.device import require_capability
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.group import EngineGroup
 from trapo_lite.engines.start import start_engine
@@ -155,7 +154,8 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
     config, console = target.config, Console()
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     set_threads(config)
-    require_usable_cards(num_processes=max(1, torch.cuda.device_count()))
+    if config.rollout.engine != "server":
+        require_usable_cards(num_processes=max(1, torch.cuda.device_count()))
     check_name(config.model.name)
     tokenizer = load_tokenizer(config.model.name)
     sets = read_sets(
@@ -183,9 +183,6 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
                 say(f"WARNING: {log.partial_file}: was begun by other code or versions ({changed})")
         engine, verifier = None, None
         if not all(log.is_complete for log in logs):
-            device_index = 0 if torch.cuda.is_available() and config.rollout.engine != "server" else None
-            if device_index is not None:
-                require_capability(torch.device("cuda", device_index))
             num_done = sum(len(log.done) for log in logs)
             going_on = f"; {num_done} problems are done" if num_done else ""
             say(f"starting {config.rollout.engine} with {target.model_name}{going_on}")

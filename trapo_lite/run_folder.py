@@ -13,6 +13,7 @@ from typing import Any
 
 from trapo_lite.config import Config, ConfigError, load_config
 from trapo_lite.data.errors import DataError
+from trapo_lite.environment import is_environment
 from trapo_lite.files import move_into_place, naming
 from trapo_lite.metrics import MEASURED
 
@@ -62,7 +63,7 @@ class RunFolder:
         try:
             found = json.loads(self.environment_file.read_text(encoding="utf-8"))
             return found if isinstance(found, list) and all(_is_start(entry) for entry in found) else []
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, RecursionError):
             return []
 
     def add_start(self, environment: Mapping[str, Any], *, after_step: int, **more: Any) -> None:
@@ -211,8 +212,7 @@ def _replace_text(path: Path, text: str) -> None:
 
 
 def _is_start(entry: Any) -> bool:
-    types = {"after_step": int, "package": str, "commit": str | None, "versions": dict}
-    return isinstance(entry, dict) and all(isinstance(entry.get(key), type_) for key, type_ in types.items())
+    return is_environment(entry) and type(entry.get("after_step")) is int
 
 
 def step_folders(checkpoints: Path) -> list[Path]:

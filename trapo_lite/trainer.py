@@ -80,7 +80,6 @@ class _Run:
         set_threads(config)
         self.ranks = Ranks()
         check_world_size(self.ranks.count)
-        device.require_capability(self.ranks.device)
         self.inputs = read_inputs(config)
         self.algorithm = Algorithm.from_config(
             config.algorithm,

@@ -49,6 +49,7 @@ def segment_layout(batch: PackedBatch) -> TreeLayout:
     """SDPA chain by chain over the keys of the chain and of its ancestors: no (T, T) mask, exact cost."""
     chains = tree.segments(batch)
     device = batch.input_ids.device
+    is_grouped = device.type == "cpu"  # on CUDA none of the kernels that take a mask takes grouped heads
     lengths = [end - start for start, end, _ in chains]
     plan = []
     for number, (_, _, above) in enumerate(chains):
@@ -72,11 +73,12 @@ def segment_layout(batch: PackedBatch) -> TreeLayout:
                     attn_mask=mask,
                     is_causal=len(path) == 1 and lengths[own] > 1,
                     scale=scaling,
+                    enable_gqa=is_grouped,
                 )
             )
         return torch.cat(outputs, dim=2)
 
-    return TreeLayout(attend)
+    return TreeLayout(attend, is_grouped)
 
 
 def flex_layout(batch: PackedBatch) -> TreeLayout:

@@ -51,10 +51,13 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, ScalarNode)]
+        names: set[str] = set()
         for key, _ in node.value:
-            if isinstance(key, ScalarNode) and names.count(key.value) > 1:
+            if not isinstance(key, ScalarNode):
+                continue
+            if key.value in names:
                 raise ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+            names.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
 

@@ -104,7 +104,7 @@ class ChildProcess:
         restarts_with_log: count `limit_s` anew whenever the child has written into its log
         """
         start = last_sign = time.monotonic()
-        log_size = self.log_path.stat().st_size
+        log_size = self._log_size()
         while (waited := time.monotonic() - last_sign) < limit_s:
             try:
                 if self.connection.poll(min(WAIT_INTERVAL_S, limit_s - waited)):
@@ -113,7 +113,7 @@ class ChildProcess:
                 raise self._has_died() from None
             if on_wait is not None:
                 on_wait(time.monotonic() - start)
-            if restarts_with_log and (size := self.log_path.stat().st_size) != log_size:
+            if restarts_with_log and (size := self._log_size()) != log_size:
                 log_size, last_sign = size, time.monotonic()
         silence = " in which its log did not grow" if restarts_with_log else ""
         raise self._has_hung(f"no answer to {waiting_for!r} within {limit_s:.0f} s{silence}")
@@ -145,7 +145,13 @@ class ChildProcess:
             f"{self._log_tail()}"
         )
 
+    def _log_size(self) -> int:
+        """Return the bytes of the log; 0 where somebody has removed it, which must not end a run."""
+        return self.log_path.stat().st_size if self.log_path.exists() else 0
+
     def _log_tail(self, num_lines: int = 25) -> str:
+        if not self.log_path.exists():
+            return "(it was removed)"
         with self.log_path.open(encoding="utf-8", errors="replace") as log:
             return "".join(collections.deque(log, maxlen=num_lines))
 
