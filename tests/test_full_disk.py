@@ -1,5 +1,6 @@
 """A disk that is full at any write: nothing is lost, the message names the file, the same command goes on."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from trapo_lite import cli
 from trapo_lite.files import append_bytes, move_into_place, naming, replace_text
+from trapo_lite.loggers import TensorBoardLogger
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,6 +50,21 @@ def test_the_message_names_the_file_that_was_to_be_written(capsys: pytest.Captur
 def with_name(target: Path) -> None:
     with naming(target), target.open("w") as file:
         file.write("x")
+
+
+def test_tensorboards_thread_leaves_the_error_to_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    logger = TensorBoardLogger(tmp_path / "events", first_step=1)
+    [file] = (tmp_path / "events").iterdir()
+    logger.flush()
+    file.unlink()
+    file.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=f"{tmp_path}/events"):
+        for _ in range(3):
+            logger.log({"loss/completion": 1.0}, step=1)
+            logger.flush()
+    with contextlib.suppress(OSError):
+        logger.close()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_folder_is_only_replaced_when_the_new_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
