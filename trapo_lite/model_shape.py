@@ -103,7 +103,7 @@ def head_size(config: PreTrainedConfig) -> int:
 
 
 def require_sizes(config: PreTrainedConfig) -> None:
-    """ModelError where the configuration does not have the sizes that `ModelShape` is made of."""
+    """Raise ModelError if the configuration lacks a size that `ModelShape` needs."""
     sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads")
     missing = [name for name in sizes if not isinstance(getattr(config, name, None), int)]
     if missing:
@@ -119,7 +119,7 @@ def is_target(name: str, targets: str | Sequence[str]) -> bool:
 
 
 def meta_model(config: PreTrainedConfig, *, attention: str | None = None) -> PreTrainedModel:
-    """The model without memory behind its weights, in bfloat16. ModelError where transformers cannot build it."""
+    """Build the model in bfloat16 without memory behind its weights; ModelError if transformers cannot build it."""
     from transformers import AutoModelForCausalLM
 
     try:
@@ -140,9 +140,9 @@ def meta_model(config: PreTrainedConfig, *, attention: str | None = None) -> Pre
 
 
 def adapted(model: PreTrainedModel, *, rank: int, targets: str | Sequence[str]) -> PeftModel:
-    """A model on the meta device with the adapter that training gives it; the model itself is changed.
+    """Add the adapter that training would have to a model on the meta device, which is changed.
 
-    ModelError where PEFT finds nothing to adapt, or takes the targets for something else.
+    ModelError if PEFT finds nothing to adapt, or takes the targets for something else.
     """
     from peft import LoraConfig, get_peft_model
 
