@@ -382,6 +382,25 @@ def test_a_damaged_model_folder_is_one_clear_error(base_dir: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
+    ("overrides", "weight"),
+    [
+        ({"num_hidden_layers": 3}, r"transformers cannot load .* \(IndexError"),  # it has two layer_types
+        (
+            {"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3},
+            r"lack 12 weights, .*layers\.2\.input_layernorm",
+        ),
+        ({"intermediate_size": 40}, r"lack 6 weights, .*layers\.0\.mlp\.down_proj"),
+    ],
+    ids=["layer_types", "missing", "shape"],
+)
+def test_weights_that_the_files_lack_are_not_drawn_at_random(base_dir: Path, overrides: dict, weight: str) -> None:
+    """A third layer: q, k, v with biases, o, gate, up, down and two norms. A narrower MLP: three matrices a layer."""
+    section = ModelSection(name=str(base_dir), dtype="float32", config_overrides=overrides)
+    with pytest.raises(ModelError, match=weight):
+        load_base(section, device="cpu", attention="sdpa")
+
+
+@pytest.mark.parametrize(
     "change",
     [{"hidden_size": "abc"}, {"num_attention_heads": 0}, {"hidden_act": "nope"}, {"dtype": "float99"}],
     ids=lambda change: next(iter(change)),
