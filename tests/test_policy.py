@@ -422,7 +422,7 @@ def test_a_config_that_describes_no_model_is_one_clear_error(base_dir: Path, tmp
         ({"use_dora": True}, "use_dora: True"),
         ({"bias": "all"}, "bias: 'all'"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"lora_dropout": 0.1}, "lora_dropout: 0.1"),
+        ({"use_rslora": True}, "use_rslora: True"),
     ],
 )
 def test_an_adapter_of_another_kind_is_no_start(base_dir: Path, tmp_path: Path, change: dict, complaint: str) -> None:
