@@ -134,10 +134,13 @@ def test_a_damaged_folder_is_one_clear_error(
         ({"r": True}, "r is True"),
         ({"lora_alpha": "8"}, "lora_alpha is '8'"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
+        ({"r": 10**400}, "r is 1000"),
         ({"target_modules": 5}, "target_modules is 5; it must be a list of names"),
         ({"target_modules": [5]}, r"target_modules is \[5\]"),
         ({"rank_pattern": 5}, "rank_pattern is 5"),
         ({"rank_pattern": {"q_proj": "a"}}, "rank_pattern is"),
+        ({"rank_pattern": {"q_proj": 10**400}}, "rank_pattern is"),
         ({"rank_pattern": {"q_proj": 8}}, "has rank_pattern"),
         ({"alpha_pattern": {"q_proj": 8}}, "has alpha_pattern"),
         ({"rank_pattern": {"q": 8}, "alpha_pattern": {"q": 8}, "target_parameters": ["q"]}, "has rank_pattern"),
@@ -175,8 +178,9 @@ def test_a_configuration_that_is_not_plain_lora_is_refused(
         {"task_type": None, "auto_mapping": {"base_model_class": "Qwen2ForCausalLM"}, "init_lora_weights": "gaussian"},
         {"an_option_of_tomorrow": None, "rank_pattern": "absent", "use_dora": "absent", "lora_bias": "absent"},
         {"layer_replication": "absent", "loftq_config": {}, "modules_to_save": [], "lora_dropout": 0.0},
+        {"lora_dropout": 0.05},
     ],
-    ids=["origin", "other trainers", "other versions", "empty"],
+    ids=["origin", "other trainers", "other versions", "empty", "dropout"],
 )
 def test_a_plain_adapter_of_another_trainer_or_version_is_taken(
     base_dir: Path, adapter_dir: Path, tmp_path: Path, fields: dict
@@ -219,6 +223,13 @@ def test_a_regular_expression_is_read_by_what_it_adapts(base_dir: Path, tmp_path
         with pytest.raises(ConfigError, match=r"lora.target_modules: .* has \['q_proj', 'v_proj'\]; set it to that"):
             start(base_dir, tmp_path, target_modules=targets)
     assert len(start(base_dir, tmp_path, target_modules=["v_proj", "q_proj"]).parameters) == 2 * 2 * 2
+
+
+@pytest.mark.parametrize("targets", ["(", "a{1,99999999999}", "(" * 5000 + ")" * 5000, "nothing", ["model"]], ids=len)
+def test_targets_that_adapt_nothing_are_one_clear_error(base_dir: Path, adapter_dir: Path, tmp_path: Path, targets):
+    wrong = read_config(edited(adapter_dir, tmp_path / "wrong", target_modules=targets), option="--adapter")
+    with pytest.raises(AdapterError, match="does not fit the base"):
+        check_fit(wrong, model_config(ModelSection(name=str(base_dir))))
 
 
 def test_weights_in_a_pickle_and_weights_cut_short(base_dir: Path, adapter_dir: Path, tmp_path: Path) -> None:

@@ -194,6 +194,15 @@ def test_different_answers_are_refused(answers):
     assert caught.value.reason == "several answers"
 
 
+@pytest.mark.parametrize("nest", [lambda inner: [inner], lambda inner: {"a": inner}], ids=["lists", "objects"])
+def test_an_answer_that_is_nested_without_end_is_a_bad_row(nest):
+    answer = "3"
+    for _ in range(100_000):
+        answer = nest(answer)
+    with pytest.raises(BadRow, match="answer: found values in values, hundreds deep; give text"):
+        read(problem="x", answer=answer)
+
+
 def test_answers_that_are_all_asked_for():
     """OlympiadBench's rows say so."""
     assert read(question="x", final_answer=["2", "$-3$"], is_multiple_answer=True).answer == "2, $-3$"

@@ -100,6 +100,8 @@ def test_tags_that_the_chat_template_itself_spells_in_letters_are_a_warning():
         ("<start_of_turn>user\n{problem}", "<start_of_turn>"),
         ("<s>{problem}</s>", "<s>"),
         ("<bos>{problem}", "<bos>"),
+        ("<|turn>user\n{problem}", "<|turn>"),
+        ("{problem}<turn|>", "<turn|>"),
         ("<\uff5cUser\uff5c>{problem}", "<\uff5cUser\uff5c>"),
     ],
 )
@@ -107,7 +109,9 @@ def test_tags_without_bars_are_tags_too(template, tag):
     with pytest.raises(DataError) as caught:
         require_known_tags(template, llama())
     assert str(caught.value).startswith(f"data.prompt_template: {tag!r}")
-    require_known_tags(template, tokenizer_of(("<start_of_turn>", "<s>", "</s>", "<bos>", "<\uff5cUser\uff5c>")))
+    require_known_tags(
+        template, tokenizer_of(("<start_of_turn>", "<s>", "</s>", "<bos>", "<\uff5cUser\uff5c>", "<|turn>", "<turn|>"))
+    )
 
 
 @pytest.mark.parametrize("template", ["Think in <think></think>. {problem}", "|x| < 1: {problem} <|", "<|{problem}|>"])

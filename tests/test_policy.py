@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     PhiConfig,
     PhiForCausalLM,
@@ -401,6 +402,25 @@ def test_a_damaged_model_folder_is_one_clear_error(base_dir: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
+    ("overrides", "weight"),
+    [
+        ({"num_hidden_layers": 3}, r"transformers cannot load .* \(IndexError"),  # it has two layer_types
+        (
+            {"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3},
+            r"lack 12 weights, .*layers\.2\.input_layernorm",
+        ),
+        ({"intermediate_size": 40}, r"lack 6 weights, .*layers\.0\.mlp\.down_proj"),
+    ],
+    ids=["layer_types", "missing", "shape"],
+)
+def test_weights_that_the_files_lack_are_not_drawn_at_random(base_dir: Path, overrides: dict, weight: str) -> None:
+    """A third layer: q, k, v with biases, o, gate, up, down and two norms. A narrower MLP: three matrices a layer."""
+    section = ModelSection(name=str(base_dir), dtype="float32", config_overrides=overrides)
+    with pytest.raises(ModelError, match=weight):
+        load_base(section, device="cpu", attention="sdpa")
+
+
+@pytest.mark.parametrize(
     "change",
     [{"hidden_size": "abc"}, {"num_attention_heads": 0}, {"hidden_act": "nope"}, {"dtype": "float99"}],
     ids=lambda change: next(iter(change)),
@@ -421,7 +441,7 @@ def test_a_config_that_describes_no_model_is_one_clear_error(base_dir: Path, tmp
         ({"use_dora": True}, "use_dora: True"),
         ({"bias": "all"}, "bias: 'all'"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"lora_dropout": 0.1}, "lora_dropout: 0.1"),
+        ({"use_rslora": True}, "use_rslora: True"),
     ],
 )
 def test_an_adapter_of_another_kind_is_no_start(base_dir: Path, tmp_path: Path, change: dict, complaint: str) -> None:
@@ -430,6 +450,27 @@ def test_an_adapter_of_another_kind_is_no_start(base_dir: Path, tmp_path: Path, 
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ConfigError, match=complaint):
         load(base_dir, LoraSection(r=2, alpha=4, init_from=str(tmp_path)))
+
+
+@pytest.mark.parametrize("original", [24, 512])
+def test_a_row_too_long_for_the_frequencies_of_the_others_is_not_packed(original: int) -> None:
+    """Llama with longrope: past its original length all rows of a batch would be turned by other frequencies."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    config = LlamaConfig(
+        **sizes,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        rope_parameters={**rope, "original_max_position_embeddings": original},
+    )
+    policy = Policy(LlamaForCausalLM(config), LORA, attention="sdpa", gradient_checkpointing=False)
+    policy.prepare([Group((rollout([1] * 12, [], [2] * 12),), (1.0,), (0.0,))])
+    longer = Group((rollout([1] * 12, [], [2] * 13),), (1.0,), (0.0,))
+    if original == 24:
+        with pytest.raises(ConfigError, match=r"25 tokens, but .* longrope, .* more than 24"):
+            policy.prepare([longer])
+    else:
+        policy.prepare([longer])
 
 
 def test_a_folder_without_an_adapter_is_no_start(base_dir: Path, tmp_path: Path) -> None:

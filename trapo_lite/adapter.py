@@ -9,7 +9,6 @@
 PEFT's own loading only warns about tensors that are missing or have no place, and starts from fresh weights there.
 """
 
-import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 SAYS_NOTHING = {"peft_version", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"}
 SAYS_NOTHING |= {"runtime_config", "megatron_core", "qalora_group_size"}  # act only beside other fields
+SAYS_NOTHING |= {"lora_dropout"}  # acted while the adapter was trained; here it is 0
 WHERE = {"r", "lora_alpha", "target_modules", "target_parameters", "rank_pattern", "alpha_pattern"}
 PLAIN: dict[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
@@ -42,6 +42,7 @@ PLAIN: dict[str, tuple[object, ...]] = {
 }
 """Values of a plain LoRA adapter. Every field that is in none of these lists must be empty: null, false, 0, [], {}."""
 
+MAX_NUMBER = 1e9  # of ranks and alphas: far beyond any, and what a float can hold
 FLOATS = ("F32", "F16", "BF16")
 LORA_WEIGHT = re.compile(r".+\.lora_[AB]\.weight")
 
@@ -52,7 +53,7 @@ class AdapterError(ConfigError):
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """adapter_config.json of a plain LoRA adapter; `fields` is all of it.   where: option and folder, for messages."""
+    """What adapter_config.json of a plain LoRA adapter says, all of it in `fields`.   where: option and folder."""
 
     where: str
     folder: Path
@@ -61,7 +62,7 @@ class AdapterConfig:
     fields: Mapping[str, Any]
 
     def to_peft(self) -> "LoraConfig":
-        """The configuration that makes a model ready for this adapter's weights."""
+        """Return PEFT's configuration that makes a model ready for this adapter's weights."""
         return _lora_config(
             self.r,
             self.alpha,
@@ -70,7 +71,7 @@ class AdapterConfig:
 
 
 def own_config(lora: LoraSection) -> "LoraConfig":
-    """The adapter that the `lora` section describes."""
+    """Return PEFT's configuration of the adapter that the `lora` section describes."""
     return _lora_config(lora.r, lora.alpha, target_modules=lora.target_modules)
 
 
@@ -81,7 +82,7 @@ def _lora_config(r: int, alpha: Any, **layers: Any) -> "LoraConfig":
 
 
 def read_config(folder: Path, *, option: str) -> AdapterConfig:
-    """What adapter_config.json says; AdapterError unless it describes a plain LoRA adapter.
+    """Read adapter_config.json; raise AdapterError unless it describes a plain LoRA adapter.
 
     option: what named the folder, such as --adapter
     """
@@ -110,8 +111,8 @@ def read_config(folder: Path, *, option: str) -> AdapterConfig:
         if key not in fields:
             raise AdapterError(f"{where}: {CONFIG} has no {key}; give the folder of a LoRA adapter as PEFT saves it")
     r, alpha = fields["r"], fields["lora_alpha"]
-    _require(type(r) is int and r >= 1, where, "r", r, "a whole number from 1")
-    _require(type(alpha) in (int, float) and 0 < alpha < math.inf, where, "lora_alpha", alpha, "a number above 0")
+    _require(type(r) is int and 1 <= r <= MAX_NUMBER, where, "r", r, "a whole number from 1")
+    _require(_is_positive(alpha), where, "lora_alpha", alpha, "a number above 0")
     for key in ("target_modules", "target_parameters"):
         names = fields.get(key)
         is_text = names is None or (isinstance(names, str) and key == "target_modules")
@@ -123,16 +124,18 @@ def read_config(folder: Path, *, option: str) -> AdapterConfig:
 
 def _require(is_right: bool, where: str, key: str, value: Any, wanted: str) -> None:
     if not is_right:
-        raise AdapterError(f"{where}: {CONFIG}: {key} is {value!r}; it must be {wanted}")
+        raise AdapterError(f"{where}: {CONFIG}: {key} is {value!r:.80}; it must be {wanted}")
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value <= MAX_NUMBER
 
 
 def _require_plain_patterns(where: str, fields: Mapping[str, Any]) -> None:
-    """PEFT gives experts that share one weight a larger rank at the same scale; any other pattern is refused."""
+    """Refuse every pattern but PEFT's own, a larger rank at the same scale for experts that share one weight."""
     ranks, alphas = fields.get("rank_pattern") or {}, fields.get("alpha_pattern") or {}
     for key, pattern in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
-        is_right = isinstance(pattern, dict) and all(
-            isinstance(number, (int, float)) and number > 0 for number in pattern.values()
-        )
+        is_right = isinstance(pattern, dict) and all(map(_is_positive, pattern.values()))
         _require(is_right, where, key, pattern, "a mapping from names to numbers")
     scale = fields["lora_alpha"] / fields["r"]
     is_fused = bool(fields.get("target_parameters")) and ranks.keys() == alphas.keys()
@@ -145,7 +148,7 @@ def _require_plain_patterns(where: str, fields: Mapping[str, Any]) -> None:
 
 
 def read_shapes(config: AdapterConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights; AdapterError where the file is missing, damaged or holds anything but LoRA."""
+    """Read names and shapes of the weights; AdapterError if the file is missing, damaged or holds more than LoRA."""
     file = config.folder / WEIGHTS
     if not file.is_file():
         pickle = file.with_suffix(".bin")
@@ -175,7 +178,7 @@ def read_shapes(config: AdapterConfig) -> dict[str, tuple[int, ...]]:
 
 
 def read_tensors(config: AdapterConfig) -> dict[str, Tensor]:
-    """The weights, on the CPU and in the type they were saved in; AdapterError unless all of them are finite."""
+    """Read the weights, on the CPU, in the type they were saved in; AdapterError unless all of them are finite."""
     read_shapes(config)
     file = config.folder / WEIGHTS
     try:
@@ -197,7 +200,7 @@ def _reason(error: Exception, file: Path) -> str:
 
 
 def check_start(lora: LoraSection) -> AdapterConfig:
-    """The adapter to start from, `lora.init_from`; AdapterError unless it is of the kind that `lora` describes.
+    """Read the adapter to start from, `lora.init_from`; AdapterError unless it is of the kind that `lora` describes.
 
     Rank, scale and layers are part of what is trained. Needs neither the base nor the weights.
     """
@@ -219,7 +222,7 @@ def check_start(lora: LoraSection) -> AdapterConfig:
 
 
 def adapted_layers(names: Collection[str]) -> list[str]:
-    """The layers' own names, such as q_proj.
+    """Return the names of the adapted layers, such as q_proj.
 
     >>> adapted_layers(["model.layers.0.q_proj.lora_A.weight", "model.layers.1.q_proj.lora_A.weight"])
     ['q_proj']
@@ -228,9 +231,9 @@ def adapted_layers(names: Collection[str]) -> list[str]:
 
 
 def expected_shapes(base: "PreTrainedConfig", config: "LoraConfig") -> dict[str, tuple[int, ...]]:
-    """Names and shapes of this adapter's weights on this base; no weights are made.
+    """Return names and shapes of this adapter's weights on this base; no weights are made.
 
-    ValueError where the base has none of the layers.
+    ValueError if the base has none of the layers.
     """
     from peft import get_peft_model
 
@@ -240,7 +243,7 @@ def expected_shapes(base: "PreTrainedConfig", config: "LoraConfig") -> dict[str,
 
 
 def lora_parameters(model: nn.Module, adapter: str = "default") -> dict[str, nn.Parameter]:
-    """The adapter's weights in the model, under the names that PEFT saves them by."""
+    """Return the adapter's weights in the model, under the names that PEFT saves them by."""
     end = f".{adapter}.weight"
     found = {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name and name.endswith(end)}
     return {name.removesuffix(end) + ".weight": parameter for name, parameter in found.items()}
@@ -249,7 +252,7 @@ def lora_parameters(model: nn.Module, adapter: str = "default") -> dict[str, nn.
 def require_fit(
     found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], *, where: str, cure: str
 ) -> None:
-    """AdapterError unless names and shapes are the same: it says what is missing, left over or of another shape."""
+    """Raise AdapterError, which says what is missing, left over or of another shape, unless both are the same."""
     missing, left_over = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     wrong = sorted(name for name in expected.keys() & found.keys() if expected[name] != found[name])
     parts = []
@@ -269,14 +272,14 @@ def require_fit(
 
 
 def check_fit(config: AdapterConfig, base: "PreTrainedConfig", *, wanted: "LoraConfig | None" = None) -> None:
-    """AdapterError unless the adapter fits this base, by names and shapes alone.
+    """Raise AdapterError unless the adapter fits this base, by names and shapes alone.
 
     wanted: the adapter that the configuration describes; None: the one that adapter_config.json describes
     """
     cure = "give an adapter of this model"
     try:
         expected = expected_shapes(base, wanted or config.to_peft())
-    except (ValueError, re.error) as error:  # PEFT: none of the layers is there; target_modules is no regex
+    except (ValueError, re.error, OverflowError, RecursionError) as error:  # PEFT finds no layer, or no regex is given
         reason = str(error).splitlines()[0]
         raise AdapterError(f"{config.where}: does not fit the base: {reason}; {cure}") from None
     if wanted is not None:
@@ -286,10 +289,10 @@ def check_fit(config: AdapterConfig, base: "PreTrainedConfig", *, wanted: "LoraC
 
 @torch.no_grad()
 def load_by_name(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str, adapter: str = "default") -> None:
-    """Copy the tensors into the model's adapter; AdapterError, and nothing copied, unless names and shapes agree."""
+    """Copy the tensors into the model's adapter; raise AdapterError and copy nothing unless names and shapes agree."""
     own = lora_parameters(model, adapter)
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     expected = {name: tuple(parameter.shape) for name, parameter in own.items()}
-    require_fit(found, expected, where=where, cure="give one of this model, lora.r and lora.target_modules")
+    require_fit(found, expected, where=where, cure="give an adapter of this model, of the same rank and layers")
     for name, parameter in own.items():
         parameter.copy_(tensors[name])

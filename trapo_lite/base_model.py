@@ -80,11 +80,13 @@ def _refuse_what_packing_changes(config: PreTrainedConfig, name: str) -> None:
 
 
 def check_positions(config: PreTrainedConfig, name: str, *, longest: int) -> None:
-    """ConfigError where the model has not the positions for sequences of `longest` tokens, or where its rotary
-    embeddings would depend on the longest sequence of a batch: packed together, all are turned by its frequencies.
+    """Raise ConfigError if the model has not enough positions, or if the frequencies of its RoPE depend on the length.
 
-    RoPE of type longrope has other frequencies past `original_max_position_embeddings`, of type dynamic past
-    `max_position_embeddings`. An engine chooses by the longest sequence that it is started for.
+    RoPE of type longrope changes its frequencies past `original_max_position_embeddings`, of type dynamic past
+    `max_position_embeddings`, and then for all sequences of a batch: rollouts that are packed together would not be
+    computed as they are alone. An engine chooses by the longest sequence that it is started for.
+
+    longest: tokens of the longest sequence
     """
     what = f"data.max_prompt_tokens + rollout.max_response_tokens (or eval's): {longest} tokens, but {name}"
     available = num_positions(config)
@@ -103,7 +105,7 @@ def check_positions(config: PreTrainedConfig, name: str, *, longest: int) -> Non
 
 
 def num_positions(config: PreTrainedConfig) -> int:
-    """The longest sequence of the model. ModelError where its configuration does not say."""
+    """Return the longest sequence of the model; raise ModelError if its configuration does not say."""
     available = getattr(config, "max_position_embeddings", None)
     if not isinstance(available, int):
         raise ModelError(
@@ -113,9 +115,10 @@ def num_positions(config: PreTrainedConfig) -> int:
 
 
 def _changing_rope(config: PreTrainedConfig) -> dict[str, int | None]:
-    """The kinds of RoPE in use that depend on the length, each with the length up to which it does not, where it says.
+    """Return the kinds of RoPE in use that depend on the length, each with the longest length at which it does not yet.
 
-    As `rope_parameters` (one for all layers, or one for each type of layer) or as `rope_scaling`, its older spelling.
+    None as length: the configuration does not say. They stand in `rope_parameters`, for all layers or for each type of
+    layer, or in `rope_scaling`, its older spelling.
     """
     kinds: dict[str, int | None] = {}
     for field in ("rope_parameters", "rope_scaling"):
@@ -153,22 +156,36 @@ def load_base(
     config = model_config(section)
     try:
         with contextlib.nullcontext() if on_one_rank else _on_every_rank():
-            model = AutoModelForCausalLM.from_pretrained(
+            model, loaded = AutoModelForCausalLM.from_pretrained(
                 section.name,
                 config=config,
                 dtype=getattr(torch, section.dtype),
                 attn_implementation=attention,
+                output_loading_info=True,
+                ignore_mismatched_sizes=not on_one_rank,  # they are named below
                 **options,
             )
     except (OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"model.name: cannot load {section.name!r}: {reason}; give a folder with weights") from None
-    except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, ImportError, LookupError, TypeError, ValueError) as error:
         raise ModelError(
             f"model.name: transformers cannot load {section.name!r} with the attention {attention} "
             f"({type(error).__name__}: {error}); take another model"
         ) from None
+    if not on_one_rank:  # else the other ranks have no weights yet
+        _require_all_weights(loaded, section.name)
     return model if options else model.to(device)  # type: ignore[arg-type]
+
+
+def _require_all_weights(loaded: dict[str, Any], name: str) -> None:
+    """Raise ModelError if a weight is not in the model's files: transformers puts random numbers in its place."""
+    lacking = sorted({*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])})
+    if lacking:
+        raise ModelError(
+            f"model.name: the files of {name!r} lack {len(lacking)} weights, or hold them in another shape "
+            f"({lacking[0]}); copy the model's files again, or correct config.json or model.config_overrides"
+        )
 
 
 @contextlib.contextmanager

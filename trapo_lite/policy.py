@@ -21,7 +21,7 @@ from trapo_lite.adapter import (
     own_config,
     read_tensors,
 )
-from trapo_lite.base_model import ModelError, check_rope, load_base, model_config
+from trapo_lite.base_model import ModelError, check_positions, check_rope, load_base, model_config
 from trapo_lite.config import ConfigError, LoraSection, ModelSection
 from trapo_lite.device import fits_flex_attention
 from trapo_lite.files import naming, save_tensors
@@ -145,10 +145,10 @@ class Policy:
 
     @contextlib.contextmanager
     def own_attention(self, *, longest: int) -> Iterator[None]:
-        """Inside, forward and backward, the base runs as transformers runs it: `row_logprobs`, nothing packed.
+        """Inside, forward and backward passes of the base use its own attention, not the packed one (`row_logprobs`).
 
-        With its eager attention, the definition, where the scores of `longest` tokens have the memory; else with what
-        transformers takes by default, SDPA for most models.
+        Eager attention, which is the definition, if there is memory for the scores of `longest` tokens; else
+        transformers' default, SDPA for most models.
         """
         base = self._base
         is_small = longest <= self._longest_eager
@@ -159,7 +159,7 @@ class Policy:
             base.set_attn_implementation(tree_attention.ATTENTION)
 
     def longest_row(self, wanted: int) -> int:
-        """The most tokens, up to `wanted`, of a row that `own_attention` has the memory for."""
+        """Return how many tokens, at most `wanted`, a row may have so that `own_attention` has the memory for it."""
         has_sdpa = self._base.get_correct_attn_implementation(None) != "eager"
         return wanted if has_sdpa else min(wanted, self._longest_eager)
 
@@ -168,9 +168,9 @@ class Policy:
         return math.isqrt(MAX_EAGER_SCORES // self._base.config.num_attention_heads)
 
     def row_logprobs(self, batch: PackedBatch, *, temperature: float) -> tuple[Tensor, Tensor]:
-        """`token_logprobs` of a batch that is one row, without branches, as transformers computes it.
+        """Compute `token_logprobs` of a batch that is a single row the way transformers does.
 
-        Inside `own_attention`. Logits at once, nothing chunked: what the packed path is compared with (packing_check).
+        Called inside `own_attention`. Nothing is chunked. The packed path is compared with this (packing_check).
         """
         return self._inside_base(self._row_logprobs, batch, temperature)
 
@@ -250,9 +250,14 @@ class Policy:
                     weight.mul_(0.5)
 
     def prepare(self, groups: Sequence[Group]) -> PackedBatch:
-        """Pack groups into one batch on this policy's device; of no groups, one of a single padding token."""
+        """Pack groups into one batch on this policy's device; of no groups, one of a single padding token.
+
+        ConfigError for a sequence that is too long for the model, or for packing it with others (`check_positions`).
+        """
         length = bucket(sum(map(num_tokens, groups))) if self._uses_flex else 1  # flex: compiled anew for every length
-        return pack(groups, pad_to=length).to(self.device)
+        batch = pack(groups, pad_to=length)
+        check_positions(self._base.config, self._base.name_or_path, longest=int(batch.position.max()) + 1)
+        return batch.to(self.device)
 
     def adapter_state(self) -> dict[str, Tensor]:
         """The adapter's float32 master weights under PEFT's names; they move with the policy."""
@@ -337,5 +342,5 @@ def _name(item: tuple[str, Any]) -> str:
 
 
 def _from_anywhere(name: str) -> str:
-    """A hub id as it is, a folder by its absolute path."""
+    """Return a hub id as it is, and a folder's absolute path."""
     return str(Path(name).absolute()) if Path(name).is_dir() else name

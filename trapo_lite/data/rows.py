@@ -81,7 +81,7 @@ def _given_id(fields: dict[str, Any]) -> str:
 
 
 def _problem(fields: dict[str, Any]) -> tuple[str, str | None, str]:
-    """(problem, stored system message if there is one, the assistant's reply or "")."""
+    """Return (problem, stored system message or None, the assistant's reply or "")."""
     field, value = _first(fields, PROBLEM_FIELDS)
     system, reply = fields.get("system"), ""
     if isinstance(value, list) and value:
@@ -93,7 +93,7 @@ def _problem(fields: dict[str, Any]) -> tuple[str, str | None, str]:
 
 
 def _question_of(messages: list[Any], field: str) -> tuple[str | None, str, str]:
-    """(system message or None, what the user asks, what the assistant replies or "")."""
+    """Return (system message or None, what the user asks, what the assistant replies or "")."""
     system, turns = _turns(messages, field)
     if [role for role, _ in turns] not in (["user"], ["user", "assistant"]):
         fix = "give one question of the user's, perhaps after a system message, perhaps with the assistant's reply"
@@ -102,7 +102,7 @@ def _question_of(messages: list[Any], field: str) -> tuple[str | None, str, str]
 
 
 def _turns(messages: list[Any], field: str) -> tuple[str | None, list[tuple[str, str]]]:
-    """(system message that comes first or None, (role, content) of the others)."""
+    """Return (system message if the list begins with one, (role, content) of each other message)."""
     turns = [_message(message, field) for message in messages]
     system = turns.pop(0)[1] if turns[0][0] == "system" else None
     return system, turns
@@ -118,7 +118,11 @@ def _answer(fields: dict[str, Any]) -> tuple[str, str]:
     There it ends, like the prompt asks, in a box: without one the expert would stop short of an answer.
     """
     field, value = _first(fields, ANSWER_FIELDS)
-    gold = _gold(value, field, takes_all=fields.get("is_multiple_answer") is True)
+    try:
+        gold = _gold(value, field, takes_all=fields.get("is_multiple_answer") is True)
+    except RecursionError:
+        found = "found values in values, hundreds deep"
+        raise BadRow("wrong type", field=field, found=found, fix="give text") from None
     if not gold:
         raise _missing("no gold answer", field, fields, ANSWER_FIELDS, what="answer")
     match = GSM8K_ANSWER.fullmatch(gold) if field == "answer" and "solutions" not in fields else None
@@ -130,7 +134,7 @@ def _answer(fields: dict[str, Any]) -> tuple[str, str]:
 
 
 def _gold(value: Any, field: str, *, takes_all: bool) -> str:
-    """An answer as text, a checker's own record as JSON.
+    """Return an answer as text, or as JSON if it is a checker's own record.
 
     takes_all: all answers of a list are asked for, as OlympiadBench's `is_multiple_answer` says. Without that, most
     sets mean any of them, which one gold text cannot say: different answers are a bad row.
@@ -155,7 +159,7 @@ def _gold(value: Any, field: str, *, takes_all: bool) -> str:
 
 
 def _listed(text: str) -> str | list[str]:
-    """The texts of a JSON list of texts, or the text as it is: '["32"]' is the answer 32, '[3, 4]' an interval."""
+    """Return the texts of a JSON list of texts, else the text: '["32"]' is the answer 32, '[3, 4]' an interval."""
     if not text.lstrip().startswith('["'):
         return text
     try:
@@ -185,7 +189,7 @@ def _solutions(fields: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _trace(value: Any, field: str) -> str:
-    """One solution: a text, a message, or the problem's conversation, which ends in it."""
+    """Return one solution, given as a text, a message, or a conversation that ends in it."""
     if value is None or value == []:
         return ""
     messages = value if isinstance(value, list) else [value]
@@ -239,7 +243,7 @@ def _first(fields: dict[str, Any], paths: tuple[str, ...]) -> tuple[str, Any]:
 
 
 def _missing(reason: str, field: str, fields: dict[str, Any], names: tuple[str, ...], *, what: str) -> BadRow:
-    """Nothing at `field` or, if that is empty, no column of these names."""
+    """Make the error for an empty `field` or, if no field is named, for columns that are all missing."""
     if not field:
         found = f"found none of the columns {', '.join(names)}, only {', '.join(sorted(fields)) or 'an empty row'}"
         return BadRow(reason, field=what, found=found, fix=f"give the {what} under one of these names")

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from trapo_lite.data.errors import DataError
 from trapo_lite.data.tokens import text_of
 
-# What cannot be meant as plain text: <|user|>, <｜User｜> and the tags of sentencepiece vocabularies.
-TAG = re.compile(r"<[|｜][^<>{}\s]+[|｜]>|</?s>|<[be]os>|<(?:start|end)_of_turn>")
+# What cannot be meant as plain text: <|user|>, <｜User｜>, <|turn> and <turn|>, the tags of sentencepiece vocabularies.
+TAG = re.compile(r"<[|｜][^<>{}\s]+[|｜]?>|<[^<>{}\s|｜]+[|｜]>|</?s>|<[be]os>|<(?:start|end)_of_turn>")
 SYSTEM, PROBLEM = "{system}", "{problem}"
 NUM_FIRST, NUM_LAST = 16, 8  # tokens shown of a prompt
 
@@ -19,7 +19,7 @@ NUM_FIRST, NUM_LAST = 16, 8  # tokens shown of a prompt
 def require_known_tags(template: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise DataError for a tag of the template that is neither one token of the tokenizer nor in its chat template.
 
-    The model would be asked by markers that it has never seen, spelt in letters.
+    The tokenizer would split it into letters, a marker that the model has never seen.
     """
     own = _own_form(tokenizer, PROBLEM)
     unknown = [tag for tag in _unknown_tags(template, tokenizer) if tag not in (own or "")]
@@ -43,7 +43,7 @@ def _unknown_tags(template: str, tokenizer: PreTrainedTokenizerBase) -> list[str
 
 
 def _is_token(tag: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Is it read as the token of that name? A sentencepiece tokenizer may put a blank before it."""
+    """Return whether the tag is read as the token of that name; a sentencepiece tokenizer may put a blank before it."""
     token_id = tokenizer.convert_tokens_to_ids(tag)
     if token_id is None or (token_id == tokenizer.unk_token_id and tag != tokenizer.unk_token):
         return False
@@ -53,10 +53,9 @@ def _is_token(tag: str, tokenizer: PreTrainedTokenizerBase) -> bool:
 def template_warnings(
     template: str, tokenizer: PreTrainedTokenizerBase, first_prompt: Sequence[int]
 ) -> tuple[str, ...]:
-    """Lines about what differs from the prompts that the tokenizer itself would make, and the first prompt's tokens.
+    """Return warnings about prompts that differ from those the tokenizer would make, and the first prompt's tokens.
 
-    Empty where nothing differs. A system message of one's own, and text around the problem in the user's turn, are no
-    difference.
+    Empty if nothing differs. Another system message, and text around the problem in the user's turn, are no difference.
     """
     own, bos = _own_form(tokenizer, PROBLEM), tokenizer.bos_token
     lines = []
@@ -83,15 +82,18 @@ def template_warnings(
 
 
 def _follows(template: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Is the template what the chat template writes around some text with the problem in it, with or without a system
-    message of its own? A BOS in front is looked at elsewhere."""
+    """Return whether the template is the chat template's form around a text that contains the problem.
+
+    With or without a system message of its own. A BOS in front is compared elsewhere.
+    """
     forms = (_own_form(tokenizer, PROBLEM), _own_form(tokenizer, SYSTEM, PROBLEM))
     bos = str(tokenizer.bos_token or "")
     return any(_pattern(form.removeprefix(bos)).fullmatch(template.removeprefix(bos)) for form in forms if form)
 
 
 def _pattern(form: str) -> re.Pattern[str]:
-    r"""
+    r"""Return the pattern of all templates of this form, with any system message and any text around the problem.
+
     >>> _pattern("<s>{system}\n\n{problem}[/]").fullmatch("<s>Be brief.\n\nQ: {problem}?[/]") is not None
     True
     """
@@ -100,8 +102,10 @@ def _pattern(form: str) -> re.Pattern[str]:
 
 
 def _own_form(tokenizer: PreTrainedTokenizerBase, *contents: str) -> str | None:
-    """What the tokenizer's chat template makes of the user's message, perhaps after a system message; None where there
-    is no chat template or it takes no such messages."""
+    """Return what the tokenizer's chat template makes of the user's message, or of a system message and the user's.
+
+    None if there is no chat template, or if it does not take such messages.
+    """
     if not tokenizer.chat_template:
         return None
     roles = ("system", "user")[-len(contents) :]
@@ -114,7 +118,7 @@ def _own_form(tokenizer: PreTrainedTokenizerBase, *contents: str) -> str | None:
 
 
 def _shown(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Text and id of each token; of a long prompt the beginning and the end, where the template is."""
+    """Return text and id of each token; of a long prompt only of its beginning and end, where the template is."""
     shown = [f"{text_of(tokenizer, [token], with_special=True)!r} {token}" for token in ids]
     if len(shown) > NUM_FIRST + NUM_LAST:
         shown[NUM_FIRST:-NUM_LAST] = ["..."]
