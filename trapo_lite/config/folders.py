@@ -26,7 +26,10 @@ def check_name(name: str) -> None:
 
 
 def check_model_files(name: str) -> None:
-    """ConfigError where a model's folder holds a damaged JSON file. tokenizer.json is large: who loads it checks it."""
+    """Raise ConfigError where a model's folder holds a damaged JSON file.
+
+    tokenizer.json is large: it is checked when it is loaded.
+    """
     for part in ("config", "generation_config", "tokenizer_config", "special_tokens_map"):
         file = Path(name) / f"{part}.json"
         if not file.is_file():
@@ -38,7 +41,7 @@ def check_model_files(name: str) -> None:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; ValueError saying what is there instead, OSError where it cannot be read."""
+    """Return the object in a JSON file; ValueError for anything else, OSError where it cannot be read."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number or a nesting without end
