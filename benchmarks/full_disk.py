@@ -159,6 +159,8 @@ class World:
                 problems.append(f"the same command ended with {again}: {second.strip()[-300:]}")
             elif not self._is_same(job):
                 problems.append("the result is another than with room on the disk")
+        if problems:
+            (self.folder / f"{job}-{number}.txt").write_text(message)
         said = lines[0] if lines else message.strip()[-300:]
         return Case(job, failed[1], _normal(failed[2]), is_once, "; ".join(problems) or "ok", said)
 

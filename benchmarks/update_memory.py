@@ -113,7 +113,7 @@ def measure(config: Config, policy: Policy, ranks: Ranks) -> dict[str, object]:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
     plan = plan_memory(config, model_shape(config), gpu_memory=80 * GIB)
-    planned = (plan.trainer + plan.activations + plan.hidden + plan.head) / GIB
+    planned = (plan.trainer + plan.passing + plan.fragmentation) / GIB
     peak, tflops = peak_gib(ranks.device), peak_tflops(ranks.device)
     is_cuda = ranks.device.type == "cuda"
     return {

@@ -83,6 +83,15 @@ def check_compiler(include: Path | None = None) -> None:
         )
 
 
+def missing_for_triton() -> str | None:
+    """Return what `check_compiler` complains of; None where it has nothing to complain of."""
+    try:
+        check_compiler()
+    except SetupError as error:
+        return str(error)
+    return None
+
+
 def check_torch(python: Path) -> None:
     """Raise SetupError where the torch that was installed does not find a card it can use."""
     done = subprocess.run([str(python), "-c", "import torch; torch.cuda.init()"], capture_output=True, text=True)

@@ -230,10 +230,15 @@ def locked(folder: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
+def project_of(root: Path) -> dict:
+    """Return the table [project] of root/pyproject.toml."""
+    return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
 def set_up(root: Path, device: Device) -> None:
     """Bring root/.venv to what is wanted, or find that it is."""
     start = time.monotonic()
-    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = project_of(root)
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     wanted = Wanted(str(root), python, device, required_packages(device, project))
     venv = root / ".venv"

@@ -21,7 +21,7 @@ VLLM_ROUNDING = {"float32": 1e-4, "bfloat16": 0.2}[VLLM_DTYPE]  # of one log-pro
 # Quick: few cases, the same each time. TRAPO_LITE_FUZZ=500 (`make fuzz`): so many of each kind, new ones each time.
 NUM_FUZZ = int(os.environ.get("TRAPO_LITE_FUZZ", "0"))
 BOUNDED = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}  # tests/fuzzing.py bounds
-settings.register_profile("quick", max_examples=25, derandomize=True, **BOUNDED)
+settings.register_profile("quick", max_examples=15, derandomize=True, **BOUNDED)
 settings.register_profile("long", max_examples=max(1, NUM_FUZZ), print_blob=True, **BOUNDED)
 settings.load_profile("long" if NUM_FUZZ else "quick")
 

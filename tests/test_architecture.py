@@ -36,7 +36,7 @@ ROWS: list[tuple[str, str]] = [
     ("3 shell: put together", "rollout_stage answer_log start_point"),
     ("3 shell: put together", "training_set"),
     ("4 jobs", "trainer evaluate regrade compare planner prepare tiny_world"),
-    ("5 doors", "quickstart"),
+    ("5 doors", "quickstart doctor"),
     ("5 doors", "cli"),
 ]
 ROW_BY_ENTRY = {entry: row for row, (_, entries) in enumerate(ROWS) for entry in entries.split()}

@@ -1,5 +1,6 @@
 """A disk that is full at any write: nothing is lost, the message names the file, the same command goes on."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from trapo_lite import cli
 from trapo_lite.files import append_bytes, move_into_place, naming, replace_text
+from trapo_lite.loggers import TensorBoardLogger
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,15 +34,15 @@ def full(*_: object, **__: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_the_message_names_the_file_that_was_to_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source, target = tmp_path / "source", Path("/dev/full")
-    source.write_bytes(b"x" * 100_000)
-    for write in (
-        lambda: shutil.copyfile(source, target),  # of which the system names the source first
-        lambda: with_name(target),
-    ):
+def copy(target: Path) -> None:
+    """As a copy fails: the system names the file that was read first."""
+    raise OSError(28, "No space left on device", "/a/source", None, str(target))
+
+
+def test_the_message_names_the_file_that_was_to_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+    for write in (copy, with_name):
         with pytest.raises(SystemExit), cli.exit_on_user_error():
-            write()
+            write(Path("/dev/full"))
         message = capsys.readouterr().err
         assert message.startswith("error: /dev/full: No space left on device; ") and "same command again" in message
 
@@ -48,6 +50,21 @@ def test_the_message_names_the_file_that_was_to_be_written(tmp_path: Path, capsy
 def with_name(target: Path) -> None:
     with naming(target), target.open("w") as file:
         file.write("x")
+
+
+def test_tensorboards_thread_leaves_the_error_to_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    logger = TensorBoardLogger(tmp_path / "events", first_step=1)
+    [file] = (tmp_path / "events").iterdir()
+    logger.flush()
+    file.unlink()
+    file.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=f"{tmp_path}/events"):
+        for _ in range(3):
+            logger.log({"loss/completion": 1.0}, step=1)
+            logger.flush()
+    with contextlib.suppress(OSError):
+        logger.close()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_folder_is_only_replaced_when_the_new_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from trapo_lite.adapter import check_start, read_tensors
 from trapo_lite.config import LoraSection
-from trapo_lite.config.folders import check_adapter
 from trapo_lite.policy import Policy
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -42,7 +42,7 @@ def start_from(folder: Path) -> None:
     lora = LORA.model_copy(update={"init_from": str(folder)})
 
     def load() -> Policy:
-        check_adapter(folder, lora)
+        read_tensors(check_start(lora))
         return policy(lora)
 
     started = outcome(load, mebibytes=4096)

@@ -21,6 +21,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from trapo_lite import policy as policy_module
 from trapo_lite.algorithm import Algorithm, TokenLogprobs, count_normalizers, make_group, policy_loss
 from trapo_lite.base_model import ModelError, check_rope, load_base, model_config
 from trapo_lite.config import AlgorithmSection, ConfigError, LoraSection, ModelSection
@@ -234,6 +235,24 @@ def test_inputs_of_adapters_stay_bfloat16_under_autocast(base_dir: Path) -> None
     assert len(layers) == 2 * 7 and torch.float32 in seen
     assert all(torch.equal(ours, pefts) for ours, pefts in zip(*results, strict=True))
     assert results[0][1].any()
+
+
+def test_a_batch_for_flex_attention_is_packed_once(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To one of a few lengths: the least of 1024, 1280, 1536, 1792, 2048, 2560, ... that holds it."""
+    policy = load(base_dir)
+    policy._uses_flex = True
+    paddings: list[int] = []
+    pack = policy_module.pack
+
+    def watched(groups: list[Group], *, pad_to: int):
+        paddings.append(pad_to)
+        return pack(groups, pad_to=pad_to)
+
+    monkeypatch.setattr(policy_module, "pack", watched)
+    row = make_group(TRAPO, [rollout([1] * 100, [], [2] * 950)])
+    for groups, length in (([], 1024), ([group()], 1024), ([row], 1280), ([row, row], 2560)):
+        assert policy.prepare(groups).num_tokens == length
+    assert paddings == [1024, 1024, 1280, 2560]
 
 
 def test_a_base_goes_straight_to_a_gpu(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,8 +54,8 @@ def plan(arguments: Sequence[str] | None = None) -> None:
     """scripts/plan.py"""
     parser = argparse.ArgumentParser(prog="plan.py", description="What a step takes of each GPU; nothing is loaded.")
     add_config_arguments(parser)
-    parser.add_argument("--gpu-memory", metavar="24GB", help="of each; default: that of --gpu")
-    parser.add_argument("--gpu", metavar="NAME", help="such as A100 or 'RTX 4090' (default)")
+    parser.add_argument("--gpu-memory", metavar="24GB", help="of each, what CUDA gives out; default: that of --gpu")
+    parser.add_argument("--gpu", metavar="NAME", help="such as A100, 3090 or 'RTX 4090' (default)")
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="trainer processes, one a GPU")
     parser.add_argument("--sharded", action="store_true", help="the base spread over the GPUs, by FSDP2")
     args = parser.parse_intermixed_args(arguments)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import trapo_lite
 
@@ -38,7 +38,7 @@ def this_environment() -> dict[str, Any]:
     }
 
 
-def is_environment(found: Any) -> bool:
+def is_environment(found: Any) -> TypeGuard[Mapping[str, Any]]:
     """Return whether a value that was read from a file can be given to `changes`."""
     types = {"package": str, "commit": str | None, "clean": bool | None, "versions": dict}
     return isinstance(found, dict) and all(key in found and isinstance(found[key], kind) for key, kind in types.items())

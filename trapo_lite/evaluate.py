@@ -216,7 +216,7 @@ def _require_adapter_fits(config: Config, adapter_dir: Path, base: PreTrainedCon
 def _start_engines(
     config: Config, *, max_model_len: int, folder: Path, say: Callable[[str], None]
 ) -> RolloutEngine | EngineGroup:
-    """Start an engine on every card this process may use, or one on the CPU."""
+    """Start an engine on every card that this process may use, or one on the CPU."""
     start = partial(start_engine, config, max_model_len=max_model_len, notify=say)
     cards = torch.cuda.device_count() if torch.cuda.is_available() and config.rollout.engine != "server" else 0
     if cards < 2:

@@ -202,10 +202,10 @@ def _save(merged: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerB
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, eos_id: int) -> None:
-    """With the token that ends answers as its end-of-text token, so that the checkpoint by itself stops there.
+    """Save the tokenizer, with the token that ends answers as its EOS, so that the checkpoint by itself stops there.
 
-    A token of the plain vocabulary stays what it is: as a special token, texts that hold it would be read otherwise.
-    Where it ends answers, the checkpoint's two other files say so, and evaluation asks for data.eos_token.
+    A token of the plain vocabulary is not made the EOS: as a special token it would be cut out of every text. Then only
+    config.json and generation_config.json name it, and evaluation asks for data.eos_token.
     """
     if eos_id in tokenizer.added_tokens_decoder:
         tokenizer.eos_token = tokenizer.added_tokens_decoder[eos_id].content
@@ -227,7 +227,7 @@ def _move_into_place(partial: Path, out: Path) -> None:
 
 
 def _checked_adapter(adapter_dir: Path, model: ModelSection) -> AdapterConfig:
-    """The adapter's configuration; ExportError unless it is a plain LoRA adapter that fits the model's config.json."""
+    """Read the adapter's configuration; ExportError unless it is a plain LoRA adapter that fits the model."""
     try:
         adapter = read_config(adapter_dir, option="--adapter")
         check_fit(adapter, model_config(model))

@@ -7,7 +7,9 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Gpu:
-    """memory: bytes;  tflops: 10^12 operations a second, dense bfloat16;  bandwidth: of the memory, bytes a second."""
+    """memory: bytes that CUDA gives out, less than is printed on the card
+    tflops: 10^12 operations a second, dense bfloat16;  bandwidth: of the memory, bytes a second
+    """
 
     name: str
     memory: float
@@ -15,27 +17,29 @@ class Gpu:
     bandwidth: float
 
 
-# Source: NVIDIA's data sheets. A name is part of what the driver says, the more special first.
+# Source: NVIDIA's data sheets. Memory is what the driver reports as total: 79.1 GiB of 80, 44.4 of 48 and 22.2 of 24
+# with ECC, 139.8 of the H200's; of the others nvidia-smi's total less half a GiB. A name is part of what the driver
+# says, the more special first.
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("H100 PCIe", 80 * GIB, 756, 2.04e12),
-        Gpu("H100 NVL", 94 * GIB, 835, 3.94e12),
-        Gpu("H100", 80 * GIB, 989, 3.35e12),
-        Gpu("H200", 141 * GIB, 989, 4.8e12),
-        Gpu("B200", 180 * GIB, 2250, 8.0e12),
-        Gpu("A100", 80 * GIB, 312, 2.04e12),
-        Gpu("A800", 80 * GIB, 312, 2.04e12),
-        Gpu("A40", 48 * GIB, 149.7, 0.70e12),
-        Gpu("A10G", 24 * GIB, 70, 0.60e12),
-        Gpu("A10", 24 * GIB, 125, 0.60e12),
-        Gpu("L40S", 48 * GIB, 362, 0.86e12),
-        Gpu("L40", 48 * GIB, 181, 0.86e12),
-        Gpu("L4", 24 * GIB, 121, 0.30e12),
-        Gpu("RTX A6000", 48 * GIB, 154.8, 0.77e12),
-        Gpu("RTX 5090", 32 * GIB, 209.5, 1.79e12),
-        Gpu("RTX 4090", 24 * GIB, 165.2, 1.01e12),
-        Gpu("RTX 3090", 24 * GIB, 71, 0.94e12),
+        Gpu("H100 PCIe", 79.1 * GIB, 756, 2.04e12),
+        Gpu("H100 NVL", 93.1 * GIB, 835, 3.94e12),
+        Gpu("H100", 79.1 * GIB, 989, 3.35e12),
+        Gpu("H200", 139.8 * GIB, 989, 4.8e12),
+        Gpu("B200", 178.4 * GIB, 2250, 8.0e12),
+        Gpu("A100", 79.1 * GIB, 312, 2.04e12),
+        Gpu("A800", 79.1 * GIB, 312, 2.04e12),
+        Gpu("A40", 44.4 * GIB, 149.7, 0.70e12),
+        Gpu("A10G", 22.2 * GIB, 70, 0.60e12),
+        Gpu("A10", 22.2 * GIB, 125, 0.60e12),
+        Gpu("L40S", 44.4 * GIB, 362, 0.86e12),
+        Gpu("L40", 44.4 * GIB, 181, 0.86e12),
+        Gpu("L4", 22.2 * GIB, 121, 0.30e12),
+        Gpu("RTX A6000", 47.4 * GIB, 154.8, 0.77e12),
+        Gpu("RTX 5090", 31.3 * GIB, 209.5, 1.79e12),
+        Gpu("RTX 4090", 23.5 * GIB, 165.2, 1.01e12),
+        Gpu("RTX 3090", 23.5 * GIB, 71, 0.94e12),
     )
 }
 

@@ -52,10 +52,10 @@ def check_paths(config: Config) -> None:
 
 
 def check_model(config: Config) -> int:
-    """The longest sequence a run needs, in tokens.
+    """Return the longest sequence that a run needs, in tokens.
 
-    ConfigError or ModelError where the model, by its config.json and its class, has not the positions for it, cannot
-    be trained in packed trees, or has not the layers that `lora.target_modules` names.
+    Raises ConfigError or ModelError if the model, by its config.json and its class, has not enough positions, cannot be
+    trained in packed trees, or lacks the layers that `lora.target_modules` names.
     """
     base, max_model_len = model_config(config.model), config.longest_sequence
     check_positions(base, config.model.name, longest=max_model_len)
@@ -90,7 +90,7 @@ def require_embeddings(config: Config, tokenizer: PreTrainedTokenizerBase, probl
 
 
 def check_start_fits(config: Config, *, reads_weights: bool) -> None:
-    """AdapterError unless the adapter of `lora.init_from` is one that this base and `lora` section would make.
+    """Raise AdapterError unless the adapter of `lora.init_from` is one that this base and `lora` section would make.
 
     reads_weights: also refuse weights that are not finite; without it their names and shapes are read
     """
@@ -149,7 +149,7 @@ def sampling_settings(
 
 
 def require_one_end(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
-    """ConfigError where tokenizer and generation_config.json disagree on what ends an answer and nothing says which.
+    """Raise ConfigError if tokenizer and generation_config.json end answers differently and no option decides.
 
     A model that is stopped at the wrong token runs to the length limit and scores nothing.
     """

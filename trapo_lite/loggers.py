@@ -1,11 +1,13 @@
 """Where metrics go besides metrics.jsonl: TensorBoard and Weights & Biases."""
 
 import secrets
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from trapo_lite.config import Config, ConfigError
+from trapo_lite.files import naming
 
 
 class Logger(Protocol):
@@ -19,23 +21,39 @@ class Logger(Protocol):
 
 
 class TensorBoardLogger:
-    """Events under `folder`; what an interrupted run wrote after `first_step` is hidden."""
+    """Write events under `folder`; what an interrupted run wrote after `first_step` is hidden.
+
+    TensorBoard writes in a thread of its own, and raises that thread's error again in the next call here. So the
+    thread's traceback is not printed. Each method raises OSError, naming the folder, where the system refuses to write.
+    """
 
     def __init__(self, folder: Path, *, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+        self._folder = folder
+        threading.excepthook = _without_refused_writes
+        with naming(folder):
+            self._writer = SummaryWriter(str(folder), purge_step=first_step)
 
     def log(self, row: Mapping[str, float | int | None], step: int) -> None:
-        for name, value in row.items():
-            if value is not None and name != "step":
-                self._writer.add_scalar(name, value, step)
+        with naming(self._folder):
+            for name, value in row.items():
+                if value is not None and name != "step":
+                    self._writer.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        self._writer.flush()
+        with naming(self._folder):
+            self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        with naming(self._folder):
+            self._writer.close()
+
+
+def _without_refused_writes(error: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread, as Python does, but not of a write that the system refused."""
+    if not issubclass(error.exc_type, OSError):
+        threading.__excepthook__(error)
 
 
 class WandbLogger:
@@ -46,7 +64,8 @@ class WandbLogger:
         settings: dict[str, Any] = config.model_dump(mode="json")
         id_file = config.run.folder / "wandb-id"
         if not id_file.exists():
-            id_file.write_text(secrets.token_hex(4), encoding="utf-8")
+            with naming(id_file):
+                id_file.write_text(secrets.token_hex(4), encoding="utf-8")
         self._run = wandb.init(
             project=config.run.wandb_project,
             name=config.run.name,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from trapo_lite.config import Config, ConfigError
+from trapo_lite.engines.vllm_options import round_up_lora_rank
 from trapo_lite.gpus import GIB, Gpu
 from trapo_lite.head import CHUNK_ELEMENTS
 from trapo_lite.model_shape import ModelShape
@@ -16,8 +17,10 @@ from trapo_lite.tree import bucket
 Change = Callable[[Config], Config]
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, a byte for 64 of them, and 4 bytes for 256 of those
+ENGINE_NF4_BYTES = 0.5 + 4 / 64  # the engine keeps a float32 for 64 of them
+ADAPTER_SLOTS = 2  # the engine's max_loras: the adapter that it serves and the next
 RESERVE = 1.5 * GIB  # CUDA contexts and kernels of trainer and engine
-FRAGMENTATION = 1.1  # of what is allocated and freed in every batch
+FRAGMENTATION = 0.1  # of what is allocated and freed in every batch: what the allocator cannot use of it
 ENGINE_RESERVE = 1.5 * GIB  # of the engine: activations and CUDA graphs
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "sgd": 0}
 UTILISATION = 0.35  # of the peak, in the update
@@ -29,6 +32,9 @@ class MemoryPlan:
     """Bytes of one GPU, part by part. The engine's are 0 where it is elsewhere.
 
     base: this GPU's share of the weights;  gathered: of the others' shares, what it holds at a time
+    activations: what the forward pass keeps of all layers;  layer: what the backward pass of one takes besides
+    head: hidden rows, their gradient and chunks of logits, before the backward pass reaches the first layer
+    step: what the optimizer's step takes besides, when all of these are gone
     """
 
     base: float
@@ -36,8 +42,9 @@ class MemoryPlan:
     adapter: float
     optimizer: float
     activations: float
-    hidden: float
+    layer: float
     head: float
+    step: float
     engine_weights: float
     kv_cache: float
     kv_token: float
@@ -50,9 +57,18 @@ class MemoryPlan:
         return self.base + self.adapter + self.optimizer
 
     @property
+    def passing(self) -> float:
+        """The most that forward pass, backward pass and step hold at a time, of tensors."""
+        return max(self.activations + max(self.layer, self.head), self.step)
+
+    @property
+    def fragmentation(self) -> float:
+        return FRAGMENTATION * self.passing
+
+    @property
     def during_update(self) -> float:
         cache = self.kv_cache if self.keeps_cache else 0.0
-        passing = self.gathered + self.activations + self.hidden + self.head
+        passing = self.gathered + self.passing + self.fragmentation
         return self.trainer + passing + self.engine_weights + cache + self.reserve
 
     @property
@@ -67,17 +83,18 @@ def plan_memory(config: Config, shape: ModelShape, *, gpu_memory: float, num_sha
     """
     model, train, rollout = config.model, config.train, config.rollout
     width = 4 if model.dtype == "float32" else 2
-    base = shape.other_parameters * width + shape.linear_parameters * (NF4_BYTES if model.quantize == "nf4" else width)
+    is_nf4 = model.quantize == "nf4"
+    base = shape.other_parameters * width + shape.linear_parameters * (NF4_BYTES if is_nf4 else width)
     tokens = bucket(max(train.tokens_per_batch, config.longest_sequence))  # a rollout is never cut
-    layer = layer_bytes(shape, rank=config.lora.r, width=width)
-    stored = layer * shape.num_layers
-    if model.gradient_checkpointing:
-        stored = shape.hidden_size * width * shape.num_layers + layer
-    if model.offload_activations and model.gradient_checkpointing:
-        stored = layer  # one layer's on the way to the host or back
+    layer = layer_bytes(shape, rank=config.lora.r, width=width, is_grouped=model.attention != "sdpa")
     in_backward = 2 * width * shape.mlp_width  # gradients of the widest part of a layer
+    if not model.gradient_checkpointing:
+        kept = layer * shape.num_layers
+    else:
+        in_backward += layer  # computed again
+        kept = 0.0 if model.offload_activations else shape.hidden_size * width * shape.num_layers
     engine = rollout.engine if config.algorithm.samples or config.eval.every > 0 else "server"
-    engine_weights = {"vllm": base + ENGINE_RESERVE, "transformers": base, "server": 0.0}[engine]
+    engine_weights = {"vllm": _vllm_bytes(config, shape, width=width), "transformers": base, "server": 0.0}[engine]
     kv_cache = rollout.gpu_memory_fraction * gpu_memory - engine_weights if engine == "vllm" else 0.0
     return MemoryPlan(
         base=base / num_shards,
@@ -85,12 +102,14 @@ def plan_memory(config: Config, shape: ModelShape, *, gpu_memory: float, num_sha
         gathered=(shape.other_parameters + 2 * shape.linear_parameters / shape.num_layers) * width
         if num_shards > 1
         else 0.0,
-        # master weights, gradient, the flattened gradient and its clipped copy; under autocast a copy in bfloat16
-        adapter=shape.adapter_parameters * (16 + (2 if width == 2 else 0)),
+        # master weights and gradient; under autocast a copy in bfloat16
+        adapter=shape.adapter_parameters * (8 + (2 if width == 2 else 0)),
         optimizer=shape.adapter_parameters * OPTIMIZER_BYTES[config.optim.name],
-        activations=FRAGMENTATION * tokens * (stored + in_backward),
-        hidden=2.0 * tokens * shape.hidden_size * width,
-        head=CHUNK_ELEMENTS["cuda"] * (8.0 + width),
+        activations=tokens * kept,
+        layer=tokens * in_backward,
+        head=2.0 * tokens * shape.hidden_size * width + CHUNK_ELEMENTS["cuda"] * (8.0 + width),
+        # the flattened gradient, its clipped copy, AdamW's square roots
+        step=shape.adapter_parameters * 12.0,
         engine_weights=engine_weights,
         kv_cache=max(0.0, kv_cache),
         kv_token=2.0 * shape.num_layers * shape.kv_width * 2,
@@ -99,16 +118,23 @@ def plan_memory(config: Config, shape: ModelShape, *, gpu_memory: float, num_sha
     )
 
 
-def layer_bytes(shape: ModelShape, *, rank: int, width: int) -> float:
+def _vllm_bytes(config: Config, shape: ModelShape, *, width: int) -> float:
+    """Return what vLLM takes besides its cache: its base, slots for adapters on all linear layers, and the rest."""
+    linear = ENGINE_NF4_BYTES if config.model.quantize == "nf4" else width
+    slots = ADAPTER_SLOTS * shape.lora_width * round_up_lora_rank(config.lora.r) * width
+    return shape.other_parameters * width + shape.linear_parameters * linear + slots + ENGINE_RESERVE
+
+
+def layer_bytes(shape: ModelShape, *, rank: int, width: int, is_grouped: bool) -> float:
     """What autograd keeps of one decoder layer for one token; `width` bytes a number, but norms are in float32.
 
-    Keys and values are repeated to the width of the queries. 7 adapted layers keep their inner product each.
+    is_grouped: attention takes keys and values as they are (FlexAttention); else they are repeated to the width of the
+    queries. 7 adapted layers keep their inner product each.
     """
     norms = 12 if width == 2 else 16
-    attention = 5 * width  # queries, keys, values, what comes out, and that in the order of tokens
-    mlp = 4 * width
-    parts = norms * shape.hidden_size + attention * shape.attention_width + mlp * shape.mlp_width
-    return parts + 7 * width * rank
+    keys = shape.kv_width if is_grouped else shape.attention_width
+    attention = 3 * shape.attention_width + 2 * keys  # queries, what comes out, that in the order of tokens, and k, v
+    return norms * shape.hidden_size + width * (attention + 4 * shape.mlp_width + 7 * rank)
 
 
 def shortcoming(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int = 1) -> str | None:
@@ -126,7 +152,7 @@ def shortcoming(config: Config, shape: ModelShape, *, gpu_memory: float, num_sha
         )
     for stage, needed in (("the update", plan.during_update), ("rollouts", plan.during_rollouts)):
         if needed > gpu_memory:
-            return f"{stage}: {needed / GIB:.1f} GiB of {gpu_memory / GIB:.0f}"
+            return f"{stage}: {needed / GIB:.1f} GiB of {gpu_memory / GIB:.1f}"
     return None
 
 

@@ -34,6 +34,7 @@ class ModelShape:
     """linear_parameters: of the decoder's linear layers;  adapter_parameters: of LoRA on those that are targets.
     other_parameters: embeddings, an output layer that is not tied to them, norms, biases.
     attention_width, kv_width: heads, and key-value heads, times the size of a head.
+    lora_width: inputs and outputs of all linear layers of the decoder: parameters of one rank of an adapter on them.
     """
 
     num_layers: int
@@ -42,6 +43,7 @@ class ModelShape:
     vocab_size: int
     attention_width: int
     kv_width: int
+    lora_width: int
     linear_parameters: int
     other_parameters: int
     adapter_parameters: int
@@ -72,6 +74,7 @@ class ModelShape:
             vocab_size=config.vocab_size,
             attention_width=config.num_attention_heads * size,
             kv_width=num_kv_heads * size,
+            lora_width=sum(module.in_features + module.out_features for module in decoder.values()),
             linear_parameters=num_linear,
             other_parameters=num_parameters - num_linear,
             adapter_parameters=sum(parameter.numel() for parameter in adapter if parameter.requires_grad),
@@ -100,7 +103,7 @@ def head_size(config: PreTrainedConfig) -> int:
 
 
 def require_sizes(config: PreTrainedConfig) -> None:
-    """ModelError where the configuration does not have the sizes that `ModelShape` is made of."""
+    """Raise ModelError if the configuration lacks a size that `ModelShape` needs."""
     sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads")
     missing = [name for name in sizes if not isinstance(getattr(config, name, None), int)]
     if missing:
@@ -116,7 +119,7 @@ def is_target(name: str, targets: str | Sequence[str]) -> bool:
 
 
 def meta_model(config: PreTrainedConfig, *, attention: str | None = None) -> PreTrainedModel:
-    """The model without memory behind its weights, in bfloat16. ModelError where transformers cannot build it."""
+    """Build the model in bfloat16 without memory behind its weights; ModelError if transformers cannot build it."""
     from transformers import AutoModelForCausalLM
 
     try:
@@ -137,9 +140,9 @@ def meta_model(config: PreTrainedConfig, *, attention: str | None = None) -> Pre
 
 
 def adapted(model: PreTrainedModel, *, rank: int, targets: str | Sequence[str]) -> PeftModel:
-    """A model on the meta device with the adapter that training gives it; the model itself is changed.
+    """Add the adapter that training would have to a model on the meta device, which is changed.
 
-    ModelError where PEFT finds nothing to adapt, or takes the targets for something else.
+    ModelError if PEFT finds nothing to adapt, or takes the targets for something else.
     """
     from peft import LoraConfig, get_peft_model
 

@@ -17,9 +17,9 @@ OTHER_MODEL = "take a model with full causal attention, such as Llama or Qwen"
 def require_packable(config: PreTrainedConfig) -> PreTrainedModel:
     """Send the tokens of a tree through the model on the meta device: no weights, no results. Returns that model.
 
-    ModelError where its attention is not reached by the tree's layout in every layer, wants more than that, or where
-    its positions cannot be given to it; ConfigError where it draws random numbers. What the numbers are,
-    `packing_check` sees in the first step of a run.
+    Raises ModelError if the tree's layout does not reach the attention of every layer, if attention needs more than the
+    layout, or if the decoder takes no positions; ConfigError if it draws random numbers. Whether the results are right
+    is what `packing_check` tests in the first step of a run.
     """
     require_sizes(config)
     model = meta_model(config, attention=ATTENTION).eval()
@@ -66,7 +66,7 @@ def require_packable(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def check_targets(model: PreTrainedModel, targets: str | list[str]) -> None:
-    """ConfigError where `lora.target_modules` names no linear layer of the model, or adapts anything but those.
+    """Raise ConfigError if `lora.target_modules` names no linear layer of the model, or adapts anything else.
 
     model: on the meta device; it is changed.
     PEFT ignores a name without a layer among others silently. It adapts fused experts and routers, which are no linear
@@ -103,7 +103,7 @@ def check_targets(model: PreTrainedModel, targets: str | list[str]) -> None:
 
 
 def _refuse_randomness(config: PreTrainedConfig) -> None:
-    """ConfigError for dropout and router noise: a packed token that rollouts share has one mask, rows have many."""
+    """Raise ConfigError for dropout and router noise: a token that rollouts share has one mask, rows have many."""
     random = [
         key
         for key, value in config.to_dict().items()
@@ -117,5 +117,5 @@ def _refuse_randomness(config: PreTrainedConfig) -> None:
 
 
 def _needs_values(error: BaseException) -> bool:
-    """Whether the pass ended where it depends on numbers (a router's choice), which the meta device has not."""
+    """Return whether the pass ended because it depends on values, such as a router's, which the meta device has not."""
     return isinstance(error, NotImplementedError) or "meta tensor" in str(error)

@@ -49,15 +49,15 @@ class PackingReport:
 def check_packing(
     policy: Policy, algorithm: Algorithm, groups: Sequence[Group], *, temperature: float, longest: int
 ) -> PackingReport | None:
-    """Compare the gradient by the packed path and row by row, of the smallest group that has one, cut short, but for
-    one rollout that is as long as the run's sequences may be.
+    """Compare the gradient of one small tree, computed packed and row by row; raise PackingError if they differ by more
+    than rounding.
 
-    The rows share nothing with the packed path but the losses: they are what transformers computes, by the model's own
-    attention and masks. The long one is where a window, or RoPE that depends on the length, shows.
-    Leaves no gradient behind. None where no group has a gradient. Raises PackingError where they differ by more than
-    rounding does.
+    The tree is the smallest group that has a gradient, cut short, with one rollout made as long as the run's sequences
+    may be: there a window, or RoPE that depends on the length, shows. The rows share only the losses with the packed
+    path: transformers computes them, with the model's own attention and masks.
+    Returns None if no group has a gradient. Leaves no gradient behind.
 
-    longest: tokens of a sequence. Less are taken where memory runs out, and of a model without SDPA.
+    longest: tokens of the longest sequence; fewer are taken if memory runs out, and for a model without SDPA
     """
     candidates = smallest_moving(algorithm, groups)
     if not candidates:
@@ -120,7 +120,7 @@ def _compare(policy: Policy, algorithm: Algorithm, group: Group, *, temperature:
 
 
 def _thinned(batch: PackedBatch, longest: int) -> PackedBatch:
-    """The batch without training the middle of its long rollout: the rows hold all logits of trained tokens."""
+    """Stop training the middle of the long rollout: rows hold the logits of all trained tokens at once."""
     is_middle = (batch.position >= SMALL) & (batch.position < longest - COMPLETION)
     return replace(batch, multiplicity=batch.multiplicity.masked_fill(is_middle, 0.0))
 
@@ -149,9 +149,9 @@ def shortened(group: Group) -> Group:
 
 
 def lengthened(group: Group, longest: int) -> Group:
-    """The group with one rollout grown to `longest` tokens, and put first: the one that moves the policy most.
+    """Lengthen the rollout that moves the policy most to `longest` tokens, and put it first.
 
-    What it grows by are tokens of the group in random order, so that attention has something to tell apart.
+    It is lengthened by tokens of the group in random order, so that attention has something to tell apart.
     """
     members = range(len(group.rollouts))
     pull_of_completion = [abs(group.advantages[m]) if group.rollouts[m].completion_ids else -1.0 for m in members]

@@ -57,6 +57,7 @@ def plain_shape(config: Config) -> ModelShape | None:
         vocab_size=vocab,
         attention_width=width,
         kv_width=kv_width,
+        lora_width=num_layers * sum(rows + columns for rows, columns in linears.values()),
         linear_parameters=num_linear,
         other_parameters=tables * vocab * hidden + num_layers * (norms + biases) + hidden,
         adapter_parameters=lora.r * adapted,

@@ -94,14 +94,16 @@ def memory_lines(
         ("adapter", plan.adapter, f"{shape.adapter_parameters / 1e6:.1f} million, weights and gradients in float32"),
         ("optimizer", plan.optimizer, config.optim.name),
         ("activations", plan.activations, f"of {config.train.tokens_per_batch} tokens a forward pass"),
-        ("hidden rows", plan.hidden, "and their gradient"),
-        ("head", plan.head, "chunks of logits"),
+        ("one layer", plan.layer, "in its backward pass"),
+        ("or the head", plan.head, "hidden rows and chunks of logits, if that is more"),
+        ("or the step", plan.step, "copies of the gradient, if that is more than all three"),
+        ("allocator", plan.fragmentation, "lost between blocks"),
         ("engine", plan.engine_weights, "its copy of the base, and what it needs besides"),
         ("KV cache", plan.kv_cache, f"{plan.kv_cache / plan.kv_token:,.0f} tokens"),
         ("reserve", plan.reserve, "CUDA contexts"),
     ]
     assumed = " (assumed: --gpu names another)" if is_assumed else ""
-    lines = [f"each of {num_gpus} x {gpu.name}, {gpu.memory / GIB:.0f} GiB{assumed}; estimates, GiB:"]
+    lines = [f"each of {num_gpus} x {gpu.name}, {gpu.memory / GIB:.1f} GiB{assumed}; estimates, GiB:"]
     lines += [f"  {name:<12}{size / GIB:8.2f}  {note}" for name, size, note in parts]
     lines += [
         f"  in updates  {plan.during_update / GIB:8.2f}{'' if plan.keeps_cache else '  without the KV cache'}",
@@ -147,7 +149,7 @@ def _shape_by_transformers(config: Config) -> ModelShape:
 
 
 def parse_memory(text: str) -> float:
-    """Bytes of "24GB" or "80": what is printed on a card, which counts in GiB.
+    """Bytes of "23.5GB" or "80": GiB, of memory that CUDA gives out: a little less than is printed on a card.
 
     >>> parse_memory("24GB") == parse_memory("24") == 24 * 2**30
     True
@@ -159,13 +161,17 @@ def parse_memory(text: str) -> float:
 
 
 def _gpu(name: str | None, memory: float | None) -> tuple[Gpu, bool]:
-    """The card that is meant, and whether that is a guess: one that has so much, for the times."""
-    if name is None:
-        enough = [gpu for gpu in GPUS.values() if memory is not None and gpu.memory >= memory]
+    """The card that is meant, and whether that is a guess: one that has so much, for the times.
+
+    name: as in the table, or its end, "3090".
+    """
+    if name is None:  # 24 GB are printed on a card that gives out 23.5 or 22.2
+        enough = [gpu for gpu in GPUS.values() if memory is not None and gpu.memory >= 0.92 * memory]
         gpu = min(enough, key=lambda gpu: (gpu.memory, gpu.tflops)) if enough else GPUS["RTX 4090"]
     else:
         by_spelling = {_squeezed(known): gpu for known, gpu in GPUS.items()}
-        found = by_spelling.get(_squeezed(name))
+        ending = [gpu for known, gpu in by_spelling.items() if known.endswith(_squeezed(name))]
+        found = by_spelling.get(_squeezed(name)) or (ending[0] if len(ending) == 1 else None)
         if found is None:
             raise ConfigError(
                 f"--gpu: found {name!r}; known are {', '.join(GPUS)}; for another, take one like it and --gpu-memory"

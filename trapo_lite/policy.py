@@ -28,7 +28,7 @@ from trapo_lite.files import naming, save_tensors
 from trapo_lite.head import token_logprobs
 from trapo_lite.model_shape import ModelShape, head_size
 from trapo_lite.packable import require_packable
-from trapo_lite.tree import Group, bucket, pack
+from trapo_lite.tree import Group, bucket, num_tokens, pack
 from trapo_lite.types import PackedBatch, Rollout, Verdict
 
 MAX_EAGER_SCORES = 2**27
@@ -251,10 +251,8 @@ class Policy:
 
     def prepare(self, groups: Sequence[Group]) -> PackedBatch:
         """Pack groups into one batch on this policy's device; of no groups, one of a single padding token."""
-        batch = pack(groups, pad_to=1)
-        if self._uses_flex:  # compiled anew for every length
-            batch = pack(groups, pad_to=bucket(batch.num_tokens))
-        return batch.to(self.device)
+        length = bucket(sum(map(num_tokens, groups))) if self._uses_flex else 1  # flex: compiled anew for every length
+        return pack(groups, pad_to=length).to(self.device)
 
     def adapter_state(self) -> dict[str, Tensor]:
         """The adapter's float32 master weights under PEFT's names; they move with the policy."""

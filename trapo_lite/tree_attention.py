@@ -49,6 +49,7 @@ def segment_layout(batch: PackedBatch) -> TreeLayout:
     """SDPA chain by chain over the keys of the chain and of its ancestors: no (T, T) mask, exact cost."""
     chains = tree.segments(batch)
     device = batch.input_ids.device
+    is_grouped = device.type == "cpu"  # on CUDA none of the kernels that take a mask takes grouped heads
     lengths = [end - start for start, end, _ in chains]
     plan = []
     for number, (_, _, above) in enumerate(chains):
@@ -72,11 +73,12 @@ def segment_layout(batch: PackedBatch) -> TreeLayout:
                     attn_mask=mask,
                     is_causal=len(path) == 1 and lengths[own] > 1,
                     scale=scaling,
+                    enable_gqa=is_grouped,
                 )
             )
         return torch.cat(outputs, dim=2)
 
-    return TreeLayout(attend)
+    return TreeLayout(attend, is_grouped)
 
 
 def flex_layout(batch: PackedBatch) -> TreeLayout:
@@ -121,10 +123,10 @@ def packed_tree_attention(
     tree_layout: TreeLayout | None = None,
     **options: object,
 ) -> tuple[Tensor, Tensor | None]:
-    """What transformers calls in place of its own attention: (1, heads, T, D) in, (1, T, heads, D) out.
+    """Compute attention in the place of transformers' own: (1, heads, T, D) in, (1, T, heads, D) out.
 
-    ModelError where the model wants something that the layout does not compute: a mask of its own, both directions,
-    sinks, a window, a cap, or attention that the layout does not reach.
+    Raises ModelError if the model asks for what the layout does not compute: a mask of its own, both directions, sinks,
+    a window, a cap; and if the model does not hand the layout on.
     """
     refuse_unknown(module, options)
     name = type(module).__name__
@@ -141,7 +143,7 @@ def packed_tree_attention(
 
 
 def refuse_unknown(module: torch.nn.Module, options: Mapping[str, object]) -> None:
-    """ModelError for an argument of attention that is not known to change nothing: it would be ignored silently."""
+    """Raise ModelError for an argument of attention unless it is known to change nothing; it would be ignored."""
     for name, value in options.items():
         if value is None or name in HARMLESS or (name in NEUTRAL and value == NEUTRAL[name]):
             continue

@@ -4,7 +4,17 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 
 def _no_truth_value(value: Any) -> Any:
@@ -56,6 +66,15 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), coerce_numbers_to_str=True
     )
+
+    @field_validator("*")
+    @classmethod
+    def _no_half_characters(cls, value: Any) -> Any:
+        """Refuse half of a surrogate pair: JSON and YAML can spell it, but no tokenizer and no file takes it."""
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text):
+                raise ValueError(f"found {text[:60]!r}, with half of a surrogate pair; write the whole character")
+        return value
 
     def idle_keys(self) -> dict[str, str]:
         """Keys without effect beside the others, with what they act with.

@@ -26,10 +26,7 @@ def check_name(name: str) -> None:
 
 
 def check_model_files(name: str) -> None:
-    """Raise ConfigError where a model's folder holds a damaged JSON file.
-
-    tokenizer.json is large: it is checked when it is loaded.
-    """
+    """Raise ConfigError if a JSON file of a model's folder is damaged; tokenizer.json, a large one, loading checks."""
     for part in ("config", "generation_config", "tokenizer_config", "special_tokens_map"):
         file = Path(name) / f"{part}.json"
         if not file.is_file():
@@ -41,7 +38,7 @@ def check_model_files(name: str) -> None:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; ValueError for anything else, OSError where it cannot be read."""
+    """Read the object in a JSON file; ValueError says what is there instead, OSError that it cannot be read."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number or a nesting without end

@@ -68,7 +68,7 @@ class Tally:
         return ", ".join(f"{count} {reason}" for reason, count in self.rows.items())
 
     def listed(self) -> str:
-        """The first bad rows, each on a line of its own."""
+        """Return the first bad rows, each on a line of its own."""
         more = self.rows.total() - len(self.first_bad)
         lines = [f"{where}: {what}" for where, what in self.first_bad] + ([f"and {more} more"] if more else [])
         return "".join(f"\n  {line}" for line in lines)

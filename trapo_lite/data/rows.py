@@ -147,8 +147,10 @@ def _gold(value: Any, field: str, *, takes_all: bool) -> str:
         return ", ".join(golds if takes_all else golds[:1])
     if isinstance(value, dict):
         return _text(json.dumps(value, sort_keys=True, ensure_ascii=False), field)
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return str(int(value)) if value == math.floor(value) else repr(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return str(int(value)) if value.is_integer() else repr(value)
     return _text(value, field).strip()
 
 

@@ -47,10 +47,10 @@ def grouped_attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' SDPA; for one query a row, without its copies of keys and values for every head that shares them.
+    """Compute transformers' SDPA; for one query a row, without copying keys and values for the heads that share them.
 
     The heads of a group take the place of queries: (B, heads, 1, D) in, (B, 1, heads, D of the values) out.
-    ModelError where the model wants more of its attention: sinks, say.
+    Raises ModelError if the model asks for more, such as sinks.
     """
     refuse_unknown(module, {name: value for name, value in options.items() if name not in IN_MASK})
     rows, heads, length, size = query.shape

@@ -35,8 +35,8 @@ AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 class ServerEngine:
     """A RolloutEngine over any number of endpoints; the one with the fewest requests in flight gets the next.
 
-    adapter_dir: where versions of the adapter are put for the servers to read; None: a RAM-backed folder here, for
-                 servers on this machine
+    adapter_dir: where versions of the adapter are put for the servers to read; None: a folder here, for servers on this
+                 machine, in memory if `folder_room` bytes are free there
     dtype:       what the servers hold adapters in, for `adapter_checksum`
     command:     how such a server is started, for messages
     """
@@ -49,6 +49,7 @@ class ServerEngine:
         dtype: torch.dtype,
         adapter_dir: Path | None = None,
         command: str | None = None,
+        folder_room: int = 0,
         notify: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.max_model_len, self.dtype, self._notify = max_model_len, dtype, notify
@@ -63,7 +64,7 @@ class ServerEngine:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._wanted: dict[str, int] = {}  # id of a request in flight -> its ticket: an id comes again, a ticket never
         self._num_tickets = 0
-        self._folder = AdapterFolder(adapter_dir)
+        self._folder = AdapterFolder(adapter_dir, room=folder_room, notify=notify)
         self._folder.path.chmod(0o755)  # the servers may run as another user
         key = os.environ.get(API_KEY)
         headers = {"Authorization": f"Bearer {key}"} if key else {}

@@ -36,8 +36,6 @@ def start_engine(
     On the CPU the vllm engine returns at once and loads in the background; its first call waits for it.
     """
     if config.rollout.engine == "vllm":
-        from trapo_lite.base_model import model_shape
-        from trapo_lite.engines.adapter_folder import room_for
         from trapo_lite.engines.supervised import SupervisedEngine
         from trapo_lite.engines.vllm import VLLMEngine
         from trapo_lite.engines.vllm_options import VLLMOptions
@@ -57,7 +55,7 @@ def start_engine(
             can_merge=config.rollout.merge != "never",
         )
 
-        room = room_for(4 * model_shape(config).adapter_parameters, num_engines=num_engines)
+        room = _folder_room(config, num_engines)
 
         def start() -> RolloutEngine:
             engine = VLLMEngine(options, log_path=log_path, device_index=device_index, folder_room=room, notify=notify)
@@ -90,6 +88,7 @@ def start_engine(
             dtype=getattr(torch, config.model.dtype),
             adapter_dir=None if folder is None else Path(folder),
             command=command,
+            folder_room=0 if folder is not None else _folder_room(config, num_engines),
             notify=notify,
         )
 
@@ -104,3 +103,11 @@ def start_engine(
         config_overrides=config.model.config_overrides,
         device="cpu" if device_index is None else f"cuda:{device_index}",
     )
+
+
+def _folder_room(config: Config, num_engines: int) -> int:
+    """Return the bytes to be free in memory for this run's adapters to be kept there."""
+    from trapo_lite.base_model import model_shape
+    from trapo_lite.engines.adapter_folder import room_for
+
+    return room_for(4 * model_shape(config).adapter_parameters, num_engines=num_engines)

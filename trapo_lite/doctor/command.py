@@ -1,0 +1,102 @@
+"""The command behind scripts/doctor.py: arguments, report and exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from trapo_lite.doctor.facts import Facts, collect
+from trapo_lite.doctor.findings import Finding, Needs
+from trapo_lite.doctor.machine import check_machine
+from trapo_lite.doctor.packages import check_software
+
+if TYPE_CHECKING:  # pydantic may be missing
+    from trapo_lite.config import Config
+
+BROKEN_PACKAGE = (ImportError, OSError, AttributeError, RuntimeError, TypeError, NameError, ValueError)
+"""What importing a package raises that is missing, half installed or built for something else."""
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="doctor.py", description="Check this machine, and with --config what that configuration needs of it."
+    )
+    parser.add_argument("--config", action="append", default=[], metavar="FILE.yaml", help="merged left to right")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="such as rollout.engine=transformers")
+    parser.add_argument("--num-gpus", type=int, metavar="N", help="trainer processes, one a GPU (default 1)")
+    parser.add_argument("--sharded", action="store_true", help="the base spread over the GPUs, by FSDP2")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    args = parser.parse_intermixed_args(arguments)
+    if args.num_gpus is not None and args.num_gpus < 1:
+        parser.error(f"--num-gpus: found {args.num_gpus}; give 1 or more")
+    if not (args.config or args.overrides) and (args.num_gpus is not None or args.sharded):
+        parser.error("--num-gpus, --sharded: are about a configuration; name one with --config")
+    return args
+
+
+def main(needs: Needs, *, compiler: str | None, arguments: Sequence[str] | None = None) -> int:
+    """Print the report. Return 0, or 1 where something is an error, or 2 where the configuration is wrong.
+
+    compiler: what scripts/setup_cuda.py says of the C compiler; None where it is there
+    """
+    args = parse_arguments(arguments)
+    config, findings = None, []
+    if args.config or args.overrides:
+        try:
+            from trapo_lite.config import ConfigError, load_config
+        except BROKEN_PACKAGE as error:
+            findings = [cannot_check(error)]
+        else:
+            try:
+                config = load_config(args.config, args.overrides)
+            except ConfigError as error:
+                print(f"error: {error}", file=sys.stderr)
+                return 2
+    facts = collect(needs.packages(), compiler=compiler, asks_hub=config is None)
+    findings = [*check_machine(facts, needs), *check_software(facts, needs), *findings]
+    if config is not None:
+        findings += check_config(config, facts, args)
+    print(as_json(findings) if args.json else "\n".join(report_lines(findings)))
+    return 1 if any(finding.status == "error" for finding in findings) else 0
+
+
+def check_config(config: Config, facts: Facts, args: argparse.Namespace) -> list[Finding]:
+    """Return the findings on a configuration; one finding where a package that is needed for them is broken."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # the report is all that is printed
+    try:
+        from trapo_lite.doctor.configuration import Launch, check_configuration, processes_of_launcher
+    except BROKEN_PACKAGE as error:
+        return [cannot_check(error)]
+    launch = Launch(num_gpus=args.num_gpus or processes_of_launcher(), is_sharded=args.sharded)
+    return list(check_configuration(config, facts, launch))
+
+
+def cannot_check(error: Exception) -> Finding:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return Finding("error", "configuration", f"cannot be checked: {text}", "cure the packages above, then try again")
+
+
+def report_lines(findings: Sequence[Finding]) -> Iterator[str]:
+    """Yield one line a finding, and a last one that counts.
+
+    >>> print(*report_lines([Finding("warning", "hub", "no answer", "check the network")]), sep="\\n")
+    warning  hub  no answer; check the network
+    <BLANKLINE>
+    0 errors, 1 warning
+    """
+    width = max(len(finding.check) for finding in findings)
+    for finding in findings:
+        cure = f"; {finding.cure}" if finding.cure else ""
+        yield f"{finding.status:7}  {finding.check:{width}}  {finding.found}{cure}"
+    yield ""
+    errors, warnings = (sum(finding.status == status for finding in findings) for status in ("error", "warning"))
+    yield f"{errors} error{'' if errors == 1 else 's'}, {warnings} warning{'' if warnings == 1 else 's'}"
+
+
+def as_json(findings: Sequence[Finding]) -> str:
+    return json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=1, ensure_ascii=False)

