@@ -42,7 +42,7 @@ class Case:
 
 
 def compiled(folder: Path) -> Path:
-    """The library that refuses writes."""
+    """Build the library that refuses writes; return its path."""
     library = folder / "full_disk.so"
     if not library.exists():
         subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, HERE / "full_disk.c", "-ldl"], check=True)
@@ -102,7 +102,7 @@ class World:
         ]  # fmt: skip
 
     def prepare(self, job: str) -> None:
-        """The work folder as the job finds it."""
+        """Make the work folder what the job is to find."""
         shutil.rmtree(self.work)
         shutil.copytree(self.before if job == "train" else self.after, self.work)
         for written in {"evaluate": ["eval"], "export": ["merged"], "prepare_data": ["data"]}.get(job, []):
@@ -111,7 +111,7 @@ class World:
             (self.work / "data").mkdir()
 
     def run(self, job: str, *, fails_at: int = 0, is_once: bool = False, steps: int = 4) -> tuple[int, str, list[str]]:
-        """(exit status, what it printed as error, its writes) of one try in a process of its own."""
+        """Run a job in a process of its own; return (exit status, what it printed as error, its writes)."""
         import phases
 
         report, errors = self.folder / "writes.txt", self.folder / "errors.txt"
@@ -165,7 +165,7 @@ class World:
         return Case(job, failed[1], _normal(failed[2]), is_once, "; ".join(problems) or "ok", said)
 
     def _lost(self, job: str) -> list[str]:
-        """What was there before and is not whole any more."""
+        """Return what was there before and is not whole any more."""
         from trapo_lite.checkpoint import find_checkpoint
 
         found, damaged = find_checkpoint(self.work / "run/checkpoints")
@@ -176,7 +176,7 @@ class World:
         return lost
 
     def _unclear(self, code: int, message: str, lines: Sequence[str]) -> list[str]:
-        """What is wrong with the message, or with ending well although a write failed."""
+        """Return what is wrong with the message of a job that failed."""
         if code == 0:
             return []
         if "Traceback" in message:
@@ -188,7 +188,7 @@ class World:
         return problems + ([] if is_named else ["the message does not say that the disk is full"])
 
     def _is_same(self, job: str) -> bool:
-        """Is the result what it is with room on the disk?"""
+        """Return whether the result is what it is with room on the disk."""
         from trapo_lite.run_folder import differences
 
         if job == "train":
@@ -203,12 +203,12 @@ def _bytes(file: Path) -> bytes | None:
 
 
 def _normal(path: str) -> str:
-    """The path without what is another each time."""
+    """Return the path without what differs each time."""
     return re.sub(r"events\.out\.\S+", "events", path)
 
 
 def chosen(writes: Sequence[str]) -> list[int]:
-    """Numbers of the first and the last write of each kind to each file."""
+    """Return the numbers of the first and the last write of each kind to each file."""
     places: dict[tuple[str, str], list[int]] = {}
     for line in writes:
         number, what, path, _ = line.split(" ")

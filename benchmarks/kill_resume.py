@@ -99,7 +99,7 @@ class Bench:
             rows.write_text("".join(lines[:TRAIN_ROWS]))
 
     def command(self, name: str, job: str | None) -> list[str]:
-        """Script and arguments of a run called `name`, or of a job that writes to `name`."""
+        """Return script and arguments of a run called `name`, or of a job that writes to `name`."""
         out, reference = str(self.folder / name), str(self.folder / "reference-1")
         if job == "export":
             return ["export.py", "--run", reference, "--out", out]
@@ -114,7 +114,7 @@ class Bench:
         return ["train.py", "--config", CONFIG, *SETTINGS, *run]
 
     def reference(self, processes: int, job: str | None = None) -> Path:
-        """What comes out when nothing is killed; made once. Its phases' lengths are what kills are aimed by."""
+        """Make, once, what comes out when nothing is killed; the lengths of its phases are what kills are aimed by."""
         name = f"reference-{job or processes}"
         record = self.folder / f"{name}.phases"
         if not (self.folder / f"{name}.done").exists():
@@ -165,7 +165,10 @@ class Bench:
         return chain
 
     def kill_once(self, chain: Chain, job: str | None, aimed: str, record: Path) -> Kill | None:
-        """One life that ends in SIGKILL, at a random moment of the aimed phase's first or a later turn."""
+        """Start a life and end it by SIGKILL at a random moment of the aimed phase's first or a later turn.
+
+        None where it ended by itself before.
+        """
         turn = self.rng.randint(1, 60) if aimed in ("sampling", "grading") else self.rng.choice((1, 1, 2))
         turn = 1 if aimed in ("start", "finish", *phases.SCRIPT_BY_JOB) else turn
         after = self.rng.random() * self.durations[aimed]
@@ -183,12 +186,12 @@ class Bench:
 
 
 def has_phase(phase: str, *, rank: int) -> bool:
-    """Only the main process writes: the others have no such phases of their own."""
+    """Return whether the rank has the phase: only the main process writes."""
     return rank == 0 or phase not in ("logging", "checkpoint")
 
 
 def different_files(left: Path, right: Path) -> list[str]:
-    """Names of files that are not the same in both folders; what names its own place may differ in that."""
+    """Return the names of files that differ between two folders, but for their own place where they name it."""
 
     def content(root: Path, name: Path) -> bytes | None:
         file = root / name
@@ -204,14 +207,14 @@ def read_chains(file: Path) -> list[Chain]:
 
 
 def missing(chains: Sequence[Chain], processes: int, num_kills: int) -> list[str]:
-    """Phases, each as often as it still has to be killed in."""
+    """Return the phases, each as often as it still has to be killed in."""
     done = Counter(kill.phase for chain in chains if chain.processes == processes for kill in chain.kills)
     wanted = {phase: round(shares[processes - 1] * num_kills / 200) for phase, shares in SHARES.items()}
     return [phase for phase in wanted for _ in range(wanted[phase] - done[phase])]
 
 
 def table(chains: Sequence[Chain]) -> list[dict]:
-    """A row a phase and number of processes: kills, and how many of them were in runs that ended bit for bit."""
+    """Return a row a phase and number of processes: kills, and how many were in runs that ended bit for bit."""
     rows: dict[tuple[str, int], dict] = {}
     order = [*SHARES, "between phases"]
     for chain in chains:
@@ -257,7 +260,7 @@ def main() -> None:
 
 
 def next_chain(bench: Bench, num_kills: int) -> tuple[int, list[str], str | None] | None:
-    """(processes, phases to aim at, job) of what has most left to do; None where all kills are done."""
+    """Return (processes, phases to aim at, job) of what has most left to do; None where all kills are done."""
     one, two = (missing(bench.chains, processes, num_kills) for processes in (1, 2))
     jobs = [phase for phase in one if phase in phases.SCRIPT_BY_JOB]
     one = [phase for phase in one if phase not in jobs]
@@ -273,7 +276,7 @@ def next_chain(bench: Bench, num_kills: int) -> tuple[int, list[str], str | None
 
 
 def preload() -> None:
-    """The libraries that every life needs, once, before the first fork: nothing is computed with them here."""
+    """Import what every life needs, once, before the first fork: nothing is computed with it here."""
     import peft  # noqa: F401
     import transformers.models.qwen2.modeling_qwen2  # noqa: F401
 

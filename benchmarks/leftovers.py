@@ -9,7 +9,7 @@ MARK = "TRAPO_LITE_KILL_TEST"
 
 
 def left_behind(mark: str, folder: Path, shared_before: set[str]) -> list[str]:
-    """What is still there ten seconds after the kill: a worker may have been starting when it came."""
+    """Return what is still there ten seconds after the kill: a worker may have been starting when it came."""
     deadline = time.monotonic() + 10.0
     while True:
         found = [f"process {pid}: {command_line(pid)}" for pid in processes_with(mark)]
@@ -21,7 +21,7 @@ def left_behind(mark: str, folder: Path, shared_before: set[str]) -> list[str]:
 
 
 def processes_with(mark: str) -> list[int]:
-    """Processes, however deep below the run, that inherited its mark; this one does not have it."""
+    """Return the processes, however deep below the run, that inherited its mark; this one does not have it."""
     wanted = f"{MARK}={mark}".encode()
     found = []
     for folder in Path("/proc").iterdir():
@@ -46,7 +46,7 @@ def shared_memory() -> set[str]:
 
 
 def is_held(name: str) -> bool:
-    """Whether a living process (another run, say) was given it, or has something of it open or mapped."""
+    """Return whether a living process (another run, say) was given it, or has something of it open or mapped."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:

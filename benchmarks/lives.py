@@ -35,7 +35,7 @@ class Life:
                 ).pid
 
     def wait(self) -> int:
-        """Exit status; SystemExit where it hangs."""
+        """Return the exit status; SystemExit where it hangs."""
         deadline = time.monotonic() + SLOWEST_LIFE
         while self.exit_code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -49,7 +49,7 @@ class Life:
         return self.exit_code
 
     def wait_for(self, phase: str, *, turn: int, rank: str, then: float) -> bool:
-        """Until so many turns of the phase have begun in this rank and a while later; False where it ends before."""
+        """Wait until so many turns of the phase have begun in this rank, and a while; False where it ends before."""
         deadline = time.monotonic() + SLOWEST_LIFE
         while True:
             begins = [line for line in read_record(self.record) if line[1:] == (rank, line[2], "+", phase)]
@@ -63,7 +63,7 @@ class Life:
             time.sleep(0.001)
 
     def kill(self, target: str) -> str:
-        """SIGKILL; returns the phase in which the process died."""
+        """Send SIGKILL; return the phase in which the process died."""
         lines = read_record(self.record)
         rank = "1" if target == "rank 1" else "0"
         pids = {line[1]: int(line[0]) for line in lines}
@@ -84,7 +84,7 @@ class Life:
 
 
 def fork(command: Sequence[str], *, record: Path, output: int, mark: str) -> int:
-    """A process that runs the script, as a child of this one; its id."""
+    """Start a child of this process that runs the script; return its id."""
     sys.stdout.flush()
     pid = os.fork()
     if pid:
@@ -109,13 +109,13 @@ def fork(command: Sequence[str], *, record: Path, output: int, mark: str) -> int
 
 
 def read_record(file: Path) -> list[tuple[str, ...]]:
-    """(process id, rank, seconds, + or -, phase) of each whole line."""
+    """Return (process id, rank, seconds, + or -, phase) of each whole line."""
     text = file.read_text() if file.exists() else ""
     return [tuple(line.split(" ", 4)) for line in text.split("\n")[:-1]]
 
 
 def phase_at_end(lines: Sequence[tuple[str, ...]]) -> str:
-    """The outermost phase that had begun and not ended."""
+    """Return the outermost phase that had begun and not ended."""
     inside: list[str] = []
     for *_, sign, phase in lines:
         if sign == "+":
@@ -126,7 +126,7 @@ def phase_at_end(lines: Sequence[tuple[str, ...]]) -> str:
 
 
 def lengths(record: Path) -> dict[str, list[float]]:
-    """Seconds of each turn of each phase."""
+    """Return the seconds of each turn of each phase."""
     begun: dict[tuple[str, str], float] = {}
     found: dict[str, list[float]] = {}
     for pid, _, seconds, sign, phase in read_record(record):

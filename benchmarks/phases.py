@@ -39,7 +39,7 @@ FUNCTIONS = {
 
 
 def record(file: Path) -> None:
-    """From now on this process writes down its phases."""
+    """Have this process write down its phases from now on."""
     descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     rank = os.environ.get("RANK", "0")
 
@@ -75,7 +75,7 @@ def _recorded(
 
 
 def run_script(name: str, arguments: list[str]) -> None:
-    """As `python scripts/NAME ARGUMENTS` does."""
+    """Run a script as `python scripts/NAME ARGUMENTS` does."""
     sys.argv = [name, *arguments]
     runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
 

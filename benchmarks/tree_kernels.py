@@ -150,7 +150,7 @@ def shared_memory(device: torch.device) -> int | None:
 
 
 def make_batch(num_tokens: int, device: torch.device) -> PackedBatch:
-    """A group of 4 + 2 + 1 + 1 rollouts of nearly `num_tokens` tokens, padded to exactly that many."""
+    """Make a group of 4 + 2 + 1 + 1 rollouts of nearly `num_tokens` tokens, padded to exactly that many."""
     prompt = max(4, num_tokens // 64)
     completion = (num_tokens - prompt) * 11 // 100  # seven of them, and a trace that is as long as two
     group = trapo_group(prompt, 2 * completion, completion)
@@ -255,7 +255,7 @@ def compare(
     dense_tokens: int,
     repeats: int,
 ) -> list[Row]:
-    """Every way on one batch, each a row; a way that fails is a row with its error."""
+    """Measure every way on one batch, a row each; a way that fails is a row with its error."""
     batch, dtype = make_batch(num_tokens, device), getattr(torch, dtype_name)
     inputs = make_inputs(shape, num_tokens, dtype, device)
     is_small = num_tokens <= dense_tokens
@@ -276,7 +276,7 @@ def compare(
 
 
 def once(attend: Attend, inputs: Sequence[Tensor], *, has_backward: bool = True) -> list[Tensor]:
-    """The output, and the gradients of query, key and value where there is a backward pass."""
+    """Return the output, and the gradients of query, key and value where there is a backward pass."""
     query, key, value, upstream = (tensor.detach() for tensor in inputs)
     scaling = query.shape[-1] ** -0.5
     if not has_backward:
@@ -340,7 +340,7 @@ def relative_error(result: Tensor, exact: Tensor) -> float:
 
 
 def num_compiled() -> int:
-    """Graphs that torch.compile has compiled in this process."""
+    """Return the number of graphs that torch.compile has compiled in this process."""
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 

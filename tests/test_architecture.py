@@ -33,7 +33,7 @@ ROWS: list[tuple[str, str]] = [
         "memory_plan update packing_check checkpoint evaluation publishing export inputs identity rollout_choices "
         "log_book",
     ),
-    ("3 shell: put together", "rollout_stage answer_log"),
+    ("3 shell: put together", "rollout_stage answer_log start_point"),
     ("3 shell: put together", "training_set"),
     ("4 jobs", "trainer evaluate regrade compare planner prepare tiny_world"),
     ("5 doors", "quickstart doctor"),

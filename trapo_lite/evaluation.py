@@ -52,7 +52,7 @@ class Answer:
 
     @classmethod
     def from_row(cls, row: Any) -> "Answer":
-        """What `to_row` gave; ValueError for anything that it cannot have given."""
+        """Return the answer that `to_row` gave; ValueError for anything that it cannot have given."""
         if not isinstance(row, dict) or row.keys() != {field.name for field in fields(cls)}:
             raise ValueError("it is no answer, or not of this version")
         answer = cls(**row)

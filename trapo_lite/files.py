@@ -51,8 +51,7 @@ def move_into_place(new: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Inside, what the system refuses is an OSError of this path: writes do not say of which file they are, copies name
-    the file that was read."""
+    """Have every OSError inside name this path: a write names no file, a copy the file that was read."""
     try:
         yield
     except OSError as error:

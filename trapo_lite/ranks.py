@@ -69,7 +69,7 @@ class Ranks:
         return [item for share in by_rank for item in share]
 
     def sum_tensor(self, tensor: Tensor) -> Tensor:
-        """The sum over the ranks; waits for all of them first, where the end of one is noticed."""
+        """Return the sum over the ranks; all wait for each other first, where the end of one is noticed."""
         self.wait()
         summed = self._accelerator.reduce(tensor, reduction="sum")
         assert isinstance(summed, Tensor)

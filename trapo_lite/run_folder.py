@@ -110,8 +110,10 @@ class RunFolder:
 
     def cut_back(self, step: int) -> list[str]:
         """Forget every line about steps after `step`, which will be done again, and every start that made only such.
+
         Lines that were not written whole, or changed since, are forgotten too; the returned message names the steps
-        that are missing then."""
+        that are missing then.
+        """
         kept: dict[int, str] = {}
         if self.metrics_file.exists():
             for line in self.metrics_file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
@@ -226,7 +228,7 @@ def step_of_folder(folder: Path) -> int:
 
 
 def _step_of(line: str) -> int | None:
-    """None for a line that is not one of metrics.jsonl."""
+    """Return the step of a line of metrics.jsonl; None for any other line."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -236,7 +238,7 @@ def _step_of(line: str) -> int | None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; one at the end that was not written whole is left out.
+    """Return the lines of a metrics.jsonl; one at the end that was not written whole is left out.
 
     DataError for a file that is missing or has other lines.
     """

@@ -6,7 +6,6 @@ algorithm runs is data (`algorithm`).
 
 import contextlib
 import math
-import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,21 +18,11 @@ from trapo_lite import device, rollout_metrics
 from trapo_lite.adapter import read_config
 from trapo_lite.algorithm import Algorithm
 from trapo_lite.base_model import model_shape
-from trapo_lite.checkpoint import (
-    Checkpoint,
-    compare_environments,
-    find_checkpoint,
-    require_same,
-    restore_checkpoint,
-    save_checkpoint,
-    set_aside_after,
-)
+from trapo_lite.checkpoint import Checkpoint, restore_checkpoint, save_checkpoint
 from trapo_lite.config import Config
 from trapo_lite.data import end_of_text_id, text_of
 from trapo_lite.display import Display
 from trapo_lite.engines.vllm_options import round_up_lora_rank
-from trapo_lite.environment import this_environment
-from trapo_lite.identity import may_differ, run_identity
 from trapo_lite.inputs import read_inputs
 from trapo_lite.launch import Stopped, StopSignals, check_world_size, set_threads
 from trapo_lite.log_book import LogBook
@@ -44,6 +33,7 @@ from trapo_lite.policy import Policy
 from trapo_lite.ranks import Ranks
 from trapo_lite.rollout_stage import Metrics, RolloutStage
 from trapo_lite.run_folder import RunFolder
+from trapo_lite.start_point import find_start_point
 from trapo_lite.tree import Group
 from trapo_lite.types import Mean
 from trapo_lite.update import learning_rate, make_optimizer, update_policy
@@ -53,7 +43,7 @@ def train(config: Config, *, restart: bool = False) -> Path:
     """Run, or go on with, the run in `config.run.folder`; returns the folder. Raises Stopped on SIGTERM or SIGINT."""
     with contextlib.ExitStack() as stack:
         run = _Run(config, stack, restart=restart)
-        if run.is_complete:
+        if run.start.is_complete:
             run.ranks.close()
             return run.folder.path
         with run.keeping_what_is_done():
@@ -91,7 +81,9 @@ class _Run:
         if self.ranks.is_main:
             self.folder = stack.enter_context(RunFolder.open(config, restart=restart))
         self.ranks.wait()
-        checkpoint, notes = self._find_checkpoint()
+        data_fingerprint = self.inputs.report.fingerprint
+        self.start = find_start_point(config, self.folder, self.ranks, data_fingerprint=data_fingerprint)
+        checkpoint = self.start.checkpoint
         self.first_step = self.saved_step = checkpoint.step if checkpoint else 0
         self.whole_step: int | None = None  # the step that was logged last, unless the policy has moved since
         self.rng_states: list[torch.Tensor] = []
@@ -104,43 +96,15 @@ class _Run:
                 is_main=self.ranks.is_main,
             )
         )
-        for line in [*self.folder.notes, *notes, *self.inputs.report.lines(), self._start_line()]:
+        for line in [*self.folder.notes, *self.start.notes, *self.inputs.report.lines(), self._start_line()]:
             self.display.message(line)
-        if self.is_complete:
+        if self.start.is_complete:
             self.display.message(
                 f"{self.folder.path} is complete: {self.first_step} steps done, train.max_steps is "
                 f"{config.train.max_steps}; raise it to go on, or start over with --restart"
             )
         else:
             self._load(checkpoint, stack)
-
-    def _find_checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
-        """Return where to resume, and lines about it for people; lines of the run about later steps are forgotten."""
-        checkpoint, notes = find_checkpoint(self.folder.checkpoints)
-        self.is_complete = (
-            checkpoint is not None
-            and checkpoint.step >= self.config.train.max_steps
-            and self.folder.holds_adapter_of(checkpoint.folder)
-        )
-        self.identity = run_identity(
-            self.config, data_fingerprint=self.inputs.report.fingerprint, num_processes=self.ranks.count
-        )
-        environment = this_environment()
-        if checkpoint is not None:
-            require_same(checkpoint, self.identity, may_differ=may_differ(self.config))
-            if not self.is_complete:
-                is_exact = self.config.run.deterministic
-                notes += compare_environments(checkpoint, self.folder.starts(), environment, is_exact=is_exact)
-        self.ranks.wait()  # until all have looked, before anything moves
-        if self.ranks.is_main:
-            step = checkpoint.step if checkpoint else 0
-            self.folder.write_config(self.config)
-            notes += self.folder.cut_back(step)
-            set_aside_after(self.folder.checkpoints, step)
-            if not self.is_complete:
-                place = {"host": platform.node(), "device": device.name_of(self.ranks.device)}
-                self.folder.add_start(environment, after_step=step, processes=self.ranks.count, **place)
-        return checkpoint, notes
 
     def _load(self, checkpoint: Checkpoint | None, stack: contextlib.ExitStack) -> None:
         """Verifier, engine, policy, optimizer, loggers."""
@@ -273,7 +237,7 @@ class _Run:
                 policy=self.policy,
                 optimizer=self.optimizer,
                 rng_states=self.rng_states,
-                state={"step": step, "adapter_version": step, "data_cursor": step, **self.identity},
+                state={"step": step, "adapter_version": step, "data_cursor": step, **self.start.identity},
                 keep=self.config.train.keep_checkpoints,
             )
         self.saved_step = step

@@ -25,7 +25,7 @@ def _no_truth_value(value: Any) -> Any:
 
 
 def possible_path(text: str) -> str:
-    """A path that the system can be asked about, or another name, such as a hub id."""
+    """Return the text if the system can be asked about it as a path; ValueError otherwise. A hub id passes."""
     what = None
     if not text.isprintable():
         what = "holds characters that cannot be printed"

@@ -66,7 +66,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _num_values(node: Node, known: dict[int, int | None]) -> int:
-    """How many values a node stands for, references followed."""
+    """Return how many values a node stands for, references followed."""
     if id(node) not in known:
         known[id(node)] = None
         children: list[Node] = []
@@ -91,7 +91,7 @@ for _class in (_Loader, _Dumper):
 
 
 def parse(text: str) -> Any:
-    """What the text says. Raises ValueError with a line about what is wrong with it."""
+    """Return what the text says. Raises ValueError with a line about what is wrong with it."""
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"{len(text):,} characters; a configuration has at most {MAX_CHARACTERS:,}")
     try:
@@ -107,5 +107,5 @@ def parse(text: str) -> Any:
 
 
 def dump(content: Any) -> str:
-    """Text that `parse` gives the same content for."""
+    """Return the text that `parse` gives the same content for."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

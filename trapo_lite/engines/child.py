@@ -99,7 +99,7 @@ class ChildProcess:
         on_wait: Callable[[float], None] | None = None,
         restarts_with_log: bool = False,
     ) -> Any:
-        """The child's next message. `on_wait(seconds so far)` is called every few seconds of waiting.
+        """Return the child's next message. `on_wait(seconds so far)` is called every few seconds of waiting.
 
         restarts_with_log: count `limit_s` anew whenever the child has written into its log
         """

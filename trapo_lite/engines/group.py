@@ -31,7 +31,7 @@ class EngineGroup:
         self._of_all(lambda engine: engine.publish(adapter_dir, version))
 
     def adapter_checksum(self) -> str | None:
-        """What all of them hold; EngineError where they differ."""
+        """Return what all of them hold; EngineError where they differ."""
         checksums = set(self._of_all(lambda engine: engine.adapter_checksum()))
         if len(checksums) > 1:
             raise EngineError("rollout engines: they hold different adapters; see their logs")
@@ -49,7 +49,7 @@ class EngineGroup:
             engine.abort(request_id)
 
     def poll(self) -> list[Completion]:
-        """One step of each engine that has work. Where one was started again, all requests must be submitted again."""
+        """Have each engine make a step. Where one was started again, all requests must be submitted again."""
         try:
             finished = self._of_all(lambda engine: engine.poll())
         except EngineRestarted:
@@ -70,7 +70,7 @@ class EngineGroup:
         self._threads.shutdown()
 
     def _of_all(self, method: Callable[[RolloutEngine], T]) -> list[T]:
-        """What each engine answers; all have answered before an error of one is raised."""
+        """Return what each engine answers; all have answered before an error of one is raised."""
         futures = [self._threads.submit(method, engine) for engine in self._engines]
         for future in futures:
             future.exception()
