@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig
 
 from trapo_lite import head, tree_attention
-from trapo_lite.base_model import meta_model
 from trapo_lite.config import LoraSection
+from trapo_lite.model_shape import meta_model
 from trapo_lite.policy import Policy
 from trapo_lite.types import PackedBatch
 

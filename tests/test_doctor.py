@@ -213,7 +213,7 @@ def test_folders_that_do_not_exist_count_as_the_one_they_will_be_made_in(tmp_pat
 # --- what a configuration needs ---
 
 ONE = configuration.Launch(num_gpus=1, is_sharded=False)
-SHAPE = ModelShape(28, 3584, 18944, 152064, 3584, 512, 6_525_000_000, 1_090_000_000, 161_480_704)
+SHAPE = ModelShape(28, 3584, 18944, 152064, 3584, 512, 2_523_136, 6_525_000_000, 1_090_000_000, 161_480_704)
 
 
 def config_of(*overrides: str):
@@ -311,7 +311,7 @@ def test_paths_that_are_not_there_are_one_error_each(tmp_path):
     assert [(finding.status, "no folder" in finding.found) for finding in found] == [("error", True)]
     (tmp_path / "adapter_config.json").write_text("[]")
     damaged = named_inputs.check_named_paths(config_of(f"lora.init_from={tmp_path}"))
-    assert [finding.cure for finding in damaged] == ["the file is damaged: replace it"]
+    assert [finding.cure for finding in damaged] == ["give the folder of another adapter"]
 
 
 def test_a_hub_that_hangs_is_given_up(monkeypatch):

@@ -156,7 +156,7 @@ def load_base(
     config = model_config(section)
     try:
         with contextlib.nullcontext() if on_one_rank else _on_every_rank():
-            model, loaded = AutoModelForCausalLM.from_pretrained(
+            model, loaded = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
                 section.name,
                 config=config,
                 dtype=getattr(torch, section.dtype),

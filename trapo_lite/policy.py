@@ -256,7 +256,7 @@ class Policy:
         """
         length = bucket(sum(map(num_tokens, groups))) if self._uses_flex else 1  # flex: compiled anew for every length
         batch = pack(groups, pad_to=length)
-        check_positions(self._base.config, self._base.name_or_path, longest=int(batch.position.max()) + 1)
+        check_positions(self._base.config, str(self._base.name_or_path), longest=int(batch.position.max()) + 1)
         return batch.to(self.device)
 
     def adapter_state(self) -> dict[str, Tensor]:
