@@ -70,9 +70,8 @@ def update_peak(config: PreTrainedConfig, lora: LoraSection, *, num_tokens: int,
     What stays: base, adapter, its gradient. Gradient checkpointing, bfloat16 under autocast.
     chunk: logits held at once
     """
-    config._attn_implementation = "packed_tree"
     with torch.device("meta"):
-        policy = Policy(meta_model(config).bfloat16(), lora, attention="sdpa", gradient_checkpointing=True)
+        policy = Policy(meta_model(config, attention=tree_attention.ATTENTION), lora, attention="sdpa", gradient_checkpointing=True)
     with FakeTensorMode(), _patched(chunk):
         for module in policy.model.modules():
             for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
