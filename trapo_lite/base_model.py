@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -156,7 +156,7 @@ def load_base(
     config = model_config(section)
     try:
         with contextlib.nullcontext() if on_one_rank else _on_every_rank():
-            model, loaded = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+            both = AutoModelForCausalLM.from_pretrained(
                 section.name,
                 config=config,
                 dtype=getattr(torch, section.dtype),
@@ -173,6 +173,7 @@ def load_base(
             f"model.name: transformers cannot load {section.name!r} with the attention {attention} "
             f"({type(error).__name__}: {error}); take another model"
         ) from None
+    model, loaded = cast("tuple[PreTrainedModel, dict[str, Any]]", both)
     if not on_one_rank:  # else the other ranks have no weights yet
         _require_all_weights(loaded, section.name)
     return model if options else model.to(device)  # type: ignore[arg-type]
