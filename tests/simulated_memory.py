@@ -71,7 +71,9 @@ def update_peak(config: PreTrainedConfig, lora: LoraSection, *, num_tokens: int,
     chunk: logits held at once
     """
     with torch.device("meta"):
-        policy = Policy(meta_model(config, attention=tree_attention.ATTENTION), lora, attention="sdpa", gradient_checkpointing=True)
+        policy = Policy(
+            meta_model(config, attention=tree_attention.ATTENTION), lora, attention="sdpa", gradient_checkpointing=True
+        )
     with FakeTensorMode(), _patched(chunk):
         for module in policy.model.modules():
             for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
