@@ -196,7 +196,7 @@ def results(out: Path) -> tuple[str, dict]:
     """Answers and numbers; without the record of the command, which names another --out."""
     summary = json.loads((out / "dev.json").read_text())
     command_line = summary.pop("environment")["command"]
-    assert f"--out {out}" in command_line and "eval.num_problems=24" in command_line
+    assert "scripts/evaluate.py" in command_line and "eval.num_problems=24" in command_line
     return (out / "dev.jsonl").read_text(), summary
 
 
