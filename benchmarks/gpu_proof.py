@@ -33,7 +33,7 @@ SHORTEST = 5.0  # seconds; with less left a part is not begun
 
 @dataclass(frozen=True)
 class Setting:
-    """What a part is given.
+    """Hold what a part is given.
 
     work: folder for weights and runs, shared by the parts    out: folder for results
     model, data, eval_data: of the run on a real model; None: it is skipped

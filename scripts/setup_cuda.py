@@ -1,4 +1,4 @@
-"""What the CUDA build needs of a machine: driver, cards, compiler. Part of setup_env.py; needs no package."""
+"""Check what the CUDA build needs of a machine: driver, cards, compiler. Part of setup_env.py; needs no package."""
 
 import os
 import shutil

@@ -27,7 +27,7 @@ class TooSlow(Exception):
 
 
 @contextlib.contextmanager
-def bounded(*, seconds: float = 30.0, mebibytes: int = 2048) -> Iterator[None]:
+def bounded(*, seconds: float = 10.0, mebibytes: int = 2048) -> Iterator[None]:
     """Inside, TooSlow after so long, MemoryError after so much more memory than the process has now."""
 
     def too_slow(*_: object) -> None:
