@@ -56,17 +56,58 @@ def test_each_fault_has_its_name(engine, kind, projection):
     assert result.effect == pytest.approx(0.1, rel=0.1)
 
 
-def test_a_stale_adapter_one_small_step_behind_is_told_by_its_direction():
-    """A step of half the noise per token: no single token shows it, 512 together do."""
-    previous = TRAINER - 0.5 * NOISE * randn(2)
-    assert judge(TRAINER, previous=previous).freshness == pytest.approx(1.0, abs=0.4)
-    assert judge(TRAINER, previous=previous).kind == "applied"
-    assert judge(previous, previous=previous).freshness == pytest.approx(0.0, abs=0.4)
-    assert judge(previous, previous=previous).kind == "stale"
+def rounding(seed: int) -> torch.Tensor:
+    """What another order of roundings does to a model's log-probs: as much as the noise, and different each time."""
+    return NOISE / 2**0.5 * randn(seed)
+
+
+def small_step(*, engine: torch.Tensor, **changes) -> parity.ParityResult:
+    """Judge an adapter whose true effect is a fifth of the noise, as after the first steps of a run in bfloat16.
+
+    Each scoring has a rounding of its own, as measured with SmolLM2-135M-Instruct (docs/RESULTS.md, parity).
+    """
+    known = {
+        "base": BASE + rounding(10),
+        "trainer": BASE + 0.2 * NOISE * randn(1) + rounding(11),
+        "previous": BASE + 0.1 * NOISE * randn(1) + rounding(12),
+        "engine_base": BASE + rounding(13),
+        "engine_previous": BASE + 0.1 * NOISE * randn(1) + rounding(14),
+    }
+    return parity.verdict(engine=engine, noise=NOISE, **known | changes)
+
+
+@pytest.mark.parametrize("seed", range(20, 40))
+def test_an_effect_below_the_rounding_of_the_model_is_no_reason_to_stop(seed):
+    """The trainer's own rounding is in `trainer - base`: on a card such a first step was called a no-op."""
+    right = BASE + 0.2 * NOISE * randn(1) + rounding(seed)
+    assert small_step(engine=right).kind == "cannot_tell"
+    assert small_step(engine=right, previous=None, engine_previous=None).kind == "cannot_tell"
+    assert small_step(engine=right, engine_base=None, engine_previous=None).kind == "cannot_tell"
+
+
+def test_an_engine_that_gives_the_same_numbers_to_the_last_bit_does_not_use_the_adapter():
+    base, previous = BASE + rounding(13), BASE + 0.1 * NOISE * randn(1) + rounding(14)
+    assert small_step(engine=base).kind == "no_op"
+    assert small_step(engine=previous).kind == "stale"
+    nearly = previous.clone()
+    nearly[7] = torch.nextafter(nearly[7], torch.zeros(()).double())
+    assert small_step(engine=nearly).kind == "cannot_tell"
+
+
+def test_where_the_trainer_has_not_moved_the_engine_need_not():
+    """B = 0 at step 0, or a version whose update was nil."""
+    same = BASE + rounding(13)
+    assert small_step(engine=same, trainer=BASE + rounding(10), previous=None).kind == "cannot_tell"
+    previous = BASE + 0.1 * NOISE * randn(1) + rounding(14)
+    assert small_step(engine=previous, trainer=BASE + 0.1 * NOISE * randn(1) + rounding(12)).kind == "cannot_tell"
+
+
+def test_an_engine_far_from_everything_is_wrong_however_small_the_effect():
+    assert small_step(engine=BASE + 0.1 * randn(5)).kind == "wrong"
 
 
 def test_versions_nearer_than_the_noise_are_not_told_apart():
-    previous = TRAINER - 0.05 * NOISE * randn(2)
+    previous = TRAINER - 2 * NOISE * randn(2)
     for engine in (TRAINER, previous):
         result = judge(engine, previous=previous)
         assert (result.kind, result.freshness) == ("applied", None)
@@ -87,7 +128,8 @@ def test_without_an_effect_there_is_no_verdict():
     """B = 0 at step 0: base, no-op, doubled and applied are one and the same."""
     assert judge(BASE, trainer=BASE, previous=None).kind == "cannot_tell"
     assert judge(BASE, trainer=BASE + 0.1 * NOISE * randn(1), previous=None).kind == "cannot_tell"
-    assert judge(BASE, trainer=BASE + NOISE * randn(1), previous=None).kind == "no_op"
+    assert judge(BASE, trainer=BASE + 3 * NOISE * randn(1), previous=None).kind == "cannot_tell"
+    assert judge(BASE, trainer=BASE + 5 * NOISE * randn(1), previous=None).kind == "no_op"
 
 
 def test_a_verdict_needs_512_tokens():

@@ -21,7 +21,8 @@ from trapo_lite.engines.base import EngineError
 from trapo_lite.types import Problem
 
 MIN_PROBE_TOKENS = 512
-NOISE_FACTOR = 4.0  # a verdict needs its boundary this many standard errors away
+NOISE_FACTOR = 4.0  # what is not this many times the noise is not judged by its size
+MOVED = 0.5  # share of the noise by which the trainer's log-probs move at least when rounding is reshuffled
 # Without an adapter, engine and trainer may differ by this share of the spread of the log-probs, or by these nats.
 # Measured in bfloat16: 0.0035 of the spread for the tiny base, about 0.015 for Qwen2.5-7B; a rotary base of twice the
 # right one is 0.13, a layer without its norm 0.2 to 1.3.
@@ -178,6 +179,8 @@ def verdict(
     trainer: Sequence[float] | Tensor,
     previous: Sequence[float] | Tensor | None,
     doubled: Sequence[float] | Tensor | None = None,
+    engine_base: Sequence[float] | Tensor | None = None,
+    engine_previous: Sequence[float] | Tensor | None = None,
     noise: float,
 ) -> ParityResult:
     """What the engine serves, judged from log-probs of the same probe tokens.
@@ -185,11 +188,14 @@ def verdict(
     engine:   as the engine scores them      base:     as the trainer does with the adapter disabled
     trainer:  ... with the adapter of now    previous: ... with the one published before, None: there was none
     doubled:  ... with its update counted twice; None: not asked, then a doubled adapter is "wrong" only
+    engine_base, engine_previous: as the engine scored them without an adapter, and with the one before; None: not asked
     noise:    from `measured_noise`
 
-    The hypothesis nearest to `engine` wins, if it explains it to a quarter of the adapter's effect. With n tokens of
-    independent noise s, a projection on d has the standard error s / |d|: where four of them do not fit between a
-    verdict (0 or 1) and its boundary (one half), there is none: "cannot_tell".
+    The hypothesis nearest to `engine` wins, if it explains it to a quarter of the adapter's effect. Rounding moves the
+    log-probs of a model by as much as the noise whenever its weights change at all, in the trainer as in the engine.
+    So an effect below four times the noise may be rounding alone, and there is no verdict on it: "cannot_tell". It
+    shows all the same when the engine does not use what it was given: then its numbers are those without an adapter, or
+    of the one before, to the last bit, while the trainer's have moved.
     """
     engine, base, trainer = _float64(engine), _float64(base), _float64(trainer)
     previous = None if previous is None else _float64(previous)
@@ -203,23 +209,30 @@ def verdict(
 
     if not bool(torch.isfinite(engine).all()):
         return result("wrong")
-    if not _can_tell(effect, noise):
-        return result("cannot_tell")
+    for kind, trainer_then, engine_then in (("no_op", base, engine_base), ("stale", previous, engine_previous)):
+        if trainer_then is None or engine_then is None or _rms(trainer - trainer_then) <= MOVED * noise:
+            continue
+        if torch.equal(engine, _float64(engine_then)):
+            return result(kind)
 
-    expected: dict[ParityKind, Tensor] = {"applied": trainer, "no_op": base}
+    expected: dict[ParityKind, Tensor] = {"applied": trainer}
+    has_effect = _is_seen(effect, noise)
+    if has_effect:
+        expected["no_op"] = base
     freshness = None
     if previous is not None:
         # Rounding of the adapter itself (bf16 in the engine) is no part of `noise`; the best fit's residual shows it.
         residual = min(_rms(engine - trainer), _rms(engine - previous))
-        if _can_tell(trainer - previous, max(noise, residual)):
+        if _is_seen(trainer - previous, max(noise, residual)):
             freshness = _projection(engine - previous, trainer - previous)
-            if _rms(previous - base) > NOISE_FACTOR * noise:  # else the previous one is the base: that is a no-op
+            if _is_seen(previous - base, noise):  # else the previous one is the base: that is a no-op
                 expected["stale"] = previous
     if doubled is not None:
         expected["doubled"] = _float64(doubled)
     kind = min(expected, key=lambda name: _rms(engine - expected[name]))
-    is_near = _rms(engine - expected[kind]) <= max(NOISE_FACTOR * noise, 0.25 * effect_rms)
-    return result(kind if is_near else "wrong", freshness)
+    if _rms(engine - expected[kind]) > max(NOISE_FACTOR * noise, 0.25 * effect_rms):
+        kind = "wrong"
+    return result("cannot_tell" if kind == "applied" and not has_effect else kind, freshness)
 
 
 def require_applied(result: ParityResult, *, version: int) -> None:
@@ -238,10 +251,11 @@ def require_applied(result: ParityResult, *, version: int) -> None:
             "compare base, config_overrides, dtype and lora.alpha; with rollout.merge, set it to never",
         ),
     }[result.kind]
+    sizes = f"effect {result.effect:.2g}, noise {result.noise:.2g}, mismatch {result.mismatch:.2g} nats"
     raise EngineError(
-        f"parity: after publishing adapter version {version}, {what} (projection {result.projection:.3f}, expected 1; "
-        f"effect {result.effect:.2g}, noise {result.noise:.2g} nats); {cure}. The run must not go on: every rollout "
-        "would come from another policy than the one that is trained"
+        f"parity: after publishing adapter version {version}, {what} (projection {result.projection:.3f}, 1 where the "
+        f"effect is far above the noise; {sizes}); {cure}. The run must not go on: every rollout would come from "
+        "another policy than the one that is trained"
     )
 
 
@@ -255,9 +269,8 @@ def require_checksum(found: str | None, *, expected: str, version: int) -> None:
         )
 
 
-def _can_tell(difference: Tensor, noise: float) -> bool:
-    norm = float(difference.norm())
-    return norm > 0 and NOISE_FACTOR * noise <= 0.5 * norm
+def _is_seen(difference: Tensor, noise: float) -> bool:
+    return _rms(difference) > NOISE_FACTOR * noise
 
 
 def _projection(vector: Tensor, direction: Tensor) -> float:

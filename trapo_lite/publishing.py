@@ -60,6 +60,7 @@ class Publisher:
         self._dtype = policy.autocast_dtype or torch.float32
         self._probe = parity.probe_sequences(vocab_size=vocab_size, num_tokens=num_tokens, max_length=max_length)
         self._previous: list[float] | None = None
+        """The trainer's scores of the probe at the publish before."""
         self._result: parity.ParityResult | None = None
         with policy.reference():
             self._base = self._scores(policy.score)
@@ -67,7 +68,9 @@ class Publisher:
         noise = parity.measured_noise(_scores(engine.score, text), on_text)
         limit = parity.largest_noise(on_text, dtype=self._dtype, tolerance=base_tolerance)
         parity.require_same_base(noise, limit=limit)
-        self._noise = parity.measured_noise(self._scores(engine.score), self._base)
+        self._engine_base = self._scores(engine.score)
+        self._engine_previous: list[float] | None = None
+        self._noise = parity.measured_noise(self._engine_base, self._base)
 
     def publish(self, version: int) -> parity.ParityResult:
         """From now on the engine samples from the policy as it is; nothing to do if it already has this version."""
@@ -91,6 +94,8 @@ class Publisher:
             base=self._base,
             trainer=trainer,
             previous=self._previous,
+            engine_base=self._engine_base,
+            engine_previous=self._engine_previous,
             noise=self._noise,
         )
         result = judge()
@@ -99,7 +104,7 @@ class Publisher:
                 result = judge(doubled=self._scores(self.policy.score))
         parity.require_applied(result, version=version)  # first: it knows how the adapter is wrong, where it can tell
         parity.require_checksum(held, expected=expected, version=version)
-        self._previous, self._result, self.version = trainer, result, version
+        self._previous, self._engine_previous, self._result, self.version = trainer, engine, result, version
         self.publish_seconds = handed_over - started + merge_seconds
         self.probe_seconds = probe_seconds + time.perf_counter() - merged
         return result
