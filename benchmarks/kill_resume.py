@@ -3,9 +3,9 @@
     python benchmarks/kill_resume.py --folder /tmp/kills --kills 200 --minutes 8     # again, until all kills are done
 
 Phases are those of `phases.py`. A chain is one run that is killed in one phase after another (in its own process, or by
-`torchrun` in two: rank 0, rank 1 or all of them at once), resumed each time by the same command, and finished. After
-every kill no process of the run may be left, nothing in shared memory, no lock. At the end adapter, newest checkpoint,
-rollouts and metrics (but times) are compared bit for bit; of the jobs, what they wrote.
+`torchrun` in two: rank 0, rank 1, or the launcher, with which both end), resumed each time by the same command, and
+finished. After every kill no process of the run may be left, nothing in shared memory, no lock. At the end adapter,
+newest checkpoint, rollouts and metrics (but times) are compared bit for bit; of the jobs, what they wrote.
 
 The phase of a kill is the one that the process was in when it died, which need not be the one that was aimed at. Lives
 of one process are forked from this one, which holds the libraries already; those of two start from nothing.
@@ -64,7 +64,10 @@ KILLS_A_CHAIN = 6
 
 @dataclass
 class Kill:
-    """target: rank 0, rank 1 or all;  aimed: the phase it was meant for;  after: seconds from that phase's begin"""
+    """target: rank 0, rank 1 or all, which is the launcher
+    aimed:  the phase it was meant for
+    after:  seconds from that phase's begin
+    """
 
     phase: str
     aimed: str

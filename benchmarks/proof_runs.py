@@ -40,13 +40,13 @@ def tiny_run(setting: Setting, record: Record) -> None:
 
 
 def real_run(setting: Setting, record: Record) -> None:
-    """Record a run on a real model for as long as there is time, and its accuracy before and after.
+    """Record a run on a real model, with its accuracy on the way, and then the accuracy of the bare model.
 
-    The run is stopped by SIGTERM, as a user would stop it, and leaves a checkpoint of its last step.
+    The run has two thirds of the time. It is stopped by SIGTERM, as a user would stop it, and leaves a checkpoint of
+    its last step.
     """
     if setting.model is None or setting.data is None or setting.eval_data is None:
         raise Skipped("give --model, --data and --eval-data")
-    started = time.monotonic()
     folder = Path(setting.work) / "runs" / "real"
     shutil.rmtree(folder, ignore_errors=True)
     common = [
@@ -79,16 +79,13 @@ def real_run(setting: Setting, record: Record) -> None:
     evaluate = [sys.executable, "scripts/evaluate.py", "--config", TINY_CONFIG, "--model", setting.model]
     evaluate += ["--data", setting.eval_data, "--out", str(before), *common, f"eval.num_problems={num_problems}"]
     try:
-        run(evaluate)
-        record("before", summary_of(before))
-        spare = 25 if setting.has_gpu else 5
-        trained_for = stop_after(
-            [*train_command(TINY_CONFIG), *arguments], seconds=setting.seconds - (time.monotonic() - started) - spare
-        )
+        trained_for = stop_after([*train_command(TINY_CONFIG), *arguments], seconds=setting.seconds * 2 / 3)
         record("training_seconds", round(trained_for, 1))
     finally:
         keep(folder, setting, "real_run")
     describe(folder, record)
+    run(evaluate)
+    record("before", summary_of(before))
 
 
 def train_command(config: str) -> list[str]:

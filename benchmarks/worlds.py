@@ -51,9 +51,12 @@ class World:
             pad_token_id=None,
         )
         torch.manual_seed(0)
-        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            model = Qwen2ForCausalLM(config).bfloat16()
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"), bfloat16_by_default():
+            model = Qwen2ForCausalLM(config)
         model.save_pretrained(folder)
+        del model
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # what is measured next in this process begins with an empty card
         return cls((f"model.name={folder}", f"model.dtype={servable_dtype()}", "run.deterministic=false"))
 
     def config(self, *overrides: str) -> Config:
@@ -61,6 +64,16 @@ class World:
 
 
 TINY = World((f"model.dtype={servable_dtype()}",))
+
+
+@contextlib.contextmanager
+def bfloat16_by_default() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextlib.contextmanager

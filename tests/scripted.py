@@ -76,6 +76,8 @@ class ScriptedEngine:
     def reset_prefix_cache(self) -> None:
         self.events.append(("reset", ""))
 
+    scratch: Path | None = None
+
     def publish(self, adapter_dir: Path, version: int) -> None:
         self.version = version
 

@@ -1,8 +1,10 @@
 """Two and three real processes (gloo) compute what one computes, given the same rollouts."""
 
 import os
+import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -126,3 +128,37 @@ def test_fewer_processes_than_asked_for_is_an_error(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConfigError, match="torchrun --nproc_per_node 2"):
         check_world_size(1)
     check_world_size(2)
+
+
+RANK = """
+import os, sys, time
+while sys.argv[1] != "stay" and os.getppid() == int(sys.argv[1]):
+    time.sleep(0.01)
+from trapo_lite.cli import exit_on_user_error
+from trapo_lite.launch import end_with_launcher
+with exit_on_user_error():
+    end_with_launcher()
+    print("goes on")
+"""
+ELASTIC = os.environ | {"TORCHELASTIC_RUN_ID": "some"}
+
+
+@pytest.mark.skipif(
+    b"python" in Path("/proc/1/cmdline").read_bytes(), reason="what adopts orphans here looks like a launcher"
+)
+def test_a_rank_whose_launcher_died_before_it_could_notice_ends_with_a_message(tmp_path: Path) -> None:
+    """Before, it waited in its rendezvous for hours."""
+    said = tmp_path / "said"
+    rank = shlex.join([sys.executable, "-c", RANK])
+    subprocess.run(["sh", "-c", f"{rank} $$ > {said} 2>&1 &"], env=ELASTIC, check=True)
+    deadline = time.monotonic() + 120
+    while not (said.exists() and said.read_text().endswith("\n")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert said.read_text() == "error: launch: the launcher that started this process is gone; give the command again\n"
+
+
+@pytest.mark.parametrize("wrapper", [[], ["sh", "-c", '"$@"; exit $?', "sh"]])
+def test_a_rank_whose_launcher_lives_goes_on_also_below_a_shell(wrapper: list[str]) -> None:
+    rank = [*wrapper, sys.executable, "-c", RANK, "stay"]
+    done = subprocess.run(rank, env=ELASTIC, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "goes on\n"), done.stderr

@@ -264,11 +264,11 @@ def test_an_engine_or_plug_in_that_is_missing_is_an_error(monkeypatch):
     ("in_memory", "on_disk", "status"), [(32 * GIB, 0, "ok"), (64 * 2**20, 100 * GIB, "warning"), (0, GIB, "error")]
 )
 def test_adapters_need_room_in_memory_or_on_the_disk(in_memory, on_disk, status):
-    """A 7B model's adapter of rank 64 takes 0.6 GiB; three and 256 MiB are to be free."""
+    """A 7B model's adapter of rank 64 takes 0.3 GiB in bfloat16; three and 256 MiB are to be free."""
     found = replace(ON_CPU, shared_memory=float(in_memory), disks={("temporary files", "/tmp"): float(on_disk)})
     findings = list(configuration.check_adapter_room(load_config(), SHAPE, found, ONE))
     assert [finding.status for finding in findings] == [status]
-    assert "2.1 GiB" in findings[0].found  # 3 x 4 bytes x 161,480,704 + 256 MiB
+    assert "1.2 GiB" in findings[0].found  # 3 x 2 bytes x 161,480,704 + 256 MiB
 
 
 def test_a_run_folder_that_cannot_be_made_is_an_error(tmp_path):

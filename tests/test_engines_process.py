@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -222,6 +223,35 @@ def test_versions_get_paths_of_their_own(tmp_path, tiny_adapter_dir):
     assert first != second and num_bytes > 10_000
     folder.remove(first)
     assert not first.exists() and (second / "adapter_model.safetensors").is_file()
+    folder.close()
+
+
+def test_an_adapter_in_the_scratch_folder_is_taken_without_a_copy(tmp_path, tiny_adapter_dir):
+    folder = AdapterFolder(tmp_path)
+    shutil.copytree(tiny_adapter_dir, folder.scratch)
+    written = folder.scratch / "adapter_model.safetensors"
+    taken = folder.add(folder.scratch, 1)[0] / "adapter_model.safetensors"
+    assert taken.stat().st_ino == written.stat().st_ino
+    shutil.rmtree(folder.scratch)
+    assert taken.read_bytes() == (tiny_adapter_dir / "adapter_model.safetensors").read_bytes()
+    folder.close()
+
+
+def test_an_adapter_from_another_file_system_is_copied(small_memory, tiny_adapter_dir):
+    folder = AdapterFolder()
+    taken = folder.add(tiny_adapter_dir, 1)[0] / "adapter_model.safetensors"
+    assert taken.stat().st_dev != tiny_adapter_dir.stat().st_dev
+    assert taken.read_bytes() == (tiny_adapter_dir / "adapter_model.safetensors").read_bytes()
+    folder.close()
+
+
+def test_a_version_that_a_dead_engine_left_is_replaced(tmp_path, tiny_adapter_dir, other_adapter_dir):
+    folder = AdapterFolder(tmp_path)
+    left, _ = folder.add(other_adapter_dir, 1)
+    assert folder.add(tiny_adapter_dir, 1)[0] == left
+    assert (left / "adapter_model.safetensors").read_bytes() == (
+        tiny_adapter_dir / "adapter_model.safetensors"
+    ).read_bytes()
     folder.close()
 
 

@@ -10,6 +10,7 @@ from conftest import TINY_MAX_LEN, TINY_RANK, VLLM_DTYPE
 from scripted import STOP_ID, ScriptedEngine, ScriptedVerifier, decode, is_boundary
 
 from trapo_lite.config.presets import PRESETS
+from trapo_lite.engines.adapter_folder import AdapterFolder
 from trapo_lite.engines.base import Completion, EngineDied, EngineError, EngineRestarted, SampleRequest
 from trapo_lite.engines.supervised import SupervisedEngine
 from trapo_lite.sampler import Sampler, SamplingSettings
@@ -234,12 +235,13 @@ def test_a_real_vllm_that_dies_serves_the_same_tokens_again(
         can_merge=True,
     )
     started: list[VLLMEngine] = []
+    folder = AdapterFolder(tmp_path)
 
     def start() -> VLLMEngine:
-        started.append(VLLMEngine(options, log_path=tmp_path / "vllm.log"))
+        started.append(VLLMEngine(options, log_path=tmp_path / "vllm.log", folder=folder))
         return started[-1]
 
-    engine = SupervisedEngine(start, folder=tmp_path / "kept")
+    engine = SupervisedEngine(start, folder=folder.path / "served", on_close=folder.close)
     try:
         engine.publish(tiny_adapter_dir, 1)
         checksum = engine.adapter_checksum()
@@ -270,3 +272,4 @@ def test_a_real_vllm_that_dies_serves_the_same_tokens_again(
         assert engine.score(range(5, 60)) == merged != unmerged
     finally:
         engine.close()
+    assert not folder.path.exists()

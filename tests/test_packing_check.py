@@ -61,7 +61,7 @@ def test_right_packing_passes_with_room_to_spare_and_leaves_no_gradient(
     policy = make_policy(dtype, gradient_checkpointing=gradient_checkpointing)
     report = check_packing(policy, TRAPO, some_groups(seed), temperature=0.7, longest=LONGEST)
     assert report is not None and report.num_rows == 8
-    assert 0 < report.gradient_error < BOUNDS[dtype] / 3
+    assert 0 < report.gradient_error < BOUNDS[dtype] / 4
     assert all(parameter.grad is None for parameter in policy.parameters)
 
 
@@ -81,7 +81,7 @@ def test_rollouts_that_begin_alike_cancel_but_are_not_taken_for_an_error(dtype: 
     report = check_packing(
         make_policy(dtype), algorithm, [make_group(algorithm, members)], temperature=1.0, longest=LONGEST
     )
-    assert report is not None and report.gradient_error < BOUNDS[dtype] / 3
+    assert report is not None and report.gradient_error < BOUNDS[dtype] / 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -8,6 +8,7 @@ from typing import Literal
 import pytest
 import torch
 from conftest import TINY_MAX_LEN, TINY_RANK, TINY_VOCAB
+from safetensors.torch import load_file
 
 from trapo_lite.config import LoraSection, ModelSection, load_config
 from trapo_lite.engines.base import EngineError
@@ -182,3 +183,24 @@ def test_the_same_base_passes(tmp_path, text, dtype):
 
 def test_the_tolerance_is_an_option(tmp_path, text):
     meet(tmp_path, text, dtype="bfloat16", fault="theta", base_tolerance=0.2)  # measured: 0.13 of the spread
+
+
+def test_the_adapter_is_written_once_in_the_engines_type_where_the_engine_wants_it(tmp_path, text, monkeypatch):
+    """In bfloat16 half the bytes; the engine rounds to it anyway."""
+    wanted, given = tmp_path / "engine", []
+    monkeypatch.setattr(
+        TransformersEngine, "scratch", property(lambda self: wanted, lambda self, value: None), raising=False
+    )
+    publisher = meet(tmp_path, text, dtype="bfloat16")
+    real = publisher.engine.publish
+
+    def publish(folder: Path, version: int) -> None:
+        given.append((folder, {t.dtype for t in load_file(folder / "adapter_model.safetensors").values()}))
+        real(folder, version)
+
+    monkeypatch.setattr(publisher.engine, "publish", publish)
+    move(publisher.policy)
+    assert publisher.publish(1).kind == "applied"
+    assert given == [(wanted, {torch.bfloat16})]
+    assert not wanted.exists() and not (tmp_path / "scratch").exists()
+    assert {tensor.dtype for tensor in publisher.policy.adapter_state().values()} == {torch.float32}

@@ -150,9 +150,10 @@ def prepare(args: argparse.Namespace) -> None:
 def run_training(config: Config, *, restart: bool) -> None:
     with exit_when_stopped():
         from trapo_lite.launch import end_with_launcher
+
+        end_with_launcher()  # before what takes seconds to import
         from trapo_lite.trainer import train as train_job
 
-        end_with_launcher()
         train_job(config, restart=restart)
 
 

@@ -4,7 +4,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -65,13 +65,17 @@ def check_world_size(world_size: int) -> None:
 
 
 def end_with_launcher() -> None:
-    """Have Linux kill this process when the launcher above it dies: launchers do not pass a SIGKILL on."""
+    """Have Linux kill this process when the launcher above it dies: launchers do not pass a SIGKILL on.
+
+    ConfigError where the launcher is dead already; this process would wait for hours for the others.
+    """
     parent = os.getppid()
-    is_launched = "TORCHELASTIC_RUN_ID" in os.environ or _launcher_place(_arguments(parent)) is not None
-    if is_launched and sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGKILL)
+    is_elastic = "TORCHELASTIC_RUN_ID" in os.environ
+    if sys.platform != "linux" or not (is_elastic or _launcher_place(_arguments(parent)) is not None):
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent or (is_elastic and not any(map(_is_python, _ancestors()))):
+        raise ConfigError("launch: the launcher that started this process is gone; give the command again")
 
 
 def set_threads(config: Config) -> None:
@@ -114,6 +118,24 @@ def _configured_processes(file: Path) -> str | None:
 
 def _launcher_place(arguments: Sequence[str]) -> int | None:
     return next((place for place, argument in enumerate(arguments) if argument in LAUNCHERS), None)
+
+
+def _ancestors() -> Iterator[int]:
+    """Yield the processes above this one, the nearest first. Between a launcher and its rank may be a shell."""
+    pid = os.getppid()
+    while pid > 0:
+        yield pid
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except OSError:
+            return
+        pid = int(stat.rpartition(")")[2].split()[1])  # the name before it may hold anything
+
+
+def _is_python(pid: int) -> bool:
+    """Return whether a process may be a launcher of torch's: they are written in Python; what adopts orphans is not."""
+    program = (_arguments(pid) or [""])[0]
+    return not program or "python" in Path(program).name
 
 
 def _arguments(pid: int) -> list[str]:

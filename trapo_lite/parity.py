@@ -209,11 +209,15 @@ def verdict(
 
     if not bool(torch.isfinite(engine).all()):
         return result("wrong")
-    for kind, trainer_then, engine_then in (("no_op", base, engine_base), ("stale", previous, engine_previous)):
-        if trainer_then is None or engine_then is None or _rms(trainer - trainer_then) <= MOVED * noise:
-            continue
-        if torch.equal(engine, _float64(engine_then)):
-            return result(kind)
+
+    def repeats(engine_then: Sequence[float] | Tensor | None, trainer_then: Tensor) -> bool:
+        has_moved = _rms(trainer - trainer_then) > MOVED * noise
+        return has_moved and engine_then is not None and torch.equal(engine, _float64(engine_then))
+
+    if repeats(engine_base, base):
+        return result("no_op")
+    if previous is not None and repeats(engine_previous, previous):
+        return result("stale")
 
     expected: dict[ParityKind, Tensor] = {"applied": trainer}
     has_effect = _is_seen(effect, noise)

@@ -270,8 +270,10 @@ class Policy:
         except AdapterError as error:
             raise ModelError(str(error)) from None
 
-    def save_adapter(self, folder: Path) -> None:
+    def save_adapter(self, folder: Path, *, dtype: torch.dtype | None = None) -> None:
         """Write the adapter in PEFT's format. Raises OSError where that is not possible.
+
+        dtype: of its weights in the file; None: float32, as they are trained
 
         By the parts of PEFT's save_pretrained that are needed: the rest of it, a model card, takes longer than they do,
         and every publish saves.
@@ -279,7 +281,7 @@ class Policy:
         with naming(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self.model.peft_config["default"].save_pretrained(str(folder))
-        save_tensors(self._state, folder / WEIGHTS)
+        save_tensors({name: tensor.to(dtype) for name, tensor in self._state.items()}, folder / WEIGHTS)
 
     def _hidden_rows(self, batch: PackedBatch, rows: Tensor) -> Tensor:
         make_layout = tree_attention.flex_layout if self._uses_flex else tree_attention.segment_layout

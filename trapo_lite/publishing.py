@@ -24,7 +24,8 @@ class Publisher:
 
     merge: as `rollout.merge`; auto merges where `is_merging_faster` says so (asked when an adapter is there) and the
            rounding leaves nearly all of the update
-    `scratch` is emptied first and after each publish, so that a killed run leaves at most one adapter there.
+    scratch: where the adapter is written, in the type the engine computes in, if the engine names no place of its own;
+             emptied first and after each publish, so that a killed run leaves at most one adapter there
     text:  token sequences of the run's data; on them engine and trainer must agree before there is an adapter
     base_tolerance: as `rollout.base_tolerance`
 
@@ -55,8 +56,8 @@ class Publisher:
         self.publish_seconds = 0.0
         self.probe_seconds = 0.0
         self._merge_mode, self._is_merging_faster = merge, is_merging_faster
-        self._scratch = scratch
-        shutil.rmtree(scratch, ignore_errors=True)
+        self._scratch = engine.scratch or scratch
+        shutil.rmtree(self._scratch, ignore_errors=True)
         self._dtype = policy.autocast_dtype or torch.float32
         self._probe = parity.probe_sequences(vocab_size=vocab_size, num_tokens=num_tokens, max_length=max_length)
         self._previous: list[float] | None = None
@@ -78,7 +79,7 @@ class Publisher:
             self.publish_seconds = self.probe_seconds = 0.0
             return self._result
         started = time.perf_counter()
-        self.policy.save_adapter(self._scratch)
+        self.policy.save_adapter(self._scratch, dtype=self._dtype)
         self.engine.publish(self._scratch, version)
         handed_over = time.perf_counter()
         expected = parity.checksum(self._scratch, dtype=self._dtype)

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from trapo_lite.base_model import model_shape
 from trapo_lite.config import Config
 from trapo_lite.doctor.facts import Facts, free_bytes, torch_facts
@@ -133,7 +135,7 @@ def check_adapter_room(config: Config, shape: ModelShape, facts: Facts, launch: 
     """Yield where adapters can pass to vLLM: in memory, on the disk for temporary files, or nowhere."""
     if not _has_engine(config) or config.rollout.engine != "vllm":
         return
-    room = room_for(4 * shape.adapter_parameters, num_engines=launch.num_gpus)
+    room = room_for(getattr(torch, config.model.dtype).itemsize * shape.adapter_parameters, num_engines=launch.num_gpus)
     needed = f"adapters may need {room / GIB:.1f} GiB"
     on_disk = next((free for (purpose, _), free in facts.disks.items() if purpose == "temporary files"), None)
     if facts.shared_memory is not None and facts.shared_memory >= room:

@@ -41,15 +41,19 @@ class AdapterFolder:
         os.rename(self.path / "lock.new", self.path / "lock")  # only ever seen by others when it is held
 
     def add(self, adapter_dir: Path, version: int) -> tuple[Path, int]:
-        """Copy a PEFT adapter in under its version: (its new path, bytes copied). Never seen half written."""
+        """Take a PEFT adapter in under its version: (its new path, its bytes). Never seen half written.
+
+        Costs nothing where it was written to `scratch`; else it is copied.
+        """
         read_servable(adapter_dir)
         target = self.path / f"version-{version:09d}"
         partial = self.path / f"partial-{version:09d}"
         num_bytes = sum((adapter_dir / name).stat().st_size for name in ADAPTER_FILES)
         try:
+            self.remove(target)  # of an engine that died
             partial.mkdir()
             for name in ADAPTER_FILES:
-                shutil.copyfile(adapter_dir / name, partial / name)
+                link_or_copy(adapter_dir / name, partial / name)
             partial.rename(target)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
@@ -60,6 +64,11 @@ class AdapterFolder:
             ) from error
         return target, num_bytes
 
+    @property
+    def scratch(self) -> Path:
+        """Where an adapter is written that `add` is to take."""
+        return self.path / "scratch"
+
     def remove(self, path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
@@ -68,6 +77,14 @@ class AdapterFolder:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give the file a second name, which costs nothing; copy it where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def choose_parent(room: int, *, notify: Callable[[str], None] = logger.info) -> Path:

@@ -97,6 +97,8 @@ class RolloutEngine(SamplingEngine, Protocol):
 
     version: int | None
     """The adapter version it samples from; None: the bare base."""
+    scratch: Path | None
+    """The folder in which an adapter is best written that is to be published; None: any will do."""
     publish_seconds: float
     publish_bytes: int
     """Of the latest publish."""

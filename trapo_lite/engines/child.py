@@ -130,6 +130,7 @@ class ChildProcess:
             os.killpg(self.process.pid, signal.SIGKILL)  # what it started and, killed itself, could not end
 
     def _has_hung(self, how: str) -> EngineDied:
+        self.process.kill()  # first: when the socket closes, a child that still runs removes its folder
         self.close()
         return EngineDied(
             f"rollout engine: {how}, so its process was killed.\nThe whole log is in {self.log_path}, its last lines:\n"

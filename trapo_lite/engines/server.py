@@ -65,6 +65,7 @@ class ServerEngine:
         self._wanted: dict[str, int] = {}  # id of a request in flight -> its ticket: an id comes again, a ticket never
         self._num_tickets = 0
         self._folder = AdapterFolder(adapter_dir, room=folder_room, notify=notify)
+        self.scratch: Path | None = self._folder.scratch
         self._folder.path.chmod(0o755)  # the servers may run as another user
         key = os.environ.get(API_KEY)
         headers = {"Authorization": f"Bearer {key}"} if key else {}

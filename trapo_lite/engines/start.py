@@ -36,6 +36,7 @@ def start_engine(
     On the CPU the vllm engine returns at once and loads in the background; its first call waits for it.
     """
     if config.rollout.engine == "vllm":
+        from trapo_lite.engines.adapter_folder import AdapterFolder
         from trapo_lite.engines.supervised import SupervisedEngine
         from trapo_lite.engines.vllm import VLLMEngine
         from trapo_lite.engines.vllm_options import VLLMOptions
@@ -55,10 +56,10 @@ def start_engine(
             can_merge=config.rollout.merge != "never",
         )
 
-        room = _folder_room(config, num_engines)
+        folder = AdapterFolder(room=_folder_room(config, num_engines), notify=notify)  # outlives an engine that dies
 
         def start() -> RolloutEngine:
-            engine = VLLMEngine(options, log_path=log_path, device_index=device_index, folder_room=room, notify=notify)
+            engine = VLLMEngine(options, log_path=log_path, device_index=device_index, folder=folder, notify=notify)
             if device_index is not None:
                 try:
                     engine.wait()  # it measures the card's free memory: nothing else may be loading meanwhile
@@ -67,14 +68,20 @@ def start_engine(
                     raise
             return engine
 
-        return SupervisedEngine(start, folder=log_path.with_name(f".{log_path.stem}.adapter"), notify=notify)
+        try:
+            return SupervisedEngine(
+                start, folder=folder.path / "served", scratch=folder.scratch, notify=notify, on_close=folder.close
+            )
+        except BaseException:
+            folder.close()
+            raise
 
     if config.rollout.engine == "server":
         from trapo_lite.engines.server import ServerEngine
         from trapo_lite.engines.server_command import start_command
         from trapo_lite.engines.vllm_options import round_up_lora_rank
 
-        folder = config.rollout.server_adapter_dir
+        shared = config.rollout.server_adapter_dir
         command = start_command(
             max_model_len,
             model=config.model.name,
@@ -86,9 +93,9 @@ def start_engine(
             config.rollout.servers,
             max_model_len=max_model_len,
             dtype=getattr(torch, config.model.dtype),
-            adapter_dir=None if folder is None else Path(folder),
+            adapter_dir=None if shared is None else Path(shared),
             command=command,
-            folder_room=0 if folder is not None else _folder_room(config, num_engines),
+            folder_room=0 if shared is not None else _folder_room(config, num_engines),
             notify=notify,
         )
 
@@ -110,4 +117,6 @@ def _folder_room(config: Config, num_engines: int) -> int:
     from trapo_lite.base_model import model_shape
     from trapo_lite.engines.adapter_folder import room_for
 
-    return room_for(4 * model_shape(config).adapter_parameters, num_engines=num_engines)
+    return room_for(
+        getattr(torch, config.model.dtype).itemsize * model_shape(config).adapter_parameters, num_engines=num_engines
+    )

@@ -1,12 +1,11 @@
 """An engine that is started again when its process crashes or hangs, with the adapter it served."""
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from trapo_lite.engines.adapter_folder import ADAPTER_FILES
+from trapo_lite.engines.adapter_folder import ADAPTER_FILES, link_or_copy
 from trapo_lite.engines.base import Completion, EngineDied, EngineError, EngineRestarted, RolloutEngine, SampleRequest
 
 T = TypeVar("T")
@@ -23,7 +22,9 @@ class SupervisedEngine:
     under one adapter version, or before it has ever answered, is an EngineError.
 
     start:  makes the engine; called again after each death
-    folder: on disk, for a copy of the adapter that is served; the engine's own copy goes with the engine
+    folder: for the adapter that is served, which an engine that dies takes with it
+    scratch: as RolloutEngine.scratch
+    on_close: called at the end, with no engine left
     notify: told in one line of every restart
     """
 
@@ -32,9 +33,12 @@ class SupervisedEngine:
         start: Callable[[], RolloutEngine],
         *,
         folder: Path,
+        scratch: Path | None = None,
         notify: Callable[[str], None] = lambda line: None,
+        on_close: Callable[[], None] = lambda: None,
         max_failures: int = MAX_FAILURES,
     ) -> None:
+        self._on_close = on_close
         self._start, self._notify, self._max_failures = start, notify, max_failures
         self._engine = start()
         self._folder = folder
@@ -47,6 +51,7 @@ class SupervisedEngine:
         self._in_flight: set[str] = set()
         self._lost: EngineDied | None = None  # the death that took requests with it, until `poll` has said so
         self.num_restarts = 0
+        self.scratch = scratch
         self.version: int | None = None
         self.publish_seconds = 0.0
         self.publish_bytes = 0
@@ -58,7 +63,7 @@ class SupervisedEngine:
         adapter.mkdir(parents=True)
         for name in ADAPTER_FILES:
             if (Path(adapter_dir) / name).is_file():  # what is missing the engine names
-                _keep(Path(adapter_dir) / name, adapter / name)
+                link_or_copy(Path(adapter_dir) / name, adapter / name)
         try:
             self._call(lambda engine: engine.publish(adapter, version))
         except EngineError:
@@ -122,6 +127,7 @@ class SupervisedEngine:
         self._is_closed = True  # another thread may be waiting in it, and must not start it again
         self._engine.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._on_close()
 
     def _call(self, method: Callable[[RolloutEngine], T]) -> T:
         while True:
@@ -164,11 +170,3 @@ class SupervisedEngine:
                 return
             except EngineDied as next_death:
                 death = next_death
-
-
-def _keep(source: Path, target: Path) -> None:
-    """The file under a second name, which costs nothing, or a copy where the file system has no such thing."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -70,6 +70,7 @@ class TransformersEngine:
         self.device = torch.device(device)
         self.dtype = getattr(torch, dtype)
         self.version: int | None = None
+        self.scratch: Path | None = None
         self.publish_seconds = 0.0
         self.publish_bytes = 0
         section = ModelSection(name=model_path, dtype=dtype, quantize=quantize, config_overrides=config_overrides or {})

@@ -24,7 +24,7 @@ class VLLMEngine:
 
     start_limit_s:  how long the child may write nothing into its log while it starts (it may download a model first)
     silence_limit_s: how long any later call may take, before the child is killed and EngineDied raised
-    folder_room:    bytes that must be free in memory for its adapters to be kept there
+    folder:         where its adapters are kept, which is not removed with it; None: a new one, removed at the end
     notify:         told, in a line now and then, what is waited for while the child starts
 
     Each rank of a run has its own; on CUDA, `device_index` names its card among the visible ones.
@@ -38,7 +38,7 @@ class VLLMEngine:
         device_index: int | None = None,
         start_limit_s: float = 900.0,
         silence_limit_s: float = 600.0,
-        folder_room: int = 0,
+        folder: AdapterFolder | None = None,
         notify: Callable[[str], None] = logger.info,
     ) -> None:
         require_vllm(quantize=options.quantize)
@@ -57,7 +57,9 @@ class VLLMEngine:
         self._outbox: list[tuple[str, Any]] = []
         self._adapter_path: Path | None = None
         self._started_at = time.monotonic()
-        self._folder = AdapterFolder(room=folder_room, notify=notify)
+        self._owns_folder = folder is None
+        self._folder = folder or AdapterFolder(notify=notify)
+        self.scratch: Path | None = self._folder.scratch
         environment = child_environment(options.num_threads, device_index, self._folder.path)
         self._child = ChildProcess(
             "trapo_lite.engines.vllm_child", str(self._folder.path), environment=environment, log_path=log_path
@@ -150,7 +152,8 @@ class VLLMEngine:
     def close(self) -> None:
         if not self._child.is_closed:
             self._child.close()
-        self._folder.close()
+        if self._owns_folder:
+            self._folder.close()
 
     def _call(self, method: str, *arguments: Any) -> Any:
         self.wait()

@@ -145,6 +145,7 @@ class VLLMWorker:
 
     def reset_prefix_cache(self) -> None:
         """A merged request's cache key is the base's, so what stays after one merge would be read under the next."""
+        self._drain()
         if not self.engine.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache: requests still hold blocks of it")
 
@@ -174,10 +175,10 @@ class VLLMWorker:
         return hasattr(self.engine, "release_kv_cache_memory")
 
     def _drain(self) -> None:
-        """Step vLLM until its scheduler holds nothing.
+        """Step vLLM until its scheduler holds nothing, and no step that was scheduled ahead is left.
 
         The ids of requests that finished or were aborted stay in the scheduler until the next step, and vLLM does not
-        release its KV cache before that.
+        release its KV cache before that. May only be called with no request in flight.
         """
         client: Any = self.engine.engine_core
         core = client.engine_core  # in this process, because VLLM_ENABLE_V1_MULTIPROCESSING is 0
@@ -233,7 +234,7 @@ def engine_arguments(options: VLLMOptions, *, is_cpu: bool, gpu_memory: int = 0)
         "generation_config": "vllm",
         "hf_overrides": dict(options.config_overrides),
         "disable_log_stats": True,
-        "async_scheduling": False,  # else a batch scheduled ahead is still queued when the KV cache is to be released
+        "async_scheduling": options.schedules_ahead,
         "seed": 0,
     }
     if options.quantize == "nf4":
