@@ -145,15 +145,17 @@ class Bench:
         chain = Chain(f"chain-{len(self.chains)}", processes)
         self.prepare(chain.name, job)
         shared_before = shared_memory()
+        has_ended = False
         for number, aimed in enumerate(aims):
             kill = self.kill_once(chain, job, aimed, self.folder / f"{chain.name}.{number}.phases")
-            if kill is None:  # it had ended by itself
+            if kill is None:
+                has_ended = True
                 break
             kill.leftovers = left_behind(self.mark, self.folder / chain.name, shared_before)
             chain.kills.append(kill)
-        life = self.life(chain.name, job, processes, self.folder / f"{chain.name}.last.phases")
-        if life.wait() != 0:
-            chain.differences = [f"the last resume ended with {life.exit_code}; see {self.log}"]
+        last = None if has_ended else self.life(chain.name, job, processes, self.folder / f"{chain.name}.last.phases")
+        if last is not None and last.wait() != 0:
+            chain.differences = [f"the last resume ended with {last.exit_code}; see {self.log}"]
         elif job is None:
             chain.differences = differences(reference, self.folder / chain.name)
         else:

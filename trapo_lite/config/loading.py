@@ -1,6 +1,7 @@
 """Merge YAML files and overrides, validate once, and say of every mistake where it is and what to do."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from trapo_lite.config import plain_yaml
 from trapo_lite.config.algorithm import MicroGroupSection
 from trapo_lite.config.sections import Config
 
+MICRO_GROUP = MicroGroupSection.model_fields
 MAX_SHOWN = 200  # characters of a value in a message
 
 # What users ask for and is not an option here, or by another name: they deserve better than "unknown key".
@@ -53,11 +55,17 @@ def validate(raw: dict[str, Any]) -> Config:
     try:
         return Config(**raw)
     except ValidationError as error:
-        raise ConfigError("\n".join(_describe(problem) for problem in error.errors())) from None
+        problems = error.errors()
+        # A key that is missing because it is misspelt is one mistake.
+        misspelt = {(*p["loc"][:-1], _nearest(str(p["loc"][-1]), MICRO_GROUP)) for p in problems if _is_unknown(p)}
+        lines = [_describe(p) for p in problems if p["type"] != "missing" or p["loc"] not in misspelt]
+        raise ConfigError("\n".join(lines)) from None
 
 
 def read_yaml(file: str | Path) -> dict[str, Any]:
     """A mapping of sections; a missing file, bad YAML or another top level is a ConfigError."""
+    if not str(file).strip():
+        raise ConfigError("--config: names no file; give the path of a YAML file")
     path = Path(file)
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
@@ -72,7 +80,7 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror}); give a file you may read") from None
     if content is None:
-        return {}
+        raise ConfigError(f"--config {path}: holds nothing; write sections with keys (lora: ...), or leave it out")
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path}: holds a {type(content).__name__}; write sections with keys (lora: ...)")
     return content
@@ -97,9 +105,21 @@ def _parse_override(text: str) -> tuple[str, str, Any]:
             raise ConfigError(f"{text!r}: is a file; write --config before each")
         raise ConfigError(f"{text!r}: not an override; write section.key=value, such as optim.lr=2e-5")
     try:
-        return parts[0], parts[1], plain_yaml.parse(value)
+        parsed = plain_yaml.parse(value)
     except ValueError as error:
+        if _is_text(*parts):
+            return parts[0], parts[1], value
         raise ConfigError(f"{key}: {_shown(value)} is not a YAML value; quote it ({error})") from None
+    if _is_text(*parts) and not isinstance(parsed, str | None):
+        parsed = value  # such as {problem}, which YAML takes for a mapping
+    return parts[0], parts[1], parsed
+
+
+def _is_text(section: str, key: str) -> bool:
+    """Return whether the option takes nothing but text (or null)."""
+    field = Config.model_fields.get(section)
+    option = field.annotation.model_fields.get(key) if field else None  # type: ignore[union-attr]
+    return option is not None and option.annotation in (str, str | None)
 
 
 def _check_keys(raw: dict[str, Any]) -> None:
@@ -129,19 +149,33 @@ def _shown(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} ..."
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
+def _nearest(word: str, known: Iterable[str]) -> str | None:
     near = difflib.get_close_matches(word[:MAX_SHOWN], list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+    return near[0] if near else None
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    near = _nearest(word, known)
+    return f"; did you mean {near!r}?" if near else f"; known are {', '.join(known)}"
+
+
+def _is_unknown(problem: Any) -> bool:
+    return problem["type"] == "extra_forbidden"
 
 
 def _describe(problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"] if part not in ("text", "list"))
+    places = [part for part in problem["loc"] if part not in ("text", "list")]
+    where = ".".join(map(str, places))
     message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        return f"{where}: unknown key{_did_you_mean(str(problem['loc'][-1]), MicroGroupSection.model_fields)}"
+    if _is_unknown(problem):
+        return f"{where}: unknown key{_did_you_mean(str(places[-1]), MICRO_GROUP)}"
     if problem["type"] == "value_error":
-        separator = ": " if message.startswith("found ") else "."
-        return f"{where}{separator}{message}" if where else message
+        begins_with_keys = re.match(r"[\w\[\].]+(, [\w\[\].]+)*: ", message)
+        return f"{where}{'.' if begins_with_keys else ': '}{message}" if where else message
+    if problem["type"] == "missing" and isinstance(places[-1], int):
+        return f"{'.'.join(map(str, places[:-1]))}: has too few values; found {_shown(problem['input'])}"
+    if problem["input"] is None:
+        return f"{where}: has no value; give one, or leave the key out"
     return f"{where}: {message[0].lower()}{message[1:]}; found {_shown(problem['input'])}"
 
 

@@ -68,9 +68,13 @@ class Tally:
         return ", ".join(f"{count} {reason}" for reason, count in self.rows.items())
 
     def listed(self) -> str:
-        """Return the first bad rows, each on a line of its own."""
+        """Return the first bad rows, those with the same fault together, each fault on a line of its own."""
+        places: dict[str, list[str]] = {}
+        for where, what in self.first_bad:
+            places.setdefault(what, []).append(where)
+        lines = [f"{', '.join(wheres)}: {what}" for what, wheres in places.items()]
         more = self.rows.total() - len(self.first_bad)
-        lines = [f"{where}: {what}" for where, what in self.first_bad] + ([f"and {more} more"] if more else [])
+        lines += [f"and {more} more"] if more else []
         return "".join(f"\n  {line}" for line in lines)
 
 

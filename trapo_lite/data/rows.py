@@ -10,6 +10,7 @@ Messages hold one question and perhaps its answer, which then is the expert solu
 row, because a part of it would be lost. A list of answers is one answer or a bad row.
 """
 
+import difflib
 import json
 import math
 import re
@@ -19,6 +20,7 @@ from typing import Any
 from trapo_lite.data.errors import BadRow
 from trapo_lite.data.sources import Row
 
+CONVERSATIONS = ("messages", "conversation", "conversations")
 PROBLEM_FIELDS = ("prompt", "problem", "question")
 ANSWER_FIELDS = ("reward_model.ground_truth", "answer", "final_answer")
 # UFT's rows hold steps in `hint` and a number in `target`, so `hint` comes first.
@@ -246,10 +248,22 @@ def _missing(reason: str, field: str, fields: dict[str, Any], names: tuple[str, 
     """Make the error for an empty `field` or, if no field is named, for columns that are all missing."""
     if not field:
         found = f"found none of the columns {', '.join(names)}, only {', '.join(sorted(fields)) or 'an empty row'}"
-        return BadRow(reason, field=what, found=found, fix=f"give the {what} under one of these names")
+        return BadRow(
+            reason, field=what, found=found, fix=_renaming(fields, names) or f"give the {what} under one of these names"
+        )
     value = _lookup(fields, field)
     found = "found none" if value is None else f"found {value!r:.40}"
     return BadRow(reason, field=field, found=found, fix=f"give the {what}")
+
+
+def _renaming(fields: dict[str, Any], names: tuple[str, ...]) -> str | None:
+    """Return what to rename, where a column is a conversation's or nearly has one of the names."""
+    for column in fields:
+        near = difflib.get_close_matches(column.lower(), names, n=1, cutoff=0.75)
+        meant = "prompt" if column in CONVERSATIONS and "prompt" in names else near[0] if near else None
+        if meant is not None:
+            return f"rename {column} to {meant}"
+    return None
 
 
 def _message(value: Any, field: str) -> tuple[str, str]:

@@ -109,7 +109,7 @@ def _from_lines(path: Path, name: str) -> Iterator[Row]:
             if line.strip():
                 where = f"{path} line {number}"
                 try:
-                    yield Row(where, f"{name}-{index}", _object(_parse_json(line, where), where))
+                    yield Row(where, f"{name}-{index}", _object(_parse_json(line.rstrip(), where), where))
                 except DataError as error:
                     what = str(error).removeprefix(f"data {where}: ")
                     found, _, fix = what.rpartition("; ")
