@@ -77,6 +77,7 @@ def _recorded(
 def run_script(name: str, arguments: list[str]) -> None:
     """Run a script as `python scripts/NAME ARGUMENTS` does."""
     sys.argv = [name, *arguments]
+    sys.path.insert(0, str(ROOT / "scripts"))
     runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
 
 

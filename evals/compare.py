@@ -1,7 +1,11 @@
 """Results side by side, with intervals and paired tests: `python evals/compare.py RUN ... [--published]`."""
 
 import argparse
+import sys
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
+import needs_setup  # noqa: F401 - ends with a message where the packages are missing
 
 from trapo_lite import cli
 

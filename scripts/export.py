@@ -6,6 +6,8 @@ The checkpoint is refused if its log-probs are not those of base + adapter.
 import argparse
 from pathlib import Path
 
+import needs_setup  # noqa: F401 - ends with a message where the packages are missing
+
 from trapo_lite import cli
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import argparse
 
+import needs_setup  # noqa: F401 - ends with a message where the packages are missing
+
 from trapo_lite import cli
 
 if __name__ == "__main__":

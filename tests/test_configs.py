@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from trapo_lite.algorithm import Algorithm
-from trapo_lite.config import Config, ConfigError, load_config
+from trapo_lite.config import ConfigError, load_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 BASES = sorted(CONFIGS.glob("*.yaml"))
@@ -166,6 +166,10 @@ def test_groups_that_are_compared_have_eight_rollouts(name):
 # override(s) over the defaults -> what the message must hold: the key, what was found, what to do.
 BAD_INPUT: list[tuple[list[str], list[str]]] = [
     # unknown and misspelt
+    (["optim.lr="], ["optim.lr: input should be a valid number; found no value"]),
+    (["data.train="], ["data.train: ", "found no value"]),
+    (["model.config_overrides={a: .nan}"], ["model.config_overrides: holds what a config.json cannot"]),
+    (["optim.betas=[0.9]"], ["optim.betas: has too few values; found [0.9]"]),
     (["rolout.engine=vllm"], ["rolout", "unknown section", "did you mean 'rollout'"]),
     (["optim.weight_dacay=0.1"], ["optim.weight_dacay", "unknown key", "did you mean 'weight_decay'"]),
     (["algorithm.prefix_los=nll"], ["algorithm.prefix_los", "did you mean 'prefix_loss'"]),
@@ -181,7 +185,7 @@ BAD_INPUT: list[tuple[list[str], list[str]]] = [
     (["rollout.num_problems=1.5"], ["rollout.num_problems", "integer", "1.5"]),
     (["rollout.temperature=0"], ["rollout.temperature", "greater than or equal to 0.01"]),
     (["rollout.top_p=1.5"], ["rollout.top_p", "1.5"]),
-    (["rollout.engine="], ["rollout.engine", "'vllm', 'server' or 'transformers'", "None"]),
+    (["rollout.engine="], ["rollout.engine", "'vllm', 'server' or 'transformers'", "found no value"]),
     (["rollout.merge=sometimes"], ["rollout.merge", "'never', 'in_place' or 'auto'", "'sometimes'"]),
     (
         ["rollout.merge=in_place", "rollout.engine=server", "rollout.servers=[http://host:8000]"],
@@ -283,6 +287,12 @@ def test_keys_idle_beside_an_algorithm_file_are_refused():
     assert "rollout.tis_cap: nothing is sampled" in error_of(["rollout.tis_cap=2"], [algorithm("sft")])
 
 
+def test_a_misspelt_key_of_a_micro_group_is_one_mistake_and_not_two():
+    assert error_of(["algorithm.schedule=[{num_rolouts: 2}]"]) == (
+        "algorithm.schedule.0.num_rolouts: unknown key; did you mean 'num_rollouts'?"
+    )
+
+
 def test_a_missing_file_names_its_neighbour():
     message = error_of([], [CONFIGS / "tiny_cp.yaml"])
     assert "tiny_cp.yaml" in message and "did you mean" in message and "tiny_cpu.yaml" in message
@@ -298,7 +308,28 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, content, substring):
     assert substring in error_of([], [file])
 
 
-def test_an_empty_file_is_the_defaults(tmp_path):
+def test_an_empty_file_or_name_is_a_mistake(tmp_path):
+    """The defaults need no file; an empty one is a file that was not saved, or another than was meant."""
     file = tmp_path / "empty.yaml"
     file.write_text("# nothing\n")
-    assert load_config([file]) == Config()
+    assert (
+        error_of([], [file]) == f"--config {file}: holds nothing; write sections with keys (lora: ...), or leave it out"
+    )
+    assert error_of([], [""]) == "--config: names no file; give the path of a YAML file"
+
+
+@pytest.mark.parametrize(
+    ("value", "taken"),
+    [
+        ("user: {problem}", "user: {problem}"),
+        ("{problem}", "{problem}"),
+        ("[{problem}", "[{problem}"),
+        ('"Q: {problem}\\n"', "Q: {problem}\n"),
+    ],
+)
+def test_a_text_on_the_command_line_needs_no_quotes_of_yaml(value, taken):
+    assert load_config([], [f"data.prompt_template={value}"]).data.prompt_template == taken
+
+
+def test_a_name_that_looks_like_a_number_is_a_name():
+    assert load_config([], ["run.name=007"]).run.name == "007"

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import venv
 from dataclasses import replace
 from importlib import util
 from pathlib import Path
@@ -374,3 +375,13 @@ def test_ci_fails_with_the_tests_and_without_a_set_up(tmp_path):
     assert ci_run(tmp_path, "test")[0] == 1
     code, lines = ci_run(tmp_path, "setup")
     assert code != 0 and lines == ["make setup"]
+
+
+def test_a_script_started_by_a_python_without_the_packages_says_which_to_use(tmp_path):
+    venv.create(tmp_path / "bare", with_pip=False)
+    for script in ("scripts/train.py", "scripts/evaluate.py", "scripts/plan.py", "evals/compare.py"):
+        command = [tmp_path / "bare" / "bin" / "python", ROOT / script, "--help"]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+        assert "lacks the packages of trapo_lite" in done.stderr and ".venv" in done.stderr

@@ -174,9 +174,8 @@ def _describe(problem: Any) -> str:
         return f"{where}{'.' if begins_with_keys else ': '}{message}" if where else message
     if problem["type"] == "missing" and isinstance(places[-1], int):
         return f"{'.'.join(map(str, places[:-1]))}: has too few values; found {_shown(problem['input'])}"
-    if problem["input"] is None:
-        return f"{where}: has no value; give one, or leave the key out"
-    return f"{where}: {message[0].lower()}{message[1:]}; found {_shown(problem['input'])}"
+    found = "no value" if problem["input"] is None else _shown(problem["input"])
+    return f"{where}: {message[0].lower()}{message[1:]}; found {found}"
 
 
 def sets(key: str, overrides: Sequence[str]) -> bool:

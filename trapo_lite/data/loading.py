@@ -72,10 +72,14 @@ class Tally:
         places: dict[str, list[str]] = {}
         for where, what in self.first_bad:
             places.setdefault(what, []).append(where)
-        lines = [f"{', '.join(wheres)}: {what}" for what, wheres in places.items()]
+        lines = [f"{wheres[0]}: {what}{_so_in(wheres[1:])}" for what, wheres in places.items()]
         more = self.rows.total() - len(self.first_bad)
         lines += [f"and {more} more"] if more else []
         return "".join(f"\n  {line}" for line in lines)
+
+
+def _so_in(places: Sequence[str]) -> str:
+    return f" (so in {len(places)} more row{'s' if len(places) > 1 else ''})" if places else ""
 
 
 def load_problems(
