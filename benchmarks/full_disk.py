@@ -153,7 +153,10 @@ class World:
         failed = next((line for line in writes if line.endswith(" 1")), "0 none  0").split(" ")
         lines = [line for line in message.splitlines() if line.startswith("error: ")]
         problems = [*self._lost(job), *self._unclear(code, message, lines)]
-        if code == 0 or not self._is_same(job):
+        is_same = self._is_same(job)
+        if code == 0 and not is_same:
+            problems.append("it ended as if all were well, with another result")
+        if code == 0 or not is_same:
             again, second, _ = self.run(job)
             if again != 0:
                 problems.append(f"the same command ended with {again}: {second.strip()[-300:]}")
