@@ -77,7 +77,6 @@ PARTS: dict[str, Part] = {
     "tiny_run": Part("proof_runs:tiny_run", (240, 90), "30 steps of TRAPO on the tiny world, through vLLM"),
     "engine_1.5B": Part("proof_engine:engine_small", (240, 200), "vLLM at 1.5B shape: start, publish, release, decode"),
     "engine_7B": Part("proof_engine:engine_large", (300, 90), "the same at 7B shape"),
-    "engine_ahead": Part("proof_engine:engine_ahead", (200, 30), "the same at 1.5B with the next step scheduled ahead"),
     "noise": Part("proof_engine:noise", (120, 150), "engine against trainer on a real model's text"),
     "schedules": Part("proof_engine:schedules", (200, 90), "rollouts: barrier, pipelined, speculative"),
     "real_run": Part("proof_runs:real_run", (420, 180), "TRAPO on a real model, evaluated before and after"),

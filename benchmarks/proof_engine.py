@@ -14,8 +14,8 @@ from wrong_adapters import move
 
 from trapo_lite import parity
 from trapo_lite.engines.base import RolloutEngine, SampleRequest
-from trapo_lite.engines.vllm import VLLMEngine, require_vllm
-from trapo_lite.engines.vllm_options import VLLMOptions, servable_dtype
+from trapo_lite.engines.vllm import require_vllm
+from trapo_lite.engines.vllm_options import servable_dtype
 from trapo_lite.inputs import read_inputs
 from trapo_lite.policy import Policy
 from trapo_lite.publishing import Publisher
@@ -31,34 +31,6 @@ def engine_small(setting: Setting, record: Record) -> None:
 
 def engine_large(setting: Setting, record: Record) -> None:
     measure_engine("7B", setting, record)
-
-
-def engine_ahead(setting: Setting, record: Record) -> None:
-    """Record what scheduling the next step ahead gains, and whether publishing and releasing are right with it.
-
-    No run does so yet: it has never run on a card.
-    """
-    if not setting.has_gpu:
-        raise Skipped("vLLM does not schedule ahead on the CPU")
-    config = world_of("1.5B", setting).config()
-    folder = Path(setting.work) / "engine-ahead"
-    folder.mkdir(exist_ok=True)
-    rank = config.lora.r
-    options = VLLMOptions(config.model.name, MAX_MODEL_LEN, lora_rank=rank, max_num_seqs=256, schedules_ahead=True)
-    engine = VLLMEngine(options, log_path=folder / "engine.log", device_index=0)
-    try:
-        engine.wait()
-        record("start_seconds", engine.start_seconds)
-        decode(engine, 8, 16)  # warms up
-        for size in (32, 256):
-            record(f"base_tokens_per_second_{size}_sequences", decode(engine, size, 256))
-        policy = Policy.load(config.model, config.lora, device="cuda")
-        publisher = measure_publishing(engine, policy, folder, record)
-        for size in (32, 256):
-            record(f"adapter_tokens_per_second_{size}_sequences", decode(engine, size, 256))
-        measure_release(engine, publisher, setting, record)
-    finally:
-        engine.close()
 
 
 def measure_engine(shape: str, setting: Setting, record: Record) -> None:

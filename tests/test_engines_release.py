@@ -10,7 +10,8 @@ from conftest import TINY_MAX_LEN, TINY_RANK
 
 from trapo_lite.engines.vllm import child_environment
 
-# is_cpu and what moves memory on a card are replaced. Scheduler, pause and the refusal to release are vLLM's own.
+# is_cpu and what moves memory on a card are replaced. Scheduler, pause and the refusal to release are vLLM's own. On a
+# card vLLM schedules the next step ahead, on the CPU it never does: its platform is made to leave that on.
 SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -19,6 +20,16 @@ from trapo_lite.engines.vllm_options import VLLMOptions
 from trapo_lite.engines.vllm_worker import VLLMWorker
 
 model, adapter, max_len, rank = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+if sys.argv[5] == "ahead":
+    from vllm.platforms.cpu import CpuPlatform
+
+    on_cpu = CpuPlatform.check_and_update_config.__func__
+
+    def on_card(cls, config):
+        on_cpu(cls, config)
+        config.scheduler_config.async_scheduling = True
+
+    CpuPlatform.check_and_update_config = classmethod(on_card)
 worker = VLLMWorker(VLLMOptions(model, max_len, rank, dtype="float32", kv_cache_gib=0.01))
 core = worker.engine.engine_core.engine_core
 calls = []
@@ -62,14 +73,18 @@ found["scored"] = round_trip("scored")
 type(worker).can_release_cache_alone = property(lambda self: False)  # as before vLLM 0.31
 found["whole"] = round_trip("whole")
 found["calls"] = calls
+found["ahead"] = core.batch_queue is not None
 print("FOUND " + json.dumps(found), flush=True)
 """
 
 
 @pytest.mark.slow
-def test_a_drained_engine_releases_its_cache_and_serves_the_same_afterwards(tmp_path, tiny_model_dir, tiny_adapter_dir):
+@pytest.mark.parametrize("scheduling", ["ahead", "step by step"])
+def test_a_drained_engine_releases_its_cache_and_serves_the_same_afterwards(
+    tmp_path, tiny_model_dir, tiny_adapter_dir, scheduling
+):
     """Whatever ended last: a completion, an aborted request or a score. Before, vLLM's scheduler still held its id."""
-    arguments = [str(tiny_model_dir), str(tiny_adapter_dir), str(TINY_MAX_LEN), str(TINY_RANK)]
+    arguments = [str(tiny_model_dir), str(tiny_adapter_dir), str(TINY_MAX_LEN), str(TINY_RANK), scheduling]
     environment = child_environment(1, None, tmp_path) | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, timeout=300, env=environment
@@ -78,6 +93,7 @@ def test_a_drained_engine_releases_its_cache_and_serves_the_same_afterwards(tmp_
     assert lines, done.stderr[-4000:]
     found = json.loads(lines[0].removeprefix("FOUND "))
     before = found["before"]
+    assert found["ahead"] == (scheduling == "ahead")
     for name in ("finished", "aborted", "scored", "whole"):
         assert found[name]["held"], f"{name}: nothing was left in the scheduler, so the test shows nothing"
         assert not found[name]["left"]

@@ -21,7 +21,6 @@ class VLLMOptions:
     num_threads:          of the engine on the CPU
     config_overrides:     fields of the model's config.json to replace
     can_merge:            keep on the CPU, beside the packed weights, what `merge` needs
-    schedules_ahead:      on CUDA: prepare the next step while the card computes this one
     """
 
     model_path: str
@@ -35,7 +34,6 @@ class VLLMOptions:
     num_threads: int = 1
     config_overrides: dict[str, Any] = field(default_factory=dict)
     can_merge: bool = False
-    schedules_ahead: bool = False
 
 
 def round_up_lora_rank(rank: int) -> int:

@@ -175,7 +175,7 @@ class VLLMWorker:
         return hasattr(self.engine, "release_kv_cache_memory")
 
     def _drain(self) -> None:
-        """Step vLLM until its scheduler holds nothing, and no step that was scheduled ahead is left.
+        """Step vLLM until its scheduler holds nothing, and no step is left that it scheduled ahead (on CUDA).
 
         The ids of requests that finished or were aborted stay in the scheduler until the next step, and vLLM does not
         release its KV cache before that. May only be called with no request in flight.
@@ -234,7 +234,6 @@ def engine_arguments(options: VLLMOptions, *, is_cpu: bool, gpu_memory: int = 0)
         "generation_config": "vllm",
         "hf_overrides": dict(options.config_overrides),
         "disable_log_stats": True,
-        "async_scheduling": options.schedules_ahead,
         "seed": 0,
     }
     if options.quantize == "nf4":
