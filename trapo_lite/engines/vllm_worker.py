@@ -111,6 +111,7 @@ class VLLMWorker:
     def publish(self, path: Path, version: int) -> None:
         from vllm.lora.request import LoRARequest
 
+        self._drain()
         self.unmerge()
         # A new id, name and path for every version: vLLM keeps the old adapter when an id comes again, and takes the
         # old adapter's prefix cache for the new one's when a name does.
@@ -124,6 +125,7 @@ class VLLMWorker:
         self.reset_prefix_cache()
 
     def merge(self) -> float:
+        self._drain()
         adapter_id = self.lora_request.lora_int_id
         if self.merged is None:
             [self.merged] = self.engine.collective_rpc(lambda worker: MergedAdapter(lora_manager(worker), adapter_id))
