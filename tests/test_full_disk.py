@@ -11,8 +11,11 @@ import phases
 import pytest
 
 from trapo_lite import cli
+from trapo_lite.data import end_of_text_id, load_tokenizer
+from trapo_lite.export import _save_tokenizer
 from trapo_lite.files import append_bytes, move_into_place, naming, replace_text
 from trapo_lite.loggers import TensorBoardLogger
+from trapo_lite.tiny_world import BASE_DIR
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,6 +53,13 @@ def test_the_message_names_the_file_that_was_to_be_written(capsys: pytest.Captur
 def with_name(target: Path) -> None:
     with naming(target), target.open("w") as file:
         file.write("x")
+
+
+def test_a_tokenizer_that_cannot_be_written_is_a_full_disk_and_no_traceback(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(BASE_DIR))
+    (tmp_path / "tokenizer.json").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        _save_tokenizer(tokenizer, tmp_path, end_of_text_id(tokenizer, None))
 
 
 def test_tensorboards_thread_leaves_the_error_to_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

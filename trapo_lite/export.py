@@ -209,7 +209,12 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, eos_id: in
     """
     if eos_id in tokenizer.added_tokens_decoder:
         tokenizer.eos_token = tokenizer.added_tokens_decoder[eos_id].content
-    tokenizer.save_pretrained(folder)
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise OSError(str(error)) from None  # the library of fast tokenizers has no other class for a failed write
     if eos_id in tokenizer.added_tokens_decoder and end_of_text_id(load_tokenizer(str(folder))) != eos_id:
         raise ExportError(f"{folder}: the saved tokenizer does not end texts with token {eos_id}; report this")
 
