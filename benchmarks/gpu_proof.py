@@ -79,7 +79,7 @@ PARTS: dict[str, Part] = {
     "engine_7B": Part("proof_engine:engine_large", (300, 90), "the same at 7B shape"),
     "noise": Part("proof_engine:noise", (120, 150), "engine against trainer on a real model's text"),
     "schedules": Part("proof_engine:schedules", (200, 90), "rollouts: barrier, pipelined, speculative"),
-    "real_run": Part("proof_runs:real_run", (420, 180), "TRAPO on a real model, evaluated before and after"),
+    "real_run": Part("proof_runs:real_run", (420, 180), "TRAPO on a real model, and the bare model evaluated"),
 }
 
 

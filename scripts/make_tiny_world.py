@@ -2,6 +2,8 @@
 
 import sys
 
+import needs_setup  # noqa: F401 - ends with a message where the packages are missing
+
 
 def main() -> None:
     match sys.argv[1:]:

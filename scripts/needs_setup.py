@@ -7,6 +7,8 @@ from pathlib import Path
 NEEDED = ("trapo_lite", "pydantic", "yaml", "torch", "transformers")
 
 if any(importlib.util.find_spec(name) is None for name in NEEDED):
-    python = Path(__file__).resolve().parents[1] / ".venv" / "bin" / "python"
-    cure = f"use {python}" if python.exists() else "run `make setup` once, then use .venv/bin/python"
-    sys.exit(f"error: {sys.executable} lacks the packages of trapo_lite; {cure}, or activate .venv")
+    venv = Path(__file__).resolve().parents[1] / ".venv"
+    stamp = venv / "setup.json"
+    is_complete = stamp.is_file() and '"finished": true' in stamp.read_text()
+    cure = f"use {venv}/bin/python, or activate .venv" if is_complete else "run `make setup`, then use .venv/bin/python"
+    sys.exit(f"error: {sys.executable} lacks the packages of trapo_lite; {cure}")

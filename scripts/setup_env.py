@@ -205,6 +205,14 @@ def install(installer: Installer, wanted: Wanted) -> None:
         installer.pip("uninstall", "--yes", *BROKEN_ON_CPU, title=f"removing {', '.join(BROKEN_ON_CPU)}")
 
 
+def run_quietly(command: list[str], *, what: str) -> None:
+    """Run a command of some seconds; SetupError with the last thing it said if it fails."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode != 0:
+        said = (done.stdout.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise SetupError(f"{what} failed: {said}; mend that (rights, disk, or another PYTHON=), then run make again")
+
+
 def version_of(python: Path) -> str | None:
     """'3.11' and the like; None if it does not run."""
     code = "import sys, pip; print('%d.%d' % sys.version_info[:2])"
@@ -249,20 +257,23 @@ def set_up(root: Path, device: Device) -> None:
         )
         if action == "nothing":
             return
+        if venv.is_file():
+            raise SetupError(f"{venv} is a file; remove it or move it away, then run make again")
         cards = find_cards() if device == "cuda" else []
         if device == "cuda":
             check_cards(cards)
             check_compiler()
+        if device == "cuda" and not cards:
+            print("setup: there is no GPU here; DEVICE=cuda builds for another machine", flush=True)
         print(f"setup: {action} .venv ({reason}): Python {python}, {device} build, some minutes", flush=True)
         if action == "rebuild":
             venv_python.unlink(missing_ok=True)  # first: a half-removed environment must not pass for a working one
             shutil.rmtree(venv)
         if action != "complete":
-            subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+            run_quietly([sys.executable, "-m", "venv", "--without-pip", str(venv)], what=f"making {venv}")
         write_stamp(stamp_file, Stamp(finished=False, wanted=wanted))
         if action != "complete":
-            ensure_pip = [str(venv_python), "-m", "ensurepip", "--default-pip"]
-            subprocess.run(ensure_pip, check=True, stdout=subprocess.DEVNULL)
+            run_quietly([str(venv_python), "-m", "ensurepip", "--default-pip"], what="putting pip into .venv")
         install(Installer(venv_python, venv / "setup.log", lock), wanted)
         write_stamp(stamp_file, Stamp(finished=True, wanted=wanted))
     if cards:  # none: an image that is built for another machine
@@ -272,8 +283,11 @@ def set_up(root: Path, device: Device) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="build to install; by default what the machine has")
+    parser.add_argument("--device", help="build to install, cpu or cuda; by default what the machine has")
     device = parser.parse_args(arguments).device or ("cuda" if has_nvidia_gpu() else "cpu")
+    if device not in ("cpu", "cuda"):
+        print(f"setup: DEVICE: found {device!r}; give cpu or cuda, or leave it out", file=sys.stderr)
+        return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         set_up(Path(__file__).resolve().parent.parent, device)

@@ -23,6 +23,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if visible is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        (tmp_path / "Python.h").touch()
+        monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+        monkeypatch.setenv("CC", "cc")
         monkeypatch.setattr(torch.version, "cuda", "13.0")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: usable > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: usable)
@@ -84,6 +87,28 @@ def test_cards_that_are_as_asked_for_pass(machine):
     require_usable_cards(num_processes=2)
     machine(listed=8, usable=8)
     require_usable_cards()
+
+
+@pytest.mark.parametrize(
+    ("compiler", "headers", "missing"),
+    [
+        ("", True, r"needs a C compiler \(gcc\); install it"),
+        ("gcc", False, r"needs Python's headers \(python3\.\d+-dev\); install it"),
+        ("", False, r"needs a C compiler \(gcc\) and Python's headers .*; install them"),
+    ],
+)
+def test_what_triton_compiles_with_is_asked_for_before_a_model_is_loaded(
+    machine, monkeypatch, tmp_path, compiler, headers, missing
+):
+    machine(listed=1, usable=1)
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if compiler:
+        (tmp_path / compiler).touch(mode=0o755)
+    if not headers:
+        (tmp_path / "Python.h").unlink()
+    with pytest.raises(ConfigError, match=missing):
+        require_usable_cards()
 
 
 def test_the_processes_of_a_launch_are_counted_before_they_meet(machine, monkeypatch):

@@ -287,6 +287,24 @@ def test_keys_idle_beside_an_algorithm_file_are_refused():
     assert "rollout.tis_cap: nothing is sampled" in error_of(["rollout.tis_cap=2"], [algorithm("sft")])
 
 
+@pytest.mark.parametrize(
+    ("override", "cure"),
+    [
+        ("lr=1e-4", "did you mean optim.lr=...?"),
+        ("optim.lr", "write section.key=value without blanks around =, such as optim.lr=..."),
+        ("optim=adamw", "write section.key=value"),
+        ("algorithm.name=grpo", "add --config configs/algorithm/grpo.yaml instead"),
+    ],
+)
+def test_an_override_that_is_nearly_one_is_corrected(override, cure):
+    assert cure in error_of([override])
+
+
+def test_a_label_may_be_given_to_an_algorithm():
+    assert load_config([algorithm("grpo")], ["algorithm.name=grpo"]).algorithm.name == "grpo"
+    assert load_config([algorithm("grpo")], ["algorithm.name=grpo-2"]).algorithm.name == "grpo-2"
+
+
 def test_a_misspelt_key_of_a_micro_group_is_one_mistake_and_not_two():
     assert error_of(["algorithm.schedule=[{num_rolouts: 2}]"]) == (
         "algorithm.schedule.0.num_rolouts: unknown key; did you mean 'num_rollouts'?"
@@ -324,6 +342,8 @@ def test_an_empty_file_or_name_is_a_mistake(tmp_path):
         ("user: {problem}", "user: {problem}"),
         ("{problem}", "{problem}"),
         ("[{problem}", "[{problem}"),
+        ("Q {problem} # think", "Q {problem} # think"),
+        ("{problem}\n", "{problem}\n"),
         ('"Q: {problem}\\n"', "Q: {problem}\n"),
     ],
 )
@@ -331,5 +351,7 @@ def test_a_text_on_the_command_line_needs_no_quotes_of_yaml(value, taken):
     assert load_config([], [f"data.prompt_template={value}"]).data.prompt_template == taken
 
 
-def test_a_name_that_looks_like_a_number_is_a_name():
+def test_a_text_that_yaml_takes_for_something_else_is_a_text():
     assert load_config([], ["run.name=007"]).run.name == "007"
+    assert load_config([], ["data.eos_token=#end"]).data.eos_token == "#end"
+    assert load_config([], ["data.eos_token=null"]).data.eos_token is None

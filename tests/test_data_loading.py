@@ -162,7 +162,7 @@ def test_different_faults_have_a_line_each(load, tmp_path):
         load(rows)
     _, *named = str(caught.value).splitlines()
     assert [line.split("made.jsonl ")[1].split(": ")[0] for line in named] == ["line 1", "line 2", "line 4"]
-    assert named[0].endswith("(so in 1 more row)")
+    assert named[0].endswith("(the same in 1 more row)")
 
 
 @pytest.mark.parametrize(
@@ -171,6 +171,7 @@ def test_different_faults_have_a_line_each(load, tmp_path):
         ({"messages": [{"role": "user", "content": "1?"}], "answer": "1"}, "rename messages to prompt"),
         ({"Problem": "1?", "answer": "1"}, "rename Problem to problem"),
         ({"problem": "1?", "anwser": "1"}, "rename anwser to answer"),
+        ({"problem_id": "1", "answer": "1"}, "give the problem under one of these names"),
         ({"text": "1?", "answer": "1"}, "give the problem under one of these names"),
     ],
 )
@@ -195,7 +196,7 @@ def test_of_several_bad_rows_the_first_five_are_named_and_all_are_counted(load, 
         "data.on_bad_row: skip"
     )
     assert named[0].startswith(f"  {tmp_path}/made.jsonl line 2: answer: found none of the columns")
-    assert named[0].endswith("(so in 4 more rows)") and named[1:] == ["  and 3 more"]
+    assert named[0].endswith("(the same in 4 more rows)") and named[1:] == ["  and 3 more"]
     _, report = load(rows, on_bad_row="skip")
     listed = ", ".join(f"{tmp_path}/made.jsonl line {number}" for number in range(2, 7))
     assert f"  rows dropped   no gold answer 7, no problem text 1; first: {listed}" in report.lines()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from trapo_lite.config import ConfigError
-from trapo_lite.launch import _asked_processes, check_world_size
+from trapo_lite.launch import _asked_processes, _is_python, check_world_size
 
 TESTS = Path(__file__).parent
 LR = 1e-2
@@ -143,9 +143,7 @@ with exit_on_user_error():
 ELASTIC = os.environ | {"TORCHELASTIC_RUN_ID": "some"}
 
 
-@pytest.mark.skipif(
-    b"python" in Path("/proc/1/cmdline").read_bytes(), reason="what adopts orphans here looks like a launcher"
-)
+@pytest.mark.skipif(_is_python(1), reason="what adopts orphans here looks like a launcher")
 def test_a_rank_whose_launcher_died_before_it_could_notice_ends_with_a_message(tmp_path: Path) -> None:
     """Before, it waited in its rendezvous for hours."""
     said = tmp_path / "said"

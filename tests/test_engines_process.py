@@ -1,5 +1,7 @@
 """The engine's child process and its RAM-backed folder: failures are named, and nothing outlives the parent."""
 
+import contextlib
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -20,7 +22,7 @@ from trapo_lite.engines.adapter_folder import PREFIX, AdapterFolder, remove_stal
 from trapo_lite.engines.base import EngineDied, EngineError, SampleRequest
 from trapo_lite.engines.child import ChildProcess, environment_without_launcher
 from trapo_lite.engines.start import start_engine
-from trapo_lite.engines.vllm import VLLMEngine, child_environment
+from trapo_lite.engines.vllm import VLLMEngine, child_environment, require_card
 from trapo_lite.engines.vllm_options import VLLMOptions, round_up_lora_rank
 from trapo_lite.engines.vllm_worker import engine_arguments
 
@@ -36,6 +38,8 @@ while True:
     method, arguments = connection.recv()
     if method == "fail":
         print("last words"); raise ValueError("what went wrong")
+    if method == "exit":
+        sys.exit(*arguments)
     if method == "sleep":
         time.sleep(*arguments)
     if method == "talk":
@@ -124,6 +128,16 @@ def test_a_child_that_fails_is_reported_with_its_last_words(child):
         child.call("fail", limit_s=60.0)
     with pytest.raises(EngineError, match="closed or has died"):
         child.call("hello", limit_s=60.0)
+
+
+@pytest.mark.parametrize(("method", "argument"), [("exit", 3), ("sleep", 600.0)])
+def test_a_child_that_ends_or_hangs_leaves_its_folder_to_the_one_that_follows(child, tmp_path, method, argument):
+    """Only one whose parent is gone removes it."""
+    child.call("hello", limit_s=60.0)
+    (tmp_path / "in_memory").mkdir()
+    with pytest.raises(EngineDied):
+        child.call(method, argument, limit_s=2.0)
+    assert child.process.poll() is not None and (tmp_path / "in_memory").is_dir()
 
 
 def test_a_child_that_is_killed_is_reported(child):
@@ -326,6 +340,45 @@ def test_the_engine_does_without_expandable_segments_and_the_trainer_keeps_them(
     monkeypatch.setenv(name, settings)
     assert child_environment(1, None, Path("/scratch")).get(name) == left
     assert os.environ[name] == settings
+
+
+def test_an_engine_is_given_one_folder_for_what_is_written_and_what_it_serves(monkeypatch):
+    """So publishing copies nothing: a file of one folder can have a second name there."""
+    given = []
+
+    class Stub:
+        def __init__(self, options: VLLMOptions, *, folder: AdapterFolder, **_: object) -> None:
+            given.append(folder)
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr("trapo_lite.engines.vllm.VLLMEngine", Stub)
+    engine = start_engine(load_config(["configs/tiny_cpu.yaml"], []), max_model_len=64, log_path=Path("log"))
+    [folder] = given
+    assert engine.scratch == folder.scratch and engine._folder.is_relative_to(folder.path)
+    assert folder.path.is_dir()
+    engine.close()
+    assert not folder.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("dist", "on_cuda", "is_refused"),
+    [("0.32.0", False, True), ("0.32.0", True, False), ("0.32.0+cpu", False, False), (None, False, False)],
+)
+def test_a_vllm_for_cuda_is_refused_without_a_card(monkeypatch, dist, on_cuda, is_refused):
+    def version(name: str) -> str:
+        if dist is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return dist
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with (
+        pytest.raises(EngineError, match="no card, CUDA_VISIBLE_DEVICES is empty; make one visible")
+        if is_refused
+        else contextlib.nullcontext()
+    ):
+        require_card(on_cuda=on_cuda)
 
 
 def test_float32_on_cuda_is_refused_with_its_cure_before_anything_starts(tmp_path):

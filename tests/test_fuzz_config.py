@@ -160,7 +160,8 @@ def test_files_of_made_up_values(tmp_path_factory: pytest.TempPathFactory, value
     raw: dict[str, Any] = {}
     for key, value in values.items():
         section, dot, name = key.partition(".")
-        raw[section] = (raw.get(section) or {}) | {name: value} if dot else value
+        before = raw.get(section)
+        raw[section] = (before if isinstance(before, dict) else {}) | {name: value} if dot else value
     file = tmp_path_factory.getbasetemp() / "made-up.yaml"
     file.write_text(yaml.safe_dump(raw, allow_unicode=True), encoding="utf-8", errors="surrogatepass")
     require_sound(outcome(lambda: load_config([TINY, file])))

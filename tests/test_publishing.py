@@ -1,7 +1,7 @@
 """Handing an adapter over: merged where that is asked for and leaves the adapter what it is, and always probed."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -204,3 +204,32 @@ def test_the_adapter_is_written_once_in_the_engines_type_where_the_engine_wants_
     assert given == [(wanted, {torch.bfloat16})]
     assert not wanted.exists() and not (tmp_path / "scratch").exists()
     assert {tensor.dtype for tensor in publisher.policy.adapter_state().values()} == {torch.float32}
+
+
+def test_an_engine_that_ignores_an_adapter_is_found_however_small_its_effect(tmp_path, text, monkeypatch):
+    """In bfloat16 an adapter this small does no more than rounding; the engine rounds otherwise than the trainer."""
+    exact = TransformersEngine.score
+
+    def otherwise(engine: TransformersEngine, token_ids: Sequence[int]) -> list[float]:
+        return [logprob + 0.02 * math.sin(1e6 * logprob) for logprob in exact(engine, token_ids)]
+
+    monkeypatch.setattr(TransformersEngine, "score", otherwise)
+    publisher, first = (meet(tmp_path, text, dtype="bfloat16") for _ in range(2))
+    make_small(publisher.policy, 3e-5)
+    assert publisher.publish(1).kind == "cannot_tell"
+    monkeypatch.setattr(publisher.engine, "publish", lambda folder, version: None)
+    make_small(publisher.policy, 1e-4)
+    with pytest.raises(EngineError, match="still samples from the previous adapter"):
+        publisher.publish(2)
+    make_small(first.policy, 3e-5)
+    monkeypatch.setattr(first.engine, "publish", lambda folder, version: None)
+    with pytest.raises(EngineError, match="samples from the bare base"):
+        first.publish(1)
+
+
+@torch.no_grad()
+def make_small(policy: Policy, size: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in policy.adapter_state().items():
+        if "lora_B" in name:
+            tensor.copy_(size * torch.randn(tensor.shape, generator=generator).sign())

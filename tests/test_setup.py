@@ -377,6 +377,22 @@ def test_ci_fails_with_the_tests_and_without_a_set_up(tmp_path):
     assert code != 0 and lines == ["make setup"]
 
 
+def test_a_device_that_there_is_not_and_a_file_called_venv_are_one_line(tmp_path, monkeypatch, capsys):
+    assert setup_env.main(["--device", "gpu"]) == 2
+    assert capsys.readouterr().err == "setup: DEVICE: found 'gpu'; give cpu or cuda, or leave it out\n"
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / ".venv").touch()
+    with pytest.raises(setup_env.SetupError, match=r"\.venv is a file; remove it"):
+        setup_env.set_up(tmp_path, "cpu")
+
+
+def test_a_command_of_the_set_up_that_fails_is_its_last_words(tmp_path):
+    with pytest.raises(setup_env.SetupError, match="making it failed: what was wrong; mend that"):
+        setup_env.run_quietly(
+            [sys.executable, "-c", "print('much'); raise SystemExit('what was wrong')"], what="making it"
+        )
+
+
 def test_a_script_started_by_a_python_without_the_packages_says_which_to_use(tmp_path):
     venv.create(tmp_path / "bare", with_pip=False)
     for script in ("scripts/train.py", "scripts/evaluate.py", "scripts/plan.py", "evals/compare.py"):

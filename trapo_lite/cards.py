@@ -1,8 +1,11 @@
 """The GPUs that this process may use: a machine whose GPUs torch cannot use is an error, not a run on the CPU."""
 
 import os
+import shutil
 import subprocess
+import sysconfig
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -40,6 +43,7 @@ def require_usable_cards(*, num_processes: int = 1) -> None:
             f"start {visible} (--num_processes {visible}; {VISIBLE} may hide others)"
         )
     _require_bfloat16(range(num_processes))
+    _require_compiler()
 
 
 def _require_bfloat16(cards: Sequence[int]) -> None:
@@ -50,6 +54,20 @@ def _require_bfloat16(cards: Sequence[int]) -> None:
                 f"GPU: {torch.cuda.get_device_name(card)} has compute capability {capability[0]}.{capability[1]}, "
                 f"bfloat16 needs 8.0 or higher (A100, RTX 30 or newer); choose other cards by {VISIBLE}"
             )
+
+
+def _require_compiler() -> None:
+    """Raise ConfigError without what Triton, in trainer and engine, compiles with while they run."""
+    missing = []
+    if "CC" not in os.environ and not (shutil.which("gcc") or shutil.which("clang")):
+        missing.append("a C compiler (gcc)")
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        missing.append(f"Python's headers (python{sysconfig.get_python_version()}-dev)")
+    if missing:
+        raise ConfigError(
+            f"GPU: Triton compiles kernels while a run goes on, and needs {' and '.join(missing)}; install "
+            f"{'them' if len(missing) > 1 else 'it'}"
+        )
 
 
 def _named_cards() -> list[str] | None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-import torch
 import yaml
 
 from trapo_lite.config import Config, ConfigError
@@ -79,6 +78,8 @@ def end_with_launcher() -> None:
 
 
 def set_threads(config: Config) -> None:
+    import torch
+
     if config.run.num_threads is not None:
         torch.set_num_threads(config.run.num_threads)
 
@@ -134,8 +135,12 @@ def _ancestors() -> Iterator[int]:
 
 def _is_python(pid: int) -> bool:
     """Return whether a process may be a launcher of torch's: they are written in Python; what adopts orphans is not."""
-    program = (_arguments(pid) or [""])[0]
-    return not program or "python" in Path(program).name
+    try:
+        return "python" in Path(os.readlink(f"/proc/{pid}/exe")).name
+    except PermissionError:  # of another user, such as what adopts orphans
+        return False
+    except OSError:
+        return True
 
 
 def _arguments(pid: int) -> list[str]:

@@ -53,7 +53,7 @@ TABLE: dict[str, str] = {
     "train/out_of_memory": "times the step was done again in smaller batches because memory had run out",
     "train/skipped_groups": "problems that could not move the weights and cost no forward pass",
     "engine/probe_projection": "parity probe: 1 = the adapter is applied, 0 = it is not; null: too small to tell",
-    "engine/probe_undecided": "1 if the adapter's effect was too small for the probe, which then only saw its checksum",
+    "engine/probe_undecided": "1 if the adapter's effect was too small to be judged by its size; its checksum was",
     "engine/probe_mismatch": "root mean square of log pi(engine) - log pi(trainer) on the probe, nats, merged or not",
     "engine/merged": "1 if the engine serves the adapter merged into its base (rollout.merge)",
     "engine/merge_kept": "share of the adapter's update that is left after merging and rounding; null: nothing merged",

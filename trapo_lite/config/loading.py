@@ -13,6 +13,9 @@ from trapo_lite.config.algorithm import MicroGroupSection
 from trapo_lite.config.sections import Config
 
 MICRO_GROUP = MicroGroupSection.model_fields
+NO_VALUE = ("", "~", "null", "Null", "NULL")  # of YAML
+QUOTES = ("'", '"')
+ALGORITHMS = ("trapo", "grpo", "luffy", "sft")  # configs/algorithm; the first is the default
 MAX_SHOWN = 200  # characters of a value in a message
 
 # What users ask for and is not an option here, or by another name: they deserve better than "unknown key".
@@ -44,9 +47,20 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
         merged = _merge(merged, read_yaml(file))
     for override in overrides:
         section, key, value = _parse_override(override)
+        trained = _algorithm_of(merged)
+        if (section, key) == ("algorithm", "name") and value in ALGORITHMS and value != trained:
+            raise ConfigError(
+                f"algorithm.name: is a label, and {value!r} would be trained as {trained!r}; add --config "
+                f"configs/algorithm/{value}.yaml instead"
+            )
         values = merged.get(section)
         merged[section] = (values if isinstance(values, dict) else {}) | {key: value}
     return validate(merged)
+
+
+def _algorithm_of(merged: dict[str, Any]) -> str:
+    block = merged.get("algorithm")
+    return block.get("name", ALGORITHMS[0]) if isinstance(block, dict) else ALGORITHMS[0]
 
 
 def validate(raw: dict[str, Any]) -> Config:
@@ -103,16 +117,23 @@ def _parse_override(text: str) -> tuple[str, str, Any]:
     if not equals or len(parts) != 2 or not all(parts):
         if text.endswith((".yaml", ".yml")):
             raise ConfigError(f"{text!r}: is a file; write --config before each")
-        raise ConfigError(f"{text!r}: not an override; write section.key=value, such as optim.lr=2e-5")
+        raise ConfigError(f"{text!r}: not an override; {_how_to_write(key.strip(), has_value=bool(equals))}")
+    if _is_text(*parts) and value.strip() not in NO_VALUE and value.lstrip()[0] not in QUOTES:
+        return parts[0], parts[1], value  # as it stands: {problem}, 007 and "a # b" are something else in YAML
     try:
-        parsed = plain_yaml.parse(value)
+        return parts[0], parts[1], plain_yaml.parse(value)
     except ValueError as error:
-        if _is_text(*parts):
-            return parts[0], parts[1], value
         raise ConfigError(f"{key}: {_shown(value)} is not a YAML value; quote it ({error})") from None
-    if _is_text(*parts) and not isinstance(parsed, str | None):
-        parsed = value  # such as {problem}, which YAML takes for a mapping
-    return parts[0], parts[1], parsed
+
+
+def _how_to_write(key: str, *, has_value: bool) -> str:
+    """Return what to write instead of an override without a section, or without a value."""
+    sections = [name for name, field in Config.model_fields.items() if key in field.annotation.model_fields]  # type: ignore[union-attr]
+    if has_value and sections:
+        return f"write section.key=value: did you mean {' or '.join(f'{section}.{key}=...' for section in sections)}?"
+    if not has_value and key.count(".") == 1:
+        return f"write section.key=value without blanks around =, such as {key}=..."
+    return "write section.key=value, such as optim.lr=2e-5"
 
 
 def _is_text(section: str, key: str) -> bool:

@@ -79,7 +79,7 @@ class Tally:
 
 
 def _so_in(places: Sequence[str]) -> str:
-    return f" (so in {len(places)} more row{'s' if len(places) > 1 else ''})" if places else ""
+    return f" (the same in {len(places)} more row{'s' if len(places) > 1 else ''})" if places else ""
 
 
 def load_problems(

