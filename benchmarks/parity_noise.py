@@ -3,9 +3,9 @@
     python benchmarks/parity_noise.py --model SmolLM2-135M-Instruct --steps 1 2 3 10 20
 
 B is 2e-4 times the number of steps, of random sign, as AdamW leaves it at that learning rate. In nats (root mean square
-over 512 random tokens) it prints the true effect, in float32; the trainer's difference with and without the adapter; and
-the engine against trainer and base. Then come the verdicts: on the engine, on one that still serves the adapter before,
-and on one that serves the bare base.
+over 512 random tokens) it prints the true effect, in float32; the trainer's difference with and without the adapter;
+and the engine against trainer and base. Then come the verdicts: on the engine, on one that still serves the adapter
+before, and on one that serves the bare base.
 """
 
 import argparse
