@@ -67,13 +67,13 @@ class Part:
 
 
 PARTS: dict[str, Part] = {
-    "machine": Part("proof_training:machine", (60, 40), "card, driver, versions, matrix products and memory bandwidth"),
-    "kernels": Part("proof_training:kernels", (150, 60), "FlexAttention on a tree against dense scores and SDPA rows"),
-    "gradient": Part("proof_training:gradient", (120, 60), "the gradient: tree against rows, card against CPU"),
-    "update_1.5B": Part("proof_training:update_small", (150, 60), "an update at 1.5B shape, bfloat16"),
-    "update_1.5B_nf4": Part("proof_training:update_small_nf4", (120, 60), "the same in NF4"),
-    "update_7B": Part("proof_training:update_large", (180, 60), "an update at 7B shape, bfloat16"),
-    "update_7B_nf4": Part("proof_training:update_large_nf4", (150, 60), "the same in NF4"),
+    "machine": Part("proof_training:machine", (60, 120), "card, driver, versions, matrix products and memory bandwidth"),
+    "kernels": Part("proof_training:kernels", (150, 120), "FlexAttention on a tree against dense scores and SDPA rows"),
+    "gradient": Part("proof_training:gradient", (120, 180), "the gradient: tree against rows, card against CPU"),
+    "update_1.5B": Part("proof_training:update_small", (150, 180), "an update at 1.5B shape, bfloat16"),
+    "update_1.5B_nf4": Part("proof_training:update_small_nf4", (120, 180), "the same in NF4"),
+    "update_7B": Part("proof_training:update_large", (180, 120), "an update at 7B shape, bfloat16"),
+    "update_7B_nf4": Part("proof_training:update_large_nf4", (150, 120), "the same in NF4"),
     "tiny_run": Part("proof_runs:tiny_run", (240, 90), "30 steps of TRAPO on the tiny world, through vLLM"),
     "engine_1.5B": Part("proof_engine:engine_small", (240, 200), "vLLM at 1.5B shape: start, publish, release, decode"),
     "engine_7B": Part("proof_engine:engine_large", (300, 90), "the same at 7B shape"),
