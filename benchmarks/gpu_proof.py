@@ -67,7 +67,7 @@ class Part:
 
 
 PARTS: dict[str, Part] = {
-    "machine": Part("proof_training:machine", (60, 120), "card, driver, versions, matrix products and memory bandwidth"),
+    "machine": Part("proof_training:machine", (60, 90), "card, driver, versions, matrix products and memory bandwidth"),
     "kernels": Part("proof_training:kernels", (150, 120), "FlexAttention on a tree against dense scores and SDPA rows"),
     "gradient": Part("proof_training:gradient", (120, 180), "the gradient: tree against rows, card against CPU"),
     "update_1.5B": Part("proof_training:update_small", (150, 180), "an update at 1.5B shape, bfloat16"),
