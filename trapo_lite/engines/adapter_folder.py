@@ -66,12 +66,12 @@ class AdapterFolder:
 
     @property
     def scratch(self) -> Path:
-        """Where an adapter is written that `add` is to take."""
+        """Return where an adapter is to be written so that `add` takes it without a copy."""
         return self.path / "scratch"
 
     @property
     def temporary(self) -> Path:
-        """Where the engine's process writes its temporary files."""
+        """Return where the engine's process writes its temporary files."""
         return self.path / "temporary"
 
     def remove(self, path: Path) -> None:

@@ -167,9 +167,7 @@ def die_with_parent(fd: int, parent_pid: int, *folders: Path) -> None:
 
     def is_parent_gone(*, within_ms: int) -> bool:
         poller = select.poll()
-        poller.register(
-            fd, 0
-        )  # no event asked for: only a hang-up wakes it, or that this process has closed its own end
+        poller.register(fd, 0)  # asks for no event: a hang-up wakes it all the same, and so does a closed descriptor
         has_hung_up = any(event & select.POLLHUP for _, event in poller.poll(within_ms))
         return has_hung_up or os.getppid() != parent_pid
 

@@ -1,5 +1,6 @@
 """Start the engine a configuration asks for."""
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable
@@ -68,13 +69,13 @@ def start_engine(
                     raise
             return engine
 
-        try:
-            return SupervisedEngine(
+        with contextlib.ExitStack() as undo:
+            undo.callback(folder.close)
+            engine = SupervisedEngine(
                 start, folder=folder.path / "served", scratch=folder.scratch, notify=notify, on_close=folder.close
             )
-        except BaseException:
-            folder.close()
-            raise
+            undo.pop_all()
+        return engine
 
     if config.rollout.engine == "server":
         from trapo_lite.engines.server import ServerEngine

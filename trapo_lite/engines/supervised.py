@@ -22,7 +22,7 @@ class SupervisedEngine:
     under one adapter version, or before it has ever answered, is an EngineError.
 
     start:  makes the engine; called again after each death
-    folder: for the adapter that is served, which an engine that dies takes with it
+    folder: where the adapter that is served is kept, so that the next engine can be given it
     scratch: as RolloutEngine.scratch
     on_close: called at the end, with no engine left
     notify: told in one line of every restart
