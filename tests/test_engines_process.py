@@ -1,6 +1,7 @@
 """The engine's child process and its RAM-backed folder: failures are named, and nothing outlives the parent."""
 
 import contextlib
+import errno
 import importlib.metadata
 import importlib.util
 import os
@@ -251,11 +252,28 @@ def test_an_adapter_in_the_scratch_folder_is_taken_without_a_copy(tmp_path, tiny
     folder.close()
 
 
-def test_an_adapter_from_another_file_system_is_copied(small_memory, tiny_adapter_dir):
-    folder = AdapterFolder()
-    taken = folder.add(tiny_adapter_dir, 1)[0] / "adapter_model.safetensors"
-    assert taken.stat().st_dev != tiny_adapter_dir.stat().st_dev
+def test_an_adapter_is_copied_where_files_cannot_have_two_names(tmp_path, tiny_adapter_dir, monkeypatch):
+    def refuse(*_paths: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(adapter_folder.os, "link", refuse)
+    folder = AdapterFolder(tmp_path)
+    shutil.copytree(tiny_adapter_dir, folder.scratch)
+    taken = folder.add(folder.scratch, 1)[0] / "adapter_model.safetensors"
     assert taken.read_bytes() == (tiny_adapter_dir / "adapter_model.safetensors").read_bytes()
+    folder.close()
+
+
+def test_a_users_adapter_is_copied_and_can_be_read_by_others(tmp_path, tiny_adapter_dir):
+    """safetensors writes files that only their owner may read; a file with a second name would stay so."""
+    users = shutil.copytree(tiny_adapter_dir, tmp_path / "users")
+    for file in users.iterdir():
+        file.chmod(0o600)
+    folder = AdapterFolder(tmp_path)
+    (plain := tmp_path / "plain").touch()
+    for file in folder.add(users, 1)[0].iterdir():
+        assert file.stat().st_mode == plain.stat().st_mode
+        assert file.stat().st_ino != (users / file.name).stat().st_ino
     folder.close()
 
 

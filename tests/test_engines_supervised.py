@@ -218,6 +218,15 @@ def test_a_new_process_that_holds_other_tensors_stops_the_run(adapter: Path) -> 
             engine.poll()
 
 
+def test_what_is_kept_of_a_users_adapter_does_not_change_with_it(adapter: Path) -> None:
+    """The next engine must be given what the last one served."""
+    engine = SupervisedEngine(lambda: MortalEngine(iter([1])), folder=adapter / "kept", scratch=adapter / "scratch")
+    engine.publish(adapter, 1)
+    (adapter / "adapter_config.json").write_text("edited while it is served")
+    [kept] = (adapter / "kept").rglob("adapter_config.json")
+    assert kept.read_text() == "{}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "hung"])
 def test_a_real_vllm_that_dies_serves_the_same_tokens_again(

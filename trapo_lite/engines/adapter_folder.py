@@ -1,5 +1,6 @@
 """A folder, in memory where there is room, in which each published adapter version gets a path of its own."""
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -43,7 +44,7 @@ class AdapterFolder:
     def add(self, adapter_dir: Path, version: int) -> tuple[Path, int]:
         """Take a PEFT adapter in under its version: (its new path, its bytes). Never seen half written.
 
-        Costs nothing where it was written to `scratch`; else it is copied.
+        Costs nothing where it lies in this folder already, as what was written to `scratch` does; else it is copied.
         """
         read_servable(adapter_dir)
         target = self.path / f"version-{version:09d}"
@@ -53,7 +54,7 @@ class AdapterFolder:
             self.remove(target)  # of an engine that died
             partial.mkdir()
             for name in ADAPTER_FILES:
-                link_or_copy(adapter_dir / name, partial / name)
+                take_file(adapter_dir / name, partial / name, is_own=adapter_dir.is_relative_to(self.path))
             partial.rename(target)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
@@ -84,12 +85,16 @@ class AdapterFolder:
             self._lock = -1
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """Give the file a second name, which costs nothing; copy it where the file system has no such thing."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+def take_file(source: Path, target: Path, *, is_own: bool) -> None:
+    """Give an own file a second name, which costs nothing; copy it where the file system has no such thing.
+
+    A user's file is copied always: the copy has the permissions of a new file, and stays as it is when that is edited.
+    """
+    if is_own:
+        with contextlib.suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copyfile(source, target)
 
 
 def choose_parent(room: int, *, notify: Callable[[str], None] = logger.info) -> Path:

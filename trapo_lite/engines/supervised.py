@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from trapo_lite.engines.adapter_folder import ADAPTER_FILES, link_or_copy
+from trapo_lite.engines.adapter_folder import ADAPTER_FILES, take_file
 from trapo_lite.engines.base import Completion, EngineDied, EngineError, EngineRestarted, RolloutEngine, SampleRequest
 
 T = TypeVar("T")
@@ -62,8 +62,8 @@ class SupervisedEngine:
         adapter = self._folder / f"version-{version}"
         adapter.mkdir(parents=True)
         for name in ADAPTER_FILES:
-            if (Path(adapter_dir) / name).is_file():  # what is missing the engine names
-                link_or_copy(Path(adapter_dir) / name, adapter / name)
+            if (adapter_dir / name).is_file():  # what is missing the engine names
+                take_file(adapter_dir / name, adapter / name, is_own=adapter_dir == self.scratch)
         try:
             self._call(lambda engine: engine.publish(adapter, version))
         except EngineError:
