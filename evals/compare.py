@@ -1,6 +1,5 @@
 """Results side by side, with intervals and paired tests: `python evals/compare.py RUN ... [--published]`."""
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import needs_setup  # noqa: F401 - ends with a message where the packages are mi
 from trapo_lite import cli
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.ArgumentParser(description=__doc__)
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="folder of results (NAME.json); a run's: all in RUN/eval"
     )

@@ -1,6 +1,5 @@
 """What a model, or a run's adapter, solves: `evaluate.py (--run DIR | --model PATH) [--benchmarks NAME ...] [...]`."""
 
-import argparse
 from pathlib import Path
 
 import needs_setup  # noqa: F401 - ends with a message where the packages are missing
@@ -8,7 +7,7 @@ import needs_setup  # noqa: F401 - ends with a message where the packages are mi
 from trapo_lite import cli
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.ArgumentParser(description=__doc__)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--run", type=Path, metavar="DIR", help="a run's folder: its base with RUN/adapter, unmerged")
     which.add_argument("--model", metavar="PATH", help="a model's folder (a merged checkpoint, say) or hub id")

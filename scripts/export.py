@@ -3,7 +3,6 @@
 The checkpoint is refused if its log-probs are not those of base + adapter.
 """
 
-import argparse
 from pathlib import Path
 
 import needs_setup  # noqa: F401 - ends with a message where the packages are missing
@@ -11,7 +10,7 @@ import needs_setup  # noqa: F401 - ends with a message where the packages are mi
 from trapo_lite import cli
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="the run's folder")
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="default: RUN/adapter")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/merged")

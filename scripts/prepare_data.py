@@ -1,13 +1,11 @@
 """What data.train holds, as the trainer will see it: `prepare_data.py --config A.yaml [section.key=value ...]`."""
 
-import argparse
-
 import needs_setup  # noqa: F401 - ends with a message where the packages are missing
 
 from trapo_lite import cli
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.ArgumentParser(description=__doc__)
     cli.add_config_arguments(parser, required=False)
     parser.add_argument("--out", metavar="FILE.jsonl", help="build a training set; killed, it goes on where it was")
     parser.add_argument(

@@ -3,6 +3,7 @@
 #   PYTHON=/path/to/python   takes that one instead of searching
 #   DEVICE=cpu | cuda        takes that build instead of looking for an NVIDIA GPU
 set -eu
+trap 'echo "setup: interrupted; run make again" >&2; exit 130' INT
 scripts=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 
 # Says "ok" or what is wrong; runs on any Python, however old.

@@ -71,6 +71,14 @@ def test_verifying_counts_experts_whose_answer_stands_after_the_thought(override
     text = printed(overrides, verify=True)
     assert "expert traces that do not verify: 1 of 3 (33.3%)" in text
     assert "full 4 traces, median 18 tokens, 0 of 4 do not verify" in text
+    assert "WARNING" not in text
+
+
+def test_answers_of_other_problems_are_a_warning(overrides, tmp_path):
+    rows = [{"problem": str(i), "answer": str(i + 1), "solution": f"\\boxed{{{i}}}"} for i in range(4)]
+    (tmp_path / "shifted.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    text = printed([*overrides, f"data.train={tmp_path / 'shifted.jsonl'}"], verify=True)
+    assert "WARNING        most expert traces do not verify" in text
 
 
 @pytest.mark.parametrize("settings", [[], ["data.expert_text=full"], ["data.system=row"]])

@@ -2,10 +2,12 @@
 
 import argparse
 import contextlib
+import difflib
 import errno
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from trapo_lite.config import Config, ConfigError, load_config
 
@@ -21,6 +23,22 @@ DISK_ERRORS = {
 REGISTRY = Path(__file__).parents[1] / "evals" / "benchmarks.yaml"
 
 
+class ArgumentParser(argparse.ArgumentParser):
+    """An ArgumentParser that names the nearest option for each one that it does not know."""
+
+    def error(self, message: str) -> NoReturn:
+        head, is_unknown, given = message.partition("unrecognized arguments: ")
+        if not head and is_unknown:
+            near = [difflib.get_close_matches(word.partition("=")[0], self.options, n=1) for word in given.split()]
+            if names := " ".join(name for match in near for name in match):
+                message += f"; did you mean {names}?"
+        super().error(message)
+
+    @property
+    def options(self) -> list[str]:
+        return [option for action in self._actions for option in action.option_strings]
+
+
 def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     parser.add_argument(
         "--config", action="append", default=[], required=required, metavar="FILE.yaml", help="merged left to right"
@@ -30,7 +48,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
 
 def train(arguments: Sequence[str] | None = None) -> None:
     """scripts/train.py"""
-    parser = argparse.ArgumentParser(prog="train.py", description="Train a LoRA policy; a run that exists goes on.")
+    parser = ArgumentParser(prog="train.py", description="Train a LoRA policy; a run that exists goes on.")
     add_config_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="validate, print the plan of a step and end")
     parser.add_argument("--restart", action="store_true", help="set an existing run of this name aside and start anew")
@@ -52,7 +70,7 @@ def train(arguments: Sequence[str] | None = None) -> None:
 
 def plan(arguments: Sequence[str] | None = None) -> None:
     """scripts/plan.py"""
-    parser = argparse.ArgumentParser(prog="plan.py", description="What a step takes of each GPU; nothing is loaded.")
+    parser = ArgumentParser(prog="plan.py", description="What a step takes of each GPU; nothing is loaded.")
     add_config_arguments(parser)
     parser.add_argument("--gpu-memory", metavar="24GB", help="of each, what CUDA gives out; default: that of --gpu")
     parser.add_argument("--gpu", metavar="NAME", help="such as A100, 3090 or 'RTX 4090' (default)")
@@ -186,7 +204,10 @@ def exit_when_stopped() -> Iterator[None]:
         print(f"{stopped}; the same command goes on from the last checkpoint", file=sys.stderr)
         raise SystemExit(stopped.exit_code) from None
     except KeyboardInterrupt:  # before the loop began, or the second one
-        print("stopped by SIGINT; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
+        message = (
+            "stopped by SIGINT; the same command resumes from the newest checkpoint, or begins if there is none yet"
+        )
+        print(message, file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -73,6 +73,8 @@ class DataReport:
         if self.num_graded:
             share = f"{self.num_unverified} of {self.num_graded} ({self.unverified_share:.1%})"
             lines.append(f"  expert traces that do not verify: {share}")
+            if self.unverified_share > 0.5:
+                lines.append("  WARNING        most expert traces do not verify: are these their answers?")
             if self.unverified_ids:
                 more = ", ..." if self.num_unverified > MAX_NAMED else ""
                 lines.append(f"    of problems {', '.join(self.unverified_ids[:MAX_NAMED])}{more}")
