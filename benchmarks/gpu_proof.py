@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 LAST_LINES = 12
-SHORTEST = 5.0  # seconds; with less left a part is not begun
+SHORTEST = 0.5  # of its limit; with less time left a part is not begun
+ONE_SHAPE = "without a GPU all shapes are the same tiny one"
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,16 @@ class Setting:
     """Hold what a part is given.
 
     work: folder for weights and runs, shared by the parts    out: folder for results
-    model, data, eval_data: of the run on a real model; None: it is skipped
+    model, data, eval_data: of the run on a real model; empty: it is skipped
     seconds: what the part may take; it is killed after that
     """
 
     work: str
     out: str
     has_gpu: bool
-    model: str | None = None
-    data: str | None = None
-    eval_data: str | None = None
+    model: str = ""
+    data: str = ""
+    eval_data: str = ""
     seconds: float = 0.0
 
 
@@ -59,39 +60,74 @@ class Skipped(Exception):
 
 @dataclass(frozen=True)
 class Part:
-    """function: module:name of a function of (Setting, Record);   seconds: its time limit on a GPU and on the CPU."""
+    """Describe one part of the proof.
+
+    function:    module:name of a function of (Setting, Record)
+    seconds:     its time limit on a GPU and on the CPU
+    without_gpu: why it is skipped on the CPU; None: it runs there
+    needs:       fields of Setting that must be given
+    """
 
     function: str
     seconds: tuple[float, float]
     about: str
+    without_gpu: str | None = None
+    needs: tuple[str, ...] = ()
+
+    def skip_reason(self, setting: Setting, *, seconds_left: float) -> str | None:
+        """Return why the part is not begun; None where it can be."""
+        if self.without_gpu is not None and not setting.has_gpu:
+            return self.without_gpu
+        if missing := [f"--{name.replace('_', '-')}" for name in self.needs if not getattr(setting, name)]:
+            return f"give {', '.join(missing)}"
+        needed = SHORTEST * self.seconds[not setting.has_gpu]
+        if seconds_left < needed:
+            return f"needs {needed:.0f} s at least, {max(seconds_left, 0):.0f} s were left; raise --minutes"
+        return None
 
 
 PARTS: dict[str, Part] = {
     "machine": Part("proof_training:machine", (60, 90), "card, driver, versions, matrix products and memory bandwidth"),
-    "kernels": Part("proof_training:kernels", (150, 120), "FlexAttention on a tree against dense scores and SDPA rows"),
+    "kernels": Part(
+        "proof_training:kernels",
+        (150, 120),
+        "FlexAttention on a tree against dense scores and SDPA rows",
+        without_gpu="FlexAttention has no backward pass on the CPU",
+    ),
     "gradient": Part("proof_training:gradient", (120, 180), "the gradient: tree against rows, card against CPU"),
     "update_1.5B": Part("proof_training:update_small", (150, 180), "an update at 1.5B shape, bfloat16"),
     "update_1.5B_nf4": Part("proof_training:update_small_nf4", (120, 180), "the same in NF4"),
-    "update_7B": Part("proof_training:update_large", (180, 120), "an update at 7B shape, bfloat16"),
-    "update_7B_nf4": Part("proof_training:update_large_nf4", (150, 120), "the same in NF4"),
+    "update_7B": Part(
+        "proof_training:update_large", (180, 120), "an update at 7B shape, bfloat16", without_gpu=ONE_SHAPE
+    ),
+    "update_7B_nf4": Part("proof_training:update_large_nf4", (150, 120), "the same in NF4", without_gpu=ONE_SHAPE),
     "tiny_run": Part("proof_runs:tiny_run", (240, 90), "30 steps of TRAPO on the tiny world, through vLLM"),
     "engine_1.5B": Part("proof_engine:engine_small", (240, 200), "vLLM at 1.5B shape: start, publish, release, decode"),
-    "engine_7B": Part("proof_engine:engine_large", (300, 90), "the same at 7B shape"),
-    "noise": Part("proof_engine:noise", (120, 150), "engine against trainer on a real model's text"),
+    "engine_7B": Part("proof_engine:engine_large", (300, 90), "the same at 7B shape", without_gpu=ONE_SHAPE),
+    "noise": Part(
+        "proof_engine:noise", (120, 150), "engine against trainer on a real model's text", needs=("model", "data")
+    ),
     "schedules": Part("proof_engine:schedules", (200, 90), "rollouts: barrier, pipelined, speculative"),
-    "real_run": Part("proof_runs:real_run", (420, 180), "TRAPO on a real model, and the bare model evaluated"),
+    "real_run": Part(
+        "proof_runs:real_run",
+        (420, 180),
+        "TRAPO on a real model, and the bare model evaluated",
+        needs=("model", "data", "eval_data"),
+    ),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--minutes", type=float, default=10.0, help="no part begins later, none runs on after it")
+    parser.add_argument(
+        "--minutes", type=float, default=10.0, help="none runs on after it, and none begins with too little left"
+    )
     parser.add_argument("--out", type=Path, default=Path("gpu_proof"), help="folder for the results")
     parser.add_argument("--work", type=Path, help="folder for weights and runs (default: a temporary one, removed)")
-    parser.add_argument("--model", help="folder of a real model, for real_run")
-    parser.add_argument("--data", help="its training problems")
-    parser.add_argument("--eval-data", help="its evaluation problems")
+    parser.add_argument("--model", default="", help="folder of a real model, for real_run")
+    parser.add_argument("--data", default="", help="its training problems")
+    parser.add_argument("--eval-data", default="", help="its evaluation problems")
     parser.add_argument("--only", nargs=2, metavar=("PART", "FUNCTION"), help=argparse.SUPPRESS)
     parser.add_argument("--setting", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -100,7 +136,7 @@ def main() -> None:
         run_part(name, function, Setting(**json.loads(args.setting)))
         return
     for name in ("model", "data", "eval_data"):
-        if getattr(args, name) is not None and not Path(getattr(args, name)).exists():
+        if getattr(args, name) and not Path(getattr(args, name)).exists():
             raise SystemExit(f"error: --{name.replace('_', '-')}: there is no {getattr(args, name)}")
     args.out.mkdir(parents=True, exist_ok=True)
     work = args.work or Path(tempfile.mkdtemp(prefix="gpu-proof-"))
@@ -134,12 +170,12 @@ def prove(
     out = Path(setting.out)
     results: dict[str, dict[str, Any]] = {}
     for name in parts:
-        limit = min(table[name].seconds[not setting.has_gpu], deadline - time.monotonic())
-        started = time.monotonic()
-        if limit < SHORTEST:
-            results[name] = {"status": "skipped", "reason": "no time was left"}
+        part, started = table[name], time.monotonic()
+        if reason := part.skip_reason(setting, seconds_left=deadline - started):
+            results[name] = {"status": "skipped", "reason": reason}
         else:
-            results[name] = measured(name, table[name].function, setting, limit=limit)
+            limit = min(part.seconds[not setting.has_gpu], deadline - started)
+            results[name] = measured(name, part.function, setting, limit=limit)
         results[name]["seconds"] = round(time.monotonic() - started, 1)
         (out / "gpu_proof.json").write_text(json.dumps(results, indent=1) + "\n")
         (out / "gpu_proof.md").write_text(markdown(results))

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from gpu_proof import Record, Setting, Skipped
+from gpu_proof import Record, Setting
 from proof_engine import require_vllm_or_skip
 from worlds import TINY_CONFIG
 
@@ -45,8 +45,6 @@ def real_run(setting: Setting, record: Record) -> None:
     The run has two thirds of the time. It is stopped by SIGTERM, as a user would stop it, and leaves a checkpoint of
     its last step.
     """
-    if setting.model is None or setting.data is None or setting.eval_data is None:
-        raise Skipped("give --model, --data and --eval-data")
     folder = Path(setting.work) / "runs" / "real"
     shutil.rmtree(folder, ignore_errors=True)
     common = [

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import torch
-from gpu_proof import Record, Setting, Skipped
+from gpu_proof import Record, Setting
 from train_step import WAYS, load, timed, trapo_group
 from update_memory import completion_tokens, measure
 from update_memory import load as load_for_update
@@ -45,8 +45,6 @@ def kernels(setting: Setting, record: Record) -> None:
     """Record benchmarks/tree_kernels.py at the shapes that decide; what does not fit into the time is left out."""
     import tree_kernels
 
-    if not setting.has_gpu:
-        raise Skipped("FlexAttention has no backward pass on the CPU")
     device, started = torch.device("cuda"), time.monotonic()
     flex, others = ("flex", "flex_repeated"), ("segments", "rows")
     cases = [
@@ -108,8 +106,6 @@ def update_large_nf4(setting: Setting, record: Record) -> None:
 
 def update(shape: str, setting: Setting, record: Record, *, quantize: str, with_stored: bool = False) -> None:
     """Record updates of 8,192 and 32,768 packed tokens; with_stored: also without gradient checkpointing."""
-    if not setting.has_gpu and shape != "1.5B":
-        raise Skipped("without a GPU all shapes are the same tiny one")
     folder = weights(shape, setting)
     ranks = Ranks()
     sizes = (8192, 32768) if setting.has_gpu else (512,)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from trapo_lite.config import load_config
-from trapo_lite.doctor import command, configuration, facts, machine, named_inputs, packages
+from trapo_lite.doctor import command, configuration, facts, hub, machine, named_inputs, packages
 from trapo_lite.doctor.facts import Answer, Card, Facts
 from trapo_lite.doctor.findings import Finding, Needs
 from trapo_lite.model_shape import ModelShape
@@ -315,13 +315,14 @@ def test_paths_that_are_not_there_are_one_error_each(tmp_path):
 
 
 def test_a_hub_that_hangs_is_given_up(monkeypatch):
-    monkeypatch.setattr(named_inputs, "HUB_PROBE", "import time; time.sleep(60)")
-    assert named_inputs.hub_answers([("model", "a/b", None)], limit_s=0.3) == [(False, "no answer within 0.3 s")]
+    monkeypatch.setattr(hub, "HUB_PROBE", "import time; time.sleep(60)")
+    [answer] = hub.ask(config_of("model.name=some/model"), limit_s=0.3).values()
+    assert answer == (False, "no answer within 0.3 s")
 
 
-def test_a_model_of_the_hub_that_is_not_in_the_cache_is_an_error_offline(monkeypatch):
-    monkeypatch.setattr(named_inputs, "hub_answers", lambda names: [(False, "not in the cache")] * len(names))
-    folder, findings = named_inputs.ask_hub(config_of("model.name=some/model"), ON_CPU)
+def test_a_model_of_the_hub_that_is_not_in_the_cache_is_an_error_offline():
+    answers = {hub.HubName("model", "some/model", None): (False, "not in the cache")}
+    folder, findings = named_inputs.check_hub(config_of("model.name=some/model"), ON_CPU, answers)
     assert folder is None
     assert [(finding.check, finding.status) for finding in findings] == [("model", "error")]
 

@@ -59,10 +59,19 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_no_part_begins_when_the_time_is_over(setting: gpu_proof.Setting) -> None:
-    results = gpu_proof.prove(["works"], setting, deadline=time.monotonic() + 1, table=TABLE)
-    assert results["works"]["status"] == "skipped"
-    assert results["works"]["reason"] == "no time was left"
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        ({}, "needs 10 s at least, 9 s were left; raise --minutes"),
+        ({"without_gpu": "there is no card"}, "there is no card"),
+        ({"needs": ("model", "eval_data")}, "give --model, --eval-data"),
+    ],
+)
+def test_a_part_that_cannot_be_measured_is_not_begun(part: dict, reason: str, setting: gpu_proof.Setting) -> None:
+    table = {"works": gpu_proof.Part("proof_parts:works", (20.0, 20.0), "works", **part)}
+    results = gpu_proof.prove(["works"], setting, deadline=time.monotonic() + 9.4, table=table)
+    assert results["works"] == {"status": "skipped", "reason": reason, "seconds": 0.0}
+    assert not Path(setting.out, "works.log").exists()
 
 
 def test_every_part_names_a_function() -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from trapo_lite.doctor.facts import Facts, collect
 from trapo_lite.doctor.findings import Finding, Needs
+from trapo_lite.doctor.hub import HubAnswers, ask
 from trapo_lite.doctor.machine import check_machine
 from trapo_lite.doctor.packages import check_software
 
@@ -57,23 +60,36 @@ def main(needs: Needs, *, compiler: str | None, arguments: Sequence[str] | None 
             except ConfigError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 2
-    facts = collect(needs.packages(), compiler=compiler, asks_hub=config is None)
+    with ThreadPoolExecutor(2) as pool:
+        facts_to_come = pool.submit(collect, needs.packages(), compiler=compiler, asks_hub=config is None)
+        answers = pool.submit(ask, config) if config is not None else None
+        broken = import_what_checks_need() if config is not None else None  # takes as long as the others
+        facts = facts_to_come.result()
     findings = [*check_machine(facts, needs), *check_software(facts, needs), *findings]
-    if config is not None:
-        findings += check_config(config, facts, args)
+    if broken is not None:
+        findings.append(broken)
+    elif config is not None and answers is not None:
+        findings += check_config(config, facts, args, answers.result())
     print(as_json(findings) if args.json else "\n".join(report_lines(findings)))
     return 1 if any(finding.status == "error" for finding in findings) else 0
 
 
-def check_config(config: Config, facts: Facts, args: argparse.Namespace) -> list[Finding]:
-    """Return the findings on a configuration; one finding where a package that is needed for them is broken."""
+def import_what_checks_need() -> Finding | None:
+    """Import what the checks of a configuration need; return what is wrong with a package that is broken."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # the report is all that is printed
     try:
-        from trapo_lite.doctor.configuration import Launch, check_configuration, processes_of_launcher
+        importlib.import_module("trapo_lite.doctor.configuration")
     except BROKEN_PACKAGE as error:
-        return [cannot_check(error)]
+        return cannot_check(error)
+    return None
+
+
+def check_config(config: Config, facts: Facts, args: argparse.Namespace, answers: HubAnswers) -> list[Finding]:
+    """Return the findings on a configuration."""
+    from trapo_lite.doctor.configuration import Launch, check_configuration, processes_of_launcher
+
     launch = Launch(num_gpus=args.num_gpus or processes_of_launcher(), is_sharded=args.sharded)
-    return list(check_configuration(config, facts, launch))
+    return list(check_configuration(config, facts, launch, answers))
 
 
 def cannot_check(error: Exception) -> Finding:

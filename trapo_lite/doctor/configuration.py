@@ -11,10 +11,11 @@ from trapo_lite.base_model import model_shape
 from trapo_lite.config import Config
 from trapo_lite.doctor.facts import Facts, free_bytes, torch_facts
 from trapo_lite.doctor.findings import GIB, Finding, visible_cards
+from trapo_lite.doctor.hub import HubAnswers
 from trapo_lite.doctor.named_inputs import (
     DAMAGE,
-    ask_hub,
     check_data,
+    check_hub,
     check_model_files,
     check_named_paths,
     finding_of,
@@ -37,7 +38,7 @@ class Launch:
     is_sharded: bool
 
 
-def check_configuration(config: Config, facts: Facts, launch: Launch) -> Iterator[Finding]:
+def check_configuration(config: Config, facts: Facts, launch: Launch, answers: HubAnswers) -> Iterator[Finding]:
     """Yield the findings; what depends on the model's sizes is left out where its config.json cannot be read."""
     yield from check_processes(facts, launch)
     yield from check_engine(config, facts)
@@ -45,7 +46,7 @@ def check_configuration(config: Config, facts: Facts, launch: Launch) -> Iterato
     yield from paths
     folder, from_hub = None, []
     if not paths:
-        folder, from_hub = ask_hub(config, facts)
+        folder, from_hub = check_hub(config, facts, answers)
         yield from from_hub
         yield from check_data(config)
     if folder is not None:

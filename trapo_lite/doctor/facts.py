@@ -95,7 +95,7 @@ class Facts:
 def collect(packages: Iterable[str], *, compiler: str | None, asks_hub: bool) -> Facts:
     """Return the facts of this machine; the programs that are asked run side by side, each with its time limit."""
     address = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    is_offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    is_offline = hub_is_offline()
     python = [sys.executable, "-c"]
     with ThreadPoolExecutor(3) as pool:
         nvidia_smi = pool.submit(ask_nvidia_smi)
@@ -121,6 +121,11 @@ def collect(packages: Iterable[str], *, compiler: str | None, asks_hub: bool) ->
         is_offline=is_offline,
         cards=parse_cards(nvidia_smi.result().text) if nvidia_smi.result().outcome == "ok" else [],
     )
+
+
+def hub_is_offline() -> bool:
+    """Return whether HF_HUB_OFFLINE is set, as huggingface_hub reads it."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def run_limited(command: Sequence[str], *, limit_s: float) -> Answer:

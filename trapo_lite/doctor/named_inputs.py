@@ -1,7 +1,6 @@
 """Judge whether the model and the data that a configuration names can be read, from a folder, the cache or the hub."""
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +8,9 @@ from trapo_lite.base_model import ModelError
 from trapo_lite.config import Config, ConfigError
 from trapo_lite.data import DataError
 from trapo_lite.data.sources import read_rows
-from trapo_lite.doctor.facts import HUB_SECONDS, Answer, Facts, run_limited
+from trapo_lite.doctor.facts import Facts
 from trapo_lite.doctor.findings import Finding
+from trapo_lite.doctor.hub import HubAnswers, hub_names
 from trapo_lite.engines.base import EngineError
 from trapo_lite.inputs import check_paths
 from trapo_lite.loggers import check_loggers
@@ -18,22 +18,6 @@ from trapo_lite.loggers import check_loggers
 OWN_ERRORS = (ConfigError, DataError, EngineError, ModelError)
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RuntimeError)
 """What reading a damaged config.json, adapter or data file raises, in our code or a library's."""
-HUB_PROBE = """
-import json, sys
-import httpx
-from huggingface_hub import HfApi, hf_hub_download
-answers = []
-for kind, name, revision in json.loads(sys.argv[1]):
-    try:
-        if kind == "model":
-            answers.append([True, hf_hub_download(name, "config.json", etag_timeout=3)])
-        else:
-            HfApi().dataset_info(name, revision=revision, timeout=3)
-            answers.append([True, ""])
-    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
-        answers.append([False, " ".join(str(error).split())[:200] or type(error).__name__])
-print(json.dumps(answers))
-"""
 
 
 def finding_of(check: str, error: Exception) -> Finding:
@@ -55,52 +39,30 @@ def check_named_paths(config: Config) -> list[Finding]:
     return []
 
 
-def hub_names(config: Config) -> list[tuple[str, str, str | None]]:
-    """Return (kind, id, revision) of what the configuration takes from the hub."""
-    data = config.data.train if isinstance(config.data.train, list) else [config.data.train]
-    names: list[tuple[str, str, str | None]] = []
-    if not Path(config.model.name).is_dir():
-        names.append(("model", config.model.name, None))
-    for source in [*data, *([config.eval.data] if config.eval.data is not None else [])]:
-        if not Path(source).expanduser().is_file():
-            name, _, revision = source.partition(":")[0].partition("@")
-            names.append(("data", name, revision or None))
-    return list(dict.fromkeys(names))
+def check_hub(config: Config, facts: Facts, answers: HubAnswers) -> tuple[Path | None, list[Finding]]:
+    """Return the folder of the model's config.json (None: not to be had), and findings on what comes from the hub.
 
-
-def ask_hub(config: Config, facts: Facts) -> tuple[Path | None, list[Finding]]:
-    """Return the folder of the model's config.json (None: not to be had), and findings on what comes from the hub."""
+    answers: of `hub.ask`
+    """
     model = Path(config.model.name)
-    names = hub_names(config)
-    asked = [name for name in names if name[0] == "model" or not facts.is_offline]
     folder, findings = (model if model.is_dir() else None), []
-    answers = hub_answers(asked) if asked else []
-    for (kind, name, _), (is_there, text) in zip(asked, answers, strict=True):
-        if is_there and kind == "model":
+    for name, (is_there, text) in answers.items():
+        if is_there and name.kind == "model":
             folder = Path(text).parent
         if is_there:
-            findings.append(Finding("ok", kind, f"{name}: {'in the cache' if facts.is_offline else 'on the hub'}"))
+            where = "in the cache" if facts.is_offline else "on the hub"
+            findings.append(Finding("ok", name.kind, f"{name.id}: {where}"))
         else:
             cure = "check the id, the network and, for a gated one, your login (hf auth login), or give a local folder"
             if facts.is_offline:
                 cure = "unset HF_HUB_OFFLINE for a download, or give a local folder"
-            findings.append(Finding("error", kind, f"{name} cannot be read: {text}", cure))
-    for kind, name, _ in names:
-        if kind == "data" and facts.is_offline:
-            found = f"{name}: HF_HUB_OFFLINE is set, so it must be in the cache already"
-            findings.append(Finding("warning", "data", found, "unset it for a download, or give a local file"))
+            findings.append(Finding("error", name.kind, f"{name.id} cannot be read: {text}", cure))
+    if facts.is_offline:
+        for name in hub_names(config):
+            if name.kind == "data":
+                found = f"{name.id}: HF_HUB_OFFLINE is set, so it must be in the cache already"
+                findings.append(Finding("warning", "data", found, "unset it for a download, or give a local file"))
     return folder, findings
-
-
-def hub_answers(names: list[tuple[str, str, str | None]], *, limit_s: float = HUB_SECONDS) -> list[tuple[bool, str]]:
-    """Return for each name whether it is there, and where or why not; all of it within the time limit."""
-    answer: Answer = run_limited([sys.executable, "-c", HUB_PROBE, json.dumps(names)], limit_s=limit_s)
-    if answer.outcome == "ok":
-        try:
-            return [(is_there, text) for is_there, text in json.loads(answer.text.strip().splitlines()[-1])]
-        except (ValueError, TypeError, IndexError):
-            pass  # something else was printed
-    return [(False, answer.text.strip() or "no answer")] * len(names)
 
 
 def check_data(config: Config) -> Iterator[Finding]:
