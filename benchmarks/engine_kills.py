@@ -16,7 +16,7 @@ from pathlib import Path
 
 from worlds import TINY, TINY_CONFIG
 
-from trapo_lite.run_folder import differences, read_metrics
+from trapo_lite.run.folder import differences, read_metrics
 
 
 def publish_share(folder: Path) -> dict[str, object]:
@@ -81,7 +81,9 @@ def kill_engines(folder: Path, name: str, *overrides: str, kills: int, steps: in
 
 
 def engine_processes(parent: int) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(parent), "-f", "vllm_child"], capture_output=True, text=True)
+    found = subprocess.run(
+        ["pgrep", "-P", str(parent), "-f", "trapo_lite.engines.vllm"], capture_output=True, text=True
+    )
     return [int(pid) for pid in found.stdout.split()]
 
 

@@ -169,7 +169,7 @@ class World:
 
     def _lost(self, job: str) -> list[str]:
         """Return what was there before and is not whole any more."""
-        from trapo_lite.checkpoint import find_checkpoint
+        from trapo_lite.training.checkpoint import find_checkpoint
 
         found, damaged = find_checkpoint(self.work / "run/checkpoints")
         lost = [] if found is not None and found.step >= 2 and not damaged else [f"checkpoints: {damaged or 'gone'}"]
@@ -192,7 +192,7 @@ class World:
 
     def _is_same(self, job: str) -> bool:
         """Return whether the result is what it is with room on the disk."""
-        from trapo_lite.run_folder import differences
+        from trapo_lite.run.folder import differences
 
         if job == "train":
             return (self.work / "run/metrics.jsonl").exists() and not differences(self.after / "run", self.work / "run")

@@ -27,7 +27,7 @@ import phases
 from leftovers import left_behind, shared_memory
 from lives import Life, lengths
 
-from trapo_lite.run_folder import differences
+from trapo_lite.run.folder import differences
 
 CONFIG = "configs/tiny_cpu.yaml"
 TRAIN_ROWS, TRAIN_FILE = 150, "trapo_lite/tiny_world/data/train.jsonl"

@@ -9,9 +9,10 @@ from pathlib import Path
 from worlds import MAX_MODEL_LEN, World
 from wrong_adapters import move
 
-from trapo_lite import parity
+from trapo_lite.engines import parity
 from trapo_lite.engines.base import RolloutEngine, SampleRequest
-from trapo_lite.policy import Policy
+from trapo_lite.model.logprobs import probe_sequences
+from trapo_lite.model.policy import Policy
 
 NUM_SEQUENCES, NUM_TOKENS = 64, 64
 REPEATS = 3
@@ -23,9 +24,7 @@ def measure_merging(engine: RolloutEngine, world: World, folder: Path) -> dict[s
     policy = Policy.load(config.model, config.lora, device="cuda" if config.model.dtype == "bfloat16" else "cpu")
     move(policy, seed=0)
     policy.save_adapter(folder / "adapter")
-    probe = parity.probe_sequences(
-        vocab_size=policy.model.config.vocab_size, num_tokens=512, max_length=MAX_MODEL_LEN - 1
-    )
+    probe = probe_sequences(vocab_size=policy.model.config.vocab_size, num_tokens=512, max_length=MAX_MODEL_LEN - 1)
     trainer = [logprob for token_ids in probe for logprob in policy.score(token_ids)]
     seconds = {"separate": 0.0, "merged": 0.0}
     mismatch: dict[str, float] = {}

@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from worlds import MAX_MODEL_LEN, World, start
 
-from trapo_lite import parity
-from trapo_lite.policy import Policy
+from trapo_lite.engines import parity
+from trapo_lite.model.logprobs import probe_sequences
+from trapo_lite.model.policy import Policy
 
 STEP = 2e-4
 
@@ -36,7 +37,7 @@ def measure(world: World, engine, folder: Path, sizes: list[int]) -> None:
     policy = Policy.load(config.model, config.lora, device="cpu")
     exact = Policy.load(config.model.model_copy(update={"dtype": "float32"}), config.lora, device="cpu")
     vocabulary = policy.model.config.vocab_size
-    probe = parity.probe_sequences(vocab_size=vocabulary, num_tokens=512, max_length=MAX_MODEL_LEN)
+    probe = probe_sequences(vocab_size=vocabulary, num_tokens=512, max_length=MAX_MODEL_LEN)
 
     def scores(score) -> torch.Tensor:
         return torch.tensor([logprob for ids in probe for logprob in score(ids)], dtype=torch.float64)

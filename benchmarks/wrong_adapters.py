@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from worlds import TINY
 
-from trapo_lite.engines.base import EngineError, RolloutEngine
-from trapo_lite.inputs import read_inputs
-from trapo_lite.parity import text_sequences
-from trapo_lite.policy import Policy
-from trapo_lite.publishing import Publisher
+from trapo_lite.core.errors import EngineError
+from trapo_lite.engines.base import RolloutEngine
+from trapo_lite.engines.parity import text_sequences
+from trapo_lite.model.policy import Policy
+from trapo_lite.rollout.publisher import Publisher
+from trapo_lite.training.inputs import read_inputs
 
 
 class Injecting:

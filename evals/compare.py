@@ -17,7 +17,7 @@ if __name__ == "__main__":
     parser.add_argument("--json", type=Path, metavar="FILE", help="write rows and tests here")
     args = parser.parse_args()
     with cli.exit_on_user_error():
-        from trapo_lite.compare import compare
+        from trapo_lite.evaluation.compare import compare
 
         published = Path(__file__).parent / "published.yaml" if args.published else None
         compare(args.runs, published=published, out=args.json)

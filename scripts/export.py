@@ -19,7 +19,7 @@ if __name__ == "__main__":
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     args = vars(parser.parse_intermixed_args())
     with cli.exit_on_user_error():
-        from trapo_lite.export import export_run
+        from trapo_lite.export.merge import export_run
 
         report = export_run(args.pop("run"), args.pop("overrides"), adapter_dir=args.pop("adapter"), **args)
     print("\n".join(report.lines()))

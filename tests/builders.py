@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from trapo_lite.types import Rollout, Verdict
+from trapo_lite.core.types import Rollout, Verdict
 
 
 def rollout(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from trapo_lite.engines.vllm_options import servable_dtype
+from trapo_lite.engines.vllm.options import servable_dtype
 
 torch.set_num_threads(1)
 

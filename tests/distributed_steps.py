@@ -11,11 +11,12 @@ import fsdp_on_cpu
 import torch
 from builders import random_rollouts, tiny_qwen2
 
-from trapo_lite.algorithm import Algorithm, make_group
 from trapo_lite.config import AlgorithmSection, LoraSection, OptimSection
-from trapo_lite.policy import Policy
-from trapo_lite.ranks import Ranks
-from trapo_lite.update import make_optimizer, update_policy
+from trapo_lite.core.algorithm import make_group
+from trapo_lite.model.policy import Policy
+from trapo_lite.run.processes import Ranks
+from trapo_lite.training.optimizer import make_optimizer
+from trapo_lite.training.update import update_policy
 
 NUM_STEPS = 5
 LR = 1e-2
@@ -37,7 +38,7 @@ def main(out: str, optimizer_name: str, budget: int, tied: bool) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     section = OptimSection(name=optimizer_name, lr=LR)
     optimizer = make_optimizer(section, policy.parameters)
-    algorithm = Algorithm.from_config(AlgorithmSection(), tis_cap=2.0)
+    algorithm = AlgorithmSection().build(tis_cap=2.0)
     gradients = []
     for step in range(NUM_STEPS):
         rng = random.Random(step)

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from trapo_lite.core.types import Verdict
 from trapo_lite.engines.base import Completion, SampleRequest
-from trapo_lite.types import Verdict
 
 STOP_ID = 0
 

@@ -12,11 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig
 
-from trapo_lite import head, tree_attention
 from trapo_lite.config import LoraSection
-from trapo_lite.model_shape import meta_model
-from trapo_lite.policy import Policy
-from trapo_lite.types import PackedBatch
+from trapo_lite.core.tree import PackedBatch
+from trapo_lite.model import logprobs as head
+from trapo_lite.model import tree_attention
+from trapo_lite.model.policy import Policy
+from trapo_lite.model.shape import meta_model
 
 
 class Bytes(TorchDispatchMode):

@@ -16,12 +16,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from trapo_lite import files
-from trapo_lite.adapter import AdapterError, check_fit, expected_shapes, own_config, read_config, read_tensors
-from trapo_lite.base_model import ModelError, model_config
 from trapo_lite.cli import train as train_cli
-from trapo_lite.config import ConfigError, LoraSection, ModelSection
-from trapo_lite.policy import Policy
+from trapo_lite.config import LoraSection, ModelSection
+from trapo_lite.core.errors import ConfigError, ModelError
+from trapo_lite.model.base import model_config
+from trapo_lite.model.policy import Policy
+from trapo_lite.model.saved_adapter import (
+    AdapterError,
+    check_fit,
+    expected_shapes,
+    own_config,
+    read_config,
+    read_tensors,
+)
+from trapo_lite.run import files
 
 NUM_TENSORS = 2 * 2 * 7  # A and B of q, k, v, o, gate, up and down in two layers
 
@@ -118,7 +126,7 @@ def test_a_damaged_folder_is_one_clear_error(
 ) -> None:
     """Before the base is loaded."""
     damage(folder := edited(adapter_dir, tmp_path / "damaged"))
-    monkeypatch.setattr("trapo_lite.policy.load_base", refuse_to_load)
+    monkeypatch.setattr("trapo_lite.model.policy.load_base", refuse_to_load)
     with pytest.raises(AdapterError, match=complaint):
         start(base_dir, folder)
 

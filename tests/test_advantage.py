@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from trapo_lite.advantage import group_advantages
+from trapo_lite.core.advantage import group_advantages
 
 
 def advantages(

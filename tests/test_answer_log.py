@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import VLLM_DTYPE
 
-from trapo_lite.answer_log import AnswerLog, read_answers
-from trapo_lite.config import ConfigError
-from trapo_lite.data import DataError
-from trapo_lite.evaluation import Answer
+from trapo_lite.core.errors import ConfigError, DataError
+from trapo_lite.evaluation.answer_store import AnswerLog, read_answers
+from trapo_lite.evaluation.results import Answer
 from trapo_lite.tiny_world import BASE_DIR, DATA_DIR
 
 ROOT = Path(__file__).parents[1]
@@ -116,7 +115,7 @@ def test_numbers_never_stand_beside_other_answers(tmp_path: Path, monkeypatch: p
     def killed(summary: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("trapo_lite.answer_log._to_json", killed)
+    monkeypatch.setattr("trapo_lite.evaluation.answer_store._to_json", killed)
     with pytest.raises(KeyboardInterrupt):
         log.finish(seed=3)
     assert not log.summary_file.exists() and log.answers_file.exists() and log.partial_file.exists()

@@ -1,4 +1,4 @@
-"""The layers of DESIGN 2 and the doors of the heavy libraries, held by reading every import."""
+"""The order of the folders (docs/design.md) and the doors of the heavy libraries, held by reading every import."""
 
 import ast
 import subprocess
@@ -10,56 +10,35 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trapo_lite"
 
-# A module imports only from rows above its own. DESIGN's layers, with the shell's inner order spelt out; a package is
-# one entry and free inside, except `engines`, whose `base` is lower than the engines themselves. A new module is
-# entered here, in the lowest row that its imports allow.
-ROWS: list[tuple[str, str]] = [
-    ("0 values", "types"),
-    ("0 values", "config metrics gpus environment"),
-    ("1 pure core", "schedule advantage losses tree head"),
-    ("2 names to functions, edges", "algorithm engines/base data reward cards"),
-    ("3 shell: parts", "files"),
-    (
-        "3 shell: parts",
-        "branches parity loggers display launch ranks device run_folder rollout_metrics model_card "
-        "model_shape scores benchmarks build_tally "
-        "export_report",
-    ),
-    ("3 shell: parts", "base_model tree_attention plain_decoder problem_sets second_traces"),
-    ("3 shell: parts", "packable adapter"),
-    ("3 shell: owners", "policy sampler engines"),
-    (
-        "3 shell: put together",
-        "memory_plan update packing_check checkpoint evaluation publishing export inputs identity rollout_choices "
-        "log_book",
-    ),
-    ("3 shell: put together", "rollout_stage answer_log start_point"),
-    ("3 shell: put together", "training_set"),
-    ("4 jobs", "trainer evaluate regrade compare planner prepare tiny_world"),
-    ("5 doors", "quickstart doctor"),
-    ("5 doors", "cli"),
-]
-ROW_BY_ENTRY = {entry: row for row, (_, entries) in enumerate(ROWS) for entry in entries.split()}
-PURE_CORE = ("schedule", "advantage", "losses", "tree", "head")
+# A folder imports only from rows above its own, and is free inside. `core`, which computes, has one more rule below.
+ROWS = (
+    "core tiny_world",
+    "config",
+    "run",
+    "data reward model",
+    "engines export",
+    "planning",
+    "rollout",
+    "evaluation",
+    "training curation",
+    "doctor quickstart",
+    "cli",
+)
+ROW_BY_FOLDER = {folder: row for row, folders in enumerate(ROWS) for folder in folders.split()}
 
-# Beginnings of module names: "engines/vllm" is vllm_worker's door too.
+# Beginnings of module names: "engines/vllm" is the door of engines/vllm/worker too.
 DOORS = {
     "vllm": ("engines/vllm",),
-    "peft": ("adapter", "policy", "model_shape", "packable", "export", "engines/transformers"),
-    "bitsandbytes": ("policy", "export", "update"),
+    "peft": ("model", "export", "engines/transformers"),
+    "bitsandbytes": ("model/policy", "export/merge", "training/optimizer"),
     "datasets": ("data",),
     "math_verify": ("reward",),
-    "accelerate": ("ranks", "device"),
-    "wandb": ("loggers",),
-    "tensorboard": ("loggers",),
+    "accelerate": ("run/processes", "run/device"),
+    "wandb": ("run/loggers",),
+    "tensorboard": ("run/loggers",),
 }
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
-
-
-def entry_of(parts: list[str]) -> str:
-    """Where a module stands in the table: ["engines", "base"] -> "engines/base", ["data", "rows"] -> "data"."""
-    return "engines/base" if parts[:2] == ["engines", "base"] else parts[0]
 
 
 def imported(source: str) -> list[str]:
@@ -75,17 +54,15 @@ def imported(source: str) -> list[str]:
 
 def wrong_imports(module: str, source: str) -> list[str]:
     """Imports that go up or sideways, or open a library behind a door that is not this module's."""
-    own = entry_of(module.split("/"))
+    own = module.split("/")[0]
     complaints = []
     for name in imported(source):
         parts = name.split(".")
         if parts[0] == "":
             complaints.append(f"{module}: relative import {name}; write trapo_lite...")
         elif parts[0] == "trapo_lite" and len(parts) > 1:
-            is_lower = ROW_BY_ENTRY.get(entry_of(parts[1:]), len(ROWS)) < ROW_BY_ENTRY[own]
-            is_inside = parts[1] == module.split("/")[0] and own != "engines/base"
-            if not (is_lower or is_inside):
-                complaints.append(f"{module}: imports {name}, which is not in a lower row")
+            if parts[1] != own and ROW_BY_FOLDER.get(parts[1], len(ROWS)) >= ROW_BY_FOLDER[own]:
+                complaints.append(f"{module}: imports {name}, which is not in a row above")
         else:
             for library, doors in DOORS.items():
                 if library in parts and not module.startswith(doors):
@@ -98,29 +75,25 @@ def module_name(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_every_module_stands_in_the_table_and_imports_from_lower_rows(path: Path) -> None:
+def test_every_module_stands_in_the_table_and_imports_from_rows_above(path: Path) -> None:
     name = module_name(path)
-    assert entry_of(name.split("/")) in ROW_BY_ENTRY, f"{name} is not in the layer table; enter it in ROWS"
+    assert name.split("/")[0] in ROW_BY_FOLDER, f"{name} is not in the table; enter its folder in ROWS"
     assert wrong_imports(name, path.read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("losses", "from trapo_lite.algorithm import Algorithm"),
-        (
-            "losses",
-            "def f():\n    from trapo_lite.config import Config\n    from trapo_lite.schedule import cut_prefix",
-        ),
-        ("tree", "import trapo_lite.policy"),
-        ("sampler", "from trapo_lite import trainer"),
-        ("policy", "from trapo_lite.sampler import Sampler"),
-        ("engines/base", "from trapo_lite.engines.vllm import VLLMEngine"),
-        ("algorithm", "from trapo_lite.engines.base import Completion"),
-        ("losses", "from . import types"),
-        ("trainer", "import vllm"),
-        ("sampler", "def f():\n    from peft.utils import x"),
-        ("update", "from torch.utils.tensorboard import SummaryWriter"),
+        ("core/losses", "from trapo_lite.config import Config"),
+        ("core/tree", "def f():\n    from trapo_lite.model.policy import Policy"),
+        ("config/sections", "import trapo_lite.run.folder"),
+        ("data/rows", "from trapo_lite.reward import MathVerifier"),
+        ("rollout/sampler", "from trapo_lite import training"),
+        ("model/policy", "from trapo_lite.rollout.sampler import Sampler"),
+        ("core/losses", "from . import types"),
+        ("training/trainer", "import vllm"),
+        ("rollout/sampler", "def f():\n    from peft.utils import x"),
+        ("training/update", "from torch.utils.tensorboard import SummaryWriter"),
     ],
 )
 def test_the_check_sees_wrong_imports(module: str, source: str) -> None:
@@ -130,37 +103,38 @@ def test_the_check_sees_wrong_imports(module: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("engines/vllm", "from trapo_lite.engines.base import Completion\nimport vllm"),
-        ("engines/vllm", "from trapo_lite.engines.child import ChildProcess"),
+        ("engines/vllm/engine", "from trapo_lite.engines.base import Completion\nimport vllm"),
         ("data/loading", "from trapo_lite.data.rows import Example\nimport datasets"),
-        ("ranks", "from trapo_lite import metrics\nfrom accelerate import Accelerator"),
+        ("run/processes", "from trapo_lite.run import metrics\nfrom accelerate import Accelerator"),
+        ("training/trainer", "from trapo_lite.rollout.sampler import Sampler\nfrom trapo_lite.core import losses"),
     ],
 )
 def test_the_check_lets_right_imports_pass(module: str, source: str) -> None:
     assert wrong_imports(module, source) == []
 
 
-@pytest.mark.parametrize("name", PURE_CORE)
-def test_the_pure_core_computes_and_does_nothing_else(name: str) -> None:
-    """DESIGN 2: types, torch and the standard library; no I/O, no printing, no `.item()`."""
-    source = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
+CORE = sorted(path for path in (PACKAGE / "core").glob("*.py") if path.name != "__init__.py")
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: path.stem)
+def test_the_core_computes_and_does_nothing_else(path: Path) -> None:
+    """Torch and the standard library; no configuration, no reading or writing, no printing, no `.item()`."""
+    source = path.read_text(encoding="utf-8")
     libraries = {module.split(".")[0] for module in imported(source)}
     assert libraries <= {"torch", "trapo_lite", *sys.stdlib_module_names}
-    assert {module for module in imported(source) if module.startswith("trapo_lite")} <= {
-        f"trapo_lite.types.{value}" for value in ("MicroGroup", "PackedBatch", "Rollout")
-    }
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            assert called not in {"print", "open", "item"}, f"{name}.py, line {node.lineno}: calls {called}"
+            allowed = {"item"} if path.name == "algorithm.py" else set()  # its metrics are numbers
+            assert called not in {"print", "open", "item"} - allowed, f"{path.name}, line {node.lineno}: calls {called}"
 
 
 def test_light_imports_load_no_heavy_library() -> None:
-    program = "import sys, trapo_lite, trapo_lite.config, trapo_lite.losses; print(*sys.modules)"
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
-    loaded = set(answer.stdout.split())
-    assert "torch" in loaded
-    assert not loaded & {"vllm", "peft", "bitsandbytes", "datasets", "accelerate", "transformers", "math_verify"}
+    heavy = {"torch", "vllm", "peft", "bitsandbytes", "datasets", "accelerate", "transformers", "math_verify"}
+    for modules, allowed in (("trapo_lite.config", set()), ("trapo_lite.core.losses", {"torch"})):
+        program = f"import sys, {modules}; print(*sys.modules)"
+        answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+        assert set(answer.stdout.split()) & heavy == allowed
 
 
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))

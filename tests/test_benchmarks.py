@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from trapo_lite.benchmarks import Benchmark, Columns, choose, load_registry, read_benchmark
 from trapo_lite.cli import REGISTRY
-from trapo_lite.config import ConfigError
-from trapo_lite.data import DataError
-from trapo_lite.data.errors import BadRow
-from trapo_lite.data.options import OptionColumns, choice_problem
+from trapo_lite.core.errors import ConfigError, DataError
+from trapo_lite.data.bad_row import BadRow
+from trapo_lite.evaluation.multiple_choice import OptionColumns, choice_problem
+from trapo_lite.evaluation.registry import Benchmark, Columns, choose, load_registry, read_benchmark
 
 FILES = {
     "aime24": "valid.aime.parquet",

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from trapo_lite.cards import require_usable_cards
-from trapo_lite.config import ConfigError
-from trapo_lite.ranks import Ranks
+from trapo_lite.core.errors import ConfigError
+from trapo_lite.run.cards import require_usable_cards
+from trapo_lite.run.processes import Ranks
 
 
 @pytest.fixture

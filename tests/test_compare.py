@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from trapo_lite.answer_log import AnswerLog
-from trapo_lite.compare import PAPER_SETS, compare, read_published, read_rows
-from trapo_lite.config import ConfigError
-from trapo_lite.data import DataError
-from trapo_lite.evaluation import Answer
+from trapo_lite.core.errors import ConfigError, DataError
+from trapo_lite.evaluation.answer_store import AnswerLog
+from trapo_lite.evaluation.compare import PAPER_SETS, compare, read_published, read_rows
+from trapo_lite.evaluation.results import Answer
 
 PUBLISHED = Path(__file__).parents[1] / "evals" / "published.yaml"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trapo_lite.algorithm import Algorithm
-from trapo_lite.config import ConfigError, load_config
+from trapo_lite.config import load_config
+from trapo_lite.core.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 BASES = sorted(CONFIGS.glob("*.yaml"))
@@ -69,10 +69,10 @@ def test_every_base_trains_trapo_as_its_algorithm_file_does(base):
 def test_the_constant_normaliser_is_the_response_limit_unless_it_is_given(base):
     config = load_config([base])
     limit = config.rollout.max_response_tokens
-    built = Algorithm.from_config(config.algorithm, tis_cap=None, max_response_tokens=limit)
+    built = config.algorithm.build(tis_cap=None, max_response_tokens=limit)
     assert built.normalizer_tokens == limit
     given = load_config([base], ["algorithm.normalizer_tokens=7"]).algorithm
-    assert Algorithm.from_config(given, tis_cap=None, max_response_tokens=limit).normalizer_tokens == 7
+    assert given.build(tis_cap=None, max_response_tokens=limit).normalizer_tokens == 7
 
 
 def test_8xA100_is_the_setting_of_the_paper_with_lora():

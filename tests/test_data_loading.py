@@ -8,8 +8,9 @@ import pytest
 from byte_model import byte_tokenizer
 
 from trapo_lite.config import DataSection
-from trapo_lite.data import DataError, load_problems, load_with_rows, require_experts
-from trapo_lite.types import Verdict
+from trapo_lite.core.errors import DataError
+from trapo_lite.core.types import Verdict
+from trapo_lite.data import load_problems, load_with_rows, require_experts
 
 END = 257
 ROWS = [

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trapo_lite.data.errors import BadRow
+from trapo_lite.data.bad_row import BadRow
 from trapo_lite.data.rows import Example, read_example
 from trapo_lite.data.sources import Row
 

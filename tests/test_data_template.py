@@ -8,7 +8,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from trapo_lite.config import DataSection, load_config
-from trapo_lite.data import DataError, load_problems, load_tokenizer, require_known_tags, template_warnings
+from trapo_lite.core.errors import DataError
+from trapo_lite.data import load_problems, load_tokenizer, require_known_tags, template_warnings
 
 QWEN = DataSection().prompt_template
 CHATML = "<|im_start|>user\n{problem}<|im_end|>\n<|im_start|>assistant\n"

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import Qwen2Config
 
-from trapo_lite import policy
-from trapo_lite.config import ConfigError, ModelSection
+from trapo_lite.config import ModelSection
+from trapo_lite.core.errors import ConfigError
+from trapo_lite.model import policy
 
 CARD = torch.device("cuda", 0)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trapo_lite.config import ConfigError
-from trapo_lite.launch import _asked_processes, _is_python, check_world_size
+from trapo_lite.core.errors import ConfigError
+from trapo_lite.run.launch import _asked_processes, _is_python, check_world_size
 
 TESTS = Path(__file__).parent
 LR = 1e-2
@@ -53,7 +53,7 @@ def test_adamw_amplifies_rounding_by_less_than_a_fifth_of_a_step(tmp_path: Path)
 IN_GLOO = """
 import os, time
 import torch
-from trapo_lite.ranks import Ranks
+from trapo_lite.run.processes import Ranks
 
 ranks = Ranks()
 real = torch.distributed.all_gather_object, torch.distributed.barrier
@@ -115,16 +115,16 @@ def test_what_accelerates_configuration_file_asks_for(tmp_path: Path, monkeypatc
     file = tmp_path / "two.yaml"
     file.write_text("num_processes: 2\nuse_cpu: true\n")
     start = ["python", "accelerate", "launch"]
-    monkeypatch.setattr("trapo_lite.launch.ACCELERATE_DEFAULT", tmp_path / "absent.yaml")
+    monkeypatch.setattr("trapo_lite.run.launch.ACCELERATE_DEFAULT", tmp_path / "absent.yaml")
     assert _asked_processes([*start, "--config_file", str(file), "scripts/train.py", "-n", "5"]) == 2
     assert _asked_processes([*start, "--config_file", str(file), "-n", "3", "scripts/train.py"]) == 3
     assert _asked_processes([*start, "scripts/train.py"]) is None
-    monkeypatch.setattr("trapo_lite.launch.ACCELERATE_DEFAULT", file)
+    monkeypatch.setattr("trapo_lite.run.launch.ACCELERATE_DEFAULT", file)
     assert _asked_processes([*start, "scripts/train.py"]) == 2
 
 
 def test_fewer_processes_than_asked_for_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trapo_lite.launch._asked_processes", lambda: 2)
+    monkeypatch.setattr("trapo_lite.run.launch._asked_processes", lambda: 2)
     with pytest.raises(ConfigError, match="torchrun --nproc_per_node 2"):
         check_world_size(1)
     check_world_size(2)
@@ -135,7 +135,7 @@ import os, sys, time
 while sys.argv[1] != "stay" and os.getppid() == int(sys.argv[1]):
     time.sleep(0.01)
 from trapo_lite.cli import exit_on_user_error
-from trapo_lite.launch import end_with_launcher
+from trapo_lite.run.launch import end_with_launcher
 with exit_on_user_error():
     end_with_launcher()
     print("goes on")

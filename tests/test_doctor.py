@@ -15,7 +15,7 @@ from trapo_lite.config import load_config
 from trapo_lite.doctor import command, configuration, facts, hub, machine, named_inputs, packages
 from trapo_lite.doctor.facts import Answer, Card, Facts
 from trapo_lite.doctor.findings import Finding, Needs
-from trapo_lite.model_shape import ModelShape
+from trapo_lite.model.shape import ModelShape
 
 ROOT = Path(__file__).parents[1]
 GIB = 2**30

@@ -13,7 +13,7 @@ import pytest
 from byte_model import write_byte_model
 from conftest import VLLM_DTYPE
 
-from trapo_lite.run_folder import differences, read_metrics
+from trapo_lite.run.folder import differences, read_metrics
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("TRAPO_LITE_SHARED", ROOT.parent / "shared"))
@@ -134,7 +134,7 @@ def test_two_processes_are_stopped_killed_and_resumed_exactly(tmp_path: Path) ->
 CRASHING = """
 import sys
 from trapo_lite import cli
-from trapo_lite.rollout_stage import RolloutStage
+from trapo_lite.training.rollouts import RolloutStage
 
 sample = RolloutStage.sample
 

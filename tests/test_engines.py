@@ -9,11 +9,13 @@ import pytest
 import torch
 from conftest import TINY_MAX_LEN, TINY_RANK, TINY_VOCAB, VLLM_DTYPE, VLLM_ROUNDING
 
-from trapo_lite import parity
-from trapo_lite.engines.base import Completion, EngineError, RolloutEngine, SampleRequest
+from trapo_lite.core.errors import EngineError
+from trapo_lite.engines import parity
+from trapo_lite.engines.base import Completion, RolloutEngine, SampleRequest
+from trapo_lite.model.logprobs import probe_sequences
 
 KV_CACHE_TOKENS = 8192  # small, so that sequences are pre-empted; 512 bytes a token in the tiny model
-PROBE = parity.probe_sequences(vocab_size=TINY_VOCAB, num_tokens=512, max_length=300)
+PROBE = probe_sequences(vocab_size=TINY_VOCAB, num_tokens=512, max_length=300)
 STOP = 3
 OVERRIDES = {"rope_parameters": {"rope_type": "default", "rope_theta": 300.0}}  # the model's own theta is 10,000
 
@@ -39,8 +41,8 @@ class Served:
 @pytest.fixture(scope="session", params=["transformers", pytest.param("vllm", marks=pytest.mark.slow)])
 def served(request, tiny_model_dir: Path, tmp_path_factory) -> Iterator[Served]:
     if request.param == "vllm":
-        from trapo_lite.engines.vllm import VLLMEngine
-        from trapo_lite.engines.vllm_options import VLLMOptions
+        from trapo_lite.engines.vllm.engine import VLLMEngine
+        from trapo_lite.engines.vllm.options import VLLMOptions
 
         options = VLLMOptions(
             model_path=str(tiny_model_dir),
@@ -53,7 +55,7 @@ def served(request, tiny_model_dir: Path, tmp_path_factory) -> Iterator[Served]:
         )
         engine = VLLMEngine(options, log_path=tmp_path_factory.mktemp("logs") / "vllm.log", start_limit_s=300.0)
     else:
-        from trapo_lite.engines.transformers import TransformersEngine
+        from trapo_lite.engines.transformers.engine import TransformersEngine
 
         engine = TransformersEngine(
             str(tiny_model_dir), max_model_len=TINY_MAX_LEN, max_num_seqs=16, config_overrides=OVERRIDES

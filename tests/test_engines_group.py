@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from scripted import ScriptedEngine, draw_by_seed
 
-from trapo_lite.engines.base import EngineError, EngineRestarted, SampleRequest
+from trapo_lite.core.errors import EngineError
+from trapo_lite.engines.base import EngineRestarted, SampleRequest
 from trapo_lite.engines.group import EngineGroup
 
 

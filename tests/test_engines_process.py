@@ -18,14 +18,15 @@ import pytest
 from conftest import TINY_MAX_LEN, TINY_RANK, VLLM_DTYPE
 
 from trapo_lite.config import load_config
+from trapo_lite.core.errors import EngineError
 from trapo_lite.engines import adapter_folder
 from trapo_lite.engines.adapter_folder import PREFIX, AdapterFolder, remove_stale_folders, room_for
-from trapo_lite.engines.base import EngineDied, EngineError, SampleRequest
+from trapo_lite.engines.base import EngineDied, SampleRequest
 from trapo_lite.engines.child import ChildProcess, environment_without_launcher
 from trapo_lite.engines.start import start_engine
-from trapo_lite.engines.vllm import VLLMEngine, child_environment, require_card
-from trapo_lite.engines.vllm_options import VLLMOptions, round_up_lora_rank
-from trapo_lite.engines.vllm_worker import engine_arguments
+from trapo_lite.engines.vllm.engine import VLLMEngine, child_environment, require_card
+from trapo_lite.engines.vllm.options import VLLMOptions, round_up_lora_rank
+from trapo_lite.engines.vllm.worker import engine_arguments
 
 CHILD = """
 import subprocess, sys, time
@@ -370,7 +371,7 @@ def test_an_engine_is_given_one_folder_for_what_is_written_and_what_it_serves(mo
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr("trapo_lite.engines.vllm.VLLMEngine", Stub)
+    monkeypatch.setattr("trapo_lite.engines.vllm.engine.VLLMEngine", Stub)
     engine = start_engine(load_config(["configs/tiny_cpu.yaml"], []), max_model_len=64, log_path=Path("log"))
     [folder] = given
     assert engine.scratch == folder.scratch and engine._folder.is_relative_to(folder.path)

@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import TINY_MAX_LEN, TINY_RANK
 
-from trapo_lite.engines.vllm import child_environment
+from trapo_lite.engines.vllm.engine import child_environment
 
 # is_cpu and what moves memory on a card are replaced. Scheduler, pause and the refusal to release are vLLM's own. On a
 # card vLLM schedules the next step ahead, on the CPU it never does: its platform is made to leave that on.
@@ -16,8 +16,8 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from trapo_lite.engines.base import SampleRequest
-from trapo_lite.engines.vllm_options import VLLMOptions
-from trapo_lite.engines.vllm_worker import VLLMWorker
+from trapo_lite.engines.vllm.options import VLLMOptions
+from trapo_lite.engines.vllm.worker import VLLMWorker
 
 model, adapter, max_len, rank = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 if sys.argv[5] == "ahead":

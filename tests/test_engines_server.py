@@ -22,17 +22,18 @@ import pytest
 import torch
 from conftest import VLLM_DTYPE, VLLM_ROUNDING
 
-from trapo_lite import parity
-from trapo_lite.config import ConfigError, load_config
-from trapo_lite.engines import endpoints
-from trapo_lite.engines.base import Completion, EngineError, RolloutEngine, SampleRequest
+from trapo_lite.config import load_config
+from trapo_lite.core.errors import ConfigError, EngineError
+from trapo_lite.engines import parity
+from trapo_lite.engines.base import Completion, RolloutEngine, SampleRequest
 from trapo_lite.engines.child import environment_without_launcher
-from trapo_lite.engines.server import API_KEY, ServerEngine
+from trapo_lite.engines.server import endpoints
+from trapo_lite.engines.server.engine import API_KEY, ServerEngine
 from trapo_lite.engines.start import start_engine
-from trapo_lite.inputs import check_paths
-from trapo_lite.run_folder import read_metrics
+from trapo_lite.run.folder import read_metrics
 from trapo_lite.tiny_world import BASE_DIR
-from trapo_lite.trainer import train
+from trapo_lite.training.inputs import check_paths
+from trapo_lite.training.trainer import train
 
 MAX_LEN = 256
 DTYPE = getattr(torch, VLLM_DTYPE)

@@ -9,12 +9,14 @@ import pytest
 from conftest import TINY_MAX_LEN, TINY_RANK, VLLM_DTYPE
 from scripted import STOP_ID, ScriptedEngine, ScriptedVerifier, decode, is_boundary
 
-from trapo_lite.config.presets import PRESETS
+from trapo_lite.core.errors import EngineError
+from trapo_lite.core.micro_groups import PRESETS
+from trapo_lite.core.types import Problem, Rollout
 from trapo_lite.engines.adapter_folder import AdapterFolder
-from trapo_lite.engines.base import Completion, EngineDied, EngineError, EngineRestarted, SampleRequest
+from trapo_lite.engines.base import Completion, EngineDied, EngineRestarted, SampleRequest
 from trapo_lite.engines.supervised import SupervisedEngine
-from trapo_lite.sampler import Sampler, SamplingSettings
-from trapo_lite.types import Problem, Rollout
+from trapo_lite.rollout.sampler import Sampler
+from trapo_lite.rollout.settings import SamplingSettings
 
 
 class MortalEngine(ScriptedEngine):
@@ -232,8 +234,8 @@ def test_what_is_kept_of_a_users_adapter_does_not_change_with_it(adapter: Path) 
 def test_a_real_vllm_that_dies_serves_the_same_tokens_again(
     how: str, tmp_path: Path, tiny_model_dir: Path, tiny_adapter_dir: Path
 ) -> None:
-    from trapo_lite.engines.vllm import VLLMEngine
-    from trapo_lite.engines.vllm_options import VLLMOptions
+    from trapo_lite.engines.vllm.engine import VLLMEngine
+    from trapo_lite.engines.vllm.options import VLLMOptions
 
     options = VLLMOptions(
         model_path=str(tiny_model_dir),

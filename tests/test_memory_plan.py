@@ -10,21 +10,15 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from trapo_lite import cli
-from trapo_lite.algorithm import Algorithm, make_group
-from trapo_lite.base_model import load_base, model_config, model_shape
-from trapo_lite.config import AlgorithmSection, Config, ConfigError, LoraSection, ModelSection, load_config
-from trapo_lite.gpus import GIB, GPUS
-from trapo_lite.head import CHUNK_ELEMENTS
-from trapo_lite.memory_plan import (
-    layer_bytes,
-    plan_memory,
-    plan_time,
-    remedies,
-    require_fits,
-    shortcoming,
-)
-from trapo_lite.planner import memory_lines, parse_memory
-from trapo_lite.policy import Policy
+from trapo_lite.config import AlgorithmSection, Config, LoraSection, ModelSection, load_config
+from trapo_lite.core.algorithm import make_group
+from trapo_lite.core.errors import ConfigError
+from trapo_lite.model.base import load_base, model_config, model_shape
+from trapo_lite.model.logprobs import CHUNK_ELEMENTS
+from trapo_lite.model.policy import Policy
+from trapo_lite.planning.memory import layer_bytes, plan_memory, plan_time, remedies, require_fits, shortcoming
+from trapo_lite.planning.report import memory_lines, parse_memory
+from trapo_lite.run.gpus import GIB, GPUS
 
 QWEN_7B = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -62,7 +56,7 @@ def kept_bytes(num_layers: int, num_tokens: int, *, dtype: torch.dtype, rank: in
     config = Qwen2Config(**shape, num_hidden_layers=num_layers, vocab_size=128, attn_implementation="packed_tree")
     base = Qwen2ForCausalLM(config).to(dtype)
     policy = Policy(base, LoraSection(r=rank, alpha=8), attention="sdpa", gradient_checkpointing=False)
-    algorithm = Algorithm.from_config(AlgorithmSection(), tis_cap=None)
+    algorithm = AlgorithmSection().build(tis_cap=None)
     batch = policy.prepare([make_group(algorithm, [rollout([1], [], [2] * (num_tokens - 1), reward=1.0)])])
     own = {parameter.untyped_storage().data_ptr() for parameter in policy.model.parameters()}
     kept: dict[int, Tensor] = {}
@@ -112,7 +106,7 @@ def test_what_a_layer_keeps_is_what_autograd_keeps(dtype: torch.dtype, sizes: di
 
 
 def model_shape_of(**sizes: int):
-    from trapo_lite.model_shape import ModelShape
+    from trapo_lite.model.shape import ModelShape
 
     names = ("num_layers", "vocab_size", "lora_width")
     counts = ("linear_parameters", "other_parameters", "adapter_parameters")

@@ -9,12 +9,13 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from trapo_lite.base_model import model_config
-from trapo_lite.config import Config, ConfigError, ModelSection
-from trapo_lite.engines.decoding import grouped_attention
-from trapo_lite.inputs import check_model
-from trapo_lite.model_shape import ModelError, ModelShape, adapted, meta_model
-from trapo_lite.tree_attention import TreeLayout, packed_tree_attention
+from trapo_lite.config import Config, ModelSection
+from trapo_lite.core.errors import ConfigError, ModelError
+from trapo_lite.engines.transformers.cache import grouped_attention
+from trapo_lite.model.base import model_config
+from trapo_lite.model.packable import check_model
+from trapo_lite.model.shape import ModelShape, adapted, meta_model
+from trapo_lite.model.tree_attention import TreeLayout, packed_tree_attention
 
 SIZES = {
     "vocab_size": 64,

@@ -6,14 +6,14 @@ import pytest
 import torch
 from builders import random_rollouts, tiny_qwen2
 
-from trapo_lite import tree_attention
-from trapo_lite.algorithm import Algorithm, TokenLogprobs, count_normalizers, make_group, policy_loss
 from trapo_lite.config import AlgorithmSection, LoraSection
-from trapo_lite.losses import clipped_policy_gradient, trust_region_nll
-from trapo_lite.policy import Policy
-from trapo_lite.tree import num_tokens, split
+from trapo_lite.core.algorithm import TokenLogprobs, count_normalizers, make_group, policy_loss
+from trapo_lite.core.batching import num_tokens, split
+from trapo_lite.core.losses import clipped_policy_gradient, trust_region_nll
+from trapo_lite.model import tree_attention
+from trapo_lite.model.policy import Policy
 
-TRAPO = Algorithm.from_config(AlgorithmSection(entropy_weight=0.01), tis_cap=2.0)
+TRAPO = AlgorithmSection(entropy_weight=0.01).build(tis_cap=2.0)
 
 
 def make_policy() -> Policy:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trapo_lite import parity
-from trapo_lite.engines.base import EngineError
-from trapo_lite.types import Problem
+from trapo_lite.core.errors import EngineError
+from trapo_lite.core.types import Problem
+from trapo_lite.engines import parity
+from trapo_lite.model.logprobs import probe_sequences
 
 NOISE = 1e-3
 NUM_TOKENS = 512
@@ -184,12 +185,12 @@ def test_the_text_is_made_of_prompts_and_their_first_solutions():
 
 @pytest.mark.parametrize("max_length", [513, 200, 40])
 def test_the_probe_has_enough_tokens_and_is_always_the_same(max_length):
-    sequences = parity.probe_sequences(vocab_size=50, num_tokens=512, max_length=max_length, seed=1)
+    sequences = probe_sequences(vocab_size=50, num_tokens=512, max_length=max_length, seed=1)
     assert 512 <= sum(len(ids) - 1 for ids in sequences) < 512 + len(sequences)
     assert max(map(len, sequences)) < max_length
     assert {token for ids in sequences for token in ids} == set(range(50))
-    assert sequences == parity.probe_sequences(vocab_size=50, num_tokens=512, max_length=max_length, seed=1)
-    assert sequences != parity.probe_sequences(vocab_size=50, num_tokens=512, max_length=max_length, seed=2)
+    assert sequences == probe_sequences(vocab_size=50, num_tokens=512, max_length=max_length, seed=1)
+    assert sequences != probe_sequences(vocab_size=50, num_tokens=512, max_length=max_length, seed=2)
 
 
 # --- the checksum

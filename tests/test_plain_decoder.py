@@ -10,9 +10,10 @@ import pytest
 from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
 from trapo_lite.cli import plan
-from trapo_lite.config import Config, ConfigError, LoraSection, ModelSection
-from trapo_lite.model_shape import ModelShape
-from trapo_lite.plain_decoder import plain_shape
+from trapo_lite.config import Config, LoraSection, ModelSection
+from trapo_lite.core.errors import ConfigError
+from trapo_lite.model.shape import ModelShape
+from trapo_lite.planning.llama_qwen_shape import plain_shape
 
 SIZES = {
     "hidden_size": 48,

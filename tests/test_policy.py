@@ -22,16 +22,17 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from trapo_lite import policy as policy_module
-from trapo_lite.algorithm import Algorithm, TokenLogprobs, count_normalizers, make_group, policy_loss
-from trapo_lite.base_model import ModelError, check_rope, load_base, model_config
-from trapo_lite.config import AlgorithmSection, ConfigError, LoraSection, ModelSection
-from trapo_lite.packable import require_packable
-from trapo_lite.policy import Policy
-from trapo_lite.tree import Group
+from trapo_lite.config import AlgorithmSection, LoraSection, ModelSection
+from trapo_lite.core.algorithm import Algorithm, TokenLogprobs, count_normalizers, make_group, policy_loss
+from trapo_lite.core.errors import ConfigError, ModelError
+from trapo_lite.core.types import Group
+from trapo_lite.model import policy as policy_module
+from trapo_lite.model.base import check_rope, load_base, model_config
+from trapo_lite.model.packable import require_packable
+from trapo_lite.model.policy import Policy
 
 LORA = LoraSection(r=2, alpha=4)
-TRAPO = Algorithm.from_config(AlgorithmSection(entropy_weight=0.01), tis_cap=2.0)
+TRAPO = AlgorithmSection(entropy_weight=0.01).build(tis_cap=2.0)
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]
 
 
@@ -109,7 +110,7 @@ def test_the_reference_is_the_base_and_only_inside_its_block(base_dir: Path) -> 
 
 def test_the_kl_term_is_zero_at_the_base_and_pulls_back_to_it(base_dir: Path) -> None:
     """k3 between policy and reference; with reward for nothing, its gradient is all there is."""
-    algorithm = Algorithm.from_config(AlgorithmSection(kl_weight=1.0, prefix_loss="none"), tis_cap=None)
+    algorithm = AlgorithmSection(kl_weight=1.0, prefix_loss="none").build(tis_cap=None)
     indifferent = make_group(algorithm, [rollout([1, 2], [], [3, 4, 5]), rollout([1, 2], [], [6, 7])])
     for policy, is_zero in ((load(base_dir), True), (trained(load(base_dir)), False)):
         batch = policy.prepare([indifferent])

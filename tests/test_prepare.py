@@ -14,9 +14,11 @@ from rich.console import Console
 
 from trapo_lite.cli import exit_on_user_error
 from trapo_lite.config import AlgorithmSection, load_config
+from trapo_lite.core.micro_groups import MicroGroup
+from trapo_lite.core.types import Problem
+from trapo_lite.curation.inspection import show_problem
+from trapo_lite.curation.prepare import prepare
 from trapo_lite.data import load_problems, load_tokenizer
-from trapo_lite.prepare import prepare, show_problem
-from trapo_lite.types import MicroGroup, Problem
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "prepare_data.py"
 ROWS = [

@@ -11,13 +11,13 @@ from conftest import TINY_MAX_LEN, TINY_RANK, TINY_VOCAB
 from safetensors.torch import load_file
 
 from trapo_lite.config import LoraSection, ModelSection, load_config
-from trapo_lite.engines.base import EngineError
-from trapo_lite.engines.transformers import TransformersEngine
-from trapo_lite.inputs import read_inputs
-from trapo_lite.parity import text_sequences
-from trapo_lite.policy import Policy
-from trapo_lite.publishing import Publisher
+from trapo_lite.core.errors import EngineError
+from trapo_lite.engines.parity import text_sequences
+from trapo_lite.engines.transformers.engine import TransformersEngine
+from trapo_lite.model.policy import Policy
+from trapo_lite.rollout.publisher import Publisher
 from trapo_lite.tiny_world import BASE_DIR
+from trapo_lite.training.inputs import read_inputs
 
 
 class RoundingEngine(TransformersEngine):

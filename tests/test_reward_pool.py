@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from trapo_lite.reward import MathVerifier, VerifierError
+from trapo_lite.core.errors import VerifierError
+from trapo_lite.reward import MathVerifier
 from trapo_lite.reward.pool import BOOTSTRAP
 from trapo_lite.reward.worker import read_frame, write_frame
 

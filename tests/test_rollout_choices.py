@@ -5,13 +5,14 @@ import time
 import pytest
 from scripted import STOP_ID, ScriptedEngine
 
-from trapo_lite import rollout_choices
-from trapo_lite.config import ConfigError, load_config
-from trapo_lite.config.presets import PRESETS
-from trapo_lite.rollout_choices import Rates, choose_merge, choose_schedule, measure_rates, simulated_seconds
-from trapo_lite.rollout_stage import most_sequences
-from trapo_lite.sampler import SamplingSettings, Schedule
-from trapo_lite.types import Problem
+from trapo_lite.config import load_config
+from trapo_lite.core.errors import ConfigError
+from trapo_lite.core.micro_groups import PRESETS
+from trapo_lite.core.types import Problem
+from trapo_lite.rollout import auto_tuning as rollout_choices
+from trapo_lite.rollout.auto_tuning import Rates, choose_merge, choose_schedule, measure_rates, simulated_seconds
+from trapo_lite.rollout.settings import SamplingSettings, Schedule
+from trapo_lite.training.rollouts import most_sequences
 
 PROBLEMS = [Problem(f"p{n}", (1, 2, n), "x", (tuple(range(4, 64)),)) for n in range(16)]
 

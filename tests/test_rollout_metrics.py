@@ -8,12 +8,12 @@ import pytest
 from builders import rollout
 from scripted import ScriptedEngine, ScriptedVerifier, decode, is_boundary
 
-from trapo_lite.config.presets import PRESETS
-from trapo_lite.metrics import TABLE, to_row
-from trapo_lite.rollout_metrics import describe, to_lines
-from trapo_lite.sampler import Sampler, SamplingSettings
-from trapo_lite.tree import Group
-from trapo_lite.types import MicroGroup, Problem
+from trapo_lite.core.micro_groups import PRESETS, MicroGroup
+from trapo_lite.core.types import Group, Problem
+from trapo_lite.rollout.metrics import describe, to_lines
+from trapo_lite.rollout.sampler import Sampler
+from trapo_lite.rollout.settings import SamplingSettings
+from trapo_lite.run.metrics import TABLE, to_row
 
 ROOT = Path(__file__).parents[1]
 TRAPO = PRESETS["reference_code"]

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 import pytest
 from scripted import STOP_ID, ScriptedEngine, ScriptedVerifier, decode, draw_by_seed, is_boundary
 
-from trapo_lite.config.presets import PRESETS
+from trapo_lite.core.micro_groups import PRESETS, MicroGroup, cut_prefix
+from trapo_lite.core.types import Problem, Rollout, Verdict
 from trapo_lite.engines.base import SampleRequest
-from trapo_lite.sampler import Sampler, SamplingSettings, request_seed
-from trapo_lite.schedule import cut_prefix
-from trapo_lite.types import MicroGroup, Problem, Rollout, Verdict
+from trapo_lite.rollout.sampler import Sampler, request_seed
+from trapo_lite.rollout.settings import SamplingSettings
 
 SCHEDULES = ("barrier", "pipelined", "speculative")
 MODES = [(schedule, deterministic) for schedule in SCHEDULES for deterministic in (False, True)]

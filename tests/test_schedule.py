@@ -6,9 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from trapo_lite.config.presets import PRESETS
-from trapo_lite.schedule import cut_prefix, prefix_ratio
-from trapo_lite.types import MicroGroup
+from trapo_lite.core.micro_groups import PRESETS, MicroGroup, cut_prefix, prefix_ratio
 
 PATTERNS = list(itertools.product([0.0, 1.0], repeat=8))
 """Every way in which the eight rollouts of a problem can turn out."""

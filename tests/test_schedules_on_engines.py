@@ -9,14 +9,15 @@ import torch
 from conftest import VLLM_DTYPE, VLLM_ROUNDING
 
 from trapo_lite.config import Config, load_config
+from trapo_lite.core.types import Rollout, Verdict
 from trapo_lite.data import is_boundary_fn, text_of
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.start import start_engine
-from trapo_lite.inputs import read_inputs, sampling_settings
-from trapo_lite.policy import Policy
+from trapo_lite.model.policy import Policy
 from trapo_lite.reward import MathVerifier
-from trapo_lite.sampler import PhaseReport, Sampler
-from trapo_lite.types import Rollout, Verdict
+from trapo_lite.rollout.sampler import PhaseReport, Sampler
+from trapo_lite.rollout.settings import sampling_settings
+from trapo_lite.training.inputs import read_inputs
 
 NUM_PROBLEMS = 6
 ROUNDING = VLLM_ROUNDING / 10  # of a log-prob, between two batch compositions

@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from trapo_lite import scores
+from trapo_lite.evaluation import scores
 
 
 @pytest.mark.parametrize(("draws", "correct"), [(5, 0), (5, 2), (6, 5), (4, 4)])

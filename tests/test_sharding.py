@@ -10,9 +10,10 @@ import pytest
 import torch
 from test_distributed import run_steps
 
-from trapo_lite.config import ConfigError, LoraSection, ModelSection
-from trapo_lite.policy import Policy
-from trapo_lite.run_folder import differences
+from trapo_lite.config import LoraSection, ModelSection
+from trapo_lite.core.errors import ConfigError
+from trapo_lite.model.policy import Policy
+from trapo_lite.run.folder import differences
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"
@@ -63,7 +64,7 @@ def test_weights_in_nf4_are_not_sharded(tmp_path: Path) -> None:
 
 
 def test_fsdp_1_is_refused() -> None:
-    code = "import fsdp_on_cpu; fsdp_on_cpu.allow(); from trapo_lite.ranks import Ranks; Ranks()"
+    code = "import fsdp_on_cpu; fsdp_on_cpu.allow(); from trapo_lite.run.processes import Ranks; Ranks()"
     environment = {**os.environ, **fsdp_on_cpu.environment(), "FSDP_VERSION": "1", "PYTHONPATH": str(TESTS)}
     environment |= {"FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)

@@ -14,17 +14,15 @@ from adapter_folders import edited, renamed, with_nan
 from byte_model import byte_tokenizer, write_byte_model
 from transformers import AddedToken
 
-from trapo_lite import checkpoint, evaluate, rollout_stage, trainer
-from trapo_lite.base_model import ModelError
-from trapo_lite.checkpoint import CheckpointError
-from trapo_lite.config import Config, ConfigError, validate
-from trapo_lite.data import DataError
-from trapo_lite.engines.base import EngineError
-from trapo_lite.export import export_run
-from trapo_lite.inputs import read_inputs
-from trapo_lite.run_folder import RunFolder, differences, final_adapter, read_metrics
-from trapo_lite.trainer import train
-from trapo_lite.update import UpdateError
+from trapo_lite.config import Config, validate
+from trapo_lite.core.errors import CheckpointError, ConfigError, DataError, EngineError, ModelError, UpdateError
+from trapo_lite.evaluation import evaluate
+from trapo_lite.export.merge import export_run
+from trapo_lite.run.folder import RunFolder, differences, final_adapter, read_metrics
+from trapo_lite.training import checkpoint, trainer
+from trapo_lite.training import rollouts as rollout_stage
+from trapo_lite.training.inputs import read_inputs
+from trapo_lite.training.trainer import train
 
 GRPO = {"name": "grpo", "schedule": [{"num_rollouts": 4}], "prefix_loss": "none"}
 SFT = {

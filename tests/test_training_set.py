@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 from byte_model import byte_tokenizer
 
-from trapo_lite.build_tally import BuildTally, histogram
-from trapo_lite.config import Config, ConfigError, load_config
-from trapo_lite.data import DataError, load_problems
-from trapo_lite.data.overlap import Overlap
+from trapo_lite.config import Config, load_config
+from trapo_lite.core.errors import ConfigError, DataError
+from trapo_lite.curation.build_report import BuildTally, histogram
+from trapo_lite.curation.decontamination import Overlap
+from trapo_lite.curation.training_set import Build, build_training_set
+from trapo_lite.data import load_problems
 from trapo_lite.data.rows import Example, read_example
 from trapo_lite.data.sources import Row
 from trapo_lite.reward import MathVerifier
-from trapo_lite.run_folder import lock
-from trapo_lite.training_set import Build, build_training_set
+from trapo_lite.run.files import lock
 
 ROOT = Path(__file__).parents[1]
 
@@ -276,12 +277,12 @@ def test_looking_for_second_traces_goes_on_where_it_was(tmp_path: Path, monkeypa
 
     killed = Build(config_of(train), tmp_path / "killed.jsonl", second=second)
     with monkeypatch.context() as patched:
-        patched.setattr("trapo_lite.second_traces.read_example", stopping)
+        patched.setattr("trapo_lite.curation.second_traces.read_example", stopping)
         with pytest.raises(KeyboardInterrupt):
             built(killed)
         examined.clear()
         patched.setattr(
-            "trapo_lite.second_traces.read_example", lambda row: examined.append(row.key) or read_example(row)
+            "trapo_lite.curation.second_traces.read_example", lambda row: examined.append(row.key) or read_example(row)
         )
         resumed, counts = built(killed)
     assert examined[0] == "two-2000" and len(examined) == 1000

@@ -9,15 +9,16 @@ from conftest import TINY_MAX_LEN, TINY_RANK, TINY_VOCAB
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from trapo_lite import parity
 from trapo_lite.config import load_config
+from trapo_lite.core.errors import EngineError
+from trapo_lite.engines import parity
 from trapo_lite.engines.adapter_folder import AdapterFolder
-from trapo_lite.engines.base import EngineError, SampleRequest
-from trapo_lite.engines.decoding import BLOCK, MAX_SCORES, GrowingLayer, grouped_attention, read_at_once
-from trapo_lite.engines.sampling import draw, processed_logprobs
+from trapo_lite.engines.base import SampleRequest
 from trapo_lite.engines.start import start_engine
-from trapo_lite.engines.transformers import TransformersEngine
-from trapo_lite.engines.vllm import require_rank
+from trapo_lite.engines.transformers.cache import BLOCK, MAX_SCORES, GrowingLayer, grouped_attention, read_at_once
+from trapo_lite.engines.transformers.engine import TransformersEngine
+from trapo_lite.engines.transformers.sampling import draw, processed_logprobs
+from trapo_lite.engines.vllm.engine import require_rank
 
 LOGITS = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()  # probabilities 0.4, 0.3, 0.2, 0.1
 
@@ -87,7 +88,7 @@ def test_prompts_are_read_as_many_at_a_time_as_there_is_memory_for(tiny_model_di
         return found
 
     at_once = drawn()
-    monkeypatch.setattr("trapo_lite.engines.decoding.MAX_SCORES", 1000)
+    monkeypatch.setattr("trapo_lite.engines.transformers.cache.MAX_SCORES", 1000)
     assert drawn() == at_once
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from builders import random_rollouts, rollout
 
-from trapo_lite.tree import Group, balance, bucket, dense_mask, num_tokens, pack, segments, split
-from trapo_lite.types import PackedBatch, Rollout
+from trapo_lite.core.batching import balance, bucket, num_tokens, split
+from trapo_lite.core.tree import PackedBatch, dense_mask, pack, segments
+from trapo_lite.core.types import Group, Rollout
 
 
 def group(

@@ -9,18 +9,21 @@ import pytest
 import torch
 from builders import random_rollouts, rollout, tiny_qwen2
 
-from trapo_lite import tree_attention
-from trapo_lite.algorithm import Algorithm, make_group
-from trapo_lite.checkpoint import find_checkpoint, restore_checkpoint, save_checkpoint
 from trapo_lite.config import AlgorithmSection, LoraSection, OptimSection
-from trapo_lite.policy import Policy
-from trapo_lite.ranks import Ranks
-from trapo_lite.tree import Group, dense_mask, num_tokens, pack
-from trapo_lite.types import PackedBatch
-from trapo_lite.update import UpdateError, UpdateReport, make_optimizer, update_policy
+from trapo_lite.core.algorithm import Algorithm, make_group
+from trapo_lite.core.batching import num_tokens
+from trapo_lite.core.errors import UpdateError
+from trapo_lite.core.tree import PackedBatch, dense_mask, pack
+from trapo_lite.core.types import Group
+from trapo_lite.model import tree_attention
+from trapo_lite.model.policy import Policy
+from trapo_lite.run.processes import Ranks
+from trapo_lite.training.checkpoint import find_checkpoint, restore_checkpoint, save_checkpoint
+from trapo_lite.training.optimizer import make_optimizer
+from trapo_lite.training.update import UpdateReport, update_policy
 
-TRAPO = Algorithm.from_config(AlgorithmSection(), tis_cap=2.0)
-CLIPPED = Algorithm.from_config(AlgorithmSection(clip_low=0.2, clip_high=0.2), tis_cap=None)
+TRAPO = AlgorithmSection().build(tis_cap=2.0)
+CLIPPED = AlgorithmSection(clip_low=0.2, clip_high=0.2).build(tis_cap=None)
 
 
 def make_policy(*, r: int = 4, offload_activations: bool = False) -> Policy:

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from trapo_lite.config import Config, ConfigError, load_config
+from trapo_lite.config import Config, load_config
+from trapo_lite.core.errors import ConfigError, TrapoLiteError
 
 DISK_ERRORS = {
     errno.ENOSPC: "the disk is full; make room and give the same command again: it goes on with what is done",
@@ -56,8 +57,9 @@ def train(arguments: Sequence[str] | None = None) -> None:
     with exit_on_user_error():
         config = load_config(args.config, args.overrides)
         if args.dry_run:
-            from trapo_lite.inputs import check_model, check_paths, check_start_fits
-            from trapo_lite.planner import plan_lines
+            from trapo_lite.model.packable import check_model
+            from trapo_lite.planning.report import plan_lines
+            from trapo_lite.training.inputs import check_paths, check_start_fits
 
             check_paths(config)
             if Path(config.model.name).is_dir():  # else the hub would be asked
@@ -79,7 +81,7 @@ def plan(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_intermixed_args(arguments)
     with exit_on_user_error():
         config = load_config(args.config, args.overrides)
-        from trapo_lite.planner import memory_lines, parse_memory
+        from trapo_lite.planning.report import memory_lines, parse_memory
 
         memory = None if args.gpu_memory is None else parse_memory(args.gpu_memory)
         if args.num_gpus < 1:
@@ -119,9 +121,9 @@ def _without_overrides(args: argparse.Namespace) -> argparse.Namespace:
 def evaluate(args: argparse.Namespace) -> None:
     """scripts/evaluate.py"""
     with exit_on_user_error(), exit_when_interrupted():
-        from trapo_lite.evaluate import evaluate as evaluate_job
-        from trapo_lite.evaluate import target_from_arguments
-        from trapo_lite.regrade import regrade
+        from trapo_lite.evaluation.evaluate import evaluate as evaluate_job
+        from trapo_lite.evaluation.regrade import regrade
+        from trapo_lite.evaluation.target import target_from_arguments
 
         options = vars(_without_overrides(args))
         folder = options.pop("regrade")
@@ -142,8 +144,8 @@ def evaluate(args: argparse.Namespace) -> None:
 def prepare(args: argparse.Namespace) -> None:
     """scripts/prepare_data.py"""
     with exit_on_user_error(), exit_when_interrupted():
-        from trapo_lite.benchmarks import choose, load_registry
-        from trapo_lite.prepare import prepare as prepare_job
+        from trapo_lite.curation.prepare import prepare as prepare_job
+        from trapo_lite.evaluation.registry import choose, load_registry
 
         args = _without_overrides(args)
         if args.remove and not args.benchmarks:
@@ -167,10 +169,10 @@ def prepare(args: argparse.Namespace) -> None:
 
 def run_training(config: Config, *, restart: bool) -> None:
     with exit_when_stopped():
-        from trapo_lite.launch import end_with_launcher
+        from trapo_lite.run.launch import end_with_launcher
 
         end_with_launcher()  # before what takes seconds to import
-        from trapo_lite.trainer import train as train_job
+        from trapo_lite.training.trainer import train as train_job
 
         train_job(config, restart=restart)
 
@@ -196,7 +198,7 @@ def exit_when_interrupted() -> Iterator[None]:
 @contextlib.contextmanager
 def exit_when_stopped() -> Iterator[None]:
     """Inside, a SIGTERM or SIGINT that the trainer took note of ends the process as a shell expects."""
-    from trapo_lite.launch import Stopped
+    from trapo_lite.run.launch import Stopped
 
     try:
         yield
@@ -216,7 +218,7 @@ def exit_on_user_error() -> Iterator[None]:
     """Inside, the project's own errors become one message on stderr and exit code 2."""
     try:
         yield
-    except _user_errors() as error:
+    except TrapoLiteError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
@@ -225,19 +227,3 @@ def exit_on_user_error() -> Iterator[None]:
         written = error.filename2 or error.filename or "the run folder"  # the second is where a copy was to go
         print(f"error: {written}: {error.strerror}; {DISK_ERRORS[error.errno]}", file=sys.stderr)
         raise SystemExit(2) from None
-
-
-def _user_errors() -> tuple[type[Exception], ...]:
-    """The error classes of the modules loaded by now: what was never imported cannot have been raised."""
-    names = {
-        "trapo_lite.data.errors": "DataError",
-        "trapo_lite.model_shape": "ModelError",
-        "trapo_lite.engines.base": "EngineError",
-        "trapo_lite.checkpoint": "CheckpointError",
-        "trapo_lite.export": "ExportError",
-        "trapo_lite.update": "UpdateError",
-        "trapo_lite.packing_check": "PackingError",
-        "trapo_lite.reward.pool": "VerifierError",
-    }
-    loaded = [getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules]
-    return (ConfigError, *loaded)

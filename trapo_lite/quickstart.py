@@ -4,14 +4,15 @@ import json
 import time
 from pathlib import Path
 
-from trapo_lite.answer_log import read_answers
 from trapo_lite.config import Config, load_config
-from trapo_lite.engines.vllm_options import servable_dtype
-from trapo_lite.evaluate import EvalTarget, evaluate
-from trapo_lite.evaluation import EvalResult
-from trapo_lite.export import export_run
-from trapo_lite.run_folder import RunFolder
-from trapo_lite.trainer import train
+from trapo_lite.engines.vllm.options import servable_dtype
+from trapo_lite.evaluation.answer_store import read_answers
+from trapo_lite.evaluation.evaluate import evaluate
+from trapo_lite.evaluation.results import EvalResult
+from trapo_lite.evaluation.target import EvalTarget
+from trapo_lite.export.merge import export_run
+from trapo_lite.run.folder import RunFolder
+from trapo_lite.training.trainer import train
 
 CONFIG = "configs/tiny_cpu.yaml"
 TEST_SET = "trapo_lite/tiny_world/data/test.jsonl"

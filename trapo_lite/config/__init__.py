@@ -1,7 +1,7 @@
 """The configuration (DESIGN 10): `sections` holds the options, `loading` the files, overrides and error messages."""
 
 from trapo_lite.config.algorithm import AlgorithmSection
-from trapo_lite.config.loading import ConfigError, load_config, validate
+from trapo_lite.config.loading import load_config, validate
 from trapo_lite.config.sections import (
     Config,
     DataSection,
@@ -18,7 +18,6 @@ from trapo_lite.config.sections import (
 __all__ = [
     "AlgorithmSection",
     "Config",
-    "ConfigError",
     "DataSection",
     "EvalSection",
     "LoraSection",

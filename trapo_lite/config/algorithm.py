@@ -1,6 +1,7 @@
 """The `algorithm` section: schedule, losses and weights, and which of them go together."""
 
-from typing import Annotated, Literal
+import functools
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, Tag, model_validator
 
@@ -14,8 +15,10 @@ from trapo_lite.config.fields import (
     Whole,
     by_text_or_list,
 )
-from trapo_lite.config.presets import PRESETS
-from trapo_lite.types import MicroGroup
+from trapo_lite.core.micro_groups import PRESETS, MicroGroup
+
+if TYPE_CHECKING:
+    from trapo_lite.core.algorithm import Algorithm
 
 
 class MicroGroupSection(Section):
@@ -112,6 +115,45 @@ class AlgorithmSection(Section):
     @property
     def has_prefix_loss(self) -> bool:
         return self.prefix_loss != "none" and self.prefix_weight > 0
+
+    def build(
+        self,
+        *,
+        tis_cap: float | None = None,
+        sequence_bound: float | None = None,
+        max_response_tokens: int | None = None,
+    ) -> "Algorithm":
+        """Return what `core` computes with.
+
+        max_response_tokens: what `normalizer: constant` divides by if normalizer_tokens is not given
+        """
+        from trapo_lite.core import losses  # which imports torch: reading a configuration does without
+        from trapo_lite.core.algorithm import Algorithm
+
+        prefix_losses = {
+            "trust_region": functools.partial(losses.trust_region_nll, alpha=self.alpha),
+            "nll": losses.nll,
+            "dft": losses.dft,
+            "luffy": functools.partial(losses.luffy_shaped, gamma=self.gamma),
+        }
+        constant = self.normalizer_tokens or max_response_tokens
+        if self.normalizer == "constant" and constant is None:
+            raise ValueError("normalizer_tokens: not given, and neither is max_response_tokens; give one of them")
+        return Algorithm(
+            micro_groups=self.micro_groups,
+            prefix_loss=prefix_losses[self.prefix_loss] if self.has_prefix_loss else None,
+            prefix_weight=self.prefix_weight if self.has_prefix_loss else 0.0,
+            prefix_advantage=self.prefix_advantage,
+            count_expert_in_baseline=self.count_expert_in_baseline,
+            divide_by_std=self.divide_by_std,
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+            entropy_weight=self.entropy_weight,
+            kl_weight=self.kl_weight,
+            normalizer_tokens=constant if self.normalizer == "constant" else None,
+            tis_cap=tis_cap,
+            sequence_bound=sequence_bound,
+        )
 
     def idle_keys(self) -> dict[str, str]:
         has_whole_trace = any(group.prefix_ratio == 1.0 for group in self.micro_groups)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from trapo_lite.config import plain_yaml
 from trapo_lite.config.algorithm import MicroGroupSection
 from trapo_lite.config.sections import Config
+from trapo_lite.core.errors import ConfigError
 
 MICRO_GROUP = MicroGroupSection.model_fields
 NO_VALUE = ("", "~", "null", "Null", "NULL")  # of YAML
@@ -31,10 +32,6 @@ REFUSED_KEYS = {
     "lora.lora_dropout": "a token shared by several rollouts has one mask, so dropout is always 0; remove the key",
     "lora.modules_to_save": "vLLM does not serve fully trained modules beside an adapter; remove the key",
 }
-
-
-class ConfigError(ValueError):
-    """Something in the configuration is wrong; the message says where, what was found and what to do."""
 
 
 def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:

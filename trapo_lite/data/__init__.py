@@ -7,7 +7,6 @@ filters and counts, `order` distributes.
     batch = [problems[i] for i in batch_indices(step, batch_size=32, num_problems=len(problems), seed=0)]
 """
 
-from trapo_lite.data.errors import DataError
 from trapo_lite.data.loading import Grader, Loaded, load_problems, load_with_rows, require_experts
 from trapo_lite.data.order import batch_indices
 from trapo_lite.data.report import DataReport, fingerprint
@@ -25,7 +24,6 @@ from trapo_lite.data.tokens import (
 )
 
 __all__ = [
-    "DataError",
     "DataReport",
     "Example",
     "Grader",

@@ -8,13 +8,14 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import DataSection
-from trapo_lite.data.errors import BadRow, DataError
+from trapo_lite.core.errors import DataError
+from trapo_lite.core.types import Problem, Verdict
+from trapo_lite.data.bad_row import BadRow
 from trapo_lite.data.report import DataReport, fingerprint, length_quantiles
 from trapo_lite.data.rows import SOLUTION_FIELDS, Example, read_example
 from trapo_lite.data.sources import check_sources, read_rows, source_name
 from trapo_lite.data.template import require_known_tags, template_warnings
 from trapo_lite.data.tokens import encode, end_of_text_id, end_trace, expert_text, prompt_text
-from trapo_lite.types import Problem, Verdict
 
 
 class Grader(Protocol):

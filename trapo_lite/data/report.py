@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from trapo_lite.types import Problem
+from trapo_lite.core.types import Problem
 
 MAX_NAMED = 10  # ids in a line
 QUANTILES = {"min": 0.0, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "max": 1.0}

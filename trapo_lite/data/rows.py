@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from trapo_lite.data.errors import BadRow
+from trapo_lite.data.bad_row import BadRow
 from trapo_lite.data.sources import Row
 
 CONVERSATIONS = ("messages", "conversation")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from trapo_lite.config.fields import possible_path
-from trapo_lite.data.errors import BadRow, DataError
+from trapo_lite.core.errors import DataError
+from trapo_lite.data.bad_row import BadRow
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
 # Never the end of a hub id, so a missing file with one is a missing file.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from trapo_lite.data.errors import DataError
+from trapo_lite.core.errors import DataError
 from trapo_lite.data.tokens import text_of
 
 # What cannot be meant as plain text: <|user|>, <｜User｜>, <|turn> and <turn|>, the tags of sentencepiece vocabularies.

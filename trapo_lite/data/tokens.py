@@ -8,8 +8,8 @@ from typing import Literal
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from trapo_lite.config.folders import check_model_files
-from trapo_lite.data.errors import DataError
+from trapo_lite.config.paths import check_model_files
+from trapo_lite.core.errors import DataError
 
 THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 SYSTEM_BLOCK = re.compile(r"(<\|im_start\|>system\n).*?(<\|im_end\|>)", re.DOTALL)

@@ -51,7 +51,8 @@ def main(needs: Needs, *, compiler: str | None, arguments: Sequence[str] | None 
     config, findings = None, []
     if args.config or args.overrides:
         try:
-            from trapo_lite.config import ConfigError, load_config
+            from trapo_lite.config import load_config
+            from trapo_lite.core.errors import ConfigError
         except BROKEN_PACKAGE as error:
             findings = [cannot_check(error)]
         else:

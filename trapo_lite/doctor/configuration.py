@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from trapo_lite.base_model import model_shape
 from trapo_lite.config import Config
+from trapo_lite.core.errors import EngineError
 from trapo_lite.doctor.facts import Facts, free_bytes, torch_facts
 from trapo_lite.doctor.findings import GIB, Finding, visible_cards
 from trapo_lite.doctor.hub import HubAnswers
@@ -21,13 +21,13 @@ from trapo_lite.doctor.named_inputs import (
     finding_of,
 )
 from trapo_lite.engines.adapter_folder import IN_MEMORY, room_for
-from trapo_lite.engines.base import EngineError
-from trapo_lite.engines.vllm import require_dtype, require_vllm
-from trapo_lite.inputs import check_model
-from trapo_lite.memory_plan import OPTIMIZER_BYTES, plan_memory
-from trapo_lite.model_shape import ModelShape
-from trapo_lite.plain_decoder import plain_shape
-from trapo_lite.planner import memory_lines
+from trapo_lite.engines.vllm.engine import require_dtype, require_vllm
+from trapo_lite.model.base import model_shape
+from trapo_lite.model.packable import check_model
+from trapo_lite.model.shape import ModelShape
+from trapo_lite.planning.llama_qwen_shape import plain_shape
+from trapo_lite.planning.memory import OPTIMIZER_BYTES, plan_memory
+from trapo_lite.planning.report import memory_lines
 
 
 @dataclass(frozen=True)

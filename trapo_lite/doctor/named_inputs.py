@@ -4,26 +4,33 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from trapo_lite.base_model import ModelError
-from trapo_lite.config import Config, ConfigError
-from trapo_lite.data import DataError
+from trapo_lite.config import Config
+from trapo_lite.core.errors import TrapoLiteError
 from trapo_lite.data.sources import read_rows
 from trapo_lite.doctor.facts import Facts
 from trapo_lite.doctor.findings import Finding
 from trapo_lite.doctor.hub import HubAnswers, hub_names
-from trapo_lite.engines.base import EngineError
-from trapo_lite.inputs import check_paths
-from trapo_lite.loggers import check_loggers
+from trapo_lite.run.loggers import check_loggers
+from trapo_lite.training.inputs import check_paths
 
-OWN_ERRORS = (ConfigError, DataError, EngineError, ModelError)
-DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RuntimeError)
+DAMAGE = (
+    TrapoLiteError,
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    ArithmeticError,
+    RuntimeError,
+)
 """What reading a damaged config.json, adapter or data file raises, in our code or a library's."""
 
 
 def finding_of(check: str, error: Exception) -> Finding:
     """Return the finding for an error of the form `where: what; what to do`."""
     text = " ".join(str(error).split()) or type(error).__name__
-    if not isinstance(error, OWN_ERRORS):
+    if not isinstance(error, TrapoLiteError):
         return Finding("error", check, f"{type(error).__name__}: {text}", "the file is damaged: replace it")
     found, _, cure = text.rpartition("; ")
     return Finding("error", check, found or text, cure if found else "")

@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from trapo_lite.adapter import CONFIG, WEIGHTS, AdapterConfig, AdapterError, read_config, read_shapes
-from trapo_lite.engines.base import EngineError
+from trapo_lite.core.errors import EngineError
+from trapo_lite.model.saved_adapter import CONFIG, WEIGHTS, AdapterConfig, AdapterError, read_config, read_shapes
 
 logger = logging.getLogger(__name__)
 

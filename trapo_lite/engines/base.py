@@ -5,12 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from trapo_lite.core.errors import EngineError
+
 FIRST_ADAPTER_ID = 1000  # vLLM's warm-up registers dummy adapters under the small ids
 MIN_TEMPERATURE = 0.01  # vLLM takes less than this for it, or for greedy sampling without a temperature
-
-
-class EngineError(RuntimeError):
-    """The engine died, refused a request or serves something else than it was told to."""
 
 
 class EngineDied(EngineError):

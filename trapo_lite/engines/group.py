@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from trapo_lite.engines.base import Completion, EngineError, EngineRestarted, RolloutEngine, SampleRequest
+from trapo_lite.core.errors import EngineError
+from trapo_lite.engines.base import Completion, EngineRestarted, RolloutEngine, SampleRequest
 
 T = TypeVar("T")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from trapo_lite.config import Config
-from trapo_lite.engines.base import EngineError, RolloutEngine
+from trapo_lite.core.errors import EngineError
+from trapo_lite.engines.base import RolloutEngine
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,8 @@ def start_engine(
     if config.rollout.engine == "vllm":
         from trapo_lite.engines.adapter_folder import AdapterFolder
         from trapo_lite.engines.supervised import SupervisedEngine
-        from trapo_lite.engines.vllm import VLLMEngine
-        from trapo_lite.engines.vllm_options import VLLMOptions
+        from trapo_lite.engines.vllm.engine import VLLMEngine
+        from trapo_lite.engines.vllm.options import VLLMOptions
 
         max_num_seqs = min(config.rollout.max_num_seqs, most_sequences or config.rollout.max_num_seqs)
         options = VLLMOptions(
@@ -78,9 +79,9 @@ def start_engine(
         return engine
 
     if config.rollout.engine == "server":
-        from trapo_lite.engines.server import ServerEngine
-        from trapo_lite.engines.server_command import start_command
-        from trapo_lite.engines.vllm_options import round_up_lora_rank
+        from trapo_lite.engines.server.command import start_command
+        from trapo_lite.engines.server.engine import ServerEngine
+        from trapo_lite.engines.vllm.options import round_up_lora_rank
 
         shared = config.rollout.server_adapter_dir
         command = start_command(
@@ -100,7 +101,7 @@ def start_engine(
             notify=notify,
         )
 
-    from trapo_lite.engines.transformers import TransformersEngine
+    from trapo_lite.engines.transformers.engine import TransformersEngine
 
     return TransformersEngine(
         config.model.name,
@@ -115,8 +116,8 @@ def start_engine(
 
 def _folder_room(config: Config, num_engines: int) -> int:
     """Return the bytes to be free in memory for this run's adapters to be kept there."""
-    from trapo_lite.base_model import model_shape
     from trapo_lite.engines.adapter_folder import room_for
+    from trapo_lite.model.base import model_shape
 
     return room_for(
         getattr(torch, config.model.dtype).itemsize * model_shape(config).adapter_parameters, num_engines=num_engines

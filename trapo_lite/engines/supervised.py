@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from trapo_lite.core.errors import EngineError
 from trapo_lite.engines.adapter_folder import ADAPTER_FILES, take_file
-from trapo_lite.engines.base import Completion, EngineDied, EngineError, EngineRestarted, RolloutEngine, SampleRequest
+from trapo_lite.engines.base import Completion, EngineDied, EngineRestarted, RolloutEngine, SampleRequest
 
 T = TypeVar("T")
 

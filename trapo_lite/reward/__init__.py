@@ -12,10 +12,10 @@ rules are written down in docs/verifier.md.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trapo_lite.reward.pool import MathVerifier, VerifierError
-    from trapo_lite.types import Verdict
+    from trapo_lite.core.types import Verdict
+    from trapo_lite.reward.pool import MathVerifier
 
-__all__ = ["MathVerifier", "Verdict", "VerifierError"]
+__all__ = ["MathVerifier", "Verdict"]
 
 
 def __getattr__(name: str) -> object:

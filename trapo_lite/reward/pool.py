@@ -1,6 +1,7 @@
 """The pool of grading processes: hard deadlines by killing, one warm replacement per kill, nothing left behind."""
 
 import contextlib
+import hashlib
 import importlib.util
 import logging
 import os
@@ -14,12 +15,15 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from importlib.metadata import version
+from pathlib import Path
 from types import TracebackType
 
 from trapo_lite.config import RewardSection
+from trapo_lite.core.errors import VerifierError
+from trapo_lite.core.types import Verdict
 from trapo_lite.reward.extraction import MAX_TEXT_CHARS
 from trapo_lite.reward.worker import read_frame, write_frame
-from trapo_lite.types import Verdict
 
 START_SECONDS = 120.0
 MAX_GOLD_CHARS = 20_000
@@ -30,10 +34,6 @@ BOOTSTRAP = (
 )
 
 logger = logging.getLogger(__name__)
-
-
-class VerifierError(RuntimeError):
-    """The verifier itself cannot work: it is closed, or its processes do not start."""
 
 
 class MathVerifier:
@@ -249,3 +249,11 @@ class _Worker:
         if self._connection is not None:
             self._connection.close()
         self._connection = None
+
+
+def verifier_fingerprint() -> str:
+    """What tells one state of the rules of grading from another: math-verify's version, a hash of trapo_lite.reward."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return f"math-verify {version('math-verify')}, rules {digest.hexdigest()[:12]}"

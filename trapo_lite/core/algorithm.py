@@ -1,0 +1,164 @@
+"""From rollouts to one number to minimise: advantages, and a sum of loss components (DESIGN 4).
+
+An `Algorithm` is data. TRAPO, GRPO, SFT and LUFFY differ in what stands in it; nothing asks which one it is.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trapo_lite.core import losses
+from trapo_lite.core.advantage import group_advantages
+from trapo_lite.core.micro_groups import MicroGroup
+from trapo_lite.core.tree import PackedBatch
+from trapo_lite.core.types import Group, Mean, Rollout
+
+Loss = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """Schedule + prefix loss + completion loss + weights."""
+
+    micro_groups: tuple[MicroGroup, ...]
+    prefix_loss: Loss | None
+    prefix_weight: float
+    prefix_advantage: bool
+    count_expert_in_baseline: bool
+    divide_by_std: bool
+    clip_low: float | None
+    clip_high: float | None
+    entropy_weight: float
+    kl_weight: float
+    normalizer_tokens: int | None
+    tis_cap: float | None
+    sequence_bound: float | None
+
+    @property
+    def needs_every_token(self) -> bool:
+        """An entropy or KL term acts on tokens without advantage too."""
+        return self.entropy_weight > 0 or self.kl_weight > 0
+
+
+@dataclass(frozen=True)
+class Normalizers:
+    """What each component's sum is divided by: GLOBAL counts over all ranks and micro-batches of a step."""
+
+    prefix: float
+    completion: float
+    response: float
+
+    def __add__(self, other: "Normalizers") -> "Normalizers":
+        return Normalizers(
+            self.prefix + other.prefix, self.completion + other.completion, self.response + other.response
+        )
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """The forward pass's results at the trained tokens of a batch, all (K,)."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    reference: Tensor | None = None
+
+
+def make_group(algorithm: Algorithm, rollouts: Sequence[Rollout]) -> Group:
+    """Advantages and prefix-loss weights of one problem's rollouts."""
+    rewards = torch.tensor([[rollout.reward for rollout in rollouts]])
+    in_baseline = None
+    if not algorithm.count_expert_in_baseline:
+        in_baseline = torch.tensor([[rollout.finish_reason != "expert" for rollout in rollouts]])
+    advantages = group_advantages(rewards, in_baseline, divide_by_std=algorithm.divide_by_std)[0].tolist()
+    weights = advantages if algorithm.prefix_advantage else [1.0] * len(rollouts)
+    return Group(tuple(rollouts), tuple(advantages), tuple(weights))
+
+
+def needs_forward(algorithm: Algorithm, group: Group) -> bool:
+    """Whether the group can move the weights at all; if not it costs no forward pass, yet counts in the normalisers."""
+    if algorithm.needs_every_token:
+        return True
+    trains_prefix = algorithm.prefix_loss is not None and any(
+        rollout.train_prefix and weight != 0.0
+        for rollout, weight in zip(group.rollouts, group.prefix_weights, strict=True)
+    )
+    return trains_prefix or any(
+        advantage != 0.0 and rollout.completion_ids
+        for rollout, advantage in zip(group.rollouts, group.advantages, strict=True)
+    )
+
+
+def count_normalizers(algorithm: Algorithm, groups: Sequence[Group]) -> Normalizers:
+    """This rank's share of the normalisers; their sum over ranks is what `policy_loss` takes."""
+    if algorithm.normalizer_tokens is not None:
+        constant = float(algorithm.normalizer_tokens * len(groups))
+        return Normalizers(constant, constant, constant)
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    return Normalizers(
+        prefix=float(sum(len(rollout.prefix_ids) for rollout in rollouts if rollout.train_prefix)),
+        completion=float(sum(len(rollout.completion_ids) for rollout in rollouts)),
+        response=float(sum(len(rollout.response_ids) for rollout in rollouts)),
+    )
+
+
+def policy_loss(
+    algorithm: Algorithm, forward: TokenLogprobs, batch: PackedBatch, normalizers: Normalizers
+) -> tuple[Tensor, dict[str, Mean]]:
+    """One batch's share of the step's loss: components over their own tokens, each over its own global normaliser.
+
+        loss = prefix_weight * sum(w * prefix_loss)              / tokens trained by the prefix loss
+             + sum(importance weight * policy gradient)          / completion tokens, masked ones included
+             - entropy_weight * sum(multiplicity * entropy)      / response tokens
+             + kl_weight * sum(k3)                               / completion tokens
+
+    Summed over batches and ranks this does not depend on how the step was cut. Also returns metrics of the batch.
+    Source: METHOD 4.3, 4.4.
+    """
+    rows = batch.trained
+    own = batch.is_completion[rows]
+    logprobs, sampler = forward.logprobs, batch.sampler_logprobs[rows]
+    old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs[rows]
+    gradient = losses.clipped_policy_gradient(
+        logprobs, old, batch.advantage[rows], clip_low=algorithm.clip_low, clip_high=algorithm.clip_high
+    )
+    if algorithm.tis_cap is not None:
+        gradient = gradient * losses.truncated_importance_weight(old, sampler, cap=algorithm.tis_cap)
+    used = own
+    if algorithm.sequence_bound is not None:
+        sequence = torch.where(own, batch.completion[rows], torch.zeros_like(rows))
+        used = own & losses.sequence_mask(old, sampler, sequence, bound=algorithm.sequence_bound)
+    loss = _masked_sum(gradient, used) / max(normalizers.completion, 1.0)
+    mismatch = (old - sampler).detach()  # before any update on this batch: what moved since is no mismatch
+    entropy = forward.entropy.detach()
+    prefix_rows = batch.prefix_count[rows]
+    metrics = {
+        "loss/completion": _mean(gradient.detach(), own.float()),
+        "policy/entropy": _mean(entropy, own.float()),
+        "mismatch/abs": _mean(mismatch.abs(), own.float()),
+        "mismatch/masked": _mean((own & ~used).float(), own.float()),
+        "mismatch/k3": _mean(losses.k3(sampler, old.detach()), own.float()),
+        "prefix/probability": _mean(logprobs.detach().exp(), prefix_rows),
+    }
+    if algorithm.prefix_loss is not None:
+        prefix_sum = (algorithm.prefix_loss(logprobs) * batch.prefix_weight[rows]).sum()
+        loss = loss + algorithm.prefix_weight * prefix_sum / max(normalizers.prefix, 1.0)
+        metrics["loss/prefix"] = Mean(prefix_sum.item(), prefix_rows.sum().item())
+    if algorithm.entropy_weight > 0:
+        entropy_sum = (forward.entropy * batch.multiplicity[rows]).sum()
+        loss = loss - algorithm.entropy_weight * entropy_sum / max(normalizers.response, 1.0)
+    if forward.reference is not None:
+        kl = losses.k3(logprobs, forward.reference)
+        loss = loss + algorithm.kl_weight * _masked_sum(kl, own) / max(normalizers.completion, 1.0)
+        metrics["loss/kl"] = _mean(kl.detach(), own.float())
+    return loss, metrics
+
+
+def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, values, torch.zeros_like(values)).sum()
+
+
+def _mean(values: Tensor, weights: Tensor) -> Mean:
+    kept = torch.where(weights > 0, values, torch.zeros_like(values))
+    return Mean((kept * weights).sum().item(), weights.sum().item())

@@ -1,0 +1,87 @@
+"""Cut the groups of a step into packs that fit the memory, and share them out between the processes."""
+
+from collections.abc import Sequence
+
+from trapo_lite.core.tree import common_length
+from trapo_lite.core.types import Group
+
+
+def cut(groups: Sequence[Group], *, budget: int) -> list[Group]:
+    """Groups whose trees hold at most `budget` tokens each: larger ones are cut along their branches, trunk repeated.
+
+    A single rollout larger than the budget stays whole, over the budget.
+    """
+    return [part for group in groups for part in _parts(group, budget)]
+
+
+def balance(groups: Sequence[Group], *, num_ranks: int) -> list[list[Group]]:
+    """Deal groups out so that every rank has about as many tokens: the largest first, to the rank that has the least.
+
+    The fullest rank then has at most 4/3 - 1/(3 num_ranks) of what the best way of dealing would give it (Graham 1969).
+    """
+    ranks: list[list[Group]] = [[] for _ in range(num_ranks)]
+    loads = [0] * num_ranks
+    for group in sorted(groups, key=num_tokens, reverse=True):
+        least = loads.index(min(loads))
+        ranks[least].append(group)
+        loads[least] += num_tokens(group)
+    return ranks
+
+
+def split(groups: Sequence[Group], *, budget: int) -> list[list[Group]]:
+    """Cut groups into batches whose packed trees hold at most `budget` tokens each (`cut`), few of them.
+
+    First fit, the largest first: every part goes to the first batch that has room for it.
+    """
+    batches: list[list[Group]] = []
+    room: list[int] = []
+    for part in sorted(cut(groups, budget=budget), key=num_tokens, reverse=True):
+        size = num_tokens(part)
+        place = next((number for number, free in enumerate(room) if size <= free), len(batches))
+        if place == len(batches):
+            batches.append([])
+            room.append(budget)
+        batches[place].append(part)
+        room[place] -= size
+    return batches
+
+
+def bucket(num_tokens: int) -> int:
+    """A length to pad to: at most a quarter more, and only four lengths between a number and its double.
+
+    >>> [bucket(n) for n in (1, 1024, 1025, 5000, 8193)]
+    [1024, 1024, 1280, 5120, 10240]
+    """
+    smallest = 1024
+    step = max(smallest, 1 << (num_tokens - 1).bit_length()) // 8
+    return max(smallest, -(-num_tokens // step) * step)
+
+
+def _parts(group: Group, budget: int) -> list[Group]:
+    if num_tokens(group) <= budget:
+        return [group]
+    order = sorted(range(len(group.rollouts)), key=lambda member: group.rollouts[member].prefix_ids)
+    parts: list[list[int]] = [[]]
+    for member in order:
+        if parts[-1] and num_tokens(_subgroup(group, [*parts[-1], member])) > budget:
+            parts.append([])
+        parts[-1].append(member)
+    return [_subgroup(group, members) for members in parts]
+
+
+def _subgroup(group: Group, members: Sequence[int]) -> Group:
+    return Group(
+        rollouts=tuple(group.rollouts[member] for member in members),
+        advantages=tuple(group.advantages[member] for member in members),
+        prefix_weights=tuple(group.prefix_weights[member] for member in members),
+    )
+
+
+def num_tokens(group: Group) -> int:
+    """Size of the group's tree, without building it: the trie of prefixes, plus prompt, plus completions."""
+    shared = 0
+    previous: tuple[int, ...] = ()
+    for rollout in sorted(group.rollouts, key=lambda rollout: rollout.prefix_ids):
+        shared += len(rollout.prefix_ids) - common_length([previous, rollout.prefix_ids], 0)
+        previous = rollout.prefix_ids
+    return len(group.rollouts[0].prompt_ids) + shared + sum(len(r.completion_ids) for r in group.rollouts)

@@ -1,0 +1,102 @@
+"""Losses per token: pure functions of log-probabilities, any shape. Weights and reduction: `algorithm.policy_loss`.
+
+To try another loss, write it here and name it in `config/algorithm.py`.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def nll(logprobs: Tensor) -> Tensor:
+    """Plain supervised fine-tuning: -log p, full strength on every token."""
+    return -logprobs
+
+
+def trust_region_nll(logprobs: Tensor, *, alpha: float) -> Tensor:
+    """Negative log-likelihood inside the trust region p >= alpha, its tangent in p outside of it.
+
+        loss(p) = -log p                        if p >= alpha
+                  1 - log alpha - p / alpha     otherwise          (C1 at p = alpha)
+
+    d loss / d log p = -min(1, p / alpha): a token the policy finds implausible pulls in proportion to p and no longer
+    at full strength. alpha -> 0 is plain SFT; alpha = 1 has DFT's gradient.   Source: TRAPO, arXiv:2512.17636, Eq. 3.
+
+    Args:    logprobs: log pi(token), any shape.   alpha: edge of the region in probability, 0 < alpha <= 1.
+    Returns: loss per token, same shape.
+    """
+    outside = 1.0 - math.log(alpha) - logprobs.exp() / alpha
+    return torch.where(logprobs >= math.log(alpha), -logprobs, outside)
+
+
+def dft(logprobs: Tensor) -> Tensor:
+    """Dynamic fine-tuning: -sg[p] log p, so that the gradient is that of -p.   Source: arXiv:2508.05629."""
+    return -logprobs.detach().exp() * logprobs
+
+
+def luffy_shaped(logprobs: Tensor, *, gamma: float = 0.1) -> Tensor:
+    """LUFFY's shaped off-policy loss, to be multiplied by the expert rollout's advantage.
+
+        loss(p) = -p / (p + gamma)           d loss / d log p = -gamma p / (p + gamma)^2
+
+    Emphasises tokens of low probability, peaking at p = gamma.   Source: LUFFY, arXiv:2504.14945.
+    """
+    p = logprobs.exp()
+    return -p / (p + gamma)
+
+
+def clipped_policy_gradient(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    *,
+    clip_low: float | None,
+    clip_high: float | None,
+) -> Tensor:
+    """Policy-gradient surrogate on the policy's own tokens; None, None leaves the ratio unclipped.
+
+        ratio = pi / pi_old        loss = -min(A ratio, A clip(ratio, 1 - clip_low, 1 + clip_high))
+
+    With old_logprobs = sg[logprobs] the ratio is 1 in value and the gradient is -A grad log pi.
+
+    Args:    logprobs, old_logprobs, advantages: same shape (or broadcastable); old_logprobs carry no gradient.
+    Source:  PPO, arXiv:1707.06347; asymmetric bounds: DAPO, arXiv:2503.14476.
+    """
+    ratio = (logprobs - old_logprobs.detach()).exp()
+    if clip_low is None and clip_high is None:
+        return -advantages * ratio
+    clipped = ratio.clamp(
+        min=None if clip_low is None else 1.0 - clip_low, max=None if clip_high is None else 1.0 + clip_high
+    )
+    return -torch.minimum(advantages * ratio, advantages * clipped)
+
+
+def truncated_importance_weight(logprobs: Tensor, sampler_logprobs: Tensor, *, cap: float) -> Tensor:
+    """min(pi / pi_sampler, cap) per token, detached: corrects for the engine's log-probs not being the trainer's."""
+    return (logprobs - sampler_logprobs).detach().exp().clamp(max=cap)
+
+
+def sequence_mask(logprobs: Tensor, sampler_logprobs: Tensor, sequence: Tensor, *, bound: float) -> Tensor:
+    """Per token, whether its sequence is one that trainer and sampler find about equally likely.
+
+        keep  <=>  1 / bound <= exp(mean over the sequence of log pi - log pi_sampler) <= bound
+
+    The geometric mean of the ratio, so that long sequences are not judged by their length.
+    Source: sequence-level masked importance sampling, as TRL and verl offer it against sampler / trainer mismatch.
+
+    Args:    logprobs, sampler_logprobs: (K,).   sequence: (K,), 0 to K: which sequence a token is in.   bound: > 1.
+    Returns: bool (K,), detached.
+    """
+    log_ratio = (logprobs - sampler_logprobs).detach()
+    zeros = log_ratio.new_zeros(log_ratio.shape[0] + 1)
+    total = zeros.index_add(0, sequence, log_ratio)
+    count = zeros.index_add(0, sequence, torch.ones_like(log_ratio))
+    mean = (total / count.clamp(min=1.0))[sequence]
+    return mean.abs() <= math.log(bound)
+
+
+def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """Schulman's low-variance estimate of KL(pi || reference) per sampled token: r - 1 - log r, r = ref / pi."""
+    log_ratio = reference_logprobs - logprobs
+    return log_ratio.exp() - 1.0 - log_ratio

@@ -1,0 +1,85 @@
+"""Adaptive prefix selection: how much of an expert solution a rollout gets to see (METHOD 3)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MicroGroup:
+    """Rollouts of one problem that are drawn together, and when they start from an expert prefix (METHOD 3).
+
+    help_below:  help if the mean return of all earlier rollouts of the problem is below this; None = always help.
+    trace:       index of the expert trace the prefix is cut from; None = drawn at random. A problem with fewer traces
+                 falls back to its first.
+    num_trained: how many of the guided rollouts (the last ones) carry the prefix loss; None = all of them. The others
+                 would only train the same prefix again.
+    """
+
+    num_rollouts: int
+    prefix_ratio: float
+    help_below: float | None
+    trace: int | None = 0
+    num_trained: int | None = None
+
+
+PRESETS: dict[str, tuple[MicroGroup, ...]] = {
+    # arXiv:2512.17636, section 3: every guided rollout carries the prefix loss, the trace is drawn at random.
+    "paper": (
+        MicroGroup(4, 0.0, 0.0),
+        MicroGroup(2, 0.2, 0.5, trace=None),
+        MicroGroup(1, 0.5, 0.7, trace=None),
+        MicroGroup(1, 1.0, 0.9, trace=None),
+    ),
+    # The official code decides on sums of 0/1 returns: S4 < 2, S6 < 4, S7 < 7. A mean of 4/6 and 2 / 3 are the same
+    # float, so "<" is exact here; 2/3 rounded up to any number of decimals would help at S6 = 4.
+    "reference_code": (
+        MicroGroup(4, 0.0, 0.0),
+        MicroGroup(2, 0.25, 0.5, trace=0, num_trained=1),
+        MicroGroup(1, 0.5, 2 / 3, trace=0),
+        MicroGroup(1, 1.0, 1.0, trace=1),
+    ),
+}
+
+
+def prefix_ratio(micro_group: MicroGroup, returns_so_far: Sequence[float]) -> float:
+    """The share of the expert trace to give now: the micro-group's ratio if the policy needs help, else 0.
+
+    >>> guided = MicroGroup(num_rollouts=2, prefix_ratio=0.25, help_below=0.5)
+    >>> prefix_ratio(guided, [1.0, 0.0, 0.0, 0.0]), prefix_ratio(guided, [1.0, 1.0, 0.0, 0.0])
+    (0.25, 0.0)
+
+    returns_so_far: returns of ALL earlier rollouts of the problem, guided ones included. Without any, there is no
+    evidence that help is needed, unless help_below is None (always).   Source: METHOD 3; the official code has "<".
+    """
+    if micro_group.help_below is None:
+        return micro_group.prefix_ratio
+    if not returns_so_far:
+        return 0.0
+    mean_return = sum(returns_so_far) / len(returns_so_far)
+    return micro_group.prefix_ratio if mean_return < micro_group.help_below else 0.0
+
+
+def cut_prefix(
+    token_ids: Sequence[int], ratio: float, is_boundary: Callable[[int], bool], *, slack: float = 0.3
+) -> int:
+    """How many tokens of an expert trace (EOS counted) to keep for a ratio, ending at a blank line where one is near.
+
+    >>> cut_prefix([7] * 26 + [0] + [7] * 73, 0.25, lambda token: token == 0)
+    27
+
+    The first boundary token strictly after int(len * ratio) ends the prefix if its index is strictly below
+    len * (ratio + slack); otherwise the prefix is cut at int(len * ratio). Ratio 0 keeps nothing, ratio 1 everything.
+    Source: the official code, METHOD 3.
+    """
+    length = len(token_ids)
+    if ratio <= 0.0:
+        return 0
+    if ratio >= 1.0:
+        return length
+    threshold = int(length * ratio)
+    for index in range(threshold + 1, length):
+        if index >= length * (ratio + slack):
+            break
+        if is_boundary(token_ids[index]):
+            return index + 1
+    return threshold

@@ -1,0 +1,95 @@
+"""The values that travel through the pipeline: data -> rollout -> reward -> advantage -> loss -> update.
+
+Letters for shapes, everywhere: P problems, G rollouts of a problem, T packed tokens, K trained tokens, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "expert"]
+VerdictKind = Literal["correct", "wrong", "no_answer", "timeout", "crash"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A prompt with a checkable answer and the expert's solutions to it.
+
+    `expert_ids` holds one tuple of token ids per expert trace, EOS included; it may be empty.
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    answer: str
+    expert_ids: tuple[tuple[int, ...], ...] = ()
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the verifier says of one answer; `answer` is the span of text it judged."""
+
+    kind: VerdictKind
+    answer: str | None = None
+
+    @property
+    def is_correct(self) -> bool:
+        return self.kind == "correct"
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One member of a group: prompt + expert prefix (maybe empty, maybe everything) + the policy's own completion.
+
+    `completion_logprobs` are the sampler's, one per completion token, under its temperature. `finish_reason` is
+    "expert" when the prefix is the whole trace and nothing was generated. `slot` is the rollout's index in its group.
+    """
+
+    problem_id: str
+    slot: int
+    prompt_ids: tuple[int, ...]
+    prefix_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    completion_logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+    trace: int | None
+    train_prefix: bool
+    adapter_version: int | None
+    verdict: Verdict
+    reward: float
+
+    @property
+    def is_guided(self) -> bool:
+        return bool(self.prefix_ids)
+
+    @property
+    def response_ids(self) -> tuple[int, ...]:
+        return self.prefix_ids + self.completion_ids
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A metric until it is written: a sum and a count, so that it can be added up over batches and ranks.
+
+    >>> Mean(3.0, 2) + Mean(1.0, 2)
+    Mean(total=4.0, count=4)
+    """
+
+    total: float
+    count: float
+
+    def __add__(self, other: "Mean") -> "Mean":
+        return Mean(self.total + other.total, self.count + other.count)
+
+    @property
+    def value(self) -> float:
+        """NaN, never 0, where there was no data."""
+        return self.total / self.count if self.count else float("nan")
+
+
+@dataclass(frozen=True)
+class Group:
+    """A problem's rollouts with what the losses need: one advantage and one prefix-loss weight per rollout."""
+
+    rollouts: tuple[Rollout, ...]
+    advantages: tuple[float, ...]
+    prefix_weights: tuple[float, ...]

@@ -1,0 +1,116 @@
+"""Show one problem with its prefixes and the losses that each of its tokens gets."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from trapo_lite.config import AlgorithmSection
+from trapo_lite.core.errors import DataError
+from trapo_lite.core.micro_groups import MicroGroup, cut_prefix
+from trapo_lite.core.types import Problem
+from trapo_lite.data import is_boundary_fn, text_of
+
+CUT_STYLES = ("green", "cyan", "magenta", "yellow", "blue")
+
+
+def find_problem(problems: Sequence[Problem], key: str) -> Problem:
+    """The problem with this id or else at this index (from 0); DataError where there is neither."""
+    for problem in problems:
+        if problem.id == key:
+            return problem
+    if key.isdecimal() and int(key) < len(problems):
+        return problems[int(key)]
+    raise DataError(
+        f"--inspect {key}: no such id among {len(problems)} problems; give an id such as {problems[0].id!r} or "
+        f"an index from 0 to {len(problems) - 1}"
+    )
+
+
+def show_problem(
+    console: Console, problem: Problem, algorithm: AlgorithmSection, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """The prompt, what each micro-group would be given and which loss trains it, and the traces with the ends of the
+    prefixes marked in them."""
+    micro_groups = algorithm.micro_groups
+    is_boundary = is_boundary_fn(tokenizer)
+    _print_lines(console, [f"\nproblem {problem.id}, answer {problem.answer}"])
+    _print_title(console, f"prompt, {len(problem.prompt_ids)} tokens")
+    _print_lines(console, [text_of(tokenizer, problem.prompt_ids, with_special=True)])
+    cuts: list[dict[int, int]] = [{} for _ in problem.expert_ids]
+    for number, micro_group in enumerate(micro_groups):
+        help_lines = []
+        for trace in _traces_for(micro_group, len(problem.expert_ids)):
+            token_ids = problem.expert_ids[trace]
+            keep = cut_prefix(token_ids, micro_group.prefix_ratio, is_boundary)
+            cuts[trace][number] = keep
+            help_lines.append(f"    {keep} of the {len(token_ids)} tokens of trace {trace}")
+        _print_title(console, _describe(number, micro_group, bool(help_lines)), style=_style(number))
+        _print_lines(console, [*help_lines, f"    {_losses(algorithm, micro_group, bool(help_lines))}"])
+    for trace, token_ids in enumerate(problem.expert_ids):
+        _print_title(console, f"trace {trace}, {len(token_ids)} tokens")
+        console.print(_marked_trace(token_ids, cuts[trace], tokenizer), soft_wrap=True)
+
+
+def _traces_for(micro_group: MicroGroup, num_traces: int) -> range:
+    """The traces a micro-group may be given a prefix of: none, its own (or the first), or any."""
+    if micro_group.prefix_ratio == 0.0 or num_traces == 0:
+        return range(0)
+    if micro_group.trace is None:
+        return range(num_traces)
+    own = micro_group.trace if micro_group.trace < num_traces else 0
+    return range(own, own + 1)
+
+
+def _describe(number: int, micro_group: MicroGroup, is_helped: bool) -> str:
+    num = micro_group.num_rollouts
+    text = f"micro-group {number + 1}: {num} rollout{'s' if num > 1 else ''}"
+    if not is_helped:
+        return f"{text}, no prefix"
+    when = "always" if micro_group.help_below is None else f"if the mean return is below {micro_group.help_below:.3g}"
+    which = "a trace at random" if micro_group.trace is None else "its trace"
+    return f"{text}, ratio {micro_group.prefix_ratio:g} of {which} {when}"
+
+
+def _losses(algorithm: AlgorithmSection, micro_group: MicroGroup, is_helped: bool) -> str:
+    """What trains the tokens of such a rollout."""
+    parts = []
+    entropy = [f"entropy x {algorithm.entropy_weight:g}"] if algorithm.entropy_weight else []
+    if is_helped:
+        which = "" if micro_group.num_trained is None else f" of the last {micro_group.num_trained}"
+        loss = f"{algorithm.prefix_loss} x {algorithm.prefix_weight:g}" if algorithm.has_prefix_loss else "no SFT loss"
+        parts.append(f"prefix{which}: " + ", ".join([loss, *entropy]))
+    is_all_expert = micro_group.prefix_ratio == 1.0 and micro_group.help_below is None
+    if not is_all_expert:
+        kl = [f"KL to the base x {algorithm.kl_weight:g}"] if algorithm.kl_weight else []
+        parts.append("own tokens: " + ", ".join(["policy gradient", *entropy, *kl]))
+    return "; ".join(parts)
+
+
+def _marked_trace(token_ids: Sequence[int], cuts: dict[int, int], tokenizer: PreTrainedTokenizerBase) -> Text:
+    """The trace's text; each stretch in the colour of the first micro-group to reach it, its end marked <<number."""
+    text = Text()
+    start = 0
+    for number, keep in sorted(cuts.items(), key=lambda cut: cut[1]):
+        text.append(text_of(tokenizer, token_ids[start:keep], with_special=True), style=_style(number))
+        text.append(f"<<{number + 1}", style="bold reverse")
+        start = keep
+    return text.append(text_of(tokenizer, token_ids[start:], with_special=True), style="dim")
+
+
+def _style(number: int) -> str:
+    return CUT_STYLES[number % len(CUT_STYLES)]
+
+
+def _print_title(console: Console, title: str, *, style: str = "") -> None:
+    console.print(Text(title, style=f"bold {style}".strip()), soft_wrap=True)
+
+
+def _print_line(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_lines(console: Console, lines: Sequence[str]) -> None:
+    for line in lines:
+        _print_line(console, line)

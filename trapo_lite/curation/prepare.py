@@ -1,0 +1,121 @@
+"""The data job: what a data set holds as the trainer will see it, a cleaned copy, a closer look at one problem."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from trapo_lite.config import Config, DataSection
+from trapo_lite.core.errors import ConfigError, DataError
+from trapo_lite.curation.decontamination import Overlap
+from trapo_lite.curation.inspection import _print_line, _print_lines, find_problem, show_problem
+from trapo_lite.curation.training_set import Build, build_training_set
+from trapo_lite.data import DataReport, check_sources, load_tokenizer
+from trapo_lite.data.loading import Grader, Loaded, load_with_rows
+from trapo_lite.evaluation.registry import Benchmark, read_benchmark, texts_fingerprint
+from trapo_lite.reward import MathVerifier
+
+
+def prepare(
+    config: Config,
+    console: Console | None = None,
+    *,
+    out: str | None = None,
+    second: str | None = None,
+    overlap: Mapping[str, Benchmark] | None = None,
+    remove_overlap: bool = False,
+    allow_part: bool = False,
+    restart: bool = False,
+    verify: bool = False,
+    inspect: str | None = None,
+) -> None:
+    """Print what the data holds, or with `out` build a training set of it; show the problem `inspect` (id or index).
+
+    second, overlap, remove_overlap, restart: as in training_set.Build;  allow_part: as in benchmarks.read_benchmark
+    verify: grade the expert traces, in both readings of data.expert_text
+
+    Loads a tokenizer, never a model. Raises ConfigError, DataError for anything wrong with what it is given.
+    """
+    console = console or Console()
+    sources = check_sources(config.data.train)
+    if out is None and (second is not None or overlap or restart):
+        raise ConfigError(
+            "--second, --decontaminate, --restart: are about the set that is written; give --out FILE.jsonl"
+        )
+    if out is not None and inspect is not None:
+        raise ConfigError(f"--inspect: shows a row of data.train, not of what is built; then give data.train={out}")
+    if second is not None:
+        check_sources(second, option="--second")
+    if out is not None:
+        _check_out(Path(out), [*sources, *([second] if second else [])], restart=restart)
+    tokenizer = load_tokenizer(config.model.name)
+    with MathVerifier.from_config(config.reward) if verify else nullcontext() as grader:
+        if out is not None:
+            problems = {name: _texts(name, one, allow_part=allow_part) for name, one in (overlap or {}).items()}
+            build = Build(
+                config,
+                Path(out),
+                second=second,
+                overlap=Overlap(problems) if problems else None,
+                overlap_names=tuple(
+                    f"{name}={one.source} {texts_fingerprint(problems[name])[:12]}"
+                    for name, one in (overlap or {}).items()
+                ),
+                remove_overlap=remove_overlap,
+                verifier=grader,
+                restart=restart,
+            )
+            counts = build_training_set(build, tokenizer, partial(_print_line, console))
+            _print_lines(console, [*counts.lines(), f"wrote {counts.num_kept} rows to {out}"])
+        else:
+            loaded = _load(config, config.data, tokenizer, grader)
+            shown = None if inspect is None else find_problem(loaded.problems, inspect)
+            _print_lines(console, loaded.report.lines())
+            _print_lines(console, [_other_reading(config, loaded.report, tokenizer, grader)])
+            if shown is not None:
+                show_problem(console, shown, config.algorithm, tokenizer)
+
+
+def _texts(name: str, benchmark: Benchmark, *, allow_part: bool) -> list[str]:
+    """A benchmark's problems without what is put around them."""
+    bare = benchmark.model_copy(update={"template": "{problem}"})
+    pairs, _ = read_benchmark(name, bare, allow_part=allow_part)
+    return [problem for problem, _ in pairs]
+
+
+def _check_out(path: Path, sources: Sequence[str], *, restart: bool) -> None:
+    if not path.parent.is_dir():
+        raise DataError(f"--out {path}: there is no folder {path.parent}; make it or choose another place")
+    if path.suffix != ".jsonl":
+        raise DataError(f"--out {path}: is written as JSON lines; give it a name that ends in .jsonl")
+    if any(path.resolve() == Path(source).expanduser().resolve() for source in sources):
+        raise DataError(f"--out {path}: is also read by data.train or --second; choose another place")
+    work = path.with_suffix(".work")
+    if path.is_dir() or work.is_file():
+        raise DataError(f"--out {path}: {path if path.is_dir() else work} is in the way; choose another name")
+    if path.exists() and not restart and not (work / "state.json").exists():
+        raise DataError(f"--out {path}: is there already; choose another name, or give --restart to build it anew")
+
+
+def _load(config: Config, data: DataSection, tokenizer: PreTrainedTokenizerBase, grader: Grader | None) -> Loaded:
+    limit = config.rollout.max_response_tokens
+    return load_with_rows(data, tokenizer, max_response_tokens=limit, verifier=grader)
+
+
+def _other_reading(
+    config: Config, report: DataReport, tokenizer: PreTrainedTokenizerBase, grader: Grader | None
+) -> str:
+    """One line: what the experts would be with the other data.expert_text."""
+    other = "full" if config.data.expert_text == "thought" else "thought"
+    where = f"  with data.expert_text: {other}"
+    try:
+        change = _load(config, config.data.model_copy(update={"expert_text": other}), tokenizer, grader).report
+    except DataError as error:
+        return f"{where}: {error}"
+    if change.fingerprint == report.fingerprint:
+        return f"{where} the same"
+    graded = f", {change.num_unverified} of {change.num_graded} do not verify" if change.num_graded else ""
+    return f"{where} {change.num_traces} traces, median {change.trace_lengths.get('median', 0)} tokens{graded}"

@@ -1,0 +1,81 @@
+"""More traces of the problems of a training set, looked up in a second source; a search that was killed goes on."""
+
+import json
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from trapo_lite.core.errors import DataError
+from trapo_lite.data.bad_row import BadRow
+from trapo_lite.data.rows import read_example
+from trapo_lite.data.sources import read_rows
+from trapo_lite.run.files import append_bytes, errors_named, replace_text
+
+MAX_CANDIDATES = 3  # kept of a problem until one is found that differs from the first trace
+
+
+def matching_key(problem: str) -> str:
+    """The same for problems that differ in blanks and case."""
+    return " ".join(problem.casefold().split())
+
+
+def find_second_traces(
+    source: str,
+    keys: set[str],
+    file: Path,
+    state: dict[str, Any],
+    state_file: Path,
+    say: Callable[[str], None],
+) -> None:
+    """Write what the source has on the problems: {key, solutions}, one line a problem."""
+    if state.get("second_done"):
+        return
+    say(f"looking for second traces in {source}")
+    cut_to(file, state.get("second_bytes", 0))
+    missing = keys - places_of(file).keys()
+    num_read, num_bad = state.get("second_rows", 0), state.get("second_bad", 0)
+    lines: list[bytes] = []
+
+    def write_down() -> None:
+        length = append_bytes(file, b"".join(lines))
+        lines.clear()
+        state.update({"second_rows": num_read, "second_bad": num_bad, "second_bytes": length})
+
+    for row in islice(read_rows(source), num_read, None):
+        num_read += 1
+        try:
+            example = read_example(row)
+        except BadRow:
+            num_bad += 1
+            continue
+        key = matching_key(example.problem)
+        if key in missing and example.solutions:
+            missing.remove(key)
+            line = {"key": key, "solutions": list(example.solutions[:MAX_CANDIDATES])}
+            lines.append((json.dumps(line, ensure_ascii=False) + "\n").encode())
+        if num_read % 1000 == 0:
+            write_down()
+            replace_text(state_file, json.dumps(state))
+    write_down()
+    state["second_done"] = True
+    replace_text(state_file, json.dumps(state))
+
+
+def places_of(file: Path) -> dict[str, int]:
+    """Key -> where its line begins."""
+    places = {}
+    with file.open("rb") as lines:
+        start = 0
+        for line in lines:
+            places[json.loads(line)["key"]] = start
+            start += len(line)
+    return places
+
+
+def cut_to(file: Path, length: int) -> None:
+    """To what the state knows of: lines after it are written again. DataError where there is less."""
+    with errors_named(file), file.open("ab") as opened:
+        if opened.tell() < length:
+            raise DataError(f"{file}: is shorter than {length} bytes; give --restart to begin anew")
+        opened.truncate(length)

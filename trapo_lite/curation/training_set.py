@@ -1,0 +1,265 @@
+"""Build a training set, row by row: second traces joined in, filtered, graded, compared with what is evaluated on.
+
+    sources -> ids -> traces of the second source that match -> rows that fit, in OUT, and OUT.report.json
+
+Traces are read where they are needed: ids, problems and counts are all that is held. OUT.work holds what is done, so
+that a build that was killed goes on from there.
+"""
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from trapo_lite.config import Config
+from trapo_lite.core.errors import DataError
+from trapo_lite.core.types import Problem
+from trapo_lite.curation.build_report import BuildTally
+from trapo_lite.curation.decontamination import Overlap
+from trapo_lite.curation.second_traces import cut_to, find_second_traces, matching_key, places_of
+from trapo_lite.data import Grader, check_sources, end_of_text_id, expert_text, require_known_tags, template_warnings
+from trapo_lite.data.loading import Tally, drop_long_prompts, read_examples, resolve_ids, with_traces
+from trapo_lite.data.rows import Example
+from trapo_lite.run.files import append_bytes, errors_named, lock, replace_text
+
+ROWS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Build:
+    """What is built, and of what.
+
+    second:     a source with more traces of the same problems, or None
+    overlap:    sets that are evaluated on, named with source and content by overlap_names
+    remove_overlap: drop rows that share a run of words with them
+    verifier:   grades every trace; None: no grading
+    restart:    forget what a build that was killed has done
+    """
+
+    config: Config
+    out: Path
+    second: str | None = None
+    overlap: Overlap | None = None
+    overlap_names: tuple[str, ...] = ()
+    remove_overlap: bool = False
+    verifier: Grader | None = None
+    restart: bool = False
+
+    def _local_sources(self) -> list[str]:
+        sources = [*check_sources(self.config.data.train), *([self.second] if self.second else [])]
+        return [source for source in sources if Path(source).expanduser().is_file()]
+
+    def described(self) -> dict[str, Any]:
+        """What decides what comes out, by the names users know: a build is only gone on with if it is the same."""
+        return {
+            **{f"data.{key}": value for key, value in self.config.data.model_dump(mode="json").items()},
+            "model.name": self.config.model.name,
+            "rollout.max_response_tokens": self.config.rollout.max_response_tokens,
+            "--second": self.second,
+            "--decontaminate": list(self.overlap_names),
+            "--remove": self.remove_overlap,
+            "--verify": self.verifier is not None,
+            "contents of the files": {name: _content(Path(name).expanduser()) for name in self._local_sources()},
+        }
+
+
+def _content(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def build_training_set(build: Build, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]) -> BuildTally:
+    """Write build.out and build.out.report.json; returns what the report holds. DataError for what cannot be used,
+    ConfigError where another process is writing to the same `out`."""
+    work = build.out.with_suffix(".work")
+    with errors_named(work):
+        work.mkdir(parents=True, exist_ok=True)
+    with lock(work, option="--out"):
+        return _build(build, work, tokenizer, say)
+
+
+def _build(build: Build, work: Path, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]) -> BuildTally:
+    sources = check_sources(build.config.data.train)
+    require_known_tags(build.config.data.prompt_template, tokenizer)
+    state_file, kept_file, second_file = work / "state.json", work / "kept.jsonl", work / "second.jsonl"
+    if build.restart:
+        _clear(work)
+    described = build.described()
+    state = _open_work(work, state_file, described, say)
+    tally = Tally(skip_bad_rows=build.config.data.on_bad_row == "skip")
+    ids, keys = _name_rows(sources, tally)
+    if build.second is not None:
+        find_second_traces(build.second, keys, second_file, state, state_file, say)
+    more_traces = places_of(second_file) if build.second is not None else {}
+    counts = BuildTally.from_row(state["counts"]) if "counts" in state else BuildTally()
+    if "counts" not in state:
+        counts.num_rows, counts.rows_dropped = tally.num_rows, Counter(tally.rows)
+        counts.num_second = None if build.second is None else 0
+        counts.num_second_rows, counts.num_second_bad = state.get("second_rows"), state.get("second_bad")
+    cut_to(kept_file, state.get("kept_bytes", 0))
+    rows = islice(_examples(sources, ids), state.get("num_done", 0), None)
+    while batch := list(islice(rows, ROWS_AT_ONCE)):
+        finished = _finished_rows(build, batch, tokenizer, more_traces, second_file, counts)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in finished)
+        state["kept_bytes"] = append_bytes(kept_file, lines.encode())
+        state |= {"num_done": state.get("num_done", 0) + len(batch), "counts": counts.to_row()}
+        replace_text(state_file, json.dumps(state))
+    if counts.num_kept == 0:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.rows_dropped.items())
+        shutil.rmtree(work)
+        raise DataError(f"data {', '.join(sources)}: none of {counts.num_rows} rows is left ({reasons})")
+    report = {**described, **counts.to_row()}
+    replace_text(build.out.with_suffix(".report.json"), json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    state_file.unlink()  # killed from here on, the next build begins anew and finds the same
+    with errors_named(build.out):
+        kept_file.rename(build.out)
+    shutil.rmtree(work)
+    return counts
+
+
+def _open_work(work: Path, state_file: Path, described: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+    if state_file.is_file():
+        try:
+            state = json.loads(state_file.read_text(encoding="utf-8"))
+            before = state["described"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{state_file}: cannot be read ({error!r}); give --restart to begin anew") from None
+        is_begun = len(state) > 1  # else it only says what was asked for: a mistake, perhaps
+        for key, wanted in described.items():
+            if is_begun and before.get(key) != wanted:
+                raise DataError(
+                    f"--out: {work} holds an unfinished build with {key} {before.get(key)!r:.200}, now it "
+                    f"is {wanted!r:.200}; choose another --out, or give --restart to begin anew"
+                )
+        if is_begun:
+            say(f"going on with {work}: {state.get('num_done', 0)} rows done")
+            return state
+    _clear(work)
+    state = {"described": described}
+    replace_text(state_file, json.dumps(state))
+    return state
+
+
+def _clear(work: Path) -> None:
+    for file in work.iterdir():
+        file.unlink()
+
+
+def _name_rows(sources: Sequence[str], tally: Tally) -> tuple[dict[str, str], set[str]]:
+    """(id of each row that can be read, by the row's place; keys of their problems)."""
+    keys: set[str] = set()
+
+    def light() -> Iterator[Example]:
+        for example in read_examples(sources, tally):
+            keys.add(matching_key(example.problem))
+            yield replace(example, problem="", solutions=())
+
+    examples = resolve_ids(light(), tally)
+    tally.require_good_rows()
+    return {example.row_key: example.id for example in examples}, keys
+
+
+def _examples(sources: Sequence[str], ids: Mapping[str, str]) -> Iterator[Example]:
+    """The rows that `_name_rows` gave a name, with it."""
+    for example in read_examples(sources, Tally(skip_bad_rows=True)):
+        if example.row_key in ids:
+            yield replace(example, id=ids[example.row_key])
+
+
+def _finished_rows(
+    build: Build,
+    batch: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    more_traces: Mapping[str, int],
+    second_file: Path,
+    counts: BuildTally,
+) -> list[dict[str, Any]]:
+    """The rows of a batch that are kept, in the simple form; everything about it is counted."""
+    data, limit = build.config.data, build.config.rollout.max_response_tokens
+    num_read = counts.num_kept + counts.rows_dropped.total() + len(batch)
+    tally = Tally(skip_bad_rows=data.on_bad_row == "skip", num_rows=num_read)
+    batch = [example for example in batch if not _is_removed(build, example, counts)]
+    joined = [_with_second(build, example, tokenizer, more_traces, second_file) for example in batch]
+    fitting, prompts = drop_long_prompts(joined, data, tokenizer, tally)
+    problems, kept = with_traces(
+        fitting, prompts, data, tokenizer, end_of_text_id(tokenizer, data.eos_token), limit, tally
+    )
+    tally.require_good_rows()
+    if counts.prompt_warnings is None and problems:
+        counts.prompt_warnings = list(template_warnings(data.prompt_template, tokenizer, problems[0].prompt_ids))
+    counts.num_kept += len(kept)
+    counts.rows_dropped.update(tally.rows)
+    counts.traces_dropped.update(tally.traces)
+    _count_lengths(problems, counts)
+    if counts.num_second is not None:
+        added = {two.id: two.solutions[-1] for one, two in zip(batch, joined, strict=True) if one is not two}
+        counts.num_second += sum(added.get(example.id) in example.solutions for example in kept)
+    if build.verifier is not None:
+        _grade(build.verifier, kept, counts)
+    return [_simple_row(example, keep_system=data.system == "row") for example in kept]
+
+
+def _with_second(
+    build: Build, example: Example, tokenizer: PreTrainedTokenizerBase, places: Mapping[str, int], file: Path
+) -> Example:
+    """With the first trace of the second source that is another than those it has, fits and, where there is a verifier,
+    verifies; if it has fewer than two."""
+    start = places.get(matching_key(example.problem))
+    if start is None or len(example.solutions) > 1:
+        return example
+    with file.open("rb") as lines:
+        lines.seek(start)
+        found = json.loads(lines.readline())["solutions"]
+    own = {matching_key(solution) for solution in example.solutions}
+    for other in found:
+        text = expert_text(other, build.config.data.expert_text)
+        fits = len(tokenizer(text, add_special_tokens=False)["input_ids"]) < build.config.rollout.max_response_tokens
+        if matching_key(other) in own or not fits:
+            continue
+        if build.verifier is None or build.verifier.grade([(other, example.answer)])[0].is_correct:
+            return replace(example, solutions=(*example.solutions, other))
+    return example
+
+
+def _is_removed(build: Build, example: Example, counts: BuildTally) -> bool:
+    names = build.overlap.sets_with(example.problem) if build.overlap is not None else ()
+    if names:
+        counts.found_overlap.append([example.id, list(names)])
+    if names and build.remove_overlap:
+        counts.rows_dropped["shares words with a benchmark"] += 1
+        return True
+    return False
+
+
+def _count_lengths(problems: Sequence[Problem], counts: BuildTally) -> None:
+    for problem in problems:
+        counts.problems_by_traces[str(len(problem.expert_ids))] += 1
+        counts.prompt_lengths[str(len(problem.prompt_ids))] += 1
+        counts.trace_lengths.update(str(len(trace)) for trace in problem.expert_ids)
+
+
+def _grade(verifier: Grader, examples: Sequence[Example], counts: BuildTally) -> None:
+    traces = [(solution, example.answer) for example in examples for solution in example.solutions]
+    whole = verifier.grade(traces)
+    thoughts = verifier.grade([(expert_text(solution, "thought"), answer) for solution, answer in traces])
+    counts.num_graded = (counts.num_graded or 0) + len(traces)
+    counts.num_wrong = (counts.num_wrong or 0) + sum(not verdict.is_correct for verdict in whole)
+    counts.num_wrong_thoughts = (counts.num_wrong_thoughts or 0) + sum(not verdict.is_correct for verdict in thoughts)
+
+
+def _simple_row(example: Example, *, keep_system: bool) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "id": example.id,
+        "problem": example.problem,
+        "answer": example.answer,
+        "solutions": list(example.solutions),
+        "source": example.source,
+    }
+    return row | {"system": example.system} if keep_system and example.system is not None else row

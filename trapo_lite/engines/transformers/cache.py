@@ -1,0 +1,122 @@
+"""What reading prompts and one more token for many rows cost: batches, attention and key-value cache that copy little
+(the transformers engine)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from trapo_lite.model.tree_attention import refuse_unknown
+
+ATTENTION = "grouped_sdpa"
+IN_MASK = ("sliding_window", "is_causal")  # of attention's arguments: what the mask says, or SDPA takes
+BLOCK = 64  # columns that a cache grows by
+MAX_SCORES = 2**24  # of prompts read at once: entries of the attention matrix a head, with what they are padded by
+
+Reader = TypeVar("Reader")
+
+
+def read_at_once(rows: Sequence[Reader], prompt_of: Callable[[Reader], tuple[int, ...]]) -> Iterator[list[Reader]]:
+    """The rows in their order, as many at a time as attention over their different prompts has memory for."""
+    batch: list[Reader] = []
+    prompts: set[tuple[int, ...]] = set()
+    for row in rows:
+        wider = {*prompts, prompt_of(row)}
+        if batch and len(wider) * max(map(len, wider)) ** 2 > MAX_SCORES:
+            yield batch
+            batch, wider = [], {prompt_of(row)}
+        batch.append(row)
+        prompts = wider
+    if batch:
+        yield batch
+
+
+def grouped_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Compute transformers' SDPA; for one query a row, without copying keys and values for the heads that share them.
+
+    The heads of a group take the place of queries: (B, heads, 1, D) in, (B, 1, heads, D of the values) out.
+    Raises ModelError if the model asks for more, such as sinks.
+    """
+    refuse_unknown(module, {name: value for name, value in options.items() if name not in IN_MASK})
+    rows, heads, length, size = query.shape
+    if length > 1:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    groups = query.reshape(rows, key.shape[1], heads // key.shape[1], size)
+    output = scaled_dot_product_attention(groups, key, value, attn_mask=attention_mask, scale=scaling)
+    return output.reshape(rows, 1, heads, value.shape[-1]), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION, grouped_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_mask)
+
+
+class GrowingLayer(DynamicLayer):
+    """One layer's keys and values, (rows, heads, columns, D); it makes room for `BLOCK` columns at a time.
+
+    `keys` and `values` are views of that room, or what they were set to since.
+    """
+
+    keys: Tensor  # type: ignore[assignment]
+    values: Tensor  # type: ignore[assignment]
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self._room: dict[str, Tensor] = {}
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys = self._longer("keys", self.keys, key_states)
+        self.values = self._longer("values", self.values, value_states)
+        return self.keys, self.values
+
+    def _longer(self, name: str, states: Tensor, new: Tensor) -> Tensor:
+        width, wanted = states.shape[2], states.shape[2] + new.shape[2]
+        room = self._room.get(name)
+        if room is None or room.data_ptr() != states.data_ptr() or wanted > room.shape[2]:
+            room = self._room[name] = pad(states, (0, 0, 0, new.shape[2] + BLOCK))
+        room[:, :, width:wanted] = new
+        return room[:, :, :wanted]
+
+
+class RowCache(Cache):
+    """The cache of rows that come and go, right-aligned: what a row lacks on the left is masked by the caller."""
+
+    def __init__(self) -> None:
+        super().__init__(layer_class_to_replicate=GrowingLayer)
+
+    def select(self, rows: Tensor, *, width: int) -> None:
+        """Keep these rows, in this order, each as often as it is named, and of their columns the last `width`."""
+        for layer in self._growing:
+            layer.keys, layer.values = layer.keys[rows, :, -width:], layer.values[rows, :, -width:]
+
+    def append(self, below: "RowCache") -> None:
+        """Put other rows under these; the narrower cache is padded on the left."""
+        for ours, theirs in zip(self._growing, below._growing, strict=True):
+            width = max(ours.keys.shape[2], theirs.keys.shape[2])
+            ours.keys = torch.cat([_widened(ours.keys, width), _widened(theirs.keys, width)])
+            ours.values = torch.cat([_widened(ours.values, width), _widened(theirs.values, width)])
+
+    @property
+    def _growing(self) -> list[GrowingLayer]:
+        return cast(list[GrowingLayer], self.layers)
+
+
+def _widened(states: Tensor, width: int) -> Tensor:
+    return pad(states, (0, 0, width - states.shape[2], 0))

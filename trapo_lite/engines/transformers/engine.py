@@ -1,0 +1,289 @@
+"""Rollouts by plain transformers and PEFT: no vLLM, for small models and as the reference the others are held to."""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from trapo_lite.config import ModelSection
+from trapo_lite.core.errors import EngineError
+from trapo_lite.engines.adapter_folder import read_servable
+from trapo_lite.engines.base import Completion, SampleRequest, check_request
+from trapo_lite.engines.parity import PEFT_PREFIX, checksum_of_pairs
+from trapo_lite.engines.transformers.cache import ATTENTION, RowCache, read_at_once
+from trapo_lite.engines.transformers.merging import MergedAdapter
+from trapo_lite.engines.transformers.sampling import draw, processed_logprobs
+from trapo_lite.model.base import load_base
+from trapo_lite.model.saved_adapter import load_by_name, read_tensors
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+
+
+@dataclass
+class Row:
+    """One running sequence; `uniforms` holds the random number of every token it may draw."""
+
+    request: SampleRequest
+    uniforms: Tensor
+    adapter_version: int | None
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+    @property
+    def finish_reason(self) -> Literal["stop", "length"] | None:
+        if self.token_ids and self.token_ids[-1] in self.request.stop_ids:
+            return "stop"
+        return "length" if len(self.token_ids) == self.request.max_tokens else None
+
+    @property
+    def num_cached(self) -> int:
+        """Tokens whose keys and values are in the cache: all but the last drawn."""
+        return len(self.request.token_ids) + len(self.token_ids) - 1
+
+
+class TransformersEngine:
+    """A RolloutEngine with continuous batching: new requests join the running rows between two tokens.
+
+    It loads a copy of the base of its own. The running rows share one cache, right-aligned: what is missing on the left
+    is masked.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        max_model_len: int,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        quantize: Literal["none", "nf4"] = "none",
+        max_num_seqs: int = 256,
+        config_overrides: dict[str, Any] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.max_model_len = max_model_len
+        self.max_num_seqs = max_num_seqs
+        self.device = torch.device(device)
+        self.dtype = getattr(torch, dtype)
+        self.version: int | None = None
+        self.scratch: Path | None = None
+        self.publish_seconds = 0.0
+        self.publish_bytes = 0
+        section = ModelSection(name=model_path, dtype=dtype, quantize=quantize, config_overrides=config_overrides or {})
+        self._base: Any = load_base(section, device=self.device, attention=ATTENTION).eval()
+        self._peft: PeftModel | None = None
+        self._merged: MergedAdapter | None = None
+        self._quantize = quantize
+        self._waiting: deque[Row] = deque()
+        self._rows: list[Row] = []
+        self._cache: Any = None
+
+    @property
+    def model(self) -> Any:
+        return self._base if self._peft is None else self._peft
+
+    def publish(self, adapter_dir: Path, version: int) -> None:
+        self._require_idle("publish")
+        if self.version is not None and version <= self.version:
+            raise EngineError(f"publish: version {version} does not follow {self.version}; versions only grow")
+        start = time.monotonic()
+        self.unmerge()
+        with torch.random.fork_rng():  # PEFT draws initial weights before it loads; the trainer's draws are not its own
+            self._load_adapter(Path(adapter_dir), version)
+        self.version = version
+        self.publish_seconds = time.monotonic() - start
+        self.publish_bytes = sum(file.stat().st_size for file in Path(adapter_dir).iterdir() if file.is_file())
+
+    def merge(self) -> float:
+        self._require_idle("merge")
+        if self._peft is None:
+            raise EngineError("merge: there is no adapter yet; publish one first")
+        if self._quantize != "none":
+            raise EngineError(f"merge: {self._quantize} weights take no adapter; set rollout.merge: never")
+        if self._merged is None:
+            self._merged = MergedAdapter(list(lora_layers(self._peft).values()))
+        return self._merged.kept.share
+
+    def unmerge(self) -> None:
+        self._require_idle("unmerge")
+        if self._merged is not None:
+            self._merged.restore()
+        self._merged = None
+
+    def submit(self, request: SampleRequest) -> None:
+        check_request(request, max_model_len=self.max_model_len)
+        if any(row.request.request_id == request.request_id for row in (*self._rows, *self._waiting)):
+            raise EngineError(f"submit: request {request.request_id!r} is in flight already; give each its own id")
+        generator = torch.Generator().manual_seed(request.seed)
+        uniforms = torch.rand(request.max_tokens, generator=generator, dtype=torch.float64)
+        self._waiting.append(Row(request, uniforms, self.version))
+
+    def abort(self, request_id: str) -> None:
+        self._waiting = deque(row for row in self._waiting if row.request.request_id != request_id)
+        self._keep([row.request.request_id != request_id for row in self._rows])
+
+    @torch.inference_mode()
+    def poll(self) -> list[Completion]:
+        """One token for every running row; waiting requests join first, as far as there is room."""
+        newcomers = [self._waiting.popleft() for _ in range(min(self._num_free, len(self._waiting)))]
+        if self._rows:
+            self._decode()
+        for batch in read_at_once(newcomers, lambda row: row.request.token_ids):
+            self._join(batch)
+        done = [row.finish_reason is not None for row in self._rows]
+        finished = [completion_of(row) for row, is_done in zip(self._rows, done, strict=True) if is_done]
+        self._keep([not is_done for is_done in done])
+        return finished
+
+    @torch.inference_mode()
+    def score(self, token_ids: Sequence[int]) -> list[float]:
+        if len(token_ids) < 2:
+            raise EngineError(f"score: found {len(token_ids)} tokens; give at least 2")
+        ids = torch.tensor([list(token_ids)], device=self.device)
+        logprobs = self.model(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(dim=-1)
+        return logprobs.gather(1, ids[0, 1:].unsqueeze(1)).squeeze(1).tolist()
+
+    def adapter_checksum(self) -> str | None:
+        return None if self._peft is None else checksum_of_pairs(active_pairs(self._peft))
+
+    def reset_prefix_cache(self) -> None:
+        """Nothing to do: no cache outlives its request."""
+
+    def release(self) -> None:
+        """Nothing to do: without running requests there is no cache."""
+
+    def resume(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        self._rows, self._cache, self._peft, self._base = [], None, None, None
+        self._waiting.clear()
+
+    def _require_idle(self, what: str) -> None:
+        if num := len(self._rows) + len(self._waiting):
+            raise EngineError(f"{what}: {num} requests are in flight; collect or abort them first")
+
+    @property
+    def _num_free(self) -> int:
+        return self.max_num_seqs - len(self._rows)
+
+    def _load_adapter(self, adapter_dir: Path, version: int) -> None:
+        from peft import PeftModel
+
+        name, previous = f"version-{version}", f"version-{self.version}"
+        found = read_servable(adapter_dir)
+        config = found.to_peft()
+        config.inference_mode = True
+        try:
+            tensors = read_tensors(found)
+            # PEFT makes float32 copies of bf16 adapters unless told otherwise; engines compute in their base's type.
+            if self._peft is None:
+                self._peft = PeftModel(self._base, config, adapter_name=name, autocast_adapter_dtype=False)
+            else:
+                self._peft.add_adapter(name, config, autocast_adapter_dtype=False)
+            load_by_name(self._peft, tensors, where=found.where, adapter=name)
+        except ValueError as error:  # PEFT: the base has none of the layers
+            if self._peft is not None and name in self._peft.peft_config:
+                self._peft.delete_adapter(name)
+            raise EngineError(f"{error}; publish an adapter of this base") from None
+        self._peft.set_adapter(name)
+        if previous in self._peft.peft_config:
+            self._peft.delete_adapter(previous)
+        self._peft.eval()
+
+    def _decode(self) -> None:
+        """Feed every running row its last token and draw the next."""
+        width = max(row.num_cached for row in self._rows)
+        cached = torch.tensor([row.num_cached for row in self._rows], device=self.device)
+        columns = torch.arange(width + 1, device=self.device)
+        logits = self.model(
+            input_ids=torch.tensor([row.token_ids[-1:] for row in self._rows], device=self.device),
+            attention_mask=(columns >= width - cached.unsqueeze(1)).long(),
+            position_ids=cached.unsqueeze(1),
+            past_key_values=self._cache,
+            use_cache=True,
+        ).logits[:, -1]
+        self._draw(self._rows, logits)
+
+    def _join(self, newcomers: list[Row]) -> None:
+        """Read each prompt once, draw everyone's first token, and put their caches beside the running ones."""
+        prompts = list(dict.fromkeys(row.request.token_ids for row in newcomers))
+        places = {prompt: place for place, prompt in enumerate(prompts)}
+        shared = torch.tensor([places[row.request.token_ids] for row in newcomers], device=self.device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        width = int(lengths.max())
+        ids = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+        columns = torch.arange(width, device=self.device)
+        offset = width - lengths.unsqueeze(1)
+        cache = RowCache()
+        logits = self.model(
+            input_ids=torch.tensor(ids, device=self.device),
+            attention_mask=(columns >= offset).long(),
+            position_ids=(columns - offset).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        self._draw(newcomers, logits[shared])
+        cache.select(shared, width=width)
+        if self._rows:
+            self._cache.append(cache)
+        else:
+            self._cache = cache
+        self._rows += newcomers
+
+    def _draw(self, rows: list[Row], logits: Tensor) -> None:
+        requests = [row.request for row in rows]
+        logprobs = processed_logprobs(
+            logits,
+            temperature=torch.tensor([request.temperature for request in requests], device=self.device),
+            top_k=torch.tensor([request.top_k for request in requests], device=self.device),
+            top_p=torch.tensor([request.top_p for request in requests], device=self.device),
+        )
+        uniform = torch.stack([row.uniforms[len(row.token_ids)] for row in rows]).to(self.device)
+        tokens = draw(logprobs, uniform)
+        chosen = logprobs.gather(1, tokens.unsqueeze(1)).squeeze(1)
+        for row, token, logprob in zip(rows, tokens.tolist(), chosen.tolist(), strict=True):
+            row.token_ids.append(token)
+            row.logprobs.append(logprob)
+
+    def _keep(self, wanted: list[bool]) -> None:
+        """Drop the other rows, and the columns of the cache that only they used."""
+        if all(wanted):
+            return
+        self._rows = [row for row, is_wanted in zip(self._rows, wanted, strict=True) if is_wanted]
+        if not self._rows:
+            self._cache = None
+            return
+        index = torch.tensor([i for i, is_wanted in enumerate(wanted) if is_wanted], device=self.device)
+        self._cache.select(index, width=max(row.num_cached for row in self._rows))
+
+
+def completion_of(row: Row) -> Completion:
+    assert row.finish_reason is not None
+    return Completion(
+        row.request.request_id, tuple(row.token_ids), tuple(row.logprobs), row.finish_reason, row.adapter_version
+    )
+
+
+def active_pairs(model: "PeftModel") -> dict[str, tuple[Tensor, Tensor]]:
+    """(A, scaled B) by module name, from the layers that take part in the forward pass."""
+    pairs = {}
+    for name, layer in lora_layers(model).items():
+        for adapter in layer.active_adapters:
+            a, b = layer.lora_A[adapter].get_parameter("weight"), layer.lora_B[adapter].get_parameter("weight")
+            pairs[name.removeprefix(PEFT_PREFIX)] = (a.detach(), b.detach() * layer.scaling[adapter])
+    return pairs
+
+
+def lora_layers(model: "PeftModel") -> dict[str, "LoraLayer"]:
+    """By module name, those that take part in the forward pass."""
+    from peft.tuners.lora import LoraLayer
+
+    found = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    return {name: layer for name, layer in found.items() if not layer.disable_adapters}

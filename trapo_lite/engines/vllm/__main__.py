@@ -1,0 +1,18 @@
+"""`python -m trapo_lite.engines.vllm_child FD PARENT_PID SCRATCH`: the process in which vLLM runs.
+
+Imports nothing heavy before it has made sure that it ends, and that SCRATCH is removed, when its parent does.
+"""
+
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from trapo_lite.engines.child import die_with_parent
+
+if __name__ == "__main__":
+    socket_fd, parent_pid, scratch = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    die_with_parent(socket_fd, parent_pid, scratch)
+
+    from trapo_lite.engines.vllm.worker import serve
+
+    serve(Connection(socket_fd))

@@ -1,0 +1,213 @@
+"""The comparison job: results of several evaluations in one table, with intervals and paired tests."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table
+
+from trapo_lite.config.fields import Section
+from trapo_lite.core.errors import ConfigError
+from trapo_lite.evaluation import scores
+from trapo_lite.evaluation.answer_store import read_answers, read_summary, result_files, result_of
+from trapo_lite.evaluation.results import EvalResult
+from trapo_lite.run.files import replace_text
+
+PAPER_SETS = ("aime24", "amc", "math500", "minerva", "olympiad")
+AVERAGE = "avg"
+SAME_PROBLEMS = ("fingerprint", "num_problems")
+SAME_DRAWING = ("prompts", "temperature", "top_p", "top_k", "max_response_tokens", "stop_ids", "num_samples", "seed")
+SAME_ENGINE = ("engine", "dtype", "quantize")
+SAME_GRADING = ("require_box", "verifier")
+SAME = (*SAME_PROBLEMS, *SAME_DRAWING, *SAME_ENGINE, *SAME_GRADING)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One set of problems under one run.  summary: what NAME.json says"""
+
+    summary: dict[str, Any]
+    result: EvalResult
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """name: folder of the results;  scores: by name of the set"""
+
+    name: str
+    scores: dict[str, Score]
+
+    def average(self) -> tuple[float, tuple[float, float]] | None:
+        """Of the five sets of the paper, with its interval; None unless all are there, whole. Each counts the same."""
+        found = [self.scores.get(name) for name in PAPER_SETS]
+        results = [score.result for score in found if score is not None and not score.summary.get("is_part")]
+        if len(results) < len(PAPER_SETS):
+            return None
+        accuracies = [result.accuracy for result in results]
+        return scores.mean(accuracies), scores.interval_of_mean(accuracies, [one.interval_95 for one in results])
+
+
+class PublishedRow(Section):
+    """A row of evals/published.yaml; percent."""
+
+    name: str
+    source: str
+    scores: dict[str, float]
+
+
+def compare(folders: Sequence[Path], *, published: Path | None, out: Path | None) -> None:
+    """Print the table and, of every further row against the first, a paired test per set; write both to `out`.
+
+    ConfigError for a folder without results or a damaged file of published rows.
+    """
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise ConfigError(f"--json {out}: {'is a folder' if out.is_dir() else 'its folder is not there'}; name a file")
+    console = Console()
+    rows = [row for folder in folders for row in read_rows(folder)]
+    literature = [] if published is None else read_published(published)
+    names = list(dict.fromkeys(name for row in rows for name in row.scores))
+    table = _table(rows, literature, names)
+    needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    Console(width=max(console.width, needed)).print(table)  # a terminal's lines break sooner than a number may
+    sources = dict.fromkeys(row.source for row in literature)
+    cited = [f"{'; '.join(row.name for row in literature if row.source == source)}: {source}" for source in sources]
+    say = [*_parts(rows), *_differences_in_drawing(rows), *cited]
+    tests = [test for row in rows[1:] for test in paired_tests(rows[0], row)]
+    for line in [*say, *map(_spelt, tests)]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if out is not None:
+        own = [
+            {"name": row.name, "scores": {name: score.summary for name, score in row.scores.items()}} for row in rows
+        ]
+        found = {"rows": own, "tests": tests, "published": [row.model_dump() for row in literature]}
+        replace_text(out, json.dumps(found, indent=1, ensure_ascii=False) + "\n", option="--json")
+
+
+def read_rows(folder: Path) -> list[ResultRow]:
+    """The results in a folder; in a run's folder, those of each of its evaluations, the base's before all others."""
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: is no folder; give the --out of an evaluation, or a run that was evaluated")
+    evaluations = [path for path in (folder / "eval").glob("*") if path.is_dir()]
+    places = [folder, *sorted(evaluations, key=lambda path: (path.name != "base", path.name))]
+    rows = []
+    for place in places:
+        found = {}
+        for file in result_files(place):
+            summary = read_summary(file)
+            answers = read_answers(file.with_suffix(".jsonl"), num=summary["num_problems"] * summary["num_samples"])
+            found[file.stem] = Score(summary, result_of(answers, summary["seed"]))
+        if found:
+            rows.append(ResultRow(str(place), found))
+    if not rows:
+        unfinished = [str(file) for place in places for file in place.glob("*.partial.jsonl")]
+        if unfinished:
+            raise ConfigError(f"{unfinished[0]}: is unfinished; give the command that began it again")
+        raise ConfigError(f"{folder}: holds no results; give the --out of an evaluation, or a run that was evaluated")
+    return rows
+
+
+def read_published(file: Path) -> list[PublishedRow]:
+    try:
+        return TypeAdapter(list[PublishedRow]).validate_python(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}; mend the file") from None
+
+
+def paired_tests(first: ResultRow, second: ResultRow) -> list[dict[str, Any]]:
+    """On each set that both were evaluated on with the same problems: second minus first, its interval, a p-value."""
+    tests = []
+    for name in _shared(first, second):
+        ours, theirs = first.scores[name], second.scores[name]
+        if any(ours.summary.get(key) != theirs.summary.get(key) for key in SAME_PROBLEMS):
+            continue
+        found = scores.paired_difference(
+            ours.result.problem_accuracies, theirs.result.problem_accuracies, seed=ours.result.seed
+        )
+        tests.append(
+            {
+                "set": name,
+                "first": first.name,
+                "second": second.name,
+                "difference": found.mean,
+                "interval_95": list(found.interval_95),
+                "p_value": found.p_value,
+            }
+        )
+    return tests
+
+
+def _shared(first: ResultRow, second: ResultRow) -> list[str]:
+    """Names of the sets that both have, in order."""
+    return [name for name in first.scores if name in second.scores]
+
+
+def _table(rows: Sequence[ResultRow], literature: Sequence[PublishedRow], names: Sequence[str]) -> Table:
+    table = Table("percent, 95 %", *map(partial(_title, rows), names), AVERAGE, box=box.SIMPLE)
+    for row in rows:
+        cells = [_cell(row.scores.get(name)) for name in names]
+        average = row.average()
+        table.add_row(escape(row.name), *cells, "" if average is None else _percent(*average))
+    for published in literature:
+        found = [published.scores.get(name) for name in (*names, AVERAGE)]
+        table.add_row(published.name, *("" if value is None else f"{value:.1f}" for value in found), style="dim")
+    return table
+
+
+def _cell(score: Score | None) -> str:
+    if score is None:
+        return ""
+    mark = "*" if score.summary.get("is_part") else ""
+    return _percent(score.result.accuracy, score.result.interval_95, mark)
+
+
+def _title(rows: Sequence[ResultRow], name: str) -> str:
+    counts = sorted({row.scores[name].result.num_samples for row in rows if name in row.scores})
+    problems = sorted({len(row.scores[name].result.groups) for row in rows if name in row.scores})
+    return f"{name}\n{'/'.join(map(str, problems))} x {'/'.join(map(str, counts))}"
+
+
+def _percent(value: float, interval: tuple[float, float], mark: str = "") -> str:
+    return f"{100 * value:.1f}{mark}\n{100 * interval[0]:.1f}-{100 * interval[1]:.1f}"
+
+
+def _parts(rows: Sequence[ResultRow]) -> list[str]:
+    """A line where a score is not of a whole set."""
+    return [
+        f"* {name} of {row.name}: {score.summary.get('benchmark', 'not the whole set')}"
+        for row in rows
+        for name, score in row.scores.items()
+        if score.summary.get("is_part")
+    ]
+
+
+def _differences_in_drawing(rows: Sequence[ResultRow]) -> list[str]:
+    """A line where two rows of a column were not made alike: other problems, or drawn in another way."""
+    lines = []
+    for row in rows[1:]:
+        if not _shared(rows[0], row):
+            lines.append(f"WARNING {row.name}: has no set of problems in common with {rows[0].name}")
+        for name in _shared(rows[0], row):
+            ours, theirs = rows[0].scores[name].summary, row.scores[name].summary
+            keys = [key for key in SAME if ours.get(key) != theirs.get(key)]
+            if keys:
+                what = ", ".join(f"{key} {ours.get(key)!r:.12} and {theirs.get(key)!r:.12}" for key in keys)
+                untested = "; not tested against each other" if set(keys) & set(SAME_PROBLEMS) else ""
+                lines.append(f"WARNING {name}: {rows[0].name} and {row.name} differ in {what}{untested}")
+    return lines
+
+
+def _spelt(test: dict[str, Any]) -> str:
+    low, high = test["interval_95"]
+    return (
+        f"{test['set']}: {test['second']} - {test['first']}: {100 * test['difference']:+.1f} "
+        f"({100 * low:+.1f} to {100 * high:+.1f}), p = {test['p_value']:.4f}"
+    )

@@ -1,0 +1,52 @@
+"""Draw independent answers to problems and grade them."""
+
+from collections.abc import Callable, Sequence
+
+from trapo_lite.core.micro_groups import MicroGroup
+from trapo_lite.core.types import Problem, Rollout
+from trapo_lite.engines.base import SamplingEngine
+from trapo_lite.evaluation.results import Answer, EvalResult
+from trapo_lite.rollout.sampler import Sampler, Verifier
+from trapo_lite.rollout.settings import SamplingSettings
+
+EVAL_STEP = -1  # no training step has this number, so no evaluation draws with a training rollout's seeds
+
+
+def evaluate_problems(
+    engine: SamplingEngine,
+    verifier: Verifier,
+    problems: Sequence[Problem],
+    *,
+    num_samples: int,
+    settings: SamplingSettings,
+    decode: Callable[[Sequence[int]], str],
+    on_progress: Callable[[int, int], None] | None = None,
+    on_group: Callable[[Sequence[Answer]], None] | None = None,
+) -> EvalResult:
+    """Sample `num_samples` answers a problem from whatever the engine serves, and grade them.
+
+    Each answer has its own seed, a function of (settings.seed, problem id, sample): so the draws are independent, none
+    is drawn in training, and two checkpoints are compared with the same random numbers.
+
+    on_group: given a problem's answers as soon as the last of them is graded, whichever problem is done first
+    """
+    if num_samples < 1:
+        raise ValueError(f"eval.num_samples: found {num_samples}; draw at least one answer a problem")
+
+    def answers(number: int, group: Sequence[Rollout]) -> tuple[Answer, ...]:
+        return tuple(Answer.of(rollout, problems[number].answer, decode) for rollout in group)
+
+    def hand_on(number: int, group: Sequence[Rollout]) -> None:
+        if on_group is not None:
+            on_group(answers(number, group))
+
+    sampler = Sampler(
+        engine,
+        verifier,
+        micro_groups=[MicroGroup(num_samples, prefix_ratio=0.0, help_below=0.0)],
+        settings=settings,
+        decode=decode,
+        is_boundary=lambda token_id: False,
+    )
+    groups, _ = sampler.sample(problems, step=EVAL_STEP, on_progress=on_progress, on_group=hand_on)
+    return EvalResult(tuple(answers(number, group) for number, group in enumerate(groups)), settings.seed)

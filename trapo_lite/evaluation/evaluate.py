@@ -1,0 +1,224 @@
+"""The evaluation job: what a model, or a run's adapter on its base, solves of one or more sets of problems."""
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from trapo_lite.config import Config
+from trapo_lite.config.paths import check_name
+from trapo_lite.core.errors import ConfigError
+from trapo_lite.data import load_tokenizer, text_of
+from trapo_lite.engines import parity
+from trapo_lite.engines.base import RolloutEngine
+from trapo_lite.engines.group import EngineGroup
+from trapo_lite.engines.start import start_engine
+from trapo_lite.evaluation.answer_store import AnswerLog
+from trapo_lite.evaluation.draws import evaluate_problems
+from trapo_lite.evaluation.problem_sets import ProblemSet, read_sets, require_positions
+from trapo_lite.evaluation.results import EvalResult
+from trapo_lite.evaluation.target import EvalTarget
+from trapo_lite.model.base import model_config, num_positions, weights_fingerprint
+from trapo_lite.model.saved_adapter import check_fit, read_config, read_tensors
+from trapo_lite.reward import MathVerifier
+from trapo_lite.reward.pool import verifier_fingerprint
+from trapo_lite.rollout.settings import sampling_settings
+from trapo_lite.rollout.token_checks import require_embeddings, require_one_end
+from trapo_lite.run.cards import require_usable_cards
+from trapo_lite.run.environment import this_environment
+from trapo_lite.run.files import lock, make_folder
+from trapo_lite.run.launch import set_threads
+
+WHOLE_CARD = 0.9  # rollout.gpu_memory_fraction where no trainer shares the card
+
+
+def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
+    """Sample, grade, write the results, print a table; by name of the set of problems.
+
+    What was interrupted goes on where it was, what is complete is only read.
+    Raises ConfigError, DataError, ModelError or EngineError; nothing is loaded before what can be checked is checked.
+    """
+    config, console = target.config, Console()
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    set_threads(config)
+    if config.rollout.engine != "server":
+        require_usable_cards(num_processes=max(1, torch.cuda.device_count()))
+    check_name(config.model.name)
+    tokenizer = load_tokenizer(config.model.name)
+    sets = read_sets(
+        config,
+        target.benchmarks,
+        tokenizer,
+        num_samples=target.num_samples,
+        num_problems=target.num_problems,
+        allow_part=target.allow_part,
+    )
+    require_embeddings(config, tokenizer, [problem for one in sets for problem in one.problems])
+    base = model_config(config.model)
+    max_model_len = require_positions(config, sets, available=num_positions(base))
+    if target.adapter_dir is None:
+        require_one_end(config, tokenizer)
+    else:
+        _require_adapter_fits(config, target.adapter_dir, base)
+    say("\n".join(line for one in sets for line in one.report))
+    make_folder(target.out)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(lock(target.out, option="--out"))
+        logs = [_log_of(target, one, tokenizer) for one in sets]
+        for log in logs:
+            if changed := "; ".join(log.code_changes):
+                say(f"WARNING: {log.partial_file}: was begun by other code or versions ({changed})")
+        engine, verifier = None, None
+        if not all(log.is_complete for log in logs):
+            num_done = sum(len(log.done) for log in logs)
+            going_on = f"; {num_done} problems are done" if num_done else ""
+            say(f"starting {config.rollout.engine} with {target.model_name}{going_on}")
+            verifier = stack.enter_context(MathVerifier.from_config(config.reward))
+            engine = _start_engines(config, max_model_len=max_model_len, folder=target.out, say=say)
+            stack.callback(engine.close)
+            if target.adapter_dir is not None:
+                _publish(engine, target.adapter_dir, dtype=getattr(torch, config.model.dtype))
+        results = {}
+        for one, log in zip(sets, logs, strict=True):
+            if engine is not None and verifier is not None and not log.is_complete:
+                _draw(config, one, log, engine, verifier, tokenizer, console)
+            results[one.name] = log.finish(seed=config.run.seed)
+    if len(sets) == 1:
+        say("\n".join(table_lines(target, sets[0], results[sets[0].name])))
+    else:
+        say("\n".join([target.model_name, *(brief_line(one, results[one.name]) for one in sets)]))
+        say(f"  results    {target.out}; python evals/compare.py {target.out} [OTHERS ...] [--published]")
+    return results
+
+
+def _require_adapter_fits(config: Config, adapter_dir: Path, base: PreTrainedConfig) -> None:
+    """Refuse an adapter of another base, or of another rank than the vLLM engine will be started for."""
+    adapter = read_config(adapter_dir, option="--adapter")
+    check_fit(adapter, base)
+    read_tensors(adapter)
+    if config.rollout.engine == "vllm" and adapter.r != config.lora.r:
+        raise ConfigError(f"lora.r: {config.lora.r}, but the adapter {adapter_dir} has {adapter.r}; set lora.r to that")
+
+
+def _start_engines(
+    config: Config, *, max_model_len: int, folder: Path, say: Callable[[str], None]
+) -> RolloutEngine | EngineGroup:
+    """Start an engine on every card that this process may use, or one on the CPU."""
+    start = partial(start_engine, config, max_model_len=max_model_len, notify=say)
+    cards = torch.cuda.device_count() if torch.cuda.is_available() and config.rollout.engine != "server" else 0
+    if cards < 2:
+        return start(log_path=folder / "engine.log", device_index=0 if cards else None)
+    return EngineGroup(
+        [
+            partial(start, log_path=folder / f"engine-{card}.log", device_index=card, num_engines=cards)
+            for card in range(cards)
+        ]
+    )
+
+
+def _draw(
+    config: Config,
+    problem_set: ProblemSet,
+    log: AnswerLog,
+    engine: RolloutEngine | EngineGroup,
+    verifier: MathVerifier,
+    tokenizer: PreTrainedTokenizerBase,
+    console: Console,
+) -> None:
+    """What is missing of one set; each problem's answers are on disk as soon as they are graded."""
+    missing = [problem for problem in problem_set.problems if problem.id not in log.done]
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(problem_set.name, total=len(missing) * problem_set.num_samples)
+        evaluate_problems(
+            engine,
+            verifier,
+            missing,
+            num_samples=problem_set.num_samples,
+            settings=sampling_settings(config, tokenizer, for_eval=True),
+            decode=partial(text_of, tokenizer),
+            on_progress=lambda done, expected: progress.update(task, completed=done),
+            on_group=log.append,
+        )
+
+
+def brief_line(problem_set: ProblemSet, result: EvalResult) -> str:
+    """One set among several."""
+    low, high = result.interval_95
+    drawn = f"{len(result.groups)} problems x {result.num_samples}"
+    return (
+        f"  {problem_set.title:<30} {result.accuracy:.3f}  (95 %: {low:.3f} to {high:.3f})  {drawn}, "
+        f"no answer {result.no_answer_share:.1%}, truncated {result.truncated_share:.1%}"
+    )
+
+
+def table_lines(target: EvalTarget, problem_set: ProblemSet, result: EvalResult) -> list[str]:
+    """For people."""
+    low, high = result.interval_95
+    verdicts = ", ".join(f"{count} {kind}" for kind, count in result.verdicts.items())
+    drawn = f"{len(result.groups)} problems x {result.num_samples}"
+    summary = result.summary()
+    lines = [
+        f"{target.model_name} on {problem_set.title}",
+        f"  accuracy   {result.accuracy:.3f}  (95 %: {low:.3f} to {high:.3f})",
+    ]
+    if result.num_samples > 1:
+        passes = ", ".join(f"@{k} {found['value']:.3f}" for k, found in summary["pass_at_k"].items())
+        lines.append(f"  pass       {passes}; majority of {result.num_samples}: {summary['majority']['value']:.3f}")
+    lines += [
+        f"  drawn      {drawn} at temperature {target.config.eval.temperature:g}",
+        f"  verdicts   {verdicts}",
+        f"  no answer  {result.no_answer_share:.1%}",
+        f"  truncated  {result.truncated_share:.1%}",
+        f"  tokens     {result.mean_tokens:.1f} an answer",
+        f"  results    {target.out / problem_set.name}.json, {problem_set.name}.jsonl",
+    ]
+    if target.config.run.deterministic and result.verdicts.get("timeout"):
+        lines.append("  a verdict timed out, so run.deterministic cannot promise the same numbers again")
+    return lines
+
+
+def _log_of(target: EvalTarget, problem_set: ProblemSet, tokenizer: PreTrainedTokenizerBase) -> AnswerLog:
+    config, settings = target.config, sampling_settings(target.config, tokenizer, for_eval=True)
+    described: dict[str, Any] = {
+        "weights": weights_fingerprint(config.model.name),
+        "adapter_weights": None if target.adapter_dir is None else weights_fingerprint(str(target.adapter_dir)),
+        "config_overrides": config.model.config_overrides,
+        "quantize": config.model.quantize,
+        "dtype": config.model.dtype,
+        **problem_set.described(),
+        "num_samples": problem_set.num_samples,
+        "engine": config.rollout.engine,
+        "stop_ids": list(settings.stop_ids),
+        "temperature": config.eval.temperature,
+        "top_p": config.rollout.top_p,
+        "top_k": config.rollout.top_k,
+        "max_response_tokens": config.eval.max_response_tokens or config.rollout.max_response_tokens,
+        "require_box": config.reward.require_box,
+        "verifier": verifier_fingerprint(),
+        "seed": config.run.seed,
+    }
+    noted = {
+        "model": config.model.name,
+        "adapter": None if target.adapter_dir is None else str(target.adapter_dir.resolve()),
+        "environment": this_environment(),
+    }
+    return AnswerLog(
+        target.out,
+        problem_set.name,
+        described=described,
+        noted=noted,
+        problem_ids=[problem.id for problem in problem_set.problems],
+        num_samples=problem_set.num_samples,
+        restart=target.restart,
+    )
+
+
+def _publish(engine: RolloutEngine | EngineGroup, adapter_dir: Path, *, dtype: torch.dtype) -> None:
+    engine.publish(adapter_dir, 1)
+    parity.require_checksum(engine.adapter_checksum(), expected=parity.checksum(adapter_dir, dtype=dtype), version=1)

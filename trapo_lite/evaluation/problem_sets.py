@@ -1,0 +1,136 @@
+"""What an evaluation is on: benchmarks or a file of problems, as tokens."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from trapo_lite.config import Config
+from trapo_lite.core.errors import ConfigError
+from trapo_lite.core.types import Problem
+from trapo_lite.data import encode, fingerprint, load_with_rows, prompt_text, require_known_tags, template_warnings
+from trapo_lite.evaluation.registry import Benchmark, read_benchmark, texts_fingerprint
+
+
+@dataclass(frozen=True)
+class ProblemSet:
+    """name: of its files among the results;  report: lines for people, of what was read;  texts: problems and golds;
+    is_part: it is not the whole of what the benchmark or the file holds."""
+
+    name: str
+    title: str
+    source: str
+    problems: tuple[Problem, ...]
+    num_samples: int
+    report: tuple[str, ...]
+    is_part: bool = False
+    texts: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def longest_prompt(self) -> int:
+        return max(len(problem.prompt_ids) for problem in self.problems)
+
+    def described(self) -> dict[str, Any]:
+        """For the results: what tells this set from another."""
+        return {
+            "benchmark": self.title,
+            "is_part": self.is_part,
+            "data": self.source,
+            "fingerprint": texts_fingerprint(self.texts),
+            "prompts": fingerprint([Problem(p.id, p.prompt_ids, p.answer) for p in self.problems]),
+        }
+
+
+def read_sets(
+    config: Config,
+    benchmarks: Mapping[str, Benchmark],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    num_samples: int | None,
+    num_problems: int | None,
+    allow_part: bool,
+) -> list[ProblemSet]:
+    """The benchmarks, or eval.data where there are none. ConfigError, DataError for what cannot be evaluated on.
+
+    num_samples:  draws a problem instead of what the benchmark says
+    num_problems: the first ones of each benchmark; None: all (eval.num_problems is of eval.data)
+    allow_part:   a benchmark's file may hold fewer problems than it has
+    """
+    require_known_tags(config.data.prompt_template, tokenizer)
+    sets = [
+        _read_benchmark(
+            name,
+            benchmark,
+            config,
+            tokenizer,
+            num_samples=num_samples or benchmark.num_samples,
+            num_problems=num_problems,
+            allow_part=allow_part,
+        )
+        for name, benchmark in benchmarks.items()
+    ] or [_read_data(config, tokenizer)]
+    warnings = template_warnings(config.data.prompt_template, tokenizer, sets[0].problems[0].prompt_ids)
+    return [replace(sets[0], report=sets[0].report + warnings), *sets[1:]]
+
+
+def _read_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> ProblemSet:
+    """Whether there are expert solutions does not matter here."""
+    source = config.eval.data
+    if source is None:
+        raise ConfigError(
+            "eval.data: there is nothing to evaluate on; set it, or give --data FILE or --benchmarks NAME ..."
+        )
+    data = config.data.model_copy(update={"require_expert": False})
+    limit = config.rollout.max_response_tokens
+    loaded = load_with_rows(data, tokenizer, max_response_tokens=limit, files=source)
+    problems, report = loaded.problems, loaded.report
+    lines = [report.lines()[0], *(line for line in report.lines() if "rows dropped" in line)]
+    name = Path(source).stem.replace(":", "-")
+    chosen = tuple(problems[: config.eval.num_problems])
+    texts = tuple((example.problem, example.answer) for example in loaded.examples[: len(chosen)])
+    whole = len(problems) + sum(report.rows_dropped.values())
+    is_part = len(chosen) < whole
+    title = source + (f", {len(chosen)} of {whole:,} problems" if is_part else "")
+    return ProblemSet(name, title, source, chosen, config.eval.num_samples, tuple(lines), is_part, texts)
+
+
+def _read_benchmark(
+    name: str,
+    benchmark: Benchmark,
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    num_samples: int,
+    num_problems: int | None,
+    allow_part: bool,
+) -> ProblemSet:
+    pairs, num_of_whole = read_benchmark(name, benchmark, allow_part=allow_part)
+    chosen = pairs[:num_problems]
+    prompts = encode(tokenizer, [prompt_text(config.data.prompt_template, problem) for problem, _ in chosen])
+    problems = tuple(
+        Problem(f"{name}-{number}", prompt_ids, gold, source=name)
+        for number, (prompt_ids, (_, gold)) in enumerate(zip(prompts, chosen, strict=True))
+    )
+    whole = num_of_whole or len(pairs)
+    is_part = len(problems) < whole
+    title = benchmark.title + (f", {len(problems)} of {whole:,} problems" if is_part else "")
+    line = f"{name}: {title}; {benchmark.source}, {len(problems)} problems x {num_samples}"
+    return ProblemSet(name, title, benchmark.source, problems, num_samples, (line,), is_part, tuple(chosen))
+
+
+def require_positions(config: Config, sets: Sequence[ProblemSet], *, available: int) -> int:
+    """Tokens of the longest prompt and answer; ConfigError if the model has not the positions for them."""
+    longest = max(sets, key=lambda one: one.longest_prompt)
+    prompt, answer = longest.longest_prompt, config.eval.max_response_tokens or config.rollout.max_response_tokens
+    needed = prompt + answer
+    if needed > available:
+        raise ConfigError(
+            f"eval.max_response_tokens: prompt and answer need {needed} tokens ({longest.name}), but "
+            f"{config.model.name} has positions for {available}; "
+            + (f"lower it to {available - prompt} or less, or give " if available > prompt else "give ")
+            + "--config with the settings that the model was trained with, such as "
+            f"'model.config_overrides={{max_position_embeddings: {needed}}}'"
+        )
+    return needed

@@ -1,0 +1,79 @@
+"""Grade the answers of an evaluation again, by the rules of this version; nothing is drawn."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trapo_lite.config import load_config
+from trapo_lite.config.loading import sets
+from trapo_lite.core.errors import ConfigError
+from trapo_lite.data import Grader
+from trapo_lite.evaluation.answer_store import _lines, _to_json, read_answers, read_summary, result_files, result_of
+from trapo_lite.evaluation.results import EvalResult
+from trapo_lite.reward import MathVerifier
+from trapo_lite.reward.pool import verifier_fingerprint
+from trapo_lite.run.files import lock, make_folder, replace_text
+
+
+@dataclass(frozen=True)
+class Regraded:
+    """The answers beside NAME.json with new verdicts, and the numbers made of them."""
+
+    summary_file: Path
+    summary: dict[str, Any]
+    result: EvalResult
+    num_changed: int
+
+    def write(self, folder: Path) -> None:
+        """Both files, under their old names."""
+        replace_text(folder / self.summary_file.with_suffix(".jsonl").name, _lines(self.result.answers))
+        replace_text(folder / self.summary_file.name, _to_json(self.summary))
+
+
+def regrade(folder: Path, overrides: Sequence[str], *, out: Path | None = None) -> dict[str, EvalResult]:
+    """Grade the answers in a folder of results again, by the verifier as it is now; nothing is drawn.
+
+    A box is required if it was, unless an override says otherwise. out: for the new verdicts; None: over the old ones.
+    ConfigError where the folder holds none, DataError where they cannot be read.
+    """
+    config = load_config(overrides=overrides)
+    other = next((text for text in overrides if not text.startswith("reward.")), None)
+    if other is not None:
+        raise ConfigError(f"--regrade: draws nothing, so {other} says nothing; leave it out")
+    kept_rules = () if sets("reward.require_box", overrides) else ("require_box",)
+    files = result_files(folder)
+    if not files:
+        raise ConfigError(f"--regrade {folder}: holds no NAME.json beside a NAME.jsonl; give a folder of results")
+    if out is not None:
+        taken = [file.name for file in files if (out / file.name).exists()]
+        if taken:
+            raise ConfigError(f"--out {out}: holds {taken[0]} already; choose another folder for the new verdicts")
+        make_folder(out)
+    found: list[Regraded] = []
+    with lock(out or folder, option="--regrade" if out is None else "--out"):
+        for file in files:
+            summary = read_summary(file)
+            section = config.reward.model_copy(update={key: summary[key] for key in kept_rules if key in summary})
+            rules = {"require_box": section.require_box, "verifier": verifier_fingerprint()}
+            with MathVerifier.from_config(section) as verifier:
+                found.append(regraded(file, verifier, rules=rules))
+        for one in found:  # all of them, or none where it was interrupted
+            one.write(out or folder)
+            changed = f"{one.num_changed} of {len(one.result.answers)} verdicts changed"
+            print(f"{one.summary_file.stem}: {one.result.accuracy:.3f}; {changed}")
+    return {one.summary_file.stem: one.result for one in found}
+
+
+def regraded(summary_file: Path, verifier: Grader, *, rules: Mapping[str, Any]) -> Regraded:
+    """Grade the answers beside NAME.json again. rules: what to say of the verifier. Nothing is written."""
+    answers_file, summary = summary_file.with_suffix(".jsonl"), read_summary(summary_file)
+    before = read_answers(answers_file, num=summary["num_problems"] * summary["num_samples"])
+    verdicts = verifier.grade([(answer.completion, answer.gold) for answer in before])
+    after = [
+        replace(answer, verdict=verdict.kind, answer=verdict.answer)
+        for answer, verdict in zip(before, verdicts, strict=True)
+    ]
+    result = result_of(after, summary["seed"])
+    num_changed = sum(old.verdict != new.verdict for old, new in zip(before, after, strict=True))
+    return Regraded(summary_file, {**summary, **rules, **result.summary()}, result, num_changed)

@@ -1,0 +1,121 @@
+"""Decide what is evaluated, on which problems, and where the results go."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trapo_lite.config import Config, load_config
+from trapo_lite.config.loading import sets
+from trapo_lite.core.errors import ConfigError
+from trapo_lite.data import check_sources
+from trapo_lite.evaluation.evaluate import WHOLE_CARD
+from trapo_lite.evaluation.registry import Benchmark, choose, load_registry
+from trapo_lite.model.saved_adapter import read_config, read_shapes
+from trapo_lite.run.folder import final_adapter, load_run_config
+
+
+@dataclass(frozen=True)
+class EvalTarget:
+    """What is evaluated, on what, and where the results go: `out`/NAME.json and, beside it, the answers in NAME.jsonl.
+
+    adapter_dir:  a PEFT adapter on config.model; None: the model by itself
+    benchmarks:   by name; empty: config.eval.data
+    num_samples:  draws a problem of the benchmarks; None: what each says
+    num_problems: the first ones of each benchmark; None: all
+    allow_part:   a benchmark's file may hold fewer problems than it has
+    restart:      forget what is in `out` of the same names
+    """
+
+    config: Config
+    adapter_dir: Path | None
+    out: Path
+    benchmarks: Mapping[str, Benchmark] = field(default_factory=dict)
+    num_samples: int | None = None
+    num_problems: int | None = None
+    allow_part: bool = False
+    restart: bool = False
+
+    @property
+    def model_name(self) -> str:
+        base = self.config.model.name
+        return base if self.adapter_dir is None else f"{base} + {self.adapter_dir}"
+
+
+def target_from_arguments(
+    *,
+    run: Path | None,
+    model: str | None,
+    adapter: Path | None,
+    base: bool,
+    data: str | None,
+    benchmarks: Sequence[str],
+    registry: Path,
+    allow_part: bool,
+    num_samples: int | None,
+    out: Path | None,
+    restart: bool,
+    config: Sequence[str],
+    overrides: Sequence[str],
+) -> EvalTarget:
+    """What scripts/evaluate.py was asked for; ConfigError where options contradict each other or name nothing.
+
+    run:   its adapter (`adapter`, by default run/adapter) unmerged on its base, or with `base` the base alone;
+           results in run/eval/NAME
+    model: by itself; results in ./eval/NAME, or ./eval/RUN-merged of RUN/merged
+    """
+    if num_samples is not None and num_samples < 1:
+        raise ConfigError(f"--num-samples: found {num_samples}; draw at least one answer a problem")
+    options = (
+        ("--data", "eval.data", data),
+        ("--num-samples", "eval.num_samples", num_samples),
+        ("--model", "model.name", model),
+    )
+    given = {key: value for _, key, value in options if value is not None}
+    for option, key, _ in options:
+        if key in given and sets(key, overrides):
+            raise ConfigError(f"{option}: {key} is given as well; give one of them")
+    set_by_options = [f"{key}={json.dumps(value)}" for key, value in given.items()]
+    every_override = [*overrides, *set_by_options]
+    resolved = load_config(config, every_override) if run is None else load_run_config(run, config, every_override)
+    if run is None:
+        if base or adapter is not None:
+            raise ConfigError("--base, --adapter: say which adapter of a run; give --run instead of --model")
+        name, adapter_dir = _name_of(resolved.model.name), None
+    else:
+        adapter_dir = _adapter_of(run, adapter, base=base)
+        name = "base" if adapter_dir is None else adapter_dir.resolve().name
+    if not sets("rollout.gpu_memory_fraction", overrides):  # the configuration's leaves room for a trainer
+        rollout = resolved.rollout.model_copy(update={"gpu_memory_fraction": WHOLE_CARD})
+        resolved = resolved.model_copy(update={"rollout": rollout})
+    if data is not None:
+        check_sources(data, option="--data")
+    if benchmarks and data is not None:
+        raise ConfigError("--data, --benchmarks: two kinds of problems; give one of them")
+    return EvalTarget(
+        config=resolved,
+        adapter_dir=adapter_dir,
+        out=out or (Path("eval") if run is None else run / "eval") / name,
+        benchmarks=choose(load_registry(registry), benchmarks) if benchmarks else {},
+        num_samples=num_samples,
+        # The configuration's is for the small set that training looks at now and then.
+        num_problems=resolved.eval.num_problems if sets("eval.num_problems", overrides) else None,
+        allow_part=allow_part,
+        restart=restart,
+    )
+
+
+def _name_of(model: str) -> str:
+    """RUN-merged of a folder RUN/merged, NAME of a hub id OWNER/NAME."""
+    folder = Path(model)
+    return "-".join(folder.resolve().parts[1:][-2:]) if folder.is_dir() else folder.name
+
+
+def _adapter_of(run: Path, adapter: Path | None, *, base: bool) -> Path | None:
+    if base and adapter is not None:
+        raise ConfigError(f"--base: is the model without an adapter, but --adapter {adapter} is one; choose one")
+    if base:
+        return None
+    folder = adapter or final_adapter(run)
+    read_shapes(read_config(folder, option="--adapter"))
+    return folder

@@ -1,0 +1,253 @@
+"""Merge base and adapter into one checkpoint, and refuse it if it is not the policy that was trained.
+
+    base in float32 -> + alpha / r * B A -> rounded once -> saved beside `out` -> loaded again, compared -> renamed
+
+A checkpoint that fails the comparison is deleted; one that stands at `out` has passed it.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from trapo_lite.config import ModelSection
+from trapo_lite.core.errors import ExportError
+from trapo_lite.data import end_of_text_id, load_tokenizer
+from trapo_lite.export.model_card import model_card
+from trapo_lite.export.report import ExportDtype, ExportReport, compare
+from trapo_lite.model.base import load_base, model_config
+from trapo_lite.model.logprobs import probe_sequences
+from trapo_lite.model.saved_adapter import (
+    AdapterConfig,
+    AdapterError,
+    check_fit,
+    load_by_name,
+    read_config,
+    read_tensors,
+)
+from trapo_lite.run.environment import this_environment
+from trapo_lite.run.files import move_into_place
+from trapo_lite.run.folder import RunFolder, final_adapter, load_run_config
+
+MIN_PROBE_TOKENS = 1024
+MAX_PROBE_LENGTH = 257
+
+
+def export_run(
+    run: Path,
+    overrides: Sequence[str] = (),
+    *,
+    adapter_dir: Path | None = None,
+    out: Path | None = None,
+    dtype: ExportDtype | None = None,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Export a run from its folder's config.yaml; by default run/adapter to run/merged in the run's model.dtype."""
+    trained = load_run_config(run)
+    config = load_run_config(run, overrides=overrides)
+    if config.model.quantize != trained.model.quantize:
+        raise ExportError(
+            f"model.quantize={config.model.quantize}: the adapter was trained on a base with quantize "
+            f"{trained.model.quantize} and corrects that one's errors; remove the override"
+        )
+    return export_merged(
+        model=config.model,
+        adapter_dir=adapter_dir or final_adapter(run),
+        out=out or run / "merged",
+        dtype=dtype or config.model.dtype,
+        eos_token=config.data.eos_token,
+        trained=RunFolder(run).starts(),
+        overwrite=overwrite,
+    )
+
+
+def export_merged(
+    *,
+    model: ModelSection,
+    adapter_dir: Path,
+    out: Path,
+    dtype: ExportDtype,
+    eos_token: str | None = None,
+    trained: Sequence[Mapping[str, Any]] = (),
+    overwrite: bool = False,
+) -> ExportReport:
+    """Write base + adapter to the folder `out` as one safetensors checkpoint with tokenizer and generation config.
+
+    eos_token: the token that ends answers; None: the tokenizer's own
+    trained:   the environment.json of the run that the adapter is from; kept in that of the checkpoint
+    An nf4 base is the de-quantised one: that is what the adapter was trained on.
+    Raises ExportError, and leaves `out` as it was, for a missing or foreign adapter, an `out` in use, a full disk, and
+    a checkpoint that differs from base + adapter by more than `ExportReport.refusal` allows.
+    """
+    adapter = _checked_adapter(adapter_dir, model)
+    _require_free(out, overwrite=overwrite)
+    tokenizer = load_tokenizer(model.name)
+    eos_id = end_of_text_id(tokenizer, eos_token)
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        report = _write_checked(model, adapter, partial, out, dtype, tokenizer, eos_id)
+        end, results, made_by = str(tokenizer.decode([eos_id])), report.lines()[1:], this_environment()
+        card = model_card(
+            model=model, adapter=adapter.fields, dtype=dtype, eos_token=end, results=results, environment=made_by
+        )
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        record = json.dumps({"exported": made_by, "trained": list(trained)}, indent=1, ensure_ascii=False)
+        (partial / "environment.json").write_text(record + "\n", encoding="utf-8")
+        _move_into_place(partial, out)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
+        raise ExportError(f"{out}: cannot be written: {error}; make room or choose another --out") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return report
+
+
+def _write_checked(
+    section: ModelSection,
+    adapter: AdapterConfig,
+    folder: Path,
+    out: Path,
+    dtype: ExportDtype,
+    tokenizer: PreTrainedTokenizerBase,
+    eos_id: int,
+) -> ExportReport:
+    """Merge, save to `folder`, load it again and compare. One copy of the model is in memory at a time."""
+    base = load_float32_base(section)
+    probe = _probe_of(base)
+    base_logprobs = logprobs(base, probe)
+    policy = _with_adapter(base, adapter)
+    policy_logprobs = logprobs(policy, probe)
+    merged = policy.merge_and_unload(safe_merge=True)
+    _save(_rounded_(merged, getattr(torch, dtype)), folder, tokenizer, eos_id)
+    del base, policy, merged
+
+    saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    saved_logprobs = logprobs(saved, probe)
+    noise = 0.0
+    if dtype == "bfloat16":
+        noise = float((logprobs(_dithered_(saved), probe) - saved_logprobs).abs().mean())
+    report = compare(saved_logprobs, policy_logprobs, base_logprobs, out=out, dtype=dtype, rounding_noise=noise)
+    if problem := report.refusal():
+        raise ExportError(f"{out}: refused, the merged checkpoint is not the trained policy: {problem}")
+    return report
+
+
+def load_float32_base(section: ModelSection) -> PreTrainedModel:
+    """The base in float32 on the CPU. nf4: loaded as for training, then de-quantised."""
+    if section.quantize == "none":
+        return load_base(section.model_copy(update={"dtype": "float32"}), device="cpu", attention="sdpa").eval()
+    base = load_base(section, device="cpu", attention="sdpa").dequantize(dtype=torch.float32)
+    return _rounded_(base, torch.float32).eval()  # what is not quantised is still in section.dtype
+
+
+@torch.inference_mode()
+def logprobs(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
+    """log p of every token after the first of its sequence, one sequence after the other: (n,), float64."""
+    values = []
+    for token_ids in sequences:
+        ids = torch.tensor([list(token_ids)])
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+        values.append(logits.log_softmax(dim=-1).gather(1, ids[0, 1:, None]).squeeze(1))
+    return torch.cat(values).double()
+
+
+def _probe_of(base: PreTrainedModel) -> list[list[int]]:
+    length = min(MAX_PROBE_LENGTH, base.config.max_position_embeddings)
+    return probe_sequences(vocab_size=base.config.vocab_size, num_tokens=MIN_PROBE_TOKENS, max_length=length)
+
+
+def _with_adapter(base: PreTrainedModel, adapter: AdapterConfig) -> Any:
+    from peft import get_peft_model
+
+    policy = get_peft_model(base, adapter.to_peft())
+    load_by_name(policy, read_tensors(adapter), where=adapter.where)
+    return policy.eval()
+
+
+def _rounded_(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """In place, weights only: RoPE's frequencies are buffers and stay in float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def _dithered_(model: PreTrainedModel) -> PreTrainedModel:
+    """In place: every weight moved at random by up to half a unit in bfloat16's last place, as rounding moves it.
+
+    What is in bfloat16 already cannot be rounded again to see what rounding costs.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        _, exponent = torch.frexp(parameter.data)
+        unit = torch.ldexp(parameter.data.ne(0).float(), exponent - 8)  # 8 bits of precision, the leading one included
+        parameter.data += (torch.rand(parameter.shape, generator=generator) - 0.5) * unit
+    return model
+
+
+def _save(merged: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase, eos_id: int) -> None:
+    """Sampling defaults are those of training, temperature 1 and nothing cut off, whatever the base came with."""
+    needed = sum(p.numel() * p.element_size() for p in merged.parameters())
+    free = shutil.disk_usage(folder.parent).free
+    if needed > free:
+        raise OSError(f"{needed >> 20:,} MiB are needed, {free >> 20:,} MiB are free on this disk")
+    pad_id = tokenizer.pad_token_id
+    merged.generation_config = GenerationConfig(do_sample=True, eos_token_id=eos_id, pad_token_id=pad_id)
+    merged.config.eos_token_id = eos_id
+    merged.save_pretrained(folder)
+    _save_tokenizer(tokenizer, folder, eos_id)
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, eos_id: int) -> None:
+    """Save the tokenizer, with the token that ends answers as its EOS, so that the checkpoint by itself stops there.
+
+    A token of the plain vocabulary is not made the EOS: as a special token it would be cut out of every text. Then only
+    config.json and generation_config.json name it, and evaluation asks for data.eos_token.
+    """
+    if eos_id in tokenizer.added_tokens_decoder:
+        tokenizer.eos_token = tokenizer.added_tokens_decoder[eos_id].content
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise OSError(str(error)) from None  # the library of fast tokenizers has no other class for a failed write
+    if eos_id in tokenizer.added_tokens_decoder and end_of_text_id(load_tokenizer(str(folder))) != eos_id:
+        raise ExportError(f"{folder}: the saved tokenizer does not end texts with token {eos_id}; report this")
+
+
+def _move_into_place(partial: Path, out: Path) -> None:
+    for weights in partial.glob("*.safetensors"):  # written for their owner only
+        weights.chmod((partial / "config.json").stat().st_mode)
+    for path in (*partial.iterdir(), partial):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    move_into_place(partial, out)
+
+
+def _checked_adapter(adapter_dir: Path, model: ModelSection) -> AdapterConfig:
+    """Read the adapter's configuration; ExportError unless it is a plain LoRA adapter that fits the model."""
+    try:
+        adapter = read_config(adapter_dir, option="--adapter")
+        check_fit(adapter, model_config(model))
+        read_tensors(adapter)
+    except AdapterError as error:
+        raise ExportError(str(error)) from None
+    return adapter
+
+
+def _require_free(out: Path, *, overwrite: bool) -> None:
+    if out.exists() and not overwrite:
+        raise ExportError(f"--out {out}: exists already; choose another folder or pass --overwrite")
+    if out.exists() and not (out / "config.json").is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(f"--out {out}: is not a model folder, so it is not overwritten; choose another")

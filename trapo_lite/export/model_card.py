@@ -1,0 +1,118 @@
+"""README.md of an exported checkpoint, and of an adapter."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trapo_lite.config import ModelSection
+from trapo_lite.run.environment import spelt_code
+
+CARD = """\
+---
+base_model: {base}
+library_name: transformers
+pipeline_tag: text-generation
+tags: [trapo, lora, merged]
+---
+
+# {base} + LoRA adapter, merged
+
+| | |
+|---|---|
+| base | `{base}`{quantized} |
+| adapter | LoRA, r = {r}, alpha = {alpha}, on {modules} |
+| weights | {dtype}, merged in float32 and rounded once |
+| answers end with | `{eos_token}` |
+| merged by | trapo_lite {version}, files {code}; torch {torch}, transformers {transformers}, peft {peft} |
+{overrides}
+The saved weights, computed in float32, against base + unmerged adapter:
+
+```
+{results}
+```
+
+Written by trapo_lite. `environment.json` says which code and versions trained and merged it.
+"""
+
+ADAPTER_CARD = """\
+---
+{hub_base}library_name: peft
+tags: [trapo, lora]
+---
+
+# LoRA adapter on {base}
+
+| | |
+|---|---|
+| base | `{base}`{quantized} |
+| adapter | LoRA, r = {r}, alpha = {alpha}, on {modules} |
+| answers end with | `{eos_token}` |
+
+Serve it beside its base, as the model `trained`, from this folder:
+
+```
+vllm serve {base} --enable-lora --max-lora-rank {max_rank} --lora-modules trained=.
+```
+
+Written by trapo_lite.
+"""
+
+QUANTIZED_BASE = ", in NF4 (bitsandbytes) during training"
+QUANTIZED = (
+    ", in NF4 (bitsandbytes) during training: the adapter is merged into the de-quantised NF4 weights it was trained "
+    "on, not into the original ones"
+)
+
+
+def model_card(
+    *,
+    model: ModelSection,
+    adapter: Mapping[str, Any],
+    dtype: str,
+    eos_token: str,
+    results: Sequence[str],
+    environment: Mapping[str, Any],
+) -> str:
+    """adapter: PEFT's adapter_config.json.   results: lines of the log-prob comparison.
+
+    environment: what merges, by `environment.this_environment`
+    """
+    versions = environment["versions"]
+    overrides = "".join(f"| config override | `{key}: {value}` |\n" for key, value in model.config_overrides.items())
+    return CARD.format(
+        base=model.name,
+        quantized=QUANTIZED if model.quantize == "nf4" else "",
+        r=adapter["r"],
+        alpha=adapter["lora_alpha"],
+        modules=_layers(adapter),
+        dtype=dtype,
+        eos_token=eos_token.replace("|", "\\|"),
+        overrides=overrides,
+        code=spelt_code(environment),
+        version=versions["trapo_lite"],
+        **{name: versions.get(name, "none") for name in ("torch", "transformers", "peft")},
+        results="\n".join(line.strip() for line in results),
+    )
+
+
+def adapter_card(*, model: ModelSection, adapter: Mapping[str, Any], eos_token: str, max_rank: int) -> str:
+    """Return the README of an adapter that has not been merged.
+
+    adapter: PEFT's adapter_config.json.   max_rank: what vLLM has to be told
+    """
+    base = adapter["base_model_name_or_path"]
+    return ADAPTER_CARD.format(
+        hub_base="" if base.startswith("/") else f"base_model: {base}\n",  # the hub refuses a folder's name
+        base=base,
+        quantized=QUANTIZED_BASE if model.quantize == "nf4" else "",
+        r=adapter["r"],
+        alpha=adapter["lora_alpha"],
+        max_rank=max_rank,
+        modules=_layers(adapter),
+        eos_token=eos_token.replace("|", "\\|"),
+    )
+
+
+def _layers(adapter: Mapping[str, Any]) -> str:
+    modules = adapter["target_modules"] or []
+    names = {modules} if isinstance(modules, str) else {name.rpartition(".")[2] for name in modules}
+    return ", ".join(sorted(names | set(adapter.get("target_parameters") or ())))

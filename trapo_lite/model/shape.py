@@ -1,0 +1,155 @@
+"""Sizes of a model and its adapter, from the model's configuration alone: what is counted in bytes and operations."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+
+from trapo_lite.core.errors import ModelError
+from trapo_lite.core.tree import PackedBatch
+
+if TYPE_CHECKING:  # seconds that the plan does without
+    from peft import PeftModel
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+FAILURES = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError),
+    *(RuntimeError, StrictDataclassError, TypeError, ValueError),
+)
+"""What modelling code raises where a configuration is not what it expects."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """linear_parameters: of the decoder's linear layers;  adapter_parameters: of LoRA on those that are targets.
+    other_parameters: embeddings, an output layer that is not tied to them, norms, biases.
+    attention_width, kv_width: heads, and key-value heads, times the size of a head.
+    lora_width: inputs and outputs of all linear layers of the decoder: parameters of one rank of an adapter on them.
+    """
+
+    num_layers: int
+    hidden_size: int
+    mlp_width: int
+    vocab_size: int
+    attention_width: int
+    kv_width: int
+    lora_width: int
+    linear_parameters: int
+    other_parameters: int
+    adapter_parameters: int
+
+    @property
+    def parameters(self) -> int:
+        return self.linear_parameters + self.other_parameters
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig, *, rank: int, targets: str | Sequence[str]) -> ModelShape:
+        """No weights are made: the model is built on the meta device. targets: as in lora.target_modules.
+
+        ModelError where transformers cannot build it, or where its configuration does not have these sizes.
+        """
+        require_sizes(config)
+        model = meta_model(config)
+        linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        decoder = {name: module for name, module in linears.items() if not name.endswith("lm_head")}
+        num_linear = sum(module.weight.numel() for module in decoder.values())
+        size = head_size(config)
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        num_kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        adapter = adapted(model, rank=rank, targets=targets).parameters()
+        return cls(
+            num_layers=config.num_hidden_layers,
+            hidden_size=config.hidden_size,
+            mlp_width=config.intermediate_size,
+            vocab_size=config.vocab_size,
+            attention_width=config.num_attention_heads * size,
+            kv_width=num_kv_heads * size,
+            lora_width=sum(module.in_features + module.out_features for module in decoder.values()),
+            linear_parameters=num_linear,
+            other_parameters=num_parameters - num_linear,
+            adapter_parameters=sum(parameter.numel() for parameter in adapter if parameter.requires_grad),
+        )
+
+    def training_flop(self, *, num_tokens: int, num_visible: int, num_trained: int) -> float:
+        """Operations of forward and backward through a frozen base under an adapter, recomputation left out.
+
+        A frozen weight costs 2 a token forward and 2 for the gradient of its input; an adapter's 2 more for its own.
+        num_visible: pairs of a token and one that it sees (itself included): 4 forward and 8 backward for each unit of
+        attention_width and layer.   num_trained: rows of the head.
+        """
+        dense = 4.0 * self.linear_parameters * num_tokens + 6.0 * self.adapter_parameters * num_tokens
+        attention = 12.0 * self.attention_width * self.num_layers * num_visible
+        return dense + attention + 4.0 * self.hidden_size * self.vocab_size * num_trained
+
+    def batch_flop(self, batch: PackedBatch) -> float:
+        """`training_flop` of one packed batch; a token sees as many as stand on its path."""
+        num_tokens = batch.num_tokens - batch.num_padding
+        num_visible = int((batch.position + 1).sum()) - batch.num_padding
+        return self.training_flop(num_tokens=num_tokens, num_visible=num_visible, num_trained=len(batch.trained))
+
+
+def head_size(config: PreTrainedConfig) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def require_sizes(config: PreTrainedConfig) -> None:
+    """Raise ModelError if the configuration lacks a size that `ModelShape` needs."""
+    sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads")
+    missing = [name for name in sizes if not isinstance(getattr(config, name, None), int)]
+    if missing:
+        raise ModelError(
+            f"model.name: the configuration of {config.model_type} has no {' and no '.join(missing)}, so its size is "
+            "not known here; take another model"
+        )
+
+
+def is_target(name: str, targets: str | Sequence[str]) -> bool:
+    """Whether lora.target_modules names this linear layer of the decoder; a text means all of them."""
+    return isinstance(targets, str) or any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def meta_model(config: PreTrainedConfig, *, attention: str | None = None) -> PreTrainedModel:
+    """Build the model in bfloat16 without memory behind its weights; ModelError if transformers cannot build it."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            config = copy.deepcopy(config)  # from_config writes the attention into it
+            return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.bfloat16)
+    except FAILURES as error:
+        if attention is not None and isinstance(error, KeyError) and error.args == (attention,):
+            raise ModelError(
+                f"model.name: models of type {config.model_type} choose among attention classes of their own, so "
+                "packed trees cannot be computed with them; take another model"
+            ) from None
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"model.name: transformers cannot build a causal language model of type {config.model_type} here "
+            f"({type(error).__name__}: {reason}); take another model"
+        ) from None
+
+
+def adapted(model: PreTrainedModel, *, rank: int, targets: str | Sequence[str]) -> PeftModel:
+    """Add the adapter that training would have to a model on the meta device, which is changed.
+
+    ModelError if PEFT finds nothing to adapt, or takes the targets for something else.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    names = targets if isinstance(targets, str) else list(targets)
+    lora = LoraConfig(task_type="CAUSAL_LM", r=rank, target_modules=names)
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
+            return cast("PeftModel", get_peft_model(model, lora, low_cpu_mem_usage=True))
+    except FAILURES as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(f"lora.target_modules: {names}: PEFT cannot adapt {type(model).__name__}: {reason}") from None

@@ -1,0 +1,262 @@
+"""How much memory of each GPU a step takes, part by part, and how long it takes: arithmetic, nothing is loaded.
+
+Weights, adapter and optimizer are exact. What autograd keeps of a decoder layer was counted with saved-tensor hooks
+(tests/test_memory_plan.py counts again); allocator and CUDA contexts are allowed for by `RESERVE` and `FRAGMENTATION`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from trapo_lite.config import Config
+from trapo_lite.core.batching import bucket
+from trapo_lite.core.errors import ConfigError
+from trapo_lite.engines.vllm.options import round_up_lora_rank
+from trapo_lite.model.logprobs import CHUNK_ELEMENTS
+from trapo_lite.model.shape import ModelShape
+from trapo_lite.run.gpus import GIB, Gpu
+
+Change = Callable[[Config], Config]
+
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, a byte for 64 of them, and 4 bytes for 256 of those
+ENGINE_NF4_BYTES = 0.5 + 4 / 64  # the engine keeps a float32 for 64 of them
+ADAPTER_SLOTS = 2  # the engine's max_loras: the adapter that it serves and the next
+RESERVE = 1.5 * GIB  # CUDA contexts and kernels of trainer and engine
+FRAGMENTATION = 0.1  # of what is allocated and freed in every batch: what the allocator cannot use of it
+ENGINE_RESERVE = 1.5 * GIB  # of the engine: activations and CUDA graphs
+OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "sgd": 0}
+UTILISATION = 0.35  # of the peak, in the update
+DECODE_EFFICIENCY = 0.6  # of the memory's bandwidth, in decoding
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of one GPU, part by part. The engine's are 0 where it is elsewhere.
+
+    base: this GPU's share of the weights;  gathered: of the others' shares, what it holds at a time
+    activations: what the forward pass keeps of all layers;  layer: what the backward pass of one takes besides
+    head: hidden rows, their gradient and chunks of logits, before the backward pass reaches the first layer
+    step: what the optimizer's step takes besides, when all of these are gone
+    """
+
+    base: float
+    gathered: float
+    adapter: float
+    optimizer: float
+    activations: float
+    layer: float
+    head: float
+    step: float
+    engine_weights: float
+    kv_cache: float
+    kv_token: float
+    reserve: float
+    keeps_cache: bool
+
+    @property
+    def trainer(self) -> float:
+        """What stays between updates."""
+        return self.base + self.adapter + self.optimizer
+
+    @property
+    def passing(self) -> float:
+        """The most that forward pass, backward pass and step hold at a time, of tensors."""
+        return max(self.activations + max(self.layer, self.head), self.step)
+
+    @property
+    def fragmentation(self) -> float:
+        return FRAGMENTATION * self.passing
+
+    @property
+    def during_update(self) -> float:
+        cache = self.kv_cache if self.keeps_cache else 0.0
+        passing = self.gathered + self.passing + self.fragmentation
+        return self.trainer + passing + self.engine_weights + cache + self.reserve
+
+    @property
+    def during_rollouts(self) -> float:
+        return self.trainer + self.engine_weights + self.kv_cache + self.reserve
+
+
+def plan_memory(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int = 1) -> MemoryPlan:
+    """Of one GPU, shared by a trainer process and its engine, unless that is on servers.
+
+    num_shards: over how many GPUs FSDP2 spreads the trainer's base; the engine's copy is whole.
+    """
+    model, train, rollout = config.model, config.train, config.rollout
+    width = 4 if model.dtype == "float32" else 2
+    is_nf4 = model.quantize == "nf4"
+    base = shape.other_parameters * width + shape.linear_parameters * (NF4_BYTES if is_nf4 else width)
+    tokens = bucket(max(train.tokens_per_batch, config.longest_sequence))  # a rollout is never cut
+    layer = layer_bytes(shape, rank=config.lora.r, width=width, is_grouped=model.attention != "sdpa")
+    in_backward = 2 * width * shape.mlp_width  # gradients of the widest part of a layer
+    if not model.gradient_checkpointing:
+        kept = layer * shape.num_layers
+    else:
+        in_backward += layer  # computed again
+        kept = 0.0 if model.offload_activations else shape.hidden_size * width * shape.num_layers
+    engine = rollout.engine if config.algorithm.samples or config.eval.every > 0 else "server"
+    engine_weights = {"vllm": _vllm_bytes(config, shape, width=width), "transformers": base, "server": 0.0}[engine]
+    kv_cache = rollout.gpu_memory_fraction * gpu_memory - engine_weights if engine == "vllm" else 0.0
+    return MemoryPlan(
+        base=base / num_shards,
+        # two layers, of which one is being fetched, and all that is outside the layers
+        gathered=(shape.other_parameters + 2 * shape.linear_parameters / shape.num_layers) * width
+        if num_shards > 1
+        else 0.0,
+        # master weights and gradient; under autocast a copy in bfloat16
+        adapter=shape.adapter_parameters * (8 + (2 if width == 2 else 0)),
+        optimizer=shape.adapter_parameters * OPTIMIZER_BYTES[config.optim.name],
+        activations=tokens * kept,
+        layer=tokens * in_backward,
+        head=2.0 * tokens * shape.hidden_size * width + CHUNK_ELEMENTS["cuda"] * (8.0 + width),
+        # the flattened gradient, its clipped copy, AdamW's square roots
+        step=shape.adapter_parameters * 12.0,
+        engine_weights=engine_weights,
+        kv_cache=max(0.0, kv_cache),
+        kv_token=2.0 * shape.num_layers * shape.kv_width * 2,
+        reserve=RESERVE,
+        keeps_cache=not rollout.colocate,
+    )
+
+
+def _vllm_bytes(config: Config, shape: ModelShape, *, width: int) -> float:
+    """Return what vLLM takes besides its cache: its base, slots for adapters on all linear layers, and the rest."""
+    linear = ENGINE_NF4_BYTES if config.model.quantize == "nf4" else width
+    slots = ADAPTER_SLOTS * shape.lora_width * round_up_lora_rank(config.lora.r) * width
+    return shape.other_parameters * width + shape.linear_parameters * linear + slots + ENGINE_RESERVE
+
+
+def layer_bytes(shape: ModelShape, *, rank: int, width: int, is_grouped: bool) -> float:
+    """What autograd keeps of one decoder layer for one token; `width` bytes a number, but norms are in float32.
+
+    is_grouped: attention takes keys and values as they are (FlexAttention); else they are repeated to the width of the
+    queries. 7 adapted layers keep their inner product each.
+    """
+    norms = 12 if width == 2 else 16
+    keys = shape.kv_width if is_grouped else shape.attention_width
+    attention = 3 * shape.attention_width + 2 * keys  # queries, what comes out, that in the order of tokens, and k, v
+    return norms * shape.hidden_size + width * (attention + 4 * shape.mlp_width + 7 * rank)
+
+
+def shortcoming(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int = 1) -> str | None:
+    """What does not fit, in one line; None where everything does."""
+    plan = plan_memory(config, shape, gpu_memory=gpu_memory, num_shards=num_shards)
+    share = config.rollout.gpu_memory_fraction
+    if _lacking_in_engine(config, plan) > 0:
+        if plan.engine_weights > share * gpu_memory:
+            needed = plan.engine_weights / GIB
+            return f"the engine: its copy of the base takes {needed:.1f} GiB, it may have {share:.0%} of the card"
+        longest = config.longest_sequence
+        return (
+            f"the engine: {share:.0%} of the card leaves {plan.kv_cache / GIB:.1f} GiB for its cache, one sequence of "
+            f"{longest} tokens takes {plan.kv_token * longest / GIB:.1f}"
+        )
+    for stage, needed in (("the update", plan.during_update), ("rollouts", plan.during_rollouts)):
+        if needed > gpu_memory:
+            return f"{stage}: {needed / GIB:.1f} GiB of {gpu_memory / GIB:.1f}"
+    return None
+
+
+def lacking(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int = 1) -> float:
+    """Bytes that the update, the rollouts and the engine's cache are short of, together; 0 where everything fits."""
+    plan = plan_memory(config, shape, gpu_memory=gpu_memory, num_shards=num_shards)
+    shortages = (plan.during_update - gpu_memory, plan.during_rollouts - gpu_memory, _lacking_in_engine(config, plan))
+    return sum(max(0.0, shortage) for shortage in shortages)
+
+
+def _lacking_in_engine(config: Config, plan: MemoryPlan) -> float:
+    """Of the room for one sequence."""
+    has_cache = plan.engine_weights > 0 and config.rollout.engine == "vllm"
+    return plan.kv_token * config.longest_sequence - plan.kv_cache if has_cache else 0.0
+
+
+def require_fits(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int = 1) -> None:
+    """ConfigError, with what to change, where the plan does not fit a GPU with so many bytes."""
+    problem = shortcoming(config, shape, gpu_memory=gpu_memory, num_shards=num_shards)
+    if problem is not None:
+        cures = remedies(config, shape, gpu_memory=gpu_memory, num_shards=num_shards) or [
+            "a smaller model or a larger GPU"
+        ]
+        raise ConfigError(
+            f"this does not fit the GPU, by estimate ({problem}); change {' '.join(cures)}, or try it all the same "
+            "with train.check_memory=false (scripts/plan.py shows the parts)"
+        )
+
+
+def remedies(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int = 1) -> list[str]:
+    """Options that together make it fit, none of them idle; empty where it fits, or nothing here helps."""
+
+    def lacking_with(changes: dict[str, Change]) -> float:
+        changed = config
+        for change in changes.values():
+            changed = change(changed)
+        return lacking(changed, shape, gpu_memory=gpu_memory, num_shards=num_shards)
+
+    chosen: dict[str, Change] = {}
+    missing = lacking_with(chosen)
+    for option, change in _changes(config, is_sharded=num_shards > 1):
+        if missing <= 0:
+            break
+        with_it = lacking_with({**chosen, option: change})
+        if with_it < missing:
+            chosen[option], missing = change, with_it
+    if missing > 0:
+        return []
+    for option in list(chosen):
+        others = {name: change for name, change in chosen.items() if name != option}
+        if lacking_with(others) <= 0:
+            chosen = others
+    return list(chosen)
+
+
+def _changes(config: Config, *, is_sharded: bool) -> Iterator[tuple[str, Change]]:
+    """The cheapest first: what costs little time, then what costs more of it or some exactness."""
+
+    def setting(section: str, **values: object) -> Change:
+        return lambda config: config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
+
+    yield "rollout.colocate=true", setting("rollout", colocate=True)
+    yield "model.gradient_checkpointing=true", setting("model", gradient_checkpointing=True)
+    tokens = config.train.tokens_per_batch
+    while tokens // 2 >= config.longest_sequence:
+        tokens //= 2
+        yield f"train.tokens_per_batch={tokens}", setting("train", tokens_per_batch=tokens)
+    if config.optim.name == "adamw":
+        yield "optim.name=adamw_8bit", setting("optim", name="adamw_8bit")
+    for fraction in (0.5, 0.45, 0.4, 0.35, 0.3):
+        if fraction < config.rollout.gpu_memory_fraction:
+            yield f"rollout.gpu_memory_fraction={fraction}", setting("rollout", gpu_memory_fraction=fraction)
+    if config.rollout.merge == "never" and config.model.dtype == "bfloat16" and not is_sharded:  # NF4: nothing else
+        yield "model.quantize=nf4", setting("model", quantize="nf4")
+    yield "model.offload_activations=true", setting("model", offload_activations=True)
+
+
+@dataclass(frozen=True)
+class TimePlan:
+    """Seconds of a step in which every rollout is as long as it may be: no step takes longer, most take less."""
+
+    rollouts: float
+    update: float
+    num_tokens: int
+
+
+def plan_time(config: Config, shape: ModelShape, gpu: Gpu, *, num_gpus: int) -> TimePlan:
+    """By the roofline: decoding reads weights and cache once a token, the update computes."""
+    plan = plan_memory(config, shape, gpu_memory=gpu.memory)
+    groups, limit = config.algorithm.micro_groups, config.rollout.max_response_tokens
+    prompt, problems = config.data.max_prompt_tokens, config.rollout.num_problems / num_gpus
+    rollouts = 0.0
+    if config.algorithm.samples:
+        together = sum(group.num_rollouts for group in groups) * problems
+        fitting = max(1.0, plan.kv_cache / (plan.kv_token * (prompt + limit / 2))) if plan.kv_cache else together
+        batch = min(together, fitting, config.rollout.max_num_seqs)
+        read = (plan.base + batch * plan.kv_token * (prompt + limit / 2)) / (gpu.bandwidth * DECODE_EFFICIENCY)
+        computed = 2 * shape.parameters * batch / (gpu.tflops * 1e12 * UTILISATION)
+        rollouts = limit * max(read, computed) * max(1.0, together / batch)
+    rows = round(problems * config.algorithm.group_size)
+    tokens = rows * limit + round(problems) * prompt
+    visible = rows * (limit * prompt + limit * limit // 2)
+    flop = shape.training_flop(num_tokens=tokens, num_visible=visible, num_trained=rows * limit)
+    if config.model.gradient_checkpointing:
+        flop *= 1.5  # the forward pass again: 2 of 4 operations a weight
+    return TimePlan(rollouts, flop / (gpu.tflops * 1e12 * UTILISATION), tokens * num_gpus)

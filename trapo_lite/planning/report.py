@@ -1,0 +1,185 @@
+"""The plan of a step, from the configuration and the model's config.json alone: no weights, no GPU."""
+
+import re
+from dataclasses import replace
+
+from trapo_lite.config import Config
+from trapo_lite.config.paths import check_name
+from trapo_lite.core.errors import ConfigError
+from trapo_lite.model.shape import ModelShape
+from trapo_lite.planning.llama_qwen_shape import plain_shape
+from trapo_lite.planning.memory import plan_memory, plan_time, remedies, shortcoming
+from trapo_lite.run.gpus import GIB, GPUS, Gpu
+
+SHARDED = "spread the base over the GPUs (--sharded here, configs/accelerate/fsdp2.yaml to train)"
+SERVERS = "rollouts on other GPUs (rollout.engine=server)"
+
+
+def plan_lines(config: Config) -> list[str]:
+    """What one step will do, for a person to read before paying for it."""
+    model, lora, algorithm, rollout = config.model, config.lora, config.algorithm, config.rollout
+    optim, train = config.optim, config.train
+    groups = algorithm.micro_groups
+    sampled = sum(g.num_rollouts for g in groups if not (g.prefix_ratio == 1.0 and g.help_below is None))
+    most = rollout.num_problems * sampled * rollout.max_response_tokens
+    precision = model.dtype if model.quantize == "none" else f"{model.dtype}, {model.quantize}"
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
+    lines = [
+        f"run       {config.run.folder}, seed {config.run.seed}{', deterministic' if config.run.deterministic else ''}",
+        f"model     {model.name}, {precision}, LoRA r {lora.r}, alpha {lora.alpha:g} on {targets}",
+        f"data      {config.data.train}",
+        f"rollouts  {rollout.num_problems} problems x {algorithm.group_size} a step{_by(config)}, "
+        f"temperature {rollout.temperature:g}, at most {rollout.max_response_tokens} tokens each",
+    ]
+    for number, group in enumerate(groups, start=1):
+        lines.append(f"  micro-group {number}: {group.num_rollouts} rollout{'s' if group.num_rollouts > 1 else ''}, ")
+        if group.prefix_ratio == 0.0 or group.help_below == 0.0:
+            lines[-1] += "unguided"
+        else:
+            when = "always" if group.help_below is None else f"if the mean return is below {group.help_below:.3g}"
+            lines[-1] += f"{group.prefix_ratio:.0%} of the expert trace {when}"
+    prefix = ""
+    if algorithm.has_prefix_loss:
+        prefix = f"{algorithm.prefix_loss} x {algorithm.prefix_weight:g} on expert tokens"
+    own = "policy gradient on own tokens" if sampled else ""
+    extras = [
+        f"{name} x {weight:g}"
+        for name, weight in (("entropy", algorithm.entropy_weight), ("KL", algorithm.kl_weight))
+        if weight > 0
+    ]
+    loss = " + ".join(part for part in (prefix, own, *extras) if part)
+    divisor = "each component's number of tokens"
+    if algorithm.normalizer == "constant":
+        divisor = (
+            f"{algorithm.normalizer_tokens or rollout.max_response_tokens} tokens x {rollout.num_problems} problems"
+        )
+    lines += [
+        f"loss      {loss}, divided by {divisor}",
+        f"update    {optim.name}, lr {optim.lr:g} {optim.scheduler}, clip {optim.grad_clip}, "
+        f"{train.tokens_per_batch} tokens a forward pass",
+        f"length    {train.max_steps} steps, a checkpoint every {train.save_every}, "
+        + (f"evaluation every {config.eval.every}" if config.eval.every else "no evaluation on the way"),
+        f"at most   {most:,} sampled tokens a step",
+    ]
+    return lines
+
+
+def _by(config: Config) -> str:
+    rollout = config.rollout
+    if not config.algorithm.samples:
+        return ", all from the expert"
+    servers = f" ({', '.join(rollout.servers)})" if rollout.engine == "server" else ""
+    merge = "" if rollout.merge == "never" else f", merge {rollout.merge}"
+    return f" by {rollout.engine}{servers}, {rollout.schedule}{merge}"
+
+
+def memory_lines(
+    config: Config, *, gpu_name: str | None, gpu_memory: float | None, num_gpus: int, is_sharded: bool = False
+) -> list[str]:
+    """What a step takes of each GPU and how long it takes at most, part by part; what to change where it does not fit.
+
+    gpu_memory: bytes; None: the named GPU's, or 24 GiB.  is_sharded: the base is spread over the GPUs (FSDP2).
+    ConfigError for a GPU whose speed is not known.
+    """
+    if is_sharded and config.model.quantize != "none":
+        raise ConfigError("--sharded: nf4 weights are not sharded; set model.quantize=none, or leave it out")
+    gpu, is_assumed = _gpu(gpu_name, gpu_memory)
+    check_name(config.model.name)
+    shape = plain_shape(config) or _shape_by_transformers(config)
+    num_shards = num_gpus if is_sharded else 1
+    plan = plan_memory(config, shape, gpu_memory=gpu.memory, num_shards=num_shards)
+    share = f", a share of 1/{num_shards}" if num_shards > 1 else ""
+    parts = [
+        ("base", plan.base, f"{shape.parameters / 1e9:.2f} billion parameters{share}"),
+        *([("gathered", plan.gathered, "embeddings, head and two layers, whole")] if num_shards > 1 else []),
+        ("adapter", plan.adapter, f"{shape.adapter_parameters / 1e6:.1f} million, weights and gradients in float32"),
+        ("optimizer", plan.optimizer, config.optim.name),
+        ("activations", plan.activations, f"of {config.train.tokens_per_batch} tokens a forward pass"),
+        ("one layer", plan.layer, "in its backward pass"),
+        ("or the head", plan.head, "hidden rows and chunks of logits, if that is more"),
+        ("or the step", plan.step, "copies of the gradient, if that is more than all three"),
+        ("allocator", plan.fragmentation, "lost between blocks"),
+        ("engine", plan.engine_weights, "its copy of the base, and what it needs besides"),
+        ("KV cache", plan.kv_cache, f"{plan.kv_cache / plan.kv_token:,.0f} tokens"),
+        ("reserve", plan.reserve, "CUDA contexts"),
+    ]
+    assumed = " (assumed: --gpu names another)" if is_assumed else ""
+    lines = [f"each of {num_gpus} x {gpu.name}, {gpu.memory / GIB:.1f} GiB{assumed}; estimates, GiB:"]
+    lines += [f"  {name:<12}{size / GIB:8.2f}  {note}" for name, size, note in parts]
+    lines += [
+        f"  in updates  {plan.during_update / GIB:8.2f}{'' if plan.keeps_cache else '  without the KV cache'}",
+        f"  in rollouts {plan.during_rollouts / GIB:8.2f}",
+    ]
+    times = plan_time(config, shape, gpu, num_gpus=num_gpus)
+    lines.append(
+        f"a step takes at most {times.rollouts:.0f} s of rollouts and {times.update:.0f} s of updating, if every one "
+        f"of its {config.rollout.num_problems * config.algorithm.group_size} rollouts is as long as it may be "
+        f"({times.num_tokens:,} tokens)"
+    )
+    problem = shortcoming(config, shape, gpu_memory=gpu.memory, num_shards=num_shards)
+    if problem is None:
+        return [*lines, "fits"]
+    cure = _cure(config, shape, gpu_memory=gpu.memory, num_shards=num_shards, num_gpus=num_gpus)
+    return [*lines, f"does not fit: {problem}", f"change: {cure}"]
+
+
+def _cure(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int, num_gpus: int) -> str:
+    """What makes it fit: options on this card; else the base over all cards, rollouts on others, or both."""
+    elsewhere = config.rollout.model_copy(update={"engine": "server"})
+    on_servers = config.model_copy(update={"rollout": elsewhere})
+    attempts = [(config, num_shards, [])]
+    if num_shards < num_gpus and config.model.quantize == "none":
+        attempts.append((config, num_gpus, [SHARDED]))
+    if config.rollout.engine != "server":
+        attempts += [(on_servers, shards, [*notes, SERVERS]) for _, shards, notes in attempts[::-1]]
+    for changed, shards, notes in attempts:
+        fits = shortcoming(changed, shape, gpu_memory=gpu_memory, num_shards=shards) is None
+        options = remedies(changed, shape, gpu_memory=gpu_memory, num_shards=shards)
+        if fits or options:
+            return ", ".join([*notes, " ".join(options)] if options else notes)
+    return "nothing here helps: take a smaller model, larger GPUs or more of them"
+
+
+def _shape_by_transformers(config: Config) -> ModelShape:
+    """Of any model; and what is wrong with the configuration where it was no plain one."""
+    from trapo_lite.model.base import model_shape
+    from trapo_lite.model.packable import check_model
+
+    check_model(config)
+    return model_shape(config)
+
+
+def parse_memory(text: str) -> float:
+    """Bytes of "23.5GB" or "80": GiB, of memory that CUDA gives out: a little less than is printed on a card.
+
+    >>> parse_memory("24GB") == parse_memory("24") == 24 * 2**30
+    True
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB|GiB|G)?", text.strip(), re.IGNORECASE)
+    if found is None or float(found[1]) <= 0:
+        raise ConfigError(f"--gpu-memory: found {text!r}; write 24GB, say")
+    return float(found[1]) * GIB
+
+
+def _gpu(name: str | None, memory: float | None) -> tuple[Gpu, bool]:
+    """The card that is meant, and whether that is a guess: one that has so much, for the times.
+
+    name: as in the table, or its end, "3090".
+    """
+    if name is None:  # 24 GB are printed on a card that gives out 23.5 or 22.2
+        enough = [gpu for gpu in GPUS.values() if memory is not None and gpu.memory >= 0.92 * memory]
+        gpu = min(enough, key=lambda gpu: (gpu.memory, gpu.tflops)) if enough else GPUS["RTX 4090"]
+    else:
+        by_spelling = {_squeezed(known): gpu for known, gpu in GPUS.items()}
+        ending = [gpu for known, gpu in by_spelling.items() if known.endswith(_squeezed(name))]
+        found = by_spelling.get(_squeezed(name)) or (ending[0] if len(ending) == 1 else None)
+        if found is None:
+            raise ConfigError(
+                f"--gpu: found {name!r}; known are {', '.join(GPUS)}; for another, take one like it and --gpu-memory"
+            )
+        gpu = found
+    return gpu if memory is None else replace(gpu, memory=memory), name is None
+
+
+def _squeezed(name: str) -> str:
+    return name.replace(" ", "").casefold()

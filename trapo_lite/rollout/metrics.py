@@ -1,0 +1,105 @@
+"""What a step's rollouts look like: metrics of the group, and the line of the rollout log."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+from trapo_lite.core.micro_groups import MicroGroup
+from trapo_lite.core.types import Group, Mean, VerdictKind
+
+
+def describe(groups: Sequence[Group], micro_groups: Sequence[MicroGroup]) -> dict[str, Mean]:
+    """Return means over this rank's rollouts; names from `metrics.TABLE`.
+
+    reward/own is the first micro-group's mean, which every problem enters with the same number of rollouts. A later
+    micro-group is unguided only where a problem goes well, so a mean of all unguided rollouts would count easy problems
+    more often.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    own = [r for group in groups for r in group.rollouts[: micro_groups[0].num_rollouts]]
+    expert = [r for r in rollouts if r.finish_reason == "expert"]
+    guided = [r for r in rollouts if r.is_guided and r.finish_reason != "expert"]
+    sampled = [r for r in rollouts if r.finish_reason != "expert"]
+    metrics = {
+        "reward/mean": _mean([r.reward for r in rollouts]),
+        "reward/own": _mean([r.reward for r in own] if micro_groups[0].prefix_ratio == 0.0 else []),
+        "reward/guided": _mean([r.reward for r in guided]),
+        "reward/expert": _mean([r.reward for r in expert]),
+        "rollout/guided": _mean([r.is_guided for r in rollouts]),
+        "rollout/solved_groups": _mean([all(r.reward == 1.0 for r in g.rollouts) for g in groups]),
+        "rollout/failed_groups": _mean([all(r.reward == 0.0 for r in g.rollouts) for g in groups]),
+        "rollout/truncated": _mean([r.finish_reason == "length" for r in sampled]),
+        "rollout/completion_tokens": _mean([len(r.completion_ids) for r in sampled]),
+        "rollout/prefix_tokens": _mean([len(r.prefix_ids) for r in rollouts if r.is_guided]),
+    }
+    for kind in get_args(VerdictKind):
+        metrics[f"verdict/{kind}"] = _mean([r.verdict.kind == kind for r in rollouts])
+    return metrics | _describe_micro_groups(groups, micro_groups)
+
+
+def _describe_micro_groups(groups: Sequence[Group], micro_groups: Sequence[MicroGroup]) -> dict[str, Mean]:
+    """Return the means of each micro-group, numbered from 1; how much it helped, only where it can help."""
+    metrics, slots = {}, _numbers(micro_groups)
+    for number, micro_group in enumerate(micro_groups, start=1):
+        members = [r for group in groups for r, slot in zip(group.rollouts, slots, strict=True) if slot == number]
+        metrics[f"reward/group_{number}"] = _mean([r.reward for r in members])
+        if micro_group.prefix_ratio > 0.0:
+            metrics[f"reward/helped_{number}"] = _mean([r.reward for r in members if r.is_guided])
+            metrics[f"rollout/helped_{number}"] = _mean([r.is_guided for r in members])
+    return metrics
+
+
+def _numbers(micro_groups: Sequence[MicroGroup]) -> list[int]:
+    """Return, for each slot of a group, the number of its micro-group, counted from 1."""
+    return [number for number, group in enumerate(micro_groups, start=1) for _ in range(group.num_rollouts)]
+
+
+def token_counts(groups: Sequence[Group], *, num_packed: int) -> dict[str, Mean | int]:
+    """What the groups' rollouts cost as `num_packed` tokens of packed trees, and as rows."""
+    rows = sum(len(r.prompt_ids) + len(r.response_ids) for g in groups for r in g.rollouts)
+    return {
+        "train/tokens": num_packed,
+        "train/padded_tokens": padded_tokens(groups),
+        "train/shared": Mean(float(rows - num_packed), rows),
+    }
+
+
+def padded_tokens(groups: Sequence[Group]) -> int:
+    """Tokens of the same rollouts as rows padded to the longest of their group."""
+    return sum(len(g.rollouts) * max(len(r.prompt_ids) + len(r.response_ids) for r in g.rollouts) for g in groups)
+
+
+def to_lines(
+    group: Group, decode: Callable[[Sequence[int]], str], *, gold: str, micro_groups: Sequence[MicroGroup]
+) -> list[dict[str, Any]]:
+    """Return a group's lines of rollouts/step-N.jsonl: text for people, token ids for machines.
+
+    gold: the problem's answer.   docs/metrics.md lists the fields.
+    """
+    return [
+        {
+            "problem_id": rollout.problem_id,
+            "slot": rollout.slot,
+            "micro_group": number,
+            "ratio": micro_groups[number - 1].prefix_ratio if rollout.is_guided else 0.0,
+            "prompt": decode(rollout.prompt_ids),
+            "prefix": decode(rollout.prefix_ids),
+            "completion": decode(rollout.completion_ids),
+            "verdict": rollout.verdict.kind,
+            "answer": rollout.verdict.answer,
+            "gold": gold,
+            "reward": rollout.reward,
+            "advantage": advantage,
+            "finish_reason": rollout.finish_reason,
+            "trace": rollout.trace,
+            "train_prefix": rollout.train_prefix,
+            "adapter_version": rollout.adapter_version,
+            "prefix_ids": list(rollout.prefix_ids),
+            "completion_ids": list(rollout.completion_ids),
+            "completion_logprobs": list(rollout.completion_logprobs),
+        }
+        for rollout, advantage, number in zip(group.rollouts, group.advantages, _numbers(micro_groups), strict=True)
+    ]
+
+
+def _mean(values: Sequence[float | int | bool]) -> Mean:
+    return Mean(float(sum(values)), len(values))

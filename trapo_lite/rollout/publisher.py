@@ -1,0 +1,138 @@
+"""Hand the adapter to the engine, and make sure that it is what the engine samples from (DESIGN 7)."""
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from trapo_lite.engines import parity
+from trapo_lite.engines.base import RolloutEngine
+from trapo_lite.model.logprobs import probe_sequences
+from trapo_lite.model.policy import Policy
+
+# Of the adapter's update, after rounding: with less than this the merged base is another policy (merge: auto).
+MIN_KEPT = 0.95
+
+
+class Publisher:
+    """Publishes versions of one policy to one engine and probes after each.
+
+    merge: as `rollout.merge`; auto merges where `is_merging_faster` says so (asked when an adapter is there) and the
+           rounding leaves nearly all of the update
+    scratch: where the adapter is written, in the type the engine computes in, if the engine names no place of its own;
+             emptied first and after each publish, so that a killed run leaves at most one adapter there
+    text:  token sequences of the run's data; on them engine and trainer must agree before there is an adapter
+    base_tolerance: as `rollout.base_tolerance`
+
+    The engine must still serve the bare base when this is made. That is also when the noise between the two is measured
+    for the probe, on random tokens: they are improbable to any adapter, so its effect shows in every one of them.
+    Raises EngineError when the engine does not serve what it was given.
+    """
+
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        policy: Policy,
+        *,
+        scratch: Path,
+        text: Sequence[list[int]],
+        vocab_size: int,
+        num_tokens: int,
+        max_length: int,
+        base_tolerance: float | None = None,
+        merge: Literal["never", "in_place", "auto"] = "never",
+        is_merging_faster: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.engine, self.policy = engine, policy
+        self.version: int | None = None
+        self.is_merged = False
+        self.merge_kept = math.nan
+        """Share of the update that merging left, of the latest publish; NaN where nothing was merged."""
+        self.publish_seconds = 0.0
+        self.probe_seconds = 0.0
+        self._merge_mode, self._is_merging_faster = merge, is_merging_faster
+        self._scratch = engine.scratch or scratch
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._dtype = policy.autocast_dtype or torch.float32
+        self._probe = probe_sequences(vocab_size=vocab_size, num_tokens=num_tokens, max_length=max_length)
+        self._previous: list[float] | None = None
+        """The trainer's scores of the probe at the publish before."""
+        self._result: parity.ParityResult | None = None
+        with policy.reference():
+            self._base = self._scores(policy.score)
+            on_text = _scores(policy.score, text)
+        noise = parity.measured_noise(_scores(engine.score, text), on_text)
+        limit = parity.largest_noise(on_text, dtype=self._dtype, tolerance=base_tolerance)
+        parity.require_same_base(noise, limit=limit)
+        self._engine_base = self._scores(engine.score)
+        self._engine_previous: list[float] | None = None
+        self._noise = parity.measured_noise(self._engine_base, self._base)
+
+    def publish(self, version: int) -> parity.ParityResult:
+        """From now on the engine samples from the policy as it is; nothing to do if it already has this version."""
+        if version == self.version and self._result is not None:
+            self.publish_seconds = self.probe_seconds = 0.0
+            return self._result
+        started = time.perf_counter()
+        self.policy.save_adapter(self._scratch, dtype=self._dtype)
+        self.engine.publish(self._scratch, version)
+        handed_over = time.perf_counter()
+        expected = parity.checksum(self._scratch, dtype=self._dtype)
+        shutil.rmtree(self._scratch)
+        held = self.engine.adapter_checksum()
+        probe_seconds = time.perf_counter() - handed_over
+        merge_seconds = self._merge()
+        merged = time.perf_counter()
+        engine, trainer = self._both_scores()
+        judge = partial(
+            parity.verdict,
+            engine=engine,
+            base=self._base,
+            trainer=trainer,
+            previous=self._previous,
+            engine_base=self._engine_base,
+            engine_previous=self._engine_previous,
+            noise=self._noise,
+        )
+        result = judge()
+        if result.kind == "wrong" and not self.policy.is_sharded:  # the other ranks need not have come here
+            with self.policy.doubled():
+                result = judge(doubled=self._scores(self.policy.score))
+        parity.require_applied(result, version=version)  # first: it knows how the adapter is wrong, where it can tell
+        parity.require_checksum(held, expected=expected, version=version)
+        self._previous, self._engine_previous, self._result, self.version = trainer, engine, result, version
+        self.publish_seconds = handed_over - started + merge_seconds
+        self.probe_seconds = probe_seconds + time.perf_counter() - merged
+        return result
+
+    def _merge(self) -> float:
+        """Merge if that is wanted, worth it, and leaves the adapter what it is; returns the seconds it took."""
+        self.is_merged, self.merge_kept = False, math.nan
+        if self._merge_mode == "never" or (self._merge_mode == "auto" and not self._is_merging_faster()):
+            return 0.0
+        started = time.perf_counter()
+        self.merge_kept = self.engine.merge()
+        self.is_merged = self._merge_mode == "in_place" or self.merge_kept >= MIN_KEPT
+        if not self.is_merged:
+            self.engine.unmerge()
+        return time.perf_counter() - started
+
+    def _both_scores(self) -> tuple[list[float], list[float]]:
+        """Of engine and trainer, which compute at the same time where they are two processes."""
+        with ThreadPoolExecutor(max_workers=1) as other:
+            engine = other.submit(self._scores, self.engine.score)
+            trainer = self._scores(self.policy.score)
+            return engine.result(), trainer
+
+    def _scores(self, score: Callable[[list[int]], list[float]]) -> list[float]:
+        return _scores(score, self._probe)
+
+
+def _scores(score: Callable[[list[int]], list[float]], sequences: Sequence[list[int]]) -> list[float]:
+    return [logprob for token_ids in sequences for logprob in score(token_ids)]

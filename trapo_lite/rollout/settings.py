@@ -1,0 +1,44 @@
+"""Decide how rollouts are drawn: the settings of the sampler, as a configuration gives them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from trapo_lite.config import Config
+from trapo_lite.data import end_of_text_id
+
+Schedule = Literal["barrier", "pipelined", "speculative"]
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """Everything that decides which tokens are drawn, besides the weights and the problems."""
+
+    seed: int
+    max_response_tokens: int
+    stop_ids: tuple[int, ...]
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    schedule: Schedule = "pipelined"
+    deterministic: bool = False
+
+
+def sampling_settings(
+    config: Config, tokenizer: PreTrainedTokenizerBase, *, for_eval: bool = False, schedule: Schedule = "pipelined"
+) -> SamplingSettings:
+    """How rollouts are drawn, in training or in evaluation. `schedule` stands for auto."""
+    limit, temperature = config.rollout.max_response_tokens, config.rollout.temperature
+    if for_eval:
+        limit, temperature = config.eval.max_response_tokens or limit, config.eval.temperature
+    return SamplingSettings(
+        seed=config.run.seed,
+        max_response_tokens=limit,
+        stop_ids=(end_of_text_id(tokenizer, config.data.eos_token),),
+        temperature=temperature,
+        top_p=config.rollout.top_p,
+        top_k=config.rollout.top_k,
+        schedule=schedule if config.rollout.schedule == "auto" else config.rollout.schedule,
+        deterministic=config.run.deterministic,
+    )

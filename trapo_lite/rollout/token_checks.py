@@ -1,0 +1,59 @@
+"""Check that the tokenizer and the model mean the same tokens, before anything is sampled."""
+
+import json
+from collections.abc import Sequence
+
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from trapo_lite.config import Config
+from trapo_lite.core.errors import ConfigError, DataError
+from trapo_lite.core.types import Problem
+from trapo_lite.data import end_of_text_id, text_of
+from trapo_lite.model.base import model_config
+
+
+def require_embeddings(config: Config, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> None:
+    """Raise ConfigError or DataError for a token that the model, by its config.json, has no embedding for.
+
+    That a tokenizer has such tokens is no mistake as long as none of them is used.
+    """
+    size = model_config(config.model).get_text_config().vocab_size
+    if max(tokenizer.get_vocab().values()) < size:
+        return
+    end_id = end_of_text_id(tokenizer, config.data.eos_token)
+    only = f"but {config.model.name} has embeddings for the tokens 0 to {size - 1} only"
+    fix = "or enlarge the model's embeddings, train the new ones and save it"
+    if end_id >= size:
+        end = config.data.eos_token or tokenizer.eos_token
+        raise ConfigError(f"data.eos_token: {end!r} is token {end_id}, {only}; name another token, {fix}")
+    for problem in problems:
+        for token_ids in (problem.prompt_ids, *problem.expert_ids):
+            if max(token_ids, default=0) >= size:
+                token = max(token_ids)
+                where = "prompt" if token_ids is problem.prompt_ids else "expert solution"
+                text = text_of(tokenizer, [token], with_special=True)
+                raise DataError(
+                    f"data: the {where} of problem {problem.id} holds {text!r}, token {token}, {only}; take it out of "
+                    f"the rows and data.prompt_template, {fix}"
+                )
+
+
+def require_one_end(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ConfigError if tokenizer and generation_config.json end answers differently and no option decides.
+
+    A model that is stopped at the wrong token runs to the length limit and scores nothing.
+    """
+    if config.data.eos_token is not None:
+        return
+    try:
+        ids = GenerationConfig.from_pretrained(config.model.name).eos_token_id
+    except (OSError, ValueError):  # there is none
+        return
+    ids = [ids] if isinstance(ids, int) else ids or []
+    if ids and end_of_text_id(tokenizer) not in ids:
+        names = [str(tokenizer.decode([token_id])) for token_id in ids]
+        raise ConfigError(
+            f"data.eos_token: {config.model.name} ends answers with {tokenizer.eos_token!r} by its tokenizer, with "
+            f"{' or '.join(map(repr, names))} by its generation_config.json; say which is right, such as "
+            f"data.eos_token={json.dumps(names[0])}"
+        )

@@ -1,0 +1,96 @@
+"""The GPUs that this process may use: a machine whose GPUs torch cannot use is an error, not a run on the CPU."""
+
+import os
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from trapo_lite.core.errors import ConfigError
+
+MIN_CAPABILITY = (8, 0)  # bfloat16
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+def require_usable_cards(*, num_processes: int = 1) -> None:
+    """Raise ConfigError where GPUs are there but cannot be used as asked; nothing to do on a machine without any.
+
+    num_processes: of this machine, each of which takes a card. An empty CUDA_VISIBLE_DEVICES, or -1, asks for the CPU.
+    """
+    names = _named_cards()
+    if torch.version.cuda is None or (names is not None and not names):
+        return
+    if not torch.cuda.is_available():
+        if (listed := _listed_cards()) > 0:
+            raise ConfigError(
+                f"GPU: nvidia-smi lists {listed}, but torch {torch.__version__} cannot use "
+                f"{'those' if names is None else f'what {VISIBLE}={os.environ[VISIBLE]} names'}: {_reason()}; name "
+                f"cards that are there, update the driver (CUDA 13 needs 580), or set {VISIBLE}= to run on the CPU"
+            )
+        return
+    visible = torch.cuda.device_count()
+    if names is not None and visible < len(names):
+        raise ConfigError(
+            f"{VISIBLE}: found {os.environ[VISIBLE]!r}, but only the first {visible} of these {len(names)} cards can "
+            "be used; name cards that nvidia-smi -L lists, each once"
+        )
+    if num_processes > visible:
+        raise ConfigError(
+            f"launch: {num_processes} processes for {visible} GPU{'s' if visible > 1 else ''}, each needs its own; "
+            f"start {visible} (--num_processes {visible}; {VISIBLE} may hide others)"
+        )
+    _require_bfloat16(range(num_processes))
+    _require_compiler()
+
+
+def _require_bfloat16(cards: Sequence[int]) -> None:
+    for card in cards:
+        capability = torch.cuda.get_device_capability(card)
+        if capability < MIN_CAPABILITY:
+            raise ConfigError(
+                f"GPU: {torch.cuda.get_device_name(card)} has compute capability {capability[0]}.{capability[1]}, "
+                f"bfloat16 needs 8.0 or higher (A100, RTX 30 or newer); choose other cards by {VISIBLE}"
+            )
+
+
+def _require_compiler() -> None:
+    """Raise ConfigError without what Triton, in trainer and engine, compiles with while they run."""
+    missing = []
+    if "CC" not in os.environ and not (shutil.which("gcc") or shutil.which("clang")):
+        missing.append("a C compiler (gcc)")
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        missing.append(f"Python's headers (python{sysconfig.get_python_version()}-dev)")
+    if missing:
+        raise ConfigError(
+            f"GPU: Triton compiles kernels while a run goes on, and needs {' and '.join(missing)}; install "
+            f"{'them' if len(missing) > 1 else 'it'}"
+        )
+
+
+def _named_cards() -> list[str] | None:
+    """Return what CUDA_VISIBLE_DEVICES names, up to the first -1, where CUDA stops; None: it is not set."""
+    if VISIBLE not in os.environ:
+        return None
+    names = [name.strip() for name in os.environ[VISIBLE].split(",")]
+    names = names[: names.index("-1")] if "-1" in names else names
+    return [name for name in names if name]
+
+
+def _listed_cards() -> int:
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in done.stdout.splitlines()) if done.returncode == 0 else 0
+
+
+def _reason() -> str:
+    """Return the first line of what torch says when it is made to use CUDA."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).splitlines()[0]
+    return "it says no reason"

@@ -1,0 +1,119 @@
+"""Files of results: written whole, in one rename, and one error where the system refuses. Files of tensors."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trapo_lite.core.errors import ConfigError, DataError
+
+
+def replace_text(path: Path, text: str, *, option: str = "--out") -> None:
+    """Write the file, which `option` named, in one rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with errors_named(path, option=option):
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.rename(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def append_bytes(path: Path, content: bytes, *, option: str = "--out") -> int:
+    """Append to the file, which `option` named, in one write; returns the file's length then."""
+    with errors_named(path, option=option), path.open("ab") as file:
+        file.write(content)
+        return file.tell()
+
+
+def move_into_place(new: Path, folder: Path) -> None:
+    """Have one folder take the place of another, which is only deleted when that is done."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have every OSError inside name this path: a write names no file, a copy the file that was read."""
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from error
+
+
+@contextlib.contextmanager
+def errors_named(path: Path, *, option: str = "--out") -> Iterator[None]:
+    """Inside, what the system refuses is one DataError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(
+            f"{option} {path}: cannot be written: {reason}; make room and give the same command again, or choose "
+            "another place"
+        ) from None
+
+
+def make_folder(out: Path) -> None:
+    """ConfigError where `--out` is a file, DataError where the system refuses."""
+    if out.is_file():
+        raise ConfigError(f"--out {out}: is a file; give a folder for the results")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--out {out}: cannot be made: {error.strerror}; give a folder you may write to") from None
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write a safetensors file with the permissions of any new file. Raises OSError where that is not possible.
+
+    safetensors writes a temporary file, which only its owner may read, and renames it.
+    """
+    file.touch()
+    mode = file.stat().st_mode
+    try:
+        save_file(dict(tensors), file, metadata={"format": "pt"})
+    except SafetensorError as error:  # how safetensors reports a full disk
+        code = errno.ENOSPC if "No space left" in str(error) else errno.EIO
+        raise OSError(code, os.strerror(code), str(file)) from error
+    file.chmod(mode)
+
+
+@contextlib.contextmanager
+def lock(folder: Path, *, option: str) -> Iterator[None]:
+    """Inside, no other process is in here with the same folder, which `option` named; ConfigError where one is."""
+    descriptor = _locked(folder)
+    if descriptor is None:
+        raise ConfigError(f"{option}: another process is writing to {folder}; wait for it, stop it, or choose another")
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locked(folder: Path) -> int | None:
+    """The kernel's lock on a folder, as the descriptor that holds it; None where another process has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor

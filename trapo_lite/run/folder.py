@@ -1,0 +1,255 @@
+"""A run's folder (DESIGN 9): one process at a time, lines that can be cut back to a checkpoint."""
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trapo_lite.config import Config, load_config
+from trapo_lite.core.errors import ConfigError, DataError
+from trapo_lite.run.environment import is_environment
+from trapo_lite.run.files import _locked, move_into_place, naming
+from trapo_lite.run.metrics import MEASURED
+
+STEP_NAME = re.compile(r"step-(?!0{6}$)(?:[0-9]{6}|[1-9][0-9]{6,})")
+
+
+class RunFolder:
+    """runs/NAME, locked by this process for as long as it lives. Use as a context manager.
+
+    The lock is the kernel's, on the folder itself: it goes with the process, however that ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics_file = path / "metrics.jsonl"
+        self.rollouts = path / "rollouts"
+        self.environment_file = path / "environment.json"
+        self.notes: list[str] = []  # what opening it did, for people
+        self._lock: int | None = None
+
+    @classmethod
+    def open(cls, config: Config, *, restart: bool) -> "RunFolder":
+        """Lock the folder, making it if need be; with `restart` an old one is renamed first, never deleted."""
+        folder = cls(config.run.folder)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"run.dir: {folder.path} cannot be made ({error.strerror}); choose a folder you may write to"
+            ) from None
+        folder._take_lock()
+        if restart and any(folder.path.iterdir()):
+            old = folder.path.with_name(f"{folder.path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
+            folder.path.rename(old)
+            folder.close()
+            folder = cls.open(config, restart=False)
+            folder.notes.append(f"{folder.path}: the run that was here is now in {old}")
+        return folder
+
+    def write_config(self, config: Config) -> None:
+        """The resolved configuration, in one rename."""
+        _replace_text(self.path / "config.yaml", config.to_yaml())
+
+    def starts(self) -> list[dict[str, Any]]:
+        """Return what each start of the run wrote into environment.json; empty where it is missing or damaged."""
+        try:
+            found = json.loads(self.environment_file.read_text(encoding="utf-8"))
+            return found if isinstance(found, list) and all(_is_start(entry) for entry in found) else []
+        except (OSError, ValueError, RecursionError):
+            return []
+
+    def add_start(self, environment: Mapping[str, Any], *, after_step: int, **more: Any) -> None:
+        """Add this start to environment.json. `after_step`: the step that the run is resumed from, 0 for none."""
+        self._write_starts([*self.starts(), {"after_step": after_step, **more, **environment}])
+
+    def _write_starts(self, starts: Sequence[Mapping[str, Any]]) -> None:
+        _replace_text(self.environment_file, json.dumps(starts, indent=1, ensure_ascii=False) + "\n")
+
+    def replace(self, name: str, write: Callable[[Path], None]) -> None:
+        """Have `write` fill a folder that then takes the place of the one called `name`."""
+        temporary = self.path / f".{name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        with naming(self.path / name):
+            write(temporary)
+            move_into_place(temporary, self.path / name)
+
+    def holds_adapter_of(self, checkpoint: Path) -> bool:
+        """Is adapter/ what that checkpoint holds? A run may have been killed between the two."""
+        weights = "adapter_model.safetensors"
+        return _bytes(self.path / "adapter" / weights) == _bytes(checkpoint / weights) is not None
+
+    def outdated(self) -> list[str]:
+        """Return a line for each result of an earlier end that a resumed run leaves as it is."""
+        lines = []
+        if (self.path / "adapter").is_dir():
+            lines.append(f"{self.path}: adapter/ is from an earlier end of this run; it is replaced when the run ends")
+        if (self.path / "merged").is_dir():
+            lines.append(
+                f"{self.path}: merged/ is from an earlier end of this run; when the run has ended, replace it by "
+                f"python scripts/export.py --run {self.path} --overwrite"
+            )
+        return lines
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        with naming(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def write_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """rollouts/step-N.jsonl: one line a rollout."""
+        self.rollouts.mkdir(exist_ok=True)
+        with naming(self._rollouts_file(step)), self._rollouts_file(step).open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    def cut_back(self, step: int) -> list[str]:
+        """Forget every line about steps after `step`, which will be done again, and every start that made only such.
+
+        Lines that were not written whole, or changed since, are forgotten too; the returned message names the steps
+        that are missing then.
+        """
+        kept: dict[int, str] = {}
+        if self.metrics_file.exists():
+            for line in self.metrics_file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+                number = _step_of(line)
+                if number is not None and max(kept, default=0) < number <= step:
+                    kept[number] = f"{line}\n"
+            temporary = self.metrics_file.with_suffix(".tmp")
+            with naming(self.metrics_file):
+                temporary.write_text("".join(kept.values()), encoding="utf-8")
+                temporary.rename(self.metrics_file)
+        for file in self.rollouts.glob("step-*.jsonl"):
+            if STEP_NAME.fullmatch(file.stem) and int(file.stem.removeprefix("step-")) > step:
+                file.unlink()
+        if self.environment_file.exists():
+            self._write_starts([start for start in self.starts() if start["after_step"] < step])
+        missing = [number for number in range(1, step + 1) if number not in kept]
+        if not missing:
+            return []
+        which = (
+            f"step {missing[0]}" if len(missing) == 1 else f"{len(missing)} steps from {missing[0]} to {missing[-1]}"
+        )
+        lost = f"{self.metrics_file}: the lines of {which} are missing or damaged"
+        return [f"{lost}; what is trained is not affected"]
+
+    def close(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _rollouts_file(self, step: int) -> Path:
+        return self.rollouts / f"step-{step:06d}.jsonl"
+
+    def _take_lock(self) -> None:
+        self._lock = _locked(self.path)
+        if self._lock is None:
+            raise ConfigError(
+                f"run.name: another process is writing to {self.path}; wait for it, stop it, or choose another run.name"
+            )
+
+
+def final_adapter(run: Path) -> Path:
+    """run/adapter; ConfigError where the run has gone on since: it is of an earlier end then."""
+    folder = RunFolder(run)
+    newest = max(step_folders(folder.checkpoints), default=None, key=step_of_folder)
+    if newest is not None and (run / "adapter").is_dir() and not folder.holds_adapter_of(newest):
+        raise ConfigError(
+            f"--run {run}: its adapter/ is of an earlier end, the run has gone on to {newest.name}; finish it, or say "
+            f"which is meant: --adapter {newest} or --adapter {run / 'adapter'}"
+        )
+    return run / "adapter"
+
+
+def load_run_config(run: Path, files: Sequence[str] = (), overrides: Sequence[str] = ()) -> Config:
+    """The configuration of the run in a folder, with more files and overrides on top."""
+    if not (run / "config.yaml").is_file():
+        near = [path.parent for path in (*run.glob("*/config.yaml"), *run.parent.glob("*/config.yaml"))]
+        near = [run.parent, *near] if (run.parent / "config.yaml").is_file() else near
+        hint = f"; there are {', '.join(map(str, sorted(near)[:10]))}" if near else ""
+        raise ConfigError(f"--run {run}: holds no config.yaml, so it is no run's folder{hint}; give DIR/NAME of a run")
+    return load_config([str(run / "config.yaml"), *files], overrides)
+
+
+def _replace_text(path: Path, text: str) -> None:
+    """Write a file in one rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with naming(path):
+        temporary.write_text(text, encoding="utf-8")
+        temporary.rename(path)
+
+
+def _is_start(entry: Any) -> bool:
+    return is_environment(entry) and type(entry.get("after_step")) is int
+
+
+def step_folders(checkpoints: Path) -> list[Path]:
+    """Return the checkpoints in the order of their steps; folders that are called otherwise are none of ours."""
+    folders = [path for path in checkpoints.glob("step-*") if STEP_NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(folders, key=step_of_folder)
+
+
+def step_of_folder(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _step_of(line: str) -> int | None:
+    """Return the step of a line of metrics.jsonl; None for any other line."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return step if type(step) is int and step >= 1 else None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a metrics.jsonl; one at the end that was not written whole is left out.
+
+    DataError for a file that is missing or has other lines.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); give the folder of a run that has begun") from None
+    for number, line in enumerate(lines, start=1):
+        if _step_of(line) is None:
+            raise DataError(f"{path} line {number}: is no line of metrics; the run's own command leaves it out")
+    return [json.loads(line) for line in lines]
+
+
+def differences(left: Path, right: Path) -> list[str]:
+    """What differs between two runs that should be the same: adapter, newest checkpoint, rollouts, metrics but times.
+
+    An empty list: bit for bit the same.
+    """
+    found = []
+    for pattern in ("adapter/*.safetensors", "rollouts/*.jsonl"):
+        names = {p.relative_to(root) for root in (left, right) for p in root.glob(pattern)}
+        found += [str(name) for name in sorted(names) if _bytes(left / name) != _bytes(right / name)]
+    newest = [max(step_folders(root / "checkpoints"), default=root) for root in (left, right)]
+    if newest[0].name != newest[1].name:
+        found.append(f"newest checkpoint: {newest[0].name} and {newest[1].name}")
+    for name in ("adapter_model.safetensors", "optimizer.safetensors", "rng.safetensors"):
+        if _bytes(newest[0] / name) != _bytes(newest[1] / name):
+            found.append(f"{newest[0].name}/{name}")
+    rows = [read_metrics(root / "metrics.jsonl") for root in (left, right)]
+    if len(rows[0]) != len(rows[1]):
+        found.append(f"metrics.jsonl: {len(rows[0])} and {len(rows[1])} lines")
+    for one, other in zip(*rows, strict=False):
+        names = [name for name in {**one, **other} if name not in MEASURED and one.get(name) != other.get(name)]
+        found += [f"metrics.jsonl step {one['step']}: {name}" for name in names]
+    return found
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None

@@ -1,0 +1,103 @@
+"""The processes of a run, as equals: what each of them knows of itself, and what they tell each other (DESIGN 6).
+
+Python objects travel through gloo, also on GPUs, and only tensors through NCCL: whoever waits in gloo hears within a
+moment that another process has ended. In NCCL it would wait until the launcher kills it, and could save nothing.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, fsdp2_prepare_model
+from torch import Tensor, nn
+
+from trapo_lite.core.errors import ConfigError
+from trapo_lite.core.types import Mean
+from trapo_lite.run import metrics as metric_table
+from trapo_lite.run.cards import require_usable_cards
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=6)  # the fastest rank waits for the slowest rollout
+
+
+class Ranks:
+    """This process among those of the run; every method but `share` must be called by all of them together."""
+
+    def __init__(self) -> None:
+        require_usable_cards(num_processes=int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        waiting = InitProcessGroupKwargs(timeout=PATIENCE)
+        self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[waiting])
+        self.index: int = self._accelerator.process_index
+        self.local_index: int = self._accelerator.local_process_index
+        self.count: int = self._accelerator.num_processes
+        self.is_main: bool = self._accelerator.is_main_process
+        self.device: torch.device = self._accelerator.device
+        self._objects: Any = None  # a process group, which torch types as an int, too
+        if self.count > 1:
+            self._objects = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+        self.is_sharding: bool = self._accelerator.distributed_type == DistributedType.FSDP
+        if self.is_sharding and not self._accelerator.is_fsdp2:
+            raise ConfigError("fsdp_version: found 1; launch with --config_file configs/accelerate/fsdp2.yaml")
+        if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not self.is_sharding:
+            raise ConfigError(
+                "launch: the base was to be spread over GPUs (FSDP), but there is none here; launch without "
+                "--config_file, or with torchrun for several CPU processes"
+            )
+
+    def shard(self, model: nn.Module) -> nn.Module:
+        """The model with its weights spread over the ranks, in place, by Accelerate's configuration: if `is_sharding`.
+
+        From then on all ranks must go through it equally often.
+        """
+        return fsdp2_prepare_model(self._accelerator, model)
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This rank's part of the work."""
+        return list(items[self.index :: self.count])
+
+    def gather(self, items: Sequence[T]) -> list[T]:
+        """Everyone's items, in the order of the ranks."""
+        if self._objects is None:
+            return list(items)
+        by_rank: list[list[T]] = [[] for _ in range(self.count)]
+        torch.distributed.all_gather_object(by_rank, list(items), group=self._objects)
+        return [item for share in by_rank for item in share]
+
+    def sum_tensor(self, tensor: Tensor) -> Tensor:
+        """Return the sum over the ranks; all wait for each other first, where the end of one is noticed."""
+        self.wait()
+        summed = self._accelerator.reduce(tensor, reduction="sum")
+        assert isinstance(summed, Tensor)
+        return summed
+
+    def sum_metrics(self, metrics: Mapping[str, Mean]) -> dict[str, Mean]:
+        summed: dict[str, Mean] = {}
+        for part in self.gather([dict(metrics)]):
+            summed = metric_table.add(summed, part)
+        return summed
+
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """The greatest of each value over the ranks: of seconds, what the slowest took."""
+        return [max(column) for column in zip(*self.gather([tuple(values)]), strict=True)]
+
+    def require_equal(self, tensors: Sequence[Tensor], *, what: str) -> None:
+        """RuntimeError unless every rank holds the same bits."""
+        digest = hashlib.sha256()
+        for tensor in tensors:
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        if len(set(self.gather([digest.hexdigest()]))) > 1:
+            raise RuntimeError(f"{what} differs between the processes of this run; start all of them from one version")
+
+    def wait(self) -> None:
+        if self._objects is not None:
+            torch.distributed.barrier(group=self._objects)
+
+    def close(self) -> None:
+        """Before the process ends: gloo's threads abort it now and then if they are still there."""
+        if self.count > 1:
+            torch.distributed.destroy_process_group()

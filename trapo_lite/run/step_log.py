@@ -1,0 +1,63 @@
+"""What a step leaves behind: a line of metrics, its rollouts, TensorBoard or wandb, the terminal, and warnings."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trapo_lite.config import Config
+from trapo_lite.core.types import Mean
+from trapo_lite.run import metrics as metric_table
+from trapo_lite.run.display import Display
+from trapo_lite.run.folder import RunFolder
+from trapo_lite.run.loggers import open_loggers
+
+
+class LogBook:
+    """Context manager of the main process; owns the loggers."""
+
+    def __init__(self, config: Config, folder: RunFolder, display: Display, *, first_step: int) -> None:
+        self._config, self._folder, self._display = config, folder, display
+        self._loggers = open_loggers(config, first_step=first_step)
+
+    def write(
+        self,
+        step: int,
+        metrics: Mapping[str, Mean | float | int],
+        rollouts: Sequence[Mapping[str, Any]],
+        *,
+        seconds: float,
+    ) -> None:
+        """`metrics` of all ranks, `rollouts` as lines of rollouts/step-N.jsonl, `seconds` the step took."""
+        stages = metric_table.to_row({name: metrics[name] for name in metric_table.STAGE_TIMES if name in metrics})
+        idle = seconds - sum(value or 0.0 for value in stages.values())
+        row = metric_table.to_row({**metrics, "step": step, "time/idle": idle, "time/step": seconds})
+        self._folder.write_rollouts(step, rollouts)
+        self._folder.append_metrics(row)
+        for logger in self._loggers:
+            logger.log(row, step)
+        self._display.step(row)
+        for warning in self._warnings(row):
+            self._display.message(f"step {step}: {warning}")
+
+    def flush(self) -> None:
+        """Before a checkpoint: what it stands beside is on disk."""
+        for logger in self._loggers:
+            logger.flush()
+
+    def __enter__(self) -> "LogBook":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for logger in self._loggers:
+            logger.close()
+
+    def _warnings(self, row: Mapping[str, float | int | None]) -> list[str]:
+        warnings = []
+        if self._config.run.deterministic and (row["verdict/timeout"] or row.get("eval/timeout")):
+            warnings.append("a verdict timed out: this run may not be repeatable bit for bit")
+        mismatch, alarm = row.get("mismatch/abs") or 0.0, self._config.rollout.mismatch_alarm
+        if mismatch > alarm:
+            warnings.append(
+                f"WARNING: sampler and trainer differ by {mismatch:.3g} nats a token (alarm at {alarm:g}); compare "
+                "dtype and quantisation of both, or set rollout.tis_cap"
+            )
+        return warnings

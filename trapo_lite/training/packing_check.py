@@ -1,0 +1,177 @@
+"""Does the packed tree compute what plain rows compute, with this model on this machine? Asked once a run."""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from trapo_lite.core.algorithm import Algorithm, TokenLogprobs, count_normalizers, needs_forward, policy_loss
+from trapo_lite.core.batching import num_tokens
+from trapo_lite.core.errors import PackingError
+from trapo_lite.core.tree import PackedBatch
+from trapo_lite.core.types import Group
+from trapo_lite.model.policy import Policy
+from trapo_lite.run.device import unless_out_of_memory
+
+PROMPT, PREFIX, COMPLETION = 64, 128, 32
+"""The most tokens of each part that the small tree keeps; the longest rollout grows beyond."""
+SMALL = PROMPT + PREFIX + COMPLETION
+BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 0.3}
+"""Of the gradient's error, by what the base computes in. Rounding gives about 1e-6 in float32; in bfloat16 0.02 with
+two layers and 0.08 to 0.11 with the thirty of SmolLM2-135M; a mask that shows a sibling about 1 (docs/RESULTS.md)."""
+
+
+@dataclass(frozen=True)
+class PackingReport:
+    """gradient_error: of the adapter's gradient, |packed - sum of rows| / root of the sum of |row|^2, which does not
+    vanish where rows that begin alike cancel;  bound: what rounding may make of it;  num_tokens: of the tree;
+    longest: tokens of its longest row."""
+
+    gradient_error: float
+    bound: float
+    num_rows: int
+    num_tokens: int
+    longest: int
+
+    def line(self) -> str:
+        return (
+            f"packing check: {self.num_rows} rollouts, the longest of {self.longest} tokens, as one tree of "
+            f"{self.num_tokens} tokens and as rows: the gradients differ by {self.gradient_error:.1e} of their norm "
+            f"(at most {self.bound:g})"
+        )
+
+
+def check_packing(
+    policy: Policy, algorithm: Algorithm, groups: Sequence[Group], *, temperature: float, longest: int
+) -> PackingReport | None:
+    """Compare the gradient of one small tree, computed packed and row by row; raise PackingError if they differ by more
+    than rounding.
+
+    The tree is the smallest group that has a gradient, cut short, with one rollout made as long as the run's sequences
+    may be: there a window, or RoPE that depends on the length, shows. The rows share only the losses with the packed
+    path: transformers computes them, with the model's own attention and masks.
+    Returns None if no group has a gradient. Leaves no gradient behind.
+
+    longest: tokens of the longest sequence; fewer are taken if memory runs out, and for a model without SDPA
+    """
+    candidates = smallest_moving(algorithm, groups)
+    if not candidates:
+        return None
+    # What corrects the sampler is left out: it would leave the long rollout, which nobody sampled, without a gradient.
+    algorithm = replace(algorithm, tis_cap=None, sequence_bound=None)
+    [small] = candidates
+    long = lengthened(small, policy.longest_row(longest))
+    report = unless_out_of_memory(lambda: _compare(policy, algorithm, long, temperature=temperature))
+    if report is None and policy.is_sharded:
+        raise PackingError(
+            f"packing check: out of memory with a row of {longest} tokens and a sharded base; turn on "
+            "model.gradient_checkpointing, or set train.check_packing: false to go on without"
+        )
+    if report is None:
+        report = _compare(policy, algorithm, small, temperature=temperature)
+    policy.clear_gradient()
+    if not report.gradient_error <= report.bound:
+        raise PackingError(
+            f"{report.line()}; this model or this build of torch does not compute packed trees right: try "
+            "model.attention: sdpa, or train.check_packing: false to go on regardless"
+        )
+    return report
+
+
+def _compare(policy: Policy, algorithm: Algorithm, group: Group, *, temperature: float) -> PackingReport:
+    rows = [
+        Group((rollout,), (advantage,), (weight,))
+        for rollout, advantage, weight in zip(group.rollouts, group.advantages, group.prefix_weights, strict=True)
+    ]
+    longest = max(map(num_tokens, rows))
+    normalizers = count_normalizers(algorithm, [group])
+
+    def gradient(part: Group, forward: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
+        policy.clear_gradient()
+        batch = _thinned(policy.prepare([part]), longest)
+        if len(batch.trained):
+            logprobs, entropy = forward(batch, temperature=temperature)
+            reference = None
+            if algorithm.kl_weight > 0:
+                with torch.no_grad(), policy.reference():
+                    reference = forward(batch, temperature=temperature)[0]
+            policy_loss(algorithm, TokenLogprobs(logprobs, entropy, reference), batch, normalizers)[0].backward()
+        return policy.flat_gradient()
+
+    summed, squares = torch.zeros(()), 0.0  # of the rows, one at a time: a gradient is as large as the adapter
+    with policy.own_attention(longest=longest):
+        for row in rows:
+            by_row = gradient(row, policy.row_logprobs)
+            squares += by_row.norm().item() ** 2
+            summed = by_row.add_(summed.to(by_row.device))
+    difference = gradient(group, policy.token_logprobs).sub_(summed)
+    return PackingReport(
+        gradient_error=difference.norm().item() / max(math.sqrt(squares), 1e-30),
+        bound=BOUNDS[policy.autocast_dtype or torch.float32],
+        num_rows=len(rows),
+        num_tokens=num_tokens(group),
+        longest=longest,
+    )
+
+
+def _thinned(batch: PackedBatch, longest: int) -> PackedBatch:
+    """Stop training the middle of the long rollout: rows hold the logits of all trained tokens at once."""
+    is_middle = (batch.position >= SMALL) & (batch.position < longest - COMPLETION)
+    return replace(batch, multiplicity=batch.multiplicity.masked_fill(is_middle, 0.0))
+
+
+def smallest_moving(algorithm: Algorithm, groups: Sequence[Group]) -> list[Group]:
+    """The smallest, cut short, of the groups that have a gradient; none where there is no such group."""
+    moving = [shortened(group) for group in groups if needs_forward(algorithm, group)]
+    return [min(moving, key=num_tokens)] if moving else []
+
+
+def shortened(group: Group) -> Group:
+    """The same tree, smaller: every prefix cut by the same factor, so that they still share what they share."""
+    longest = max(1, *(len(rollout.prefix_ids) for rollout in group.rollouts))
+    factor = min(1.0, PREFIX / longest)
+    rollouts = tuple(
+        replace(
+            rollout,
+            prompt_ids=rollout.prompt_ids[-PROMPT:],
+            prefix_ids=rollout.prefix_ids[: int(len(rollout.prefix_ids) * factor)],
+            completion_ids=rollout.completion_ids[:COMPLETION],
+            completion_logprobs=rollout.completion_logprobs[:COMPLETION],
+        )
+        for rollout in group.rollouts
+    )
+    return replace(group, rollouts=rollouts)
+
+
+def lengthened(group: Group, longest: int) -> Group:
+    """Lengthen the rollout that moves the policy most to `longest` tokens, and put it first.
+
+    It is lengthened by tokens of the group in random order, so that attention has something to tell apart.
+    """
+    members = range(len(group.rollouts))
+    pull_of_completion = [abs(group.advantages[m]) if group.rollouts[m].completion_ids else -1.0 for m in members]
+    pull_of_prefix = [abs(group.prefix_weights[m]) if group.rollouts[m].train_prefix else -1.0 for m in members]
+    by_completion = max(pull_of_completion) > 0.0 or max(pull_of_prefix) <= 0.0
+    pulls = pull_of_completion if by_completion else pull_of_prefix
+    first = max(members, key=pulls.__getitem__)
+    chosen = group.rollouts[first]
+    missing = longest - len(chosen.prompt_ids) - len(chosen.response_ids)
+    if missing <= 0:
+        return group
+    known = [token for rollout in group.rollouts for token in (*rollout.prompt_ids, *rollout.response_ids)]
+    more = tuple(random.Random(0).choices(known, k=missing))
+    if by_completion:
+        logprobs = (*chosen.completion_logprobs, *[0.0] * missing)
+        grown = replace(chosen, completion_ids=chosen.completion_ids + more, completion_logprobs=logprobs)
+    else:
+        prefix = chosen.prefix_ids + chosen.completion_ids + more
+        grown = replace(chosen, prefix_ids=prefix, completion_ids=(), completion_logprobs=())
+    order = [first, *(member for member in members if member != first)]
+    return Group(
+        rollouts=(grown, *(group.rollouts[member] for member in order[1:])),
+        advantages=tuple(group.advantages[member] for member in order),
+        prefix_weights=tuple(group.prefix_weights[member] for member in order),
+    )

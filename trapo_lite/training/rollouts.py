@@ -1,0 +1,227 @@
+"""A step's rollouts, from the policy to graded groups: publish, sample, evaluate. Engine and verifier live here."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from trapo_lite.config import Config
+from trapo_lite.core.algorithm import Algorithm, make_group
+from trapo_lite.core.micro_groups import MicroGroup
+from trapo_lite.core.types import Group, Mean
+from trapo_lite.data import batch_indices, is_boundary_fn, text_of
+from trapo_lite.engines.base import RolloutEngine
+from trapo_lite.engines.parity import text_sequences
+from trapo_lite.engines.start import start_engine
+from trapo_lite.evaluation.draws import evaluate_problems
+from trapo_lite.model.policy import Policy
+from trapo_lite.reward import MathVerifier
+from trapo_lite.rollout import metrics as rollout_metrics
+from trapo_lite.rollout.auto_tuning import MergeChoice, ScheduleChoice, choose_merge, choose_schedule
+from trapo_lite.rollout.publisher import Publisher
+from trapo_lite.rollout.sampler import Sampler
+from trapo_lite.rollout.settings import Schedule, sampling_settings
+from trapo_lite.run.processes import Ranks
+from trapo_lite.training.inputs import Inputs
+
+Metrics = dict[str, Mean | float | int]
+C = TypeVar("C", MergeChoice, ScheduleChoice)
+
+
+class RolloutStage:
+    """One rank's engine and verifier, and what is asked of them in a step.
+
+    Starts both when made, so that they load while the policy does; `attach` then gives it the policy to serve.
+    on_progress: (done, expected) rollouts, now and then; it may raise to leave a phase
+    notify:      told what is waited for, what was chosen, and of an engine that died and was started again
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        inputs: Inputs,
+        algorithm: Algorithm,
+        ranks: Ranks,
+        *,
+        folder: Path,
+        stack: contextlib.ExitStack,
+        on_progress: Callable[[int, int], None],
+        notify: Callable[[str], None],
+    ) -> None:
+        self.config, self.inputs, self.algorithm, self.ranks = config, inputs, algorithm, ranks
+        self._on_progress, self._notify, self._folder = on_progress, notify, folder
+        self._decode = partial(text_of, inputs.tokenizer)
+        self._chosen_schedule: Schedule | None = None
+        self._is_merging_chosen: bool | None = None
+        self.publisher: Publisher | None = None
+        self.verifier = stack.enter_context(MathVerifier.from_config(config.reward))
+        self.engine = None
+        if config.algorithm.samples or inputs.eval_problems:
+            self.engine = start_engine(
+                config,
+                max_model_len=inputs.max_model_len,
+                log_path=folder / f"engine-{ranks.index}.log",
+                device_index=ranks.local_index if ranks.device.type == "cuda" else None,
+                num_engines=ranks.count,
+                most_sequences=most_sequences(
+                    config, algorithm.micro_groups, num_eval_problems=len(inputs.eval_problems), num_ranks=ranks.count
+                ),
+                notify=notify,
+            )
+            stack.callback(self.engine.close)
+
+    def attach(self, policy: Policy) -> None:
+        """Serve this policy from now on; the engine must still hold the bare base."""
+        if self.engine is not None:
+            num_tokens, max_length = self.config.rollout.probe_tokens, self.inputs.max_model_len
+            self.publisher = Publisher(
+                self.engine,
+                policy,
+                scratch=self._folder / f".publishing-{self.ranks.index}",
+                text=text_sequences(self.inputs.problems, num_tokens=num_tokens, max_length=max_length),
+                vocab_size=policy.model.config.vocab_size,
+                num_tokens=num_tokens,
+                max_length=max_length,
+                base_tolerance=self.config.rollout.base_tolerance,
+                merge=self.config.rollout.merge,
+                is_merging_faster=self._is_merging_faster,
+            )
+
+    def publish(self, step: int) -> Metrics:
+        """Give the engine the policy as it is after `step` updates."""
+        if self.publisher is None or self.engine is None or not self.config.algorithm.samples:
+            return {}
+        result = self.publisher.publish(step)
+        could_tell = result.kind == "applied"
+        return {
+            "time/publish": self.publisher.publish_seconds,
+            "time/score": self.publisher.probe_seconds,
+            "engine/publish_bytes": self.engine.publish_bytes,
+            "engine/probe_projection": result.projection if could_tell else float("nan"),
+            "engine/probe_undecided": int(not could_tell),
+            "engine/probe_mismatch": result.mismatch,
+            "engine/merged": int(self.publisher.is_merged),
+            "engine/merge_kept": self.publisher.merge_kept,
+        }
+
+    def sample(self, step: int) -> tuple[list[Group], Metrics]:
+        """This rank's share of the step's problems, rolled out, graded and turned into advantages."""
+        indices = batch_indices(
+            step,
+            batch_size=self.config.rollout.num_problems,
+            num_problems=len(self.inputs.problems),
+            seed=self.config.run.seed,
+        )
+        rollouts, report = self._sampler().sample(
+            [self.inputs.problems[index] for index in self.ranks.share(indices)],
+            step=step,
+            on_progress=self._on_progress,
+        )
+        groups = [make_group(self.algorithm, group) for group in rollouts]
+        shares = {
+            "rollout/discarded": Mean(report.num_discarded, report.num_requests),
+            "rollout/cached": Mean(report.num_cached_tokens, report.num_prompt_tokens),
+        }
+        metrics = self.ranks.sum_metrics(rollout_metrics.describe(groups, self.algorithm.micro_groups) | shares)
+        sampled = metrics["rollout/completion_tokens"].total
+        engine_seconds, verdict_seconds, first_poll = self.ranks.largest(
+            [report.engine_seconds, report.verdict_seconds, report.first_poll_seconds]
+        )
+        to_first_token = first_poll + (self.publisher.publish_seconds if self.publisher else 0.0)
+        can_tell = report.num_requests and self.config.rollout.engine != "server"  # whose polls wait, and draw nothing
+        return groups, {
+            **metrics,
+            "time/sample": engine_seconds,
+            "time/verdicts": verdict_seconds,
+            "time/first_token": to_first_token if can_tell else float("nan"),
+            "speed/sampled_tokens_per_second": sampled / engine_seconds if engine_seconds else float("nan"),
+        }
+
+    def evaluate(self, step: int) -> Metrics:
+        """Accuracy on eval.data after `step` updates, when it is time for it; every rank takes its share."""
+        cfg = self.config.eval
+        if cfg.every == 0 or step % cfg.every != 0 or self.publisher is None or self.engine is None:
+            return {}
+        started = time.perf_counter()
+        self.publisher.publish(step)
+        result = evaluate_problems(
+            self.engine,
+            self.verifier,
+            self.ranks.share(self.inputs.eval_problems),
+            num_samples=cfg.num_samples,
+            settings=sampling_settings(self.config, self.inputs.tokenizer, for_eval=True),
+            decode=self._decode,
+            on_progress=self._on_progress,
+        )
+        return {**self.ranks.sum_metrics(result.metrics()), "time/eval": time.perf_counter() - started}
+
+    @contextlib.contextmanager
+    def engine_asleep(self) -> Iterator[None]:
+        """Inside, the memory of the engine's cache is the trainer's. Publishing probes the engine once it is awake."""
+        if self.engine is None or not self.config.rollout.colocate:
+            yield
+            return
+        self.engine.release()
+        yield
+        if self.ranks.device.type == "cuda":
+            torch.cuda.empty_cache()  # what the trainer only holds in reserve, the KV cache needs
+        self.engine.resume()
+
+    def _sampler(self) -> Sampler:
+        return Sampler(
+            self.engine,
+            self.verifier,
+            micro_groups=self.algorithm.micro_groups,
+            settings=sampling_settings(self.config, self.inputs.tokenizer, schedule=self._schedule()),
+            decode=self._decode,
+            is_boundary=is_boundary_fn(self.inputs.tokenizer),
+        )
+
+    def _schedule(self) -> Schedule:
+        """What `auto` stands for, measured once: every rank follows the first one's choice."""
+        if self._chosen_schedule is None:
+            choice = None
+            if self.config.rollout.schedule == "auto" and self.engine is not None and self.ranks.is_main:
+                choice = self._measure(choose_schedule, self.engine)
+            choice = self.ranks.gather([choice])[0]
+            self._chosen_schedule = choice.schedule if choice else "pipelined"
+        return self._chosen_schedule
+
+    def _is_merging_faster(self) -> bool:
+        """The same for `rollout.merge: auto`."""
+        if self._is_merging_chosen is None:
+            assert self.engine is not None
+            chosen = [self._measure(choose_merge, self.engine).is_merged] if self.ranks.is_main else []
+            self._is_merging_chosen = self.ranks.gather(chosen)[0]
+        return self._is_merging_chosen
+
+    def _measure(self, choose: Callable[..., C], engine: RolloutEngine) -> C:
+        """A choice for phases of this rank's share of a step; says what it was made from."""
+        choice = choose(
+            engine,
+            self.inputs.problems[: max(1, self.config.rollout.num_problems // self.ranks.count)],
+            micro_groups=self.algorithm.micro_groups,
+            settings=sampling_settings(self.config, self.inputs.tokenizer),
+        )
+        self._notify(choice.reason)
+        return choice
+
+
+def most_sequences(
+    config: Config, micro_groups: Sequence[MicroGroup], *, num_eval_problems: int, num_ranks: int
+) -> int:
+    """Return how many sequences one rank's engine can be asked for at once, in a rollout phase or an evaluation.
+
+    Speculation may draw each rollout twice, with help and without; that many are also drawn to measure for `auto`.
+    """
+    a_problem = sum(group.num_rollouts for group in micro_groups)
+    if config.rollout.schedule in ("speculative", "auto") or config.rollout.merge == "auto":
+        a_problem *= 2
+    in_rollouts = math.ceil(config.rollout.num_problems / num_ranks) * a_problem
+    in_eval = math.ceil(num_eval_problems / num_ranks) * config.eval.num_samples
+    return max(in_rollouts, in_eval, 1)
