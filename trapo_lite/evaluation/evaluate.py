@@ -35,8 +35,6 @@ from trapo_lite.run.environment import this_environment
 from trapo_lite.run.files import lock, make_folder
 from trapo_lite.run.launch import set_threads
 
-WHOLE_CARD = 0.9  # rollout.gpu_memory_fraction where no trainer shares the card
-
 
 def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
     """Sample, grade, write the results, print a table; by name of the set of problems.

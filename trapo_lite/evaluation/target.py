@@ -9,10 +9,11 @@ from trapo_lite.config import Config, load_config
 from trapo_lite.config.loading import sets
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.data import check_sources
-from trapo_lite.evaluation.evaluate import WHOLE_CARD
 from trapo_lite.evaluation.registry import Benchmark, choose, load_registry
 from trapo_lite.model.saved_adapter import read_config, read_shapes
 from trapo_lite.run.folder import final_adapter, load_run_config
+
+WHOLE_CARD = 0.9  # rollout.gpu_memory_fraction where no trainer shares the card
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from trapo_lite.engines.transformers.cache import ATTENTION, RowCache, read_at_o
 from trapo_lite.engines.transformers.merging import MergedAdapter
 from trapo_lite.engines.transformers.sampling import draw, processed_logprobs
 from trapo_lite.model.base import load_base
-from trapo_lite.model.saved_adapter import load_by_name, read_tensors
+from trapo_lite.model.saved_adapter import AdapterError, load_by_name, read_tensors
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -187,7 +187,7 @@ class TransformersEngine:
             else:
                 self._peft.add_adapter(name, config, autocast_adapter_dtype=False)
             load_by_name(self._peft, tensors, where=found.where, adapter=name)
-        except ValueError as error:  # PEFT: the base has none of the layers
+        except (AdapterError, ValueError) as error:  # ValueError: PEFT finds none of the layers in the base
             if self._peft is not None and name in self._peft.peft_config:
                 self._peft.delete_adapter(name)
             raise EngineError(f"{error}; publish an adapter of this base") from None
