@@ -25,7 +25,7 @@ test-fast: setup ## the tests that need neither a real engine nor a whole run
 	@$(TEST_ENV) $(PY) -m pytest $(WORKERS) --durations=10 -m "not slow" $(ARGS)
 
 fuzz: setup ## made-up and damaged input, CASES=500 of each kind, with new seeds
-	@$(TEST_ENV) TRAPO_LITE_FUZZ=$(or $(CASES),500) $(PY) -m pytest $(WORKERS) --durations=10 tests/test_fuzz_*.py $(ARGS)
+	@$(TEST_ENV) TRAPO_LITE_FUZZ=$(or $(CASES),500) $(PY) -m pytest $(WORKERS) --durations=10 tests/*/test_fuzz_*.py $(ARGS)
 
 lint: setup ## ruff and pyright
 	$(PY) -m ruff check .

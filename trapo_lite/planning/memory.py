@@ -1,7 +1,8 @@
 """How much memory of each GPU a step takes, part by part, and how long it takes: arithmetic, nothing is loaded.
 
 Weights, adapter and optimizer are exact. What autograd keeps of a decoder layer was counted with saved-tensor hooks
-(tests/test_memory_plan.py counts again); allocator and CUDA contexts are allowed for by `RESERVE` and `FRAGMENTATION`.
+(tests/planning/test_memory_plan.py counts again); allocator and CUDA contexts are allowed for by `RESERVE` and
+`FRAGMENTATION`.
 """
 
 from collections.abc import Callable, Iterator

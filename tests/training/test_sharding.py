@@ -15,7 +15,7 @@ from trapo_lite.core.errors import ConfigError
 from trapo_lite.model.policy import Policy
 from trapo_lite.run.folder import differences
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
 RUN = "--config configs/tiny_cpu.yaml rollout.engine=transformers rollout.num_problems=3 eval.every=2 "
 RUN += "eval.num_problems=4 run.tensorboard=false train.save_every=2 algorithm.kl_weight=0.01 optim.updates_per_batch=2"

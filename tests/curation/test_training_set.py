@@ -24,7 +24,7 @@ from trapo_lite.data.sources import Row
 from trapo_lite.reward import MathVerifier
 from trapo_lite.run.files import lock
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def write(file: Path, rows: list[dict[str, Any]]) -> str:

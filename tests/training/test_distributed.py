@@ -13,7 +13,7 @@ import torch
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.run.launch import _asked_processes, _is_python, check_world_size
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 LR = 1e-2
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from trapo_lite import cli
 from trapo_lite.config import Config, load_config, validate
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FILES = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs/algorithm").glob("*.yaml")])
 TINY = ROOT / "configs/tiny_cpu.yaml"
 

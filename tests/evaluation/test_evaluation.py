@@ -201,7 +201,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def call_script(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    script = Path(__file__).parent.parent / "scripts" / "evaluate.py"
+    script = Path(__file__).parents[2] / "scripts" / "evaluate.py"
     monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
     runpy.run_path(str(script), run_name="__main__")
 

@@ -15,7 +15,7 @@ from trapo_lite.rollout.sampler import Sampler
 from trapo_lite.rollout.settings import SamplingSettings
 from trapo_lite.run.metrics import TABLE, to_row
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TRAPO = PRESETS["reference_code"]
 LUFFY = (MicroGroup(7, 0.0, 0.0), MicroGroup(1, 1.0, None))
 SFT = (MicroGroup(1, 1.0, None),)

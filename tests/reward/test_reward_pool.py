@@ -19,7 +19,7 @@ from trapo_lite.reward import MathVerifier
 from trapo_lite.reward.pool import BOOTSTRAP
 from trapo_lite.reward.worker import read_frame, write_frame
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("TRAPO_LITE_SHARED", ROOT.parent / "shared"))
 CASES = SHARED / "data" / "verifier_cases.jsonl"
 DEADLINE = 1.5

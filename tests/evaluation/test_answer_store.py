@@ -16,7 +16,7 @@ from trapo_lite.evaluation.answer_store import AnswerLog, read_answers
 from trapo_lite.evaluation.results import Answer
 from trapo_lite.tiny_world import BASE_DIR, DATA_DIR
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def answer(problem: int, sample: int, verdict: str = "wrong") -> Answer:

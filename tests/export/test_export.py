@@ -306,7 +306,7 @@ def run_dir(base_dir: Path, adapter_dir: Path, tmp_path: Path) -> Path:
 
 
 def call_script(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    script = Path(__file__).parent.parent / "scripts" / "export.py"
+    script = Path(__file__).parents[2] / "scripts" / "export.py"
     monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
     runpy.run_path(str(script), run_name="__main__")
 

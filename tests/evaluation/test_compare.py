@@ -11,7 +11,7 @@ from trapo_lite.evaluation.answer_store import AnswerLog
 from trapo_lite.evaluation.compare import PAPER_SETS, compare, read_published, read_rows
 from trapo_lite.evaluation.results import Answer
 
-PUBLISHED = Path(__file__).parents[1] / "evals" / "published.yaml"
+PUBLISHED = Path(__file__).parents[2] / "evals" / "published.yaml"
 
 
 def write(

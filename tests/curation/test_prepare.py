@@ -20,7 +20,7 @@ from trapo_lite.curation.inspection import show_problem
 from trapo_lite.curation.prepare import prepare
 from trapo_lite.data import load_problems, load_tokenizer
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "prepare_data.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_data.py"
 ROWS = [
     {"id": "a", "problem": "1 + 1 [b]?", "answer": "2", "solutions": ["<think>one\n\none</think>\nIt is \\boxed{2}."]},
     {"question": "Half of 48?", "answer": "48/2 = <<48/2=24>>24\n#### 24"},

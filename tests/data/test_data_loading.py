@@ -301,7 +301,7 @@ def test_a_hub_id_is_read_row_by_row(monkeypatch, tokenizer):
     assert report.files == ("owner/name",)
 
 
-SHARED = Path(__file__).parents[2] / "shared" / "data" / "train"
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "train"
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the sample of real rows is not on this machine")

@@ -17,7 +17,7 @@ from trapo_lite.doctor.facts import Answer, Card, Facts
 from trapo_lite.doctor.findings import Finding, Needs
 from trapo_lite.model.shape import ModelShape
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GIB = 2**30
 CPU_TORCH = Answer("ok", '{"cuda": null, "memory": [], "problem": null}')
 NEEDS = Needs(

@@ -8,7 +8,7 @@ import pytest
 from trapo_lite.reward import MathVerifier
 from trapo_lite.reward.grading import grade
 
-TRAIN = Path(os.environ.get("TRAPO_LITE_SHARED", Path(__file__).parents[2] / "shared")) / "data" / "train"
+TRAIN = Path(os.environ.get("TRAPO_LITE_SHARED", Path(__file__).parents[3] / "shared")) / "data" / "train"
 ROWS = TRAIN / "gsm8k_train512_openr1_schema.parquet"
 
 

@@ -17,7 +17,7 @@ from trapo_lite.run.files import append_bytes, move_into_place, naming, replace_
 from trapo_lite.run.loggers import TensorBoardLogger
 from trapo_lite.tiny_world import BASE_DIR
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import yaml
 from trapo_lite.config import load_config
 from trapo_lite.core.errors import ConfigError
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 BASES = sorted(CONFIGS.glob("*.yaml"))
 ALGORITHMS = sorted((CONFIGS / "algorithm").glob("*.yaml"))
 

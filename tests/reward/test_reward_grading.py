@@ -15,7 +15,7 @@ from trapo_lite.reward.quantity import read_quantity
 from trapo_lite.reward.spelling import spelling
 from trapo_lite.reward.symbolic import _Latex2Sympy, _parse_formula, parse_quickly, same_expression
 
-SHARED = Path(os.environ.get("TRAPO_LITE_SHARED", Path(__file__).parents[2] / "shared"))
+SHARED = Path(os.environ.get("TRAPO_LITE_SHARED", Path(__file__).parents[3] / "shared"))
 BENCHMARKS = SHARED / "data" / "benchmarks"
 CASES = SHARED / "data" / "verifier_cases.jsonl"
 
