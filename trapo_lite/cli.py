@@ -191,7 +191,7 @@ def exit_when_interrupted() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("stopped by SIGINT; the same command, without --restart, goes on where it was", file=sys.stderr)
+        print("stopped by SIGINT; the same command resumes where it was; --restart begins anew", file=sys.stderr)
         raise SystemExit(130) from None
 
 

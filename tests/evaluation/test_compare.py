@@ -65,7 +65,7 @@ def test_what_else_differs_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
     write(tmp_path / "one", "amc", 0.5)
     write(tmp_path / "two", "amc", 0.5, **more)
     compare([tmp_path / "one", tmp_path / "two"], published=None, out=None)
-    assert f"two differ in {next(iter(more))} None and {next(iter(more.values()))!r:.12}" in capsys.readouterr().out
+    assert f"two differ in {next(iter(more))} None and {next(iter(more.values()))!r}" in capsys.readouterr().out
 
 
 def test_the_average_is_of_whole_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,6 +86,11 @@ def test_results_without_their_answers_and_a_place_that_cannot_be_written_are_er
     for place in (tmp_path, tmp_path / "nowhere" / "t.json"):
         with pytest.raises(ConfigError, match=r"--json .*; name a file"):
             compare([tmp_path / "one"], published=None, out=place)
+    with pytest.raises(ConfigError, match="one: is named twice"):
+        compare([tmp_path / "one", tmp_path / "." / "one"], published=None, out=None)
+    (tmp_path / "README.md").write_text("precious")
+    with pytest.raises(ConfigError, match=r"README.md: is there already and no \.json file"):
+        compare([tmp_path / "one"], published=None, out=tmp_path / "README.md")
     (tmp_path / "one" / "amc.jsonl").unlink()
     with pytest.raises(DataError, match=r"amc\.jsonl: cannot be used"):
         compare([tmp_path / "one"], published=None, out=None)
@@ -94,7 +99,9 @@ def test_results_without_their_answers_and_a_place_that_cannot_be_written_are_er
 def test_a_run_has_a_row_for_each_of_its_evaluations(tmp_path: Path) -> None:
     write(tmp_path / "run" / "eval" / "adapter", "amc", 0.5)
     write(tmp_path / "run" / "eval" / "base", "amc", 0.2)
-    assert [Path(row.name).name for row in read_rows(tmp_path / "run")] == ["base", "adapter"]
+    write(tmp_path / "run" / "eval" / "before", "amc", 0.2)
+    for place in (tmp_path / "run", tmp_path / "run" / "eval"):
+        assert [Path(row.name).name for row in read_rows(place)] == ["base", "before", "adapter"]
     with pytest.raises(ConfigError, match="holds no results"):
         read_rows(tmp_path)
     with pytest.raises(ConfigError, match="is no folder"):

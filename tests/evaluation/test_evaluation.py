@@ -303,6 +303,7 @@ def test_the_same_seed_gives_the_same_answers_and_another_seed_others(tmp_path: 
     ("arguments", "message"),
     [
         (["--run", "nowhere"], "nowhere: holds no config.yaml"),
+        (["--run", "{run}/adapter"], "there are {run}; give DIR/NAME of a run, and --adapter {run}/adapter for this"),
         (["--run", "{run}"], "eval.data: there is nothing to evaluate on"),
         (["--run", "{run}", "--data", "nowhere.jsonl"], "--data nowhere.jsonl: no such file"),
         (["--run", "{run}", "--adapter", "{run}/eval"], "holds no adapter_config.json"),
@@ -334,7 +335,7 @@ def test_mistakes_end_in_one_message(
     with pytest.raises(SystemExit) as exit_info:
         call_script(monkeypatch, *(argument.format(run=run_dir, data=easy_file) for argument in arguments))
     assert exit_info.value.code == 2
-    assert message in capsys.readouterr().err
+    assert message.format(run=run_dir) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

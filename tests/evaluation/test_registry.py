@@ -129,6 +129,7 @@ def test_the_right_option_of_separate_columns_lands_anywhere() -> None:
     [
         (["math501"], "found 'math501'; did you mean math500?"),
         (["imo"], "known are aime24"),
+        (["aime24,amc"], "separate names by blanks: aime24 amc"),
         (["AIME24"], "did you mean aime24?"),
         (["data/imo.parquet"], "write NAME=FILE without blanks, where NAME is one of aime24"),
         (["amc23", "="], "write NAME=FILE without blanks"),

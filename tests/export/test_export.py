@@ -327,6 +327,7 @@ def test_the_door(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     ("arguments", "message"),
     [
         (["--run", "nowhere"], "nowhere: holds no config.yaml"),
+        (["--run", "{run}", "--out", "{run}"], "exists already and is no checkpoint; choose another folder\n"),
         (["--run", "{run}", "--adapter", "nowhere"], "nowhere: holds no adapter_config.json"),
         (["--run", "{run}", "model.nmae=x"], "did you mean 'name'"),
         (["--run", "{run}", "model.quantize=nf4"], "trained on a base with quantize none"),

@@ -5,6 +5,7 @@ import json
 import math
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from trapo_lite.core.algorithm import Algorithm, TokenLogprobs, count_normalizer
 from trapo_lite.core.errors import ConfigError, ModelError
 from trapo_lite.core.types import Group
 from trapo_lite.model import policy as policy_module
-from trapo_lite.model.base import check_rope, load_base, model_config
+from trapo_lite.model.base import check_rope, check_weight_files, load_base, model_config
 from trapo_lite.model.packable import require_packable
 from trapo_lite.model.policy import Policy
 
@@ -400,6 +401,25 @@ def test_a_damaged_model_folder_is_one_clear_error(base_dir: Path, tmp_path: Pat
     (tmp_path / "base" / name).write_text(content)
     with pytest.raises(ConfigError, match=rf"model.name: .*{name} is damaged"):
         model_config(ModelSection(name=str(tmp_path / "base")))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file.unlink(), "it holds no weights"),
+        (lambda file: file.write_bytes(file.read_bytes()[:700]), "is damaged"),  # within the header
+        (lambda file: file.write_bytes(file.read_bytes()[:-1]), "is damaged"),
+    ],
+    ids=["missing", "header", "cut"],
+)
+def test_missing_or_damaged_weights_are_an_error_before_an_engine_starts(
+    base_dir: Path, tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    shutil.copytree(base_dir, tmp_path / "base")
+    check_weight_files(str(tmp_path / "base"))
+    damage(tmp_path / "base" / "model.safetensors")
+    with pytest.raises(ModelError, match=rf"model.name: .*{message}"):
+        check_weight_files(str(tmp_path / "base"))
 
 
 @pytest.mark.parametrize(

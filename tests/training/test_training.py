@@ -368,8 +368,11 @@ def test_each_start_is_on_record_and_forgotten_with_its_steps(make_config) -> No
     assert shlex.split(first["command"]) == sys.orig_argv  # of whatever runs the tests
     train(make_config(train={"max_steps": 3}))
     assert [start["after_step"] for start in starts()] == [0, 1] and starts()[0] == first
-    train(make_config(train={"max_steps": 3}))  # complete: nothing is computed
-    assert [start["after_step"] for start in starts()] == [0, 1]
+    recorded = (folder / "config.yaml").read_text()
+    for max_steps in (3, 2):  # complete: nothing is computed, and nothing is put on record
+        train(make_config(train={"max_steps": max_steps}))
+        assert [start["after_step"] for start in starts()] == [0, 1]
+        assert (folder / "config.yaml").read_text() == recorded
     for step in (2, 3):
         shutil.rmtree(folder / f"checkpoints/step-{step:06d}")  # the second start has nothing left to show
     train(make_config(train={"max_steps": 2}))

@@ -74,6 +74,9 @@ def check_processes(facts: Facts, launch: Launch) -> Iterator[Finding]:
         yield Finding("error", "processes", found, f"start {len(cards)}, or change CUDA_VISIBLE_DEVICES")
     elif cards:
         yield Finding("ok", "processes", f"{launch.num_gpus} of {len(cards)} visible cards used (--num-gpus)")
+    elif launch.num_gpus > 1:
+        found = f"there is no GPU here, so {launch.num_gpus} processes would share this CPU"
+        yield Finding("warning", "processes", found, "run doctor.py where the run will be, or leave --num-gpus out")
 
 
 def check_engine(config: Config, facts: Facts) -> Iterator[Finding]:

@@ -71,6 +71,11 @@ def compare(folders: Sequence[Path], *, published: Path | None, out: Path | None
     """
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise ConfigError(f"--json {out}: {'is a folder' if out.is_dir() else 'its folder is not there'}; name a file")
+    if out is not None and out.exists() and out.suffix != ".json":
+        raise ConfigError(f"--json {out}: is there already and no .json file; name another file")
+    for number, folder in enumerate(folders):
+        if folder.resolve() in [earlier.resolve() for earlier in folders[:number]]:
+            raise ConfigError(f"{folder}: is named twice; give each folder of results once")
     console = Console()
     rows = [row for folder in folders for row in read_rows(folder)]
     literature = [] if published is None else read_published(published)
@@ -93,11 +98,15 @@ def compare(folders: Sequence[Path], *, published: Path | None, out: Path | None
 
 
 def read_rows(folder: Path) -> list[ResultRow]:
-    """The results in a folder; in a run's folder, those of each of its evaluations, the base's before all others."""
+    """Return the results in a folder; in a run's folder those of each of its evaluations, the base's before all others.
+
+    The quickstart evaluates its base under the name `before`.
+    """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: is no folder; give the --out of an evaluation, or a run that was evaluated")
-    evaluations = [path for path in (folder / "eval").glob("*") if path.is_dir()]
-    places = [folder, *sorted(evaluations, key=lambda path: (path.name != "base", path.name))]
+    parent = folder / "eval" if (folder / "eval").is_dir() else folder
+    evaluations = [path for path in parent.glob("*") if path.is_dir()]
+    places = [folder, *sorted(evaluations, key=lambda path: (path.name not in ("base", "before"), path.name))]
     rows = []
     for place in places:
         found = {}
@@ -199,10 +208,19 @@ def _differences_in_drawing(rows: Sequence[ResultRow]) -> list[str]:
             ours, theirs = rows[0].scores[name].summary, row.scores[name].summary
             keys = [key for key in SAME if ours.get(key) != theirs.get(key)]
             if keys:
-                what = ", ".join(f"{key} {ours.get(key)!r:.12} and {theirs.get(key)!r:.12}" for key in keys)
+                what = ", ".join(f"{key} {_short(ours.get(key))} and {_short(theirs.get(key))}" for key in keys)
                 untested = "; not tested against each other" if set(keys) & set(SAME_PROBLEMS) else ""
                 lines.append(f"WARNING {name}: {rows[0].name} and {row.name} differ in {what}{untested}")
     return lines
+
+
+def _short(value: Any) -> str:
+    """Return a value as Python writes it, a long one cut.
+
+    >>> print(_short("transformers"), _short("57f56d629a1c0ffee"))
+    'transformers' '57f56d629a1c...'
+    """
+    return repr(value if len(str(value)) <= 15 else f"{str(value)[:12]}...")
 
 
 def _spelt(test: dict[str, Any]) -> str:

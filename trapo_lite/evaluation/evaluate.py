@@ -1,6 +1,7 @@
 """The evaluation job: what a model, or a run's adapter on its base, solves of one or more sets of problems."""
 
 import contextlib
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from trapo_lite.evaluation.draws import evaluate_problems
 from trapo_lite.evaluation.problem_sets import ProblemSet, read_sets, require_positions
 from trapo_lite.evaluation.results import EvalResult
 from trapo_lite.evaluation.target import EvalTarget
-from trapo_lite.model.base import model_config, num_positions, weights_fingerprint
+from trapo_lite.model.base import check_weight_files, model_config, num_positions, weights_fingerprint
 from trapo_lite.model.saved_adapter import check_fit, read_config, read_tensors
 from trapo_lite.reward import MathVerifier
 from trapo_lite.reward.pool import verifier_fingerprint
@@ -34,6 +35,8 @@ from trapo_lite.run.cards import require_usable_cards
 from trapo_lite.run.environment import this_environment
 from trapo_lite.run.files import lock, make_folder
 from trapo_lite.run.launch import set_threads
+
+SECONDS_BETWEEN_LINES = 15.0  # of progress, where the output is no terminal
 
 
 def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
@@ -59,6 +62,7 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
     )
     require_embeddings(config, tokenizer, [problem for one in sets for problem in one.problems])
     base = model_config(config.model)
+    check_weight_files(config.model.name)
     max_model_len = require_positions(config, sets, available=num_positions(base))
     if target.adapter_dir is None:
         require_one_end(config, tokenizer)
@@ -131,6 +135,15 @@ def _draw(
 ) -> None:
     """What is missing of one set; each problem's answers are on disk as soon as they are graded."""
     missing = [problem for problem in problem_set.problems if problem.id not in log.done]
+    started = last_line = time.monotonic()
+
+    def show(done: int, expected: int) -> None:
+        nonlocal last_line
+        progress.update(task, completed=done)
+        if not console.is_terminal and time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
+            last_line = time.monotonic()
+            console.print(f"  {problem_set.name}: {done} of {expected} answers after {last_line - started:.0f} s")
+
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(problem_set.name, total=len(missing) * problem_set.num_samples)
         evaluate_problems(
@@ -140,7 +153,7 @@ def _draw(
             num_samples=problem_set.num_samples,
             settings=sampling_settings(config, tokenizer, for_eval=True),
             decode=partial(text_of, tokenizer),
-            on_progress=lambda done, expected: progress.update(task, completed=done),
+            on_progress=show,
             on_group=log.append,
         )
 

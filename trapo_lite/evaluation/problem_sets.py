@@ -80,7 +80,8 @@ def _read_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> ProblemSet
     source = config.eval.data
     if source is None:
         raise ConfigError(
-            "eval.data: there is nothing to evaluate on; set it, or give --data FILE or --benchmarks NAME ..."
+            "eval.data: there is nothing to evaluate on; give --data FILE, --benchmarks NAME ..., or the --config that "
+            "names it"
         )
     data = config.data.model_copy(update={"require_expert": False})
     limit = config.rollout.max_response_tokens

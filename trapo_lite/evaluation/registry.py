@@ -108,6 +108,8 @@ def choose(
 
 
 def _hint(name: str, registry: dict[str, Benchmark]) -> str:
+    if "," in name:
+        return f"separate names by blanks: {' '.join(part.strip() for part in name.split(','))}"
     near = difflib.get_close_matches(name.casefold(), registry, n=1)
     if near:
         return f"did you mean {near[0]}?"

@@ -248,6 +248,8 @@ def _checked_adapter(adapter_dir: Path, model: ModelSection) -> AdapterConfig:
 
 def _require_free(out: Path, *, overwrite: bool) -> None:
     if out.exists() and not overwrite:
+        if not (out / "config.json").is_file():
+            raise ExportError(f"--out {out}: exists already and is no checkpoint; choose another folder")
         raise ExportError(f"--out {out}: exists already; choose another folder or pass --overwrite")
     if out.exists() and not (out / "config.json").is_file() and (not out.is_dir() or any(out.iterdir())):
         raise ExportError(f"--out {out}: is not a model folder, so it is not overwritten; choose another")

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -225,6 +225,24 @@ def check_rope(base: PreTrainedModel, section: ModelSection) -> None:
 
 
 SAMPLES, SAMPLE_BYTES = 64, 1 << 16  # of each file of weights: pieces at equal distances, the header among them
+
+
+def check_weight_files(name: str) -> None:
+    """Raise ModelError if a local model's folder lacks weights or holds a damaged file; only headers are read.
+
+    Files of other kinds than safetensors are left to whoever loads them.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return
+    if not any(file.suffix in (".safetensors", ".bin", ".pt", ".gguf") for file in folder.iterdir()):
+        raise ModelError(f"model.name: cannot load {name!r}: it holds no weights; give a folder with weights")
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"model.name: {file} is damaged: {error}; copy the model's files again") from None
 
 
 def weights_fingerprint(name: str) -> str:

@@ -173,10 +173,14 @@ def final_adapter(run: Path) -> Path:
 def load_run_config(run: Path, files: Sequence[str] = (), overrides: Sequence[str] = ()) -> Config:
     """The configuration of the run in a folder, with more files and overrides on top."""
     if not (run / "config.yaml").is_file():
-        near = [path.parent for path in (*run.glob("*/config.yaml"), *run.parent.glob("*/config.yaml"))]
-        near = [run.parent, *near] if (run.parent / "config.yaml").is_file() else near
-        hint = f"; there are {', '.join(map(str, sorted(near)[:10]))}" if near else ""
-        raise ConfigError(f"--run {run}: holds no config.yaml, so it is no run's folder{hint}; give DIR/NAME of a run")
+        places = (run, run.parent, run.parent.parent, Path("runs") / run.name)
+        near = [place for place in places if (place / "config.yaml").is_file()]
+        near += [path.parent for path in (*run.glob("*/config.yaml"), *run.parent.glob("*/config.yaml"))]
+        hint = f"; there are {', '.join(map(str, sorted(set(near))[:10]))}" if near else ""
+        cure = "give DIR/NAME of a run"
+        if (run / "adapter_config.json").is_file():
+            cure += f", and --adapter {run} for this adapter of it"
+        raise ConfigError(f"--run {run}: holds no config.yaml, so it is no run's folder{hint}; {cure}")
     return load_config([str(run / "config.yaml"), *files], overrides)
 
 

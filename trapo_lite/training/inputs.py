@@ -16,7 +16,7 @@ from trapo_lite.data import (
     load_tokenizer,
     require_experts,
 )
-from trapo_lite.model.base import model_config
+from trapo_lite.model.base import check_weight_files, model_config
 from trapo_lite.model.packable import check_model
 from trapo_lite.model.saved_adapter import check_fit, check_start, own_config, read_tensors
 from trapo_lite.rollout.token_checks import require_embeddings
@@ -65,6 +65,7 @@ def read_inputs(config: Config) -> Inputs:
     check_loggers(config)
     check_paths(config)
     max_model_len = check_model(config)
+    check_weight_files(config.model.name)
     check_start_fits(config, reads_weights=True)
     limit = config.rollout.max_response_tokens
     tokenizer = load_tokenizer(config.model.name)

@@ -160,7 +160,8 @@ def find_start_point(config: Config, folder: RunFolder, ranks: Ranks, *, data_fi
     ranks.wait()  # until all have looked, before anything moves
     if ranks.is_main:
         step = checkpoint.step if checkpoint else 0
-        folder.write_config(config)
+        if not is_complete:
+            folder.write_config(config)
         notes += folder.cut_back(step)
         set_aside_after(folder.checkpoints, step)
         if not is_complete:

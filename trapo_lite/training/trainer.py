@@ -95,7 +95,7 @@ class _Run:
                 is_main=self.ranks.is_main,
             )
         )
-        for line in [*self.folder.notes, *self.start.notes, *self.inputs.report.lines(), self._start_line()]:
+        for line in [*self.folder.notes, *self.start.notes, *self.inputs.report.lines()]:
             self.display.message(line)
         if self.start.is_complete:
             self.display.message(
@@ -103,6 +103,7 @@ class _Run:
                 f"{config.train.max_steps}; raise it to go on, or start over with --restart"
             )
         else:
+            self.display.message(self._start_line())
             self._load(checkpoint, stack)
 
     def _load(self, checkpoint: Checkpoint | None, stack: contextlib.ExitStack) -> None:
