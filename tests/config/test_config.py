@@ -186,7 +186,7 @@ BAD_INPUT: list[tuple[list[str], list[str]]] = [
     (["rollout.temperature=0"], ["rollout.temperature", "greater than or equal to 0.01"]),
     (["rollout.top_p=1.5"], ["rollout.top_p", "1.5"]),
     (["rollout.engine="], ["rollout.engine", "'vllm', 'server' or 'transformers'", "found no value"]),
-    (["rollout.merge=sometimes"], ["rollout.merge", "'never', 'in_place' or 'auto'", "'sometimes'"]),
+    (["rollout.merge=sometimes"], ["rollout.merge", "'never' or 'in_place'", "'sometimes'"]),
     (
         ["rollout.merge=in_place", "rollout.engine=server", "rollout.servers=[http://host:8000]"],
         ["rollout.merge", "has no effect", "remove this"],

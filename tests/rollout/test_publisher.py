@@ -75,31 +75,17 @@ def make_publisher(policy: Policy, tiny_model_dir: Path, tmp_path: Path) -> Call
 
 
 @pytest.mark.parametrize(
-    ("mode", "is_faster", "share_left", "is_merged"),
-    [
-        ("never", True, 1.0, False),
-        ("in_place", False, 1.0, True),
-        ("auto", True, 1.0, True),
-        ("auto", False, 1.0, False),
-        ("auto", True, 0.5, False),  # rounding would serve another policy
-    ],
+    ("mode", "is_merged"),
+    [("never", False), ("in_place", True)],
 )
-def test_what_is_served_merged(make_publisher, policy, mode, is_faster, share_left, is_merged) -> None:
-    asked: list[int | None] = []
-
-    def is_merging_faster() -> bool:
-        asked.append(publisher.engine.version)
-        return is_faster
-
-    publisher = make_publisher(share_left, merge=mode, is_merging_faster=is_merging_faster)
+def test_what_is_served_merged(make_publisher, policy, mode, is_merged) -> None:
+    publisher = make_publisher(1.0, merge=mode)
     for version in (1, 2):
         result = publisher.publish(version)
         assert publisher.is_merged == publisher.engine.is_merged == is_merged
         assert result.kind == "applied" and result.mismatch < 1e-4
-        was_tried = mode == "in_place" or (mode == "auto" and is_faster)
-        assert publisher.merge_kept == share_left if was_tried else math.isnan(publisher.merge_kept)
+        assert publisher.merge_kept == 1.0 if is_merged else math.isnan(publisher.merge_kept)
         move(policy)
-    assert asked == ([1, 2] if mode == "auto" else [])
 
 
 def test_an_update_lost_in_merging_stops_the_run_and_says_how_to_go_on(make_publisher) -> None:

@@ -89,17 +89,16 @@ def test_schedule_and_merging_change_when_tokens_are_drawn_and_not_which(uninter
             assert [line[name] for line in one] == [line[name] for line in other], (step, name)
 
 
-def test_two_processes_each_with_their_own_engine_choose_as_one(tmp_path: Path) -> None:
+def test_two_processes_have_an_engine_each(tmp_path: Path) -> None:
     two = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    options = ["rollout.schedule=auto", "rollout.merge=auto", "run.deterministic=false", "train.max_steps=2"]
-    done = run(command(tmp_path, "auto", *options, launcher=two), timeout=300)
+    options = ["rollout.schedule=speculative", "rollout.merge=in_place", "train.max_steps=2"]
+    done = run(command(tmp_path, "both", *options, launcher=two), timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("rollout.schedule auto:") == 1 and done.stdout.count("rollout.merge auto:") == 1
     assert "2 processes on cpu" in done.stdout
-    assert [row["step"] for row in read_metrics(tmp_path / "auto/metrics.jsonl")] == [1, 2]
-    lines = [json.loads(line) for line in (tmp_path / "auto/rollouts/step-000001.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in read_metrics(tmp_path / "both/metrics.jsonl")] == [1, 2]
+    lines = [json.loads(line) for line in (tmp_path / "both/rollouts/step-000001.jsonl").read_text().splitlines()]
     assert len(lines) == 2 * 8 and len({line["problem_id"] for line in lines}) == 2
-    assert {p.name for p in (tmp_path / "auto").glob("engine-*.log")} == {"engine-0.log", "engine-1.log"}
+    assert {p.name for p in (tmp_path / "both").glob("engine-*.log")} == {"engine-0.log", "engine-1.log"}
 
 
 def test_a_killed_launcher_takes_its_run_with_it(tmp_path: Path) -> None:

@@ -541,11 +541,6 @@ def test_a_mismatch_of_sampler_and_trainer_is_an_alarm(make_config, capsys) -> N
     assert row["time/idle"] >= 0 and row["time/first_token"] > row["time/publish"] > 0
 
 
-def test_auto_chooses_a_schedule_and_says_so(make_config, capsys) -> None:
-    train(make_config(rollout={"schedule": "auto"}, run={"deterministic": False}, train={"max_steps": 1}))
-    assert "rollout.schedule auto: " in capsys.readouterr().out
-
-
 def test_a_run_that_goes_on_says_that_its_export_is_of_an_earlier_end(make_config, capsys) -> None:
     folder = train(make_config(train={"max_steps": 1}))
     said = capsys.readouterr().out

@@ -117,11 +117,11 @@ class RolloutSection(Section):
     """engine: server: base urls of `vllm serve` endpoints (http://host:8000), all with the same model."""
     server_adapter_dir: PathText | None = None
     """Folder where the servers find the adapter, under the same path as here; None: in this machine's memory."""
-    schedule: Literal["barrier", "pipelined", "speculative", "auto"] = "pipelined"
-    """When micro-groups are started; the rollouts are the same (sampler.py). auto: the shorter by measured rates."""
-    merge: Literal["never", "in_place", "auto"] = "never"
-    """in_place: the engine serves the adapter folded into its base's weights: added in float32, rounded once, undone
-    bit for bit. auto: where that is measured to be faster and the rounding leaves most of the adapter's update."""
+    schedule: Literal["barrier", "pipelined", "speculative"] = "pipelined"
+    """When micro-groups are started; the rollouts are the same (rollout/sampler.py)."""
+    merge: Literal["never", "in_place"] = "never"
+    """in_place: the engine serves the adapter merged into its base's weights: added in float32, rounded once, undone
+    bit for bit."""
     colocate: bool = True
     """Give the memory of the engine's cache to the trainer during an update, where both are on one card."""
     num_problems: PositiveInt = 32
@@ -279,12 +279,6 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         algorithm, rollout = self.algorithm, self.rollout
-        for key, cure in (("schedule", "name a schedule"), ("merge", "take never or in_place")):
-            if getattr(rollout, key) == "auto" and self.run.deterministic:
-                raise ValueError(
-                    f"rollout.{key}: auto measures, so it may choose otherwise when the run is resumed, and "
-                    f"run.deterministic promises bits; {cure}, or set run.deterministic=false"
-                )
         if rollout.engine == "server" and self.run.deterministic:
             raise ValueError(
                 "run.deterministic: servers batch requests as they arrive, so bits may differ; set it to false or "

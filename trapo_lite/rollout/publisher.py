@@ -17,14 +17,12 @@ from trapo_lite.model.logprobs import probe_sequences
 from trapo_lite.model.policy import Policy
 
 # Of the adapter's update, after rounding: with less than this the merged base is another policy (merge: auto).
-MIN_KEPT = 0.95
 
 
 class Publisher:
     """Publishes versions of one policy to one engine and probes after each.
 
-    merge: as `rollout.merge`; auto merges where `is_merging_faster` says so (asked when an adapter is there) and the
-           rounding leaves nearly all of the update
+    merge: as `rollout.merge`
     scratch: where the adapter is written, in the type the engine computes in, if the engine names no place of its own;
              emptied first and after each publish, so that a killed run leaves at most one adapter there
     text:  token sequences of the run's data; on them engine and trainer must agree before there is an adapter
@@ -46,17 +44,15 @@ class Publisher:
         num_tokens: int,
         max_length: int,
         base_tolerance: float | None = None,
-        merge: Literal["never", "in_place", "auto"] = "never",
-        is_merging_faster: Callable[[], bool] = lambda: True,
+        merge: Literal["never", "in_place"] = "never",
     ) -> None:
         self.engine, self.policy = engine, policy
         self.version: int | None = None
-        self.is_merged = False
+        self.is_merged = merge == "in_place"
         self.merge_kept = math.nan
         """Share of the update that merging left, of the latest publish; NaN where nothing was merged."""
         self.publish_seconds = 0.0
         self.probe_seconds = 0.0
-        self._merge_mode, self._is_merging_faster = merge, is_merging_faster
         self._scratch = engine.scratch or scratch
         shutil.rmtree(self._scratch, ignore_errors=True)
         self._dtype = policy.autocast_dtype or torch.float32
@@ -112,15 +108,11 @@ class Publisher:
         return result
 
     def _merge(self) -> float:
-        """Merge if that is wanted, worth it, and leaves the adapter what it is; returns the seconds it took."""
-        self.is_merged, self.merge_kept = False, math.nan
-        if self._merge_mode == "never" or (self._merge_mode == "auto" and not self._is_merging_faster()):
+        """Merge the adapter in the engine if the configuration asks for it; return the seconds it took."""
+        if not self.is_merged:
             return 0.0
         started = time.perf_counter()
         self.merge_kept = self.engine.merge()
-        self.is_merged = self._merge_mode == "in_place" or self.merge_kept >= MIN_KEPT
-        if not self.is_merged:
-            self.engine.unmerge()
         return time.perf_counter() - started
 
     def _both_scores(self) -> tuple[list[float], list[float]]:

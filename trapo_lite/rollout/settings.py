@@ -26,9 +26,9 @@ class SamplingSettings:
 
 
 def sampling_settings(
-    config: Config, tokenizer: PreTrainedTokenizerBase, *, for_eval: bool = False, schedule: Schedule = "pipelined"
+    config: Config, tokenizer: PreTrainedTokenizerBase, *, for_eval: bool = False
 ) -> SamplingSettings:
-    """How rollouts are drawn, in training or in evaluation. `schedule` stands for auto."""
+    """Return how rollouts are drawn, in training or in evaluation."""
     limit, temperature = config.rollout.max_response_tokens, config.rollout.temperature
     if for_eval:
         limit, temperature = config.eval.max_response_tokens or limit, config.eval.temperature
@@ -39,6 +39,6 @@ def sampling_settings(
         temperature=temperature,
         top_p=config.rollout.top_p,
         top_k=config.rollout.top_k,
-        schedule=schedule if config.rollout.schedule == "auto" else config.rollout.schedule,
+        schedule=config.rollout.schedule,
         deterministic=config.run.deterministic,
     )

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
@@ -15,22 +14,19 @@ from trapo_lite.core.algorithm import Algorithm, make_group
 from trapo_lite.core.micro_groups import MicroGroup
 from trapo_lite.core.types import Group, Mean
 from trapo_lite.data import batch_indices, is_boundary_fn, text_of
-from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.parity import text_sequences
 from trapo_lite.engines.start import start_engine
 from trapo_lite.evaluation.draws import evaluate_problems
 from trapo_lite.model.policy import Policy
 from trapo_lite.reward import MathVerifier
 from trapo_lite.rollout import metrics as rollout_metrics
-from trapo_lite.rollout.auto_tuning import MergeChoice, ScheduleChoice, choose_merge, choose_schedule
 from trapo_lite.rollout.publisher import Publisher
 from trapo_lite.rollout.sampler import Sampler
-from trapo_lite.rollout.settings import Schedule, sampling_settings
+from trapo_lite.rollout.settings import sampling_settings
 from trapo_lite.run.processes import Ranks
 from trapo_lite.training.inputs import Inputs
 
 Metrics = dict[str, Mean | float | int]
-C = TypeVar("C", MergeChoice, ScheduleChoice)
 
 
 class RolloutStage:
@@ -38,7 +34,7 @@ class RolloutStage:
 
     Starts both when made, so that they load while the policy does; `attach` then gives it the policy to serve.
     on_progress: (done, expected) rollouts, now and then; it may raise to leave a phase
-    notify:      told what is waited for, what was chosen, and of an engine that died and was started again
+    notify:      told what is waited for, and of an engine that died and was started again
     """
 
     def __init__(
@@ -56,8 +52,6 @@ class RolloutStage:
         self.config, self.inputs, self.algorithm, self.ranks = config, inputs, algorithm, ranks
         self._on_progress, self._notify, self._folder = on_progress, notify, folder
         self._decode = partial(text_of, inputs.tokenizer)
-        self._chosen_schedule: Schedule | None = None
-        self._is_merging_chosen: bool | None = None
         self.publisher: Publisher | None = None
         self.verifier = stack.enter_context(MathVerifier.from_config(config.reward))
         self.engine = None
@@ -89,7 +83,6 @@ class RolloutStage:
                 max_length=max_length,
                 base_tolerance=self.config.rollout.base_tolerance,
                 merge=self.config.rollout.merge,
-                is_merging_faster=self._is_merging_faster,
             )
 
     def publish(self, step: int) -> Metrics:
@@ -177,39 +170,10 @@ class RolloutStage:
             self.engine,
             self.verifier,
             micro_groups=self.algorithm.micro_groups,
-            settings=sampling_settings(self.config, self.inputs.tokenizer, schedule=self._schedule()),
+            settings=sampling_settings(self.config, self.inputs.tokenizer),
             decode=self._decode,
             is_boundary=is_boundary_fn(self.inputs.tokenizer),
         )
-
-    def _schedule(self) -> Schedule:
-        """What `auto` stands for, measured once: every rank follows the first one's choice."""
-        if self._chosen_schedule is None:
-            choice = None
-            if self.config.rollout.schedule == "auto" and self.engine is not None and self.ranks.is_main:
-                choice = self._measure(choose_schedule, self.engine)
-            choice = self.ranks.gather([choice])[0]
-            self._chosen_schedule = choice.schedule if choice else "pipelined"
-        return self._chosen_schedule
-
-    def _is_merging_faster(self) -> bool:
-        """The same for `rollout.merge: auto`."""
-        if self._is_merging_chosen is None:
-            assert self.engine is not None
-            chosen = [self._measure(choose_merge, self.engine).is_merged] if self.ranks.is_main else []
-            self._is_merging_chosen = self.ranks.gather(chosen)[0]
-        return self._is_merging_chosen
-
-    def _measure(self, choose: Callable[..., C], engine: RolloutEngine) -> C:
-        """A choice for phases of this rank's share of a step; says what it was made from."""
-        choice = choose(
-            engine,
-            self.inputs.problems[: max(1, self.config.rollout.num_problems // self.ranks.count)],
-            micro_groups=self.algorithm.micro_groups,
-            settings=sampling_settings(self.config, self.inputs.tokenizer),
-        )
-        self._notify(choice.reason)
-        return choice
 
 
 def most_sequences(
@@ -217,10 +181,10 @@ def most_sequences(
 ) -> int:
     """Return how many sequences one rank's engine can be asked for at once, in a rollout phase or an evaluation.
 
-    Speculation may draw each rollout twice, with help and without; that many are also drawn to measure for `auto`.
+    Speculation may draw each rollout twice, with help and without.
     """
     a_problem = sum(group.num_rollouts for group in micro_groups)
-    if config.rollout.schedule in ("speculative", "auto") or config.rollout.merge == "auto":
+    if config.rollout.schedule == "speculative":
         a_problem *= 2
     in_rollouts = math.ceil(config.rollout.num_problems / num_ranks) * a_problem
     in_eval = math.ceil(num_eval_problems / num_ranks) * config.eval.num_samples
