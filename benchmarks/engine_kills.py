@@ -14,9 +14,10 @@ import sys
 import time
 from pathlib import Path
 
+from run_differences import differences
 from worlds import TINY, TINY_CONFIG
 
-from trapo_lite.run.folder import differences, read_metrics
+from trapo_lite.run.folder import read_metrics
 
 
 def publish_share(folder: Path) -> dict[str, object]:

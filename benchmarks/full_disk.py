@@ -192,7 +192,7 @@ class World:
 
     def _is_same(self, job: str) -> bool:
         """Return whether the result is what it is with room on the disk."""
-        from trapo_lite.run.folder import differences
+        from run_differences import differences
 
         if job == "train":
             return (self.work / "run/metrics.jsonl").exists() and not differences(self.after / "run", self.work / "run")

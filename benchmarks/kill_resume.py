@@ -26,8 +26,7 @@ from pathlib import Path
 import phases
 from leftovers import left_behind, shared_memory
 from lives import Life, lengths
-
-from trapo_lite.run.folder import differences
+from run_differences import differences
 
 CONFIG = "configs/tiny_cpu.yaml"
 TRAIN_ROWS, TRAIN_FILE = 150, "trapo_lite/tiny_world/data/train.jsonl"

@@ -32,6 +32,7 @@ from typing import Any
 
 import torch
 import torch._dynamo.utils
+from dense_attention import dense_layout
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
@@ -40,7 +41,7 @@ from train_step import trapo_group
 from trapo_lite.core import tree
 from trapo_lite.core.batching import bucket
 from trapo_lite.core.tree import PackedBatch
-from trapo_lite.model.tree_attention import TreeLayout, block_mask, dense_layout, flex_layout, segment_layout
+from trapo_lite.model.tree_attention import TreeLayout, block_mask, flex_layout, segment_layout
 
 # heads, key-value heads, size of a head
 SHAPES = {"tiny": (4, 2, 32), "1.5B": (12, 2, 128), "7B": (28, 4, 128)}

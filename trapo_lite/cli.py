@@ -177,14 +177,6 @@ def run_training(config: Config, *, restart: bool) -> None:
         train_job(config, restart=restart)
 
 
-def quickstart(*, seed: int, restart: bool) -> None:
-    """scripts/quickstart.py"""
-    with exit_on_user_error(), exit_when_stopped():
-        from trapo_lite.quickstart import quickstart as quickstart_job
-
-        quickstart_job(seed=seed, restart=restart)
-
-
 @contextlib.contextmanager
 def exit_when_interrupted() -> Iterator[None]:
     """Inside, Ctrl-C is one line and exit code 130."""

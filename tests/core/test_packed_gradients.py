@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 from builders import random_rollouts, tiny_qwen2
+from dense_attention import dense_layout
 
 from trapo_lite.config import AlgorithmSection, LoraSection
 from trapo_lite.core.algorithm import TokenLogprobs, count_normalizers, make_group, policy_loss
@@ -111,7 +112,7 @@ def test_segment_and_dense_attention_agree(monkeypatch: pytest.MonkeyPatch) -> N
     policy = make_policy()
     groups = [make_group(TRAPO, random_rollouts(random.Random(7), problem_id=str(i))) for i in range(2)]
     by_segments = packed_gradient(policy, groups, budget=10_000)
-    monkeypatch.setattr(tree_attention, "segment_layout", tree_attention.dense_layout)
+    monkeypatch.setattr(tree_attention, "segment_layout", dense_layout)
     assert relative_error(packed_gradient(policy, groups, budget=10_000), by_segments) < 1e-5
 
 
@@ -131,7 +132,7 @@ def test_flex_attention_with_grouped_heads_is_the_dense_mask(monkeypatch: pytest
     groups = [make_group(TRAPO, random_rollouts(random.Random(3), problem_id=str(i))) for i in range(2)]
     batch = policy.prepare(groups)
     results = []
-    for layout in (tree_attention.flex_layout, tree_attention.dense_layout):
+    for layout in (tree_attention.flex_layout, dense_layout):
         monkeypatch.setattr(tree_attention, "segment_layout", layout)
         with torch.no_grad():
             results.append(policy.token_logprobs(batch, temperature=0.7))

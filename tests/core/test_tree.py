@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import pytest
 import torch
 from builders import random_rollouts, rollout
+from dense_attention import dense_mask
 
 from trapo_lite.core.batching import balance, bucket, num_tokens, split
-from trapo_lite.core.tree import PackedBatch, dense_mask, pack, segments
+from trapo_lite.core.tree import PackedBatch, pack, segments
 from trapo_lite.core.types import Group, Rollout
 
 

@@ -12,8 +12,9 @@ import leftovers
 import pytest
 from byte_model import write_byte_model
 from conftest import VLLM_DTYPE
+from run_differences import differences
 
-from trapo_lite.run.folder import differences, read_metrics
+from trapo_lite.run.folder import read_metrics
 
 ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("TRAPO_LITE_SHARED", ROOT.parent / "shared"))

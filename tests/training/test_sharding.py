@@ -8,12 +8,12 @@ from pathlib import Path
 import fsdp_on_cpu
 import pytest
 import torch
+from run_differences import differences
 from test_distributed import run_steps
 
 from trapo_lite.config import LoraSection, ModelSection
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.model.policy import Policy
-from trapo_lite.run.folder import differences
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"

@@ -12,13 +12,14 @@ import pytest
 import torch
 from adapter_folders import edited, renamed, with_nan
 from byte_model import byte_tokenizer, write_byte_model
+from run_differences import differences
 from transformers import AddedToken
 
 from trapo_lite.config import Config, validate
 from trapo_lite.core.errors import CheckpointError, ConfigError, DataError, EngineError, ModelError, UpdateError
 from trapo_lite.evaluation import evaluate
 from trapo_lite.export.merge import export_run
-from trapo_lite.run.folder import RunFolder, differences, final_adapter, read_metrics
+from trapo_lite.run.folder import RunFolder, final_adapter, read_metrics
 from trapo_lite.training import checkpoint, trainer
 from trapo_lite.training import rollouts as rollout_stage
 from trapo_lite.training.inputs import read_inputs

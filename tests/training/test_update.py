@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from builders import random_rollouts, rollout, tiny_qwen2
+from dense_attention import dense_mask
 
 from trapo_lite.config import AlgorithmSection, LoraSection, OptimSection
 from trapo_lite.core.algorithm import Algorithm, make_group
 from trapo_lite.core.batching import num_tokens
 from trapo_lite.core.errors import UpdateError
-from trapo_lite.core.tree import PackedBatch, dense_mask, pack
+from trapo_lite.core.tree import PackedBatch, pack
 from trapo_lite.core.types import Group
 from trapo_lite.model import tree_attention
 from trapo_lite.model.policy import Policy

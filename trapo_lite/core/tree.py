@@ -163,12 +163,6 @@ def segments(batch: PackedBatch) -> list[tuple[int, int, list[int]]]:
     return chains
 
 
-def dense_mask(batch: PackedBatch) -> Tensor:
-    """(T, T) bool, [q, k] true where q sees k: the definition, for tests and very small batches."""
-    index = torch.arange(batch.num_tokens, device=batch.input_ids.device)
-    return (index[None, :] <= index[:, None]) & (index[:, None] < batch.subtree_end[None, :])
-
-
 def _append_tree(columns: _Columns, group: Group) -> None:
     prompt = group.rollouts[0].prompt_ids
     if any(rollout.prompt_ids != prompt for rollout in group.rollouts):

@@ -102,16 +102,6 @@ def block_mask(batch: PackedBatch) -> BlockMask:
     return _compiled_create_block_mask()(is_visible, None, None, length, length, device=str(subtree_end.device))
 
 
-def dense_layout(batch: PackedBatch) -> TreeLayout:
-    """The (T, T) mask itself: the definition, for tests."""
-    mask = tree.dense_mask(batch)
-
-    def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
-
-    return TreeLayout(attend)
-
-
 def packed_tree_attention(
     module: torch.nn.Module,
     query: Tensor,

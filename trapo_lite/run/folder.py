@@ -13,7 +13,6 @@ from trapo_lite.config import Config, load_config
 from trapo_lite.core.errors import ConfigError, DataError
 from trapo_lite.run.environment import is_environment
 from trapo_lite.run.files import _locked, move_into_place, naming
-from trapo_lite.run.metrics import MEASURED
 
 STEP_NAME = re.compile(r"step-(?!0{6}$)(?:[0-9]{6}|[1-9][0-9]{6,})")
 
@@ -229,30 +228,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if _step_of(line) is None:
             raise DataError(f"{path} line {number}: is no line of metrics; the run's own command leaves it out")
     return [json.loads(line) for line in lines]
-
-
-def differences(left: Path, right: Path) -> list[str]:
-    """What differs between two runs that should be the same: adapter, newest checkpoint, rollouts, metrics but times.
-
-    An empty list: bit for bit the same.
-    """
-    found = []
-    for pattern in ("adapter/*.safetensors", "rollouts/*.jsonl"):
-        names = {p.relative_to(root) for root in (left, right) for p in root.glob(pattern)}
-        found += [str(name) for name in sorted(names) if _bytes(left / name) != _bytes(right / name)]
-    newest = [max(step_folders(root / "checkpoints"), default=root) for root in (left, right)]
-    if newest[0].name != newest[1].name:
-        found.append(f"newest checkpoint: {newest[0].name} and {newest[1].name}")
-    for name in ("adapter_model.safetensors", "optimizer.safetensors", "rng.safetensors"):
-        if _bytes(newest[0] / name) != _bytes(newest[1] / name):
-            found.append(f"{newest[0].name}/{name}")
-    rows = [read_metrics(root / "metrics.jsonl") for root in (left, right)]
-    if len(rows[0]) != len(rows[1]):
-        found.append(f"metrics.jsonl: {len(rows[0])} and {len(rows[1])} lines")
-    for one, other in zip(*rows, strict=False):
-        names = [name for name in {**one, **other} if name not in MEASURED and one.get(name) != other.get(name)]
-        found += [f"metrics.jsonl step {one['step']}: {name}" for name in names]
-    return found
 
 
 def _bytes(path: Path) -> bytes | None:
