@@ -458,7 +458,7 @@ def test_nothing_of_vllm_outlives_a_killed_parent(tmp_path, tiny_model_dir, tiny
     memory_before = set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()
     body = f"""
 from trapo_lite.engines.base import SampleRequest
-from trapo_lite.engines.vllm import VLLMEngine, VLLMOptions
+from trapo_lite.engines.vllm.engine import VLLMEngine, VLLMOptions
 options = VLLMOptions({str(tiny_model_dir)!r}, {TINY_MAX_LEN}, {TINY_RANK}, dtype={VLLM_DTYPE!r}, kv_cache_gib=0.01)
 engine = VLLMEngine(options, log_path=Path({str(tmp_path / "log")!r}))
 if {moment == "sampling"}:

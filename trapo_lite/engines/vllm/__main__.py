@@ -1,4 +1,4 @@
-"""`python -m trapo_lite.engines.vllm_child FD PARENT_PID SCRATCH`: the process in which vLLM runs.
+"""`python -m trapo_lite.engines.vllm FD PARENT_PID SCRATCH`: the process in which vLLM runs.
 
 Imports nothing heavy before it has made sure that it ends, and that SCRATCH is removed, when its parent does.
 """

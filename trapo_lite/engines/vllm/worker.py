@@ -1,4 +1,4 @@
-"""vLLM in a process of its own, which `vllm_child` starts for VLLMEngine.
+"""vLLM in a process of its own, which `__main__` starts for VLLMEngine.
 
 Reads (method, arguments) from the socket and answers each method but `submit` and `abort`. Whatever goes wrong ends
 the process with a traceback in its log; the parent reports it.
