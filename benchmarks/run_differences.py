@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from trapo_lite.run.folder import read_metrics, step_folders
+from trapo_lite.run.folder import bytes_of, read_metrics, step_folders
 from trapo_lite.run.metrics import MEASURED
 
 
@@ -11,12 +11,12 @@ def differences(left: Path, right: Path) -> list[str]:
     found = []
     for pattern in ("adapter/*.safetensors", "rollouts/*.jsonl"):
         names = {p.relative_to(root) for root in (left, right) for p in root.glob(pattern)}
-        found += [str(name) for name in sorted(names) if _bytes(left / name) != _bytes(right / name)]
+        found += [str(name) for name in sorted(names) if bytes_of(left / name) != bytes_of(right / name)]
     newest = [max(step_folders(root / "checkpoints"), default=root) for root in (left, right)]
     if newest[0].name != newest[1].name:
         found.append(f"newest checkpoint: {newest[0].name} and {newest[1].name}")
     for name in ("adapter_model.safetensors", "optimizer.safetensors", "rng.safetensors"):
-        if _bytes(newest[0] / name) != _bytes(newest[1] / name):
+        if bytes_of(newest[0] / name) != bytes_of(newest[1] / name):
             found.append(f"{newest[0].name}/{name}")
     rows = [read_metrics(root / "metrics.jsonl") for root in (left, right)]
     if len(rows[0]) != len(rows[1]):
@@ -25,7 +25,3 @@ def differences(left: Path, right: Path) -> list[str]:
         names = [name for name in {**one, **other} if name not in MEASURED and one.get(name) != other.get(name)]
         found += [f"metrics.jsonl step {one['step']}: {name}" for name in names]
     return found
-
-
-def _bytes(path: Path) -> bytes | None:
-    return path.read_bytes() if path.exists() else None

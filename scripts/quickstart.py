@@ -49,7 +49,7 @@ def quickstart(*, seed: int, restart: bool = False) -> Path:
 
 
 def evaluate_on_test_set(config: Config, model: str, out: Path) -> EvalResult:
-    """One answer to each unseen hard problem, at temperature 1."""
+    """Sample one answer to each unseen hard problem, at temperature 1, and grade it."""
     changed = config.model_copy(
         update={
             "model": config.model.model_copy(update={"name": model}),
@@ -63,7 +63,7 @@ def evaluate_on_test_set(config: Config, model: str, out: Path) -> EvalResult:
 
 
 def summary_lines(folder: Path, before: EvalResult, after: EvalResult, *, minutes: float) -> list[str]:
-    """What was learned, an example of it, and where everything lies."""
+    """Return what to print at the end: both accuracies, an example, and where everything lies."""
 
     def accuracy(result: EvalResult) -> str:
         low, high = result.interval_95
@@ -88,7 +88,7 @@ def summary_lines(folder: Path, before: EvalResult, after: EvalResult, *, minute
 
 
 def learned_example(folder: Path) -> tuple[str, str, str]:
-    """The first test problem that was wrong before and is right after (or the first of all), with both answers."""
+    """Return the first test problem that was wrong before and is right after, or else the first, with both answers."""
     before, after = (
         [answer.to_row() for answer in read_answers(folder / "eval" / name / "test.jsonl")]
         for name in ("before", "after")

@@ -29,7 +29,10 @@ ROW_BY_FOLDER = {folder: row for row, folders in enumerate(ROWS) for folder in f
 # Beginnings of module names: "engines/vllm" is the door of engines/vllm/worker too.
 DOORS = {
     "vllm": ("engines/vllm",),
-    "peft": ("model", "export", "engines/transformers"),
+    "peft": (
+        *("model/policy", "model/saved_adapter", "model/shape", "model/packable"),
+        *("export/merge", "engines/transformers"),
+    ),
     "bitsandbytes": ("model/policy", "export/merge", "training/optimizer"),
     "datasets": ("data",),
     "math_verify": ("reward",),

@@ -1,4 +1,4 @@
-"""What a mistyped option of a script ends in."""
+"""A mistyped option of a script names the option that was meant."""
 
 import pytest
 

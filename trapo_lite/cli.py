@@ -198,10 +198,7 @@ def exit_when_stopped() -> Iterator[None]:
         print(f"{stopped}; the same command goes on from the last checkpoint", file=sys.stderr)
         raise SystemExit(stopped.exit_code) from None
     except KeyboardInterrupt:  # before the loop began, or the second one
-        message = (
-            "stopped by SIGINT; the same command resumes from the newest checkpoint, or begins if there is none yet"
-        )
-        print(message, file=sys.stderr)
+        print("stopped by SIGINT; the same command resumes from the newest checkpoint, if any", file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -7,7 +7,7 @@ from trapo_lite.core.types import Group
 
 
 def cut(groups: Sequence[Group], *, budget: int) -> list[Group]:
-    """Groups whose trees hold at most `budget` tokens each: larger ones are cut along their branches, trunk repeated.
+    """Return groups whose trees hold at most `budget` tokens: larger ones are cut along branches, their trunk repeated.
 
     A single rollout larger than the budget stays whole, over the budget.
     """
@@ -15,9 +15,9 @@ def cut(groups: Sequence[Group], *, budget: int) -> list[Group]:
 
 
 def balance(groups: Sequence[Group], *, num_ranks: int) -> list[list[Group]]:
-    """Deal groups out so that every rank has about as many tokens: the largest first, to the rank that has the least.
+    """Distribute groups so that ranks have about as many tokens: the largest first, each to the rank with the least.
 
-    The fullest rank then has at most 4/3 - 1/(3 num_ranks) of what the best way of dealing would give it (Graham 1969).
+    The fullest rank then has at most 4/3 - 1/(3 num_ranks) of what the best distribution would give it (Graham 1969).
     """
     ranks: list[list[Group]] = [[] for _ in range(num_ranks)]
     loads = [0] * num_ranks

@@ -26,7 +26,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the verifier says of one answer; `answer` is the span of text it judged."""
+    """Hold what the verifier says of one answer; `answer` is the span of text it judged."""
 
     kind: VerdictKind
     answer: str | None = None

@@ -16,7 +16,7 @@ CUT_STYLES = ("green", "cyan", "magenta", "yellow", "blue")
 
 
 def find_problem(problems: Sequence[Problem], key: str) -> Problem:
-    """The problem with this id or else at this index (from 0); DataError where there is neither."""
+    """Return the problem with this id, or else at this index from 0; raise DataError if there is neither."""
     for problem in problems:
         if problem.id == key:
             return problem
@@ -31,8 +31,7 @@ def find_problem(problems: Sequence[Problem], key: str) -> Problem:
 def show_problem(
     console: Console, problem: Problem, algorithm: AlgorithmSection, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """The prompt, what each micro-group would be given and which loss trains it, and the traces with the ends of the
-    prefixes marked in them."""
+    """Print the prompt, help and losses of each micro-group, and the traces with the ends of prefixes marked."""
     micro_groups = algorithm.micro_groups
     is_boundary = is_boundary_fn(tokenizer)
     _print_lines(console, [f"\nproblem {problem.id}, answer {problem.answer}"])
@@ -54,7 +53,7 @@ def show_problem(
 
 
 def _traces_for(micro_group: MicroGroup, num_traces: int) -> range:
-    """The traces a micro-group may be given a prefix of: none, its own (or the first), or any."""
+    """Return the traces whose prefix a micro-group may be given: none, its own (or the first), or any."""
     if micro_group.prefix_ratio == 0.0 or num_traces == 0:
         return range(0)
     if micro_group.trace is None:
@@ -74,7 +73,7 @@ def _describe(number: int, micro_group: MicroGroup, is_helped: bool) -> str:
 
 
 def _losses(algorithm: AlgorithmSection, micro_group: MicroGroup, is_helped: bool) -> str:
-    """What trains the tokens of such a rollout."""
+    """Return the names of the losses that train such a rollout."""
     parts = []
     entropy = [f"entropy x {algorithm.entropy_weight:g}"] if algorithm.entropy_weight else []
     if is_helped:
@@ -89,7 +88,7 @@ def _losses(algorithm: AlgorithmSection, micro_group: MicroGroup, is_helped: boo
 
 
 def _marked_trace(token_ids: Sequence[int], cuts: dict[int, int], tokenizer: PreTrainedTokenizerBase) -> Text:
-    """The trace's text; each stretch in the colour of the first micro-group to reach it, its end marked <<number."""
+    """Return the text of a trace, coloured by the first micro-group to reach it, with <<number where a prefix ends."""
     text = Text()
     start = 0
     for number, keep in sorted(cuts.items(), key=lambda cut: cut[1]):

@@ -34,7 +34,7 @@ print(json.dumps(answers))
 
 
 class HubName(NamedTuple):
-    """kind: model or data"""
+    """Name one thing on the hub. kind: model or data;  revision: None for the newest"""
 
     kind: str
     id: str
@@ -42,7 +42,7 @@ class HubName(NamedTuple):
 
 
 HubAnswers = dict[HubName, tuple[bool, str]]
-"""For each name: is it there, and its file in the cache, or why not."""
+"""Map each name to whether it is there, and to its file in the cache or the reason why it is not."""
 
 
 def hub_names(config: Config) -> list[HubName]:

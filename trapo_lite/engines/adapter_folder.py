@@ -44,7 +44,7 @@ class AdapterFolder:
     def add(self, adapter_dir: Path, version: int) -> tuple[Path, int]:
         """Take a PEFT adapter in under its version: (its new path, its bytes). Never seen half written.
 
-        Costs nothing where it lies in this folder already, as what was written to `scratch` does; else it is copied.
+        This costs nothing if the adapter lies in this folder already, such as in `scratch`; otherwise it is copied.
         """
         read_servable(adapter_dir)
         target = self.path / f"version-{version:09d}"
@@ -86,9 +86,9 @@ class AdapterFolder:
 
 
 def take_file(source: Path, target: Path, *, is_own: bool) -> None:
-    """Give an own file a second name, which costs nothing; copy it where the file system has no such thing.
+    """Link a file of this project, which costs nothing; copy it if the file system has no hard links.
 
-    A user's file is copied always: the copy has the permissions of a new file, and stays as it is when that is edited.
+    A user's file is always copied: the copy has the permissions of a new file, and does not change with the original.
     """
     if is_own:
         with contextlib.suppress(OSError):

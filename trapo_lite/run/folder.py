@@ -81,7 +81,7 @@ class RunFolder:
     def holds_adapter_of(self, checkpoint: Path) -> bool:
         """Is adapter/ what that checkpoint holds? A run may have been killed between the two."""
         weights = "adapter_model.safetensors"
-        return _bytes(self.path / "adapter" / weights) == _bytes(checkpoint / weights) is not None
+        return bytes_of(self.path / "adapter" / weights) == bytes_of(checkpoint / weights) is not None
 
     def outdated(self) -> list[str]:
         """Return a line for each result of an earlier end that a resumed run leaves as it is."""
@@ -230,5 +230,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def _bytes(path: Path) -> bytes | None:
+def bytes_of(path: Path) -> bytes | None:
+    """Return what a file holds; None if there is no such file."""
     return path.read_bytes() if path.exists() else None

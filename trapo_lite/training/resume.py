@@ -20,10 +20,7 @@ DESCRIPTIONS = {
     "data": "other data",
     "processes": "another number of processes",
 }
-
-
 MAX_SHOWN = 60  # characters of a value in a message
-
 
 # What may differ when a run goes on: how long, how often and where, but not what is computed.
 MAY_CHANGE = {
