@@ -34,7 +34,7 @@ from trapo_lite.model.logprobs import token_logprobs
 from trapo_lite.model.policy import Policy
 from trapo_lite.rollout.metrics import padded_tokens
 
-ALGORITHM = AlgorithmSection().build(tis_cap=2.0)
+ALGORITHM = AlgorithmSection(tis_cap=2.0).build()
 TIMED = (128, 1024, 384)
 LENGTHS = ((64, 256, 192), TIMED, (256, 4096, 2048))
 HEAD_VOCABULARY = 151_936

@@ -38,7 +38,7 @@ def main(out: str, optimizer_name: str, budget: int, tied: bool) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     section = OptimSection(name=optimizer_name, lr=LR)
     optimizer = make_optimizer(section, policy.parameters)
-    algorithm = AlgorithmSection().build(tis_cap=2.0)
+    algorithm = AlgorithmSection(tis_cap=2.0).build()
     gradients = []
     for step in range(NUM_STEPS):
         rng = random.Random(step)

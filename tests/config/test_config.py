@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from trapo_lite.config import load_config
+from trapo_lite.config.choices import GroupBaseline, Luffy, TrustRegion
 from trapo_lite.core.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -69,10 +70,10 @@ def test_every_base_trains_trapo_as_its_algorithm_file_does(base):
 def test_the_constant_normaliser_is_the_response_limit_unless_it_is_given(base):
     config = load_config([base])
     limit = config.rollout.max_response_tokens
-    built = config.algorithm.build(tis_cap=None, max_response_tokens=limit)
+    built = config.algorithm.build(max_response_tokens=limit)
     assert built.normalizer_tokens == limit
-    given = load_config([base], ["algorithm.normalizer_tokens=7"]).algorithm
-    assert given.build(tis_cap=None, max_response_tokens=limit).normalizer_tokens == 7
+    given = load_config([base], ["algorithm.normalizer.num_tokens=7"]).algorithm
+    assert given.build(max_response_tokens=limit).normalizer_tokens == 7
 
 
 def test_8xA100_is_the_setting_of_the_paper_with_lora():
@@ -89,8 +90,8 @@ def test_8xA100_is_the_setting_of_the_paper_with_lora():
     assert (config.data.expert_text, config.data.max_prompt_tokens) == ("thought", 1024)
     rollout = config.rollout
     assert (rollout.num_problems, rollout.max_response_tokens) == (32, 8192)
-    assert (rollout.temperature, rollout.top_p, rollout.top_k, rollout.tis_cap) == (1.0, 1.0, 0, None)
-    assert (config.algorithm.schedule, config.algorithm.normalizer) == ("reference_code", "constant")
+    assert (rollout.temperature, rollout.top_p, rollout.top_k, config.algorithm.tis_cap) == (1.0, 1.0, 0, None)
+    assert (config.algorithm.schedule, config.algorithm.normalizer.type) == ("reference_code", "constant")
     optim = config.optim
     assert (optim.name, optim.lr, optim.scheduler, optim.warmup_steps) == ("adamw", 2e-5, "constant", 0)
     assert (optim.weight_decay, optim.grad_clip, optim.updates_per_batch) == (0.01, 1.0, 1)
@@ -132,14 +133,15 @@ def test_trapo_has_the_schedule_and_the_loss_of_the_official_code():
     trapo = load_config([algorithm("trapo")]).algorithm
     assert groups("trapo") == [(4, 0.0, 0.0), (2, 0.25, 0.5), (1, 0.5, 2 / 3), (1, 1.0, 1.0)]
     assert [group.trace for group in trapo.micro_groups[1:]] == [0, 0, 1]
-    assert (trapo.prefix_loss, trapo.alpha, trapo.prefix_weight) == ("trust_region", 0.1, 1.0)
-    assert (trapo.count_expert_in_baseline, trapo.divide_by_std, trapo.prefix_advantage) == (True, False, False)
+    assert trapo.prefix_loss == TrustRegion(alpha=0.1, weight=1.0, times_advantage=False)
+    assert (trapo.completion_loss.type, trapo.advantage.type) == ("policy_gradient", "centered")
+    assert trapo.baseline == GroupBaseline(count_expert=True)
 
 
 def test_grpo_is_trapo_without_help():
     grpo, trapo = (load_config([algorithm(name)]).algorithm for name in ("grpo", "trapo"))
     assert groups("grpo") == [(8, 0.0, 0.0)]
-    assert (grpo.prefix_loss, grpo.uses_experts) == ("none", False)
+    assert (grpo.prefix_loss.type, grpo.uses_experts) == ("none", False)
     prefix_only = {"name", "schedule", "prefix_loss"}
     assert grpo.model_dump(exclude=prefix_only) == trapo.model_dump(exclude=prefix_only)
 
@@ -147,15 +149,15 @@ def test_grpo_is_trapo_without_help():
 def test_sft_is_the_whole_expert_trace_and_never_samples():
     sft = load_config([algorithm("sft")]).algorithm
     assert groups("sft") == [(1, 1.0, None)]
-    assert (sft.prefix_loss, sft.normalizer) == ("nll", "tokens")
+    assert (sft.prefix_loss.type, sft.normalizer.type) == ("nll", "tokens")
     assert not sft.samples
 
 
 def test_luffy_is_seven_rollouts_and_always_the_whole_trace():
     luffy = load_config([algorithm("luffy")]).algorithm
     assert groups("luffy") == [(7, 0.0, 0.0), (1, 1.0, None)]
-    assert (luffy.prefix_loss, luffy.gamma, luffy.prefix_advantage) == ("luffy", 0.1, True)
-    assert (luffy.count_expert_in_baseline, luffy.divide_by_std) == (True, False)
+    assert luffy.prefix_loss == Luffy(gamma=0.1, weight=1.0, times_advantage=True)
+    assert (luffy.baseline, luffy.advantage.type) == (GroupBaseline(count_expert=True), "centered")
 
 
 @pytest.mark.parametrize("name", ["trapo", "grpo", "luffy"])
@@ -195,8 +197,21 @@ BAD_INPUT: list[tuple[list[str], list[str]]] = [
     (["rollout.gpu_memory_fraction=1.2"], ["rollout.gpu_memory_fraction", "less than 1", "1.2"]),
     (["model.quantize=int4"], ["model.quantize", "'none' or 'nf4'", "'int4'"]),
     (["model.config_overrides=3"], ["model.config_overrides", "dictionary", "3"]),
-    (["algorithm.alpha=0"], ["algorithm.alpha", "greater than 0", "found 0"]),
-    (["algorithm.alpha=1.5"], ["algorithm.alpha", "less than or equal to 1", "1.5"]),
+    (["algorithm.prefix_loss.alpha=0"], ["algorithm.prefix_loss.alpha", "greater than 0", "found 0"]),
+    (
+        ["algorithm.prefix_loss={type: trust_region, alpha: 1.5}"],
+        ["algorithm.prefix_loss.alpha", "or equal to 1", "1.5"],
+    ),
+    # parts chosen by name
+    (["algorithm.prefix_loss=trust_regoin"], ["algorithm.prefix_loss: found 'trust_regoin'", "mean 'trust_region'?"]),
+    (["algorithm.advantage=xyzzy"], ["algorithm.advantage: found 'xyzzy'; known are centered, standardized"]),
+    (["algorithm.prefix_loss.alhpa=0.2"], ["algorithm.prefix_loss.alhpa: unknown key; did you mean 'alpha'?"]),
+    (["algorithm.prefix_loss={alpha: 0.2}"], ["algorithm.prefix_loss: has no type; write algorithm.prefix_loss=trust"]),
+    (["algorithm.baseline="], ["algorithm.baseline: found None; give a name, such as group"]),
+    (["algorithm.prefix_loss=nll", "algorithm.prefix_loss.alpha=0.2"], ["algorithm.prefix_loss.alpha: unknown key"]),
+    (["algorithm.prefix_loss.weight=0"], ["algorithm.prefix_loss.weight", "greater than 0"]),
+    (["algorithm.schedule.alpha=0.2"], ["not an override"]),
+    (["algorithm.prefix_loss.a.b=0.2"], ["not an override"]),
     (["train.max_steps=0"], ["train.max_steps", "found 0"]),
     (["run.seed=-1"], ["run.seed", "-1"]),
     (["run.name=a/b"], ["run.name", "'a/b'"]),
@@ -220,8 +235,19 @@ BAD_INPUT: list[tuple[list[str], list[str]]] = [
     # a loss without tokens to act on
     (["algorithm.schedule=[{num_rollouts: 8}]"], ["algorithm.prefix_loss", "trust_region", "guided", "none"]),
     (["algorithm.schedule=[{num_rollouts: 8, prefix_ratio: 0.5}]"], ["algorithm.prefix_loss", "help_below"]),
-    (["algorithm.gamma=0.2"], ["algorithm.gamma", "no effect", "remove"]),
-    (["algorithm.normalizer=tokens", "algorithm.normalizer_tokens=64"], ["algorithm.normalizer_tokens", "no effect"]),
+    (["algorithm.prefix_loss.gamma=0.2"], ["algorithm.prefix_loss.gamma", "unknown key"]),
+    (
+        ["algorithm.normalizer.num_tokens=64"],
+        ["algorithm.normalizer.num_tokens", "unkn"],
+    ),
+    (
+        [
+            "algorithm.schedule=[{num_rollouts: 8}]",
+            "algorithm.prefix_loss=none",
+            "algorithm.baseline.count_expert=false",
+        ],
+        ["algorithm.baseline.count_expert", "no rollout", "remove"],
+    ),
     # adapters the engine cannot serve
     (["lora.target_modules=[q_proj, lm_head]"], ["lora.target_modules", "'lm_head'", "vLLM", "all-linear"]),
     (["lora.target_modules=[embed_tokens]"], ["lora.target_modules", "'embed_tokens'", "vLLM"]),
@@ -230,10 +256,14 @@ BAD_INPUT: list[tuple[list[str], list[str]]] = [
     (["lora.bias=all"], ["lora.bias", "vLLM", "remove"]),
     (["lora.dropout=0.1"], ["lora.dropout", "remove"]),
     # combinations
-    (["rollout.tis_cap=2", "rollout.top_p=0.9"], ["rollout.tis_cap", "top_p 0.9", "tis_cap: null"]),
-    (["rollout.tis_cap=2", "rollout.top_k=20"], ["rollout.tis_cap", "top_k 20", "tis_cap: null"]),
-    (["algorithm.clip_low=0.2"], ["algorithm.clip_low", "cannot act", "optim.updates_per_batch"]),
-    (["algorithm.clip_high=0.28"], ["clip_high", "cannot act", "optim.updates_per_batch"]),
+    (["algorithm.tis_cap=2", "rollout.top_p=0.9"], ["algorithm.tis_cap", "top_p 0.9", "tis_cap: null"]),
+    (["algorithm.tis_cap=2", "rollout.top_k=20"], ["algorithm.tis_cap", "top_k 20", "tis_cap: null"]),
+    (["algorithm.completion_loss=ppo_clip"], ["algorithm.completion_loss", "cannot act", "optim.updates_per_batch"]),
+    (["algorithm.completion_loss=cispo"], ["algorithm.completion_loss", "cannot act", "optim.updates_per_batch"]),
+    (
+        ["algorithm.completion_loss={type: ppo_clip, clip_low: null, clip_high: null}", "optim.updates_per_batch=2"],
+        ["algorithm.completion_loss.clip_low, clip_high", "nothing is clipped", "policy_gradient"],
+    ),
     (["algorithm.kl_weight=0.1", "lora.init_from=x"], ["algorithm.kl_weight", "lora.init_from", "kl_weight: 0"]),
     (["model.quantize=nf4", "model.dtype=float32"], ["model.dtype", "NF4", "bfloat16"]),
     (["optim.name=sgd", "optim.betas=[0.9, 0.99]"], ["optim.betas", "no effect"]),
@@ -271,10 +301,26 @@ def test_bad_input_is_named_with_what_was_found_and_what_to_do(overrides, substr
     assert [text for text in substrings if text not in message] == [], message
 
 
-@pytest.mark.parametrize("override", ["algorithm.prefix_advantage=true", "algorithm.kl_weight=0.1"])
+OF_OWN_TOKENS = [
+    "advantage=standardized",
+    "baseline=group",
+    "completion_loss=policy_gradient",
+    "tis_cap=2",
+    "kl_weight=0.1",
+]
+
+
+@pytest.mark.parametrize("override", OF_OWN_TOKENS)
 def test_what_needs_own_rollouts_is_refused_where_nothing_is_sampled(override):
-    # A group of one expert trace has advantage 0, so prefix_advantage switches the whole loss off without a word.
-    assert "nothing is sampled" in error_of([override], [algorithm("sft")])
+    message = error_of([f"algorithm.{override}"], [algorithm("sft")])
+    assert (
+        f"algorithm.{override.partition('=')[0]}: has no effect here: it acts with a schedule that samples" in message
+    )
+
+
+def test_an_advantage_that_is_always_0_cannot_weigh_the_prefix_loss():
+    # It would switch the whole loss off without a word.
+    assert "nothing is sampled" in error_of(["algorithm.prefix_loss.times_advantage=true"], [algorithm("sft")])
 
 
 def test_every_mistake_is_reported_at_once():
@@ -282,9 +328,72 @@ def test_every_mistake_is_reported_at_once():
     assert "optim.lr" in message and "rollout.num_problems" in message
 
 
-def test_keys_idle_beside_an_algorithm_file_are_refused():
-    assert "algorithm.alpha: has no effect" in error_of(["algorithm.alpha=0.2"], [algorithm("grpo")])
-    assert "rollout.tis_cap: nothing is sampled" in error_of(["rollout.tis_cap=2"], [algorithm("sft")])
+# a file in the form before types stood beside their parameters -> what the message says to write
+OLD_FORM = [
+    ("algorithm: {prefix_loss: trust_region, alpha: 0.2}", "alpha", "prefix_loss: {type: trust_region, alpha: 0.2}"),
+    ("algorithm: {prefix_loss: luffy, gamma: 0.3}", "gamma", "prefix_loss: {type: luffy, gamma: 0.3}"),
+    ("algorithm: {prefix_weight: 0.5}", "prefix_weight", "prefix_loss: {type: trust_region, weight: 0.5}"),
+    ("algorithm: {prefix_weight: 0}", "prefix_weight", "prefix_loss: {type: none}"),
+    ("algorithm: {prefix_advantage: true}", "prefix_advantage", "{type: trust_region, times_advantage: true}"),
+    ("algorithm: {divide_by_std: true}", "divide_by_std", "advantage: {type: standardized}"),
+    ("algorithm: {count_expert_in_baseline: false}", "count_expert", "baseline: {type: group, count_expert: false}"),
+    (
+        "algorithm: {normalizer: constant, normalizer_tokens: 9}",
+        "normalizer_t",
+        "normalizer: {type: constant, num_tokens: 9}",
+    ),
+    ("algorithm: {clip_high: 0.28}", "clip_high", "completion_loss: {type: ppo_clip, clip_low: null, clip_high: 0.28}"),
+    ("rollout: {tis_cap: 2}", "rollout.tis_cap", "is algorithm.tis_cap now"),
+]
+
+
+@pytest.mark.parametrize(("content", "key", "new_form"), OLD_FORM, ids=[content for content, _, _ in OLD_FORM])
+def test_the_old_form_is_refused_with_the_new_one_spelt_out_which_is_then_taken(content, key, new_form, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    message = error_of([], [file])
+    assert key in message and new_form in message
+    if "write" in message:
+        file.write_text("optim: {updates_per_batch: 2}\nalgorithm: {" + message.partition("write ")[2] + "}")
+        load_config([file])
+
+
+def test_a_run_s_file_in_the_old_form_is_read(tmp_path):
+    """Every key that such a run's config.yaml could hold, with values that none of them has by default."""
+    (tmp_path / "metrics.jsonl").touch()
+    file = tmp_path / "config.yaml"
+    file.write_text("""
+algorithm:
+  name: old
+  schedule: paper
+  prefix_loss: luffy
+  gamma: 0.3
+  prefix_weight: 0.5
+  prefix_advantage: false
+  count_expert_in_baseline: false
+  divide_by_std: true
+  clip_low: 0.3
+  clip_high: null
+  normalizer: constant
+  normalizer_tokens: 9
+optim: {updates_per_batch: 2}
+rollout: {schedule: auto, merge: auto, tis_cap: 2, sequence_bound: 3}
+""")
+    config = load_config([file])
+    assert config.algorithm.model_dump() == {
+        "name": "old",
+        "schedule": "paper",
+        "prefix_loss": {"type": "luffy", "weight": 0.5, "times_advantage": False, "gamma": 0.3},
+        "completion_loss": {"type": "ppo_clip", "clip_low": 0.3, "clip_high": None},
+        "advantage": {"type": "standardized"},
+        "baseline": {"type": "group", "count_expert": False},
+        "tis_cap": 2.0,
+        "sequence_bound": 3.0,
+        "entropy_weight": 0.0,
+        "kl_weight": 0.0,
+        "normalizer": {"type": "constant", "num_tokens": 9},
+    }
+    assert (config.rollout.schedule, config.rollout.merge) == ("pipelined", "never")
 
 
 @pytest.mark.parametrize(

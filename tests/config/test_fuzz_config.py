@@ -81,8 +81,6 @@ ALLOWED: dict[str, Callable[[Any], bool]] = {
     "reward.num_workers": whole(1),
     "reward.deadline_seconds": real(lambda x: x > 0),
     "reward.memory_mb": whole(256),
-    "algorithm.alpha": real(lambda x: 0 < x <= 1),
-    "algorithm.prefix_weight": real(lambda x: x >= 0),
     "algorithm.entropy_weight": real(lambda x: x >= 0),
     "optim.lr": real(lambda x: x > 0),
     "optim.weight_decay": real(lambda x: x >= 0),

@@ -35,8 +35,8 @@ GRPO_8 = {"schedule": [{"num_rollouts": 8}], "prefix_loss": "none"}
 SFT = {"schedule": [{"num_rollouts": 1, "prefix_ratio": 1.0, "help_below": None}], "prefix_loss": "nll"}
 
 
-def algorithm(*, tis_cap: float | None = None, sequence_bound: float | None = None, **section: object) -> Algorithm:
-    return AlgorithmSection(**section).build(tis_cap=tis_cap, sequence_bound=sequence_bound, max_response_tokens=8192)
+def algorithm(**section: object) -> Algorithm:
+    return AlgorithmSection(**section).build(max_response_tokens=8192)
 
 
 TRAPO = algorithm()
@@ -114,7 +114,7 @@ def test_trapo_by_hand() -> None:
 
 
 def test_the_prefix_weight_scales_the_prefix_alone() -> None:
-    loss, _ = four(algorithm(prefix_weight=0.25))
+    loss, _ = four(algorithm(prefix_loss={"type": "trust_region", "weight": 0.25}))
     assert loss.item() == pytest.approx(0.25 * PREFIX_SUM / 5 + COMPLETION_SUM / 4)
 
 
@@ -153,11 +153,19 @@ def test_the_kl_term_is_k3_on_own_tokens() -> None:
 
 def test_with_old_logprobs_the_clip_acts_on_own_tokens() -> None:
     old = {10: -0.1 - math.log(1.5), 11: -0.7, 12: -1.1 + math.log(2.0), 13: -0.9 - math.log(1.5)}
-    loss, found = four(algorithm(clip_low=0.2, clip_high=0.28), old=old)
+    loss, found = four(algorithm(completion_loss={"type": "ppo_clip", "clip_low": 0.2, "clip_high": 0.28}), old=old)
     # ratios 1.5, 1, 0.5, 1.5 under advantages 1/2 1/2 -1/2 -1/2: the first and the third are clipped
     assert loss.item() == pytest.approx(PREFIX_SUM / 5 + (-0.5 * 1.28 - 0.5 + 0.5 * 0.8 + 0.5 * 1.5) / 4)
     assert (found["grad"][10], found["grad"][12]) == (0.0, 0.0)
     assert found["grad"][13] == pytest.approx(0.5 * 1.5 / 4)
+
+
+def test_cispo_caps_the_ratio_of_own_tokens_and_keeps_their_gradient() -> None:
+    """Ratios 1.5, 1, 0.5, 1.5 under advantages 1/2 1/2 -1/2 -1/2: a clip would take the first and third out."""
+    old = {10: -0.1 - math.log(1.5), 11: -0.7, 12: -1.1 + math.log(2.0), 13: -0.9 - math.log(1.5)}
+    _, found = four(algorithm(completion_loss={"type": "cispo", "ratio_cap": 1.2}), old=old)
+    own = {token: found["grad"][token] * 4 for token in (10, 11, 12, 13)}
+    assert own == pytest.approx({10: -0.5 * 1.2, 11: -0.5, 12: 0.5 * 0.5, 13: 0.5 * 1.2})
 
 
 def test_none_trains_no_prefix() -> None:
@@ -165,12 +173,11 @@ def test_none_trains_no_prefix() -> None:
     assert loss.item() == pytest.approx(COMPLETION_SUM / 4)
     assert [found["grad"][token] for token in (20, 21, 22)] == [0.0, 0.0, 0.0]
     assert "loss/prefix" not in found
-    assert algorithm(prefix_weight=0.0).prefix_loss is None
 
 
 def test_a_constant_normaliser_is_the_official_reduction() -> None:
     """METHOD 4.4: token sums over 8192 a problem, whatever the lengths."""
-    loss, _ = four(algorithm(normalizer="constant", normalizer_tokens=100, entropy_weight=0.01))
+    loss, _ = four(algorithm(normalizer={"type": "constant", "num_tokens": 100}, entropy_weight=0.01))
     entropy = sum(ENTROPY[token] for token in (10, 11, 12, 13, 22)) + 3 * ENTROPY[20] + 2 * ENTROPY[21]
     assert loss.item() == pytest.approx((PREFIX_SUM + COMPLETION_SUM - 0.01 * entropy) / 100)
     two_problems = [make_group(TRAPO, FOUR)] * 2
@@ -214,9 +221,7 @@ def random_groups(algo: Algorithm, seed: int, number: int = 4) -> list[Group]:
 EVERYTHING = {"entropy_weight": 0.01, "kl_weight": 0.1, "tis_cap": 2.0}
 
 
-@pytest.mark.parametrize(
-    "section", [{}, {"normalizer": "constant"}, {"prefix_loss": "luffy", "prefix_advantage": True}]
-)
+@pytest.mark.parametrize("section", [{}, {"normalizer": "constant"}, {"prefix_loss": "luffy"}])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_loss_does_not_depend_on_how_the_step_is_cut(section: dict, seed: int) -> None:
     algo = algorithm(**EVERYTHING, **section)
@@ -275,12 +280,12 @@ def test_trapo_weighs_every_trained_prefix_one_whatever_its_reward() -> None:
 
 
 def test_luffy_multiplies_by_the_experts_own_advantage_negative_if_it_fails() -> None:
-    luffy = algorithm(prefix_loss="luffy", prefix_advantage=True)
+    luffy = algorithm(prefix_loss="luffy")
     members = [rollout([1], [], [10], reward=1.0), rollout([1], [], [11]), rollout([1], [20, 21], [])]
     group = make_group(luffy, members)
     assert group.prefix_weights == group.advantages == pytest.approx((2 / 3, -1 / 3, -1 / 3))
     batch = pack([group])
-    assert batch.prefix_weight.tolist() == pytest.approx([0, 0, 0, -1 / 3, -1 / 3])
+    assert batch.prefix_weight_sum.tolist() == pytest.approx([0, 0, 0, -1 / 3, -1 / 3])
     assert batch.prefix_count.tolist() == [0, 0, 0, 1, 1]
     results = TokenLogprobs(torch.full((4,), -1.0, requires_grad=True), torch.zeros(4))
     loss, _ = policy_loss(luffy, results, batch, count_normalizers(luffy, [group]))
@@ -294,7 +299,7 @@ def test_luffy_multiplies_by_the_experts_own_advantage_negative_if_it_fails() ->
 def test_the_experts_reward_counts_in_the_mean_unless_it_is_told_not_to() -> None:
     members = [rollout([1], [], [10])] * 3 + [rollout([1], [20, 0], [], reward=1.0)]
     assert make_group(TRAPO, members).advantages == pytest.approx((-1 / 4, -1 / 4, -1 / 4, 3 / 4))
-    without = algorithm(count_expert_in_baseline=False)
+    without = algorithm(baseline={"type": "group", "count_expert": False})
     assert make_group(without, members).advantages == pytest.approx((0, 0, 0, 1))
     guided = [*members[:3], rollout([1], [20], [9], reward=1.0)]  # a prefix is not the whole expert
     assert make_group(without, guided).advantages == pytest.approx((-1 / 4, -1 / 4, -1 / 4, 3 / 4))
@@ -303,8 +308,19 @@ def test_the_experts_reward_counts_in_the_mean_unless_it_is_told_not_to() -> Non
 def test_advantages_divided_by_the_deviation_on_request() -> None:
     members = [rollout([1], [], [10], reward=1.0), rollout([1], [], [11])]
     deviation = math.sqrt(0.5) + 1e-6
-    group = make_group(algorithm(divide_by_std=True), members)
+    group = make_group(algorithm(advantage="standardized"), members)
     assert group.advantages == pytest.approx((0.5 / deviation, -0.5 / deviation))
+
+
+def test_a_rollout_is_compared_with_those_that_had_the_same_help() -> None:
+    """PrefixRL. Unguided 1 0 0, guided 1 1 0, and an expert nobody can be compared with."""
+    unguided = [rollout([1], [], [10], reward=reward) for reward in (1.0, 0.0, 0.0)]
+    guided = [rollout([1], [20, 21], [11], reward=reward) for reward in (1.0, 1.0, 0.0)]
+    members = [*unguided, *guided, rollout([1], [20, 21, 22], [], reward=1.0)]
+    found = make_group(algorithm(baseline="micro_group"), members).advantages
+    assert found == pytest.approx((2 / 3, -1 / 3, -1 / 3, 1 / 3, 1 / 3, -2 / 3, 0.0))
+    over_all = make_group(TRAPO, members).advantages
+    assert over_all == pytest.approx([reward - 4 / 7 for reward in (1, 0, 0, 1, 1, 0, 1)]) and over_all != found
 
 
 # ----- who costs a forward pass (METHOD 4.4)
@@ -313,7 +329,7 @@ SOLVED = [rollout([1], [], [10], reward=1.0), rollout([1], [], [11], reward=1.0)
 MIXED = [rollout([1], [], [10], reward=1.0), rollout([1], [], [11])]
 FAILED_WITH_PREFIX = [rollout([1], [], [10]), rollout([1], [20], [11])]
 UNTRAINED_PREFIX = [rollout([1], [], [10]), rollout([1], [20], [11], train_prefix=False)]
-LUFFY = {"prefix_loss": "luffy", "prefix_advantage": True}
+LUFFY = {"prefix_loss": "luffy"}
 
 
 @pytest.mark.parametrize(
@@ -324,7 +340,6 @@ LUFFY = {"prefix_loss": "luffy", "prefix_advantage": True}
         ({}, FAILED_WITH_PREFIX, True),
         ({}, UNTRAINED_PREFIX, False),
         ({"prefix_loss": "none"}, FAILED_WITH_PREFIX, False),
-        ({"prefix_weight": 0.0}, FAILED_WITH_PREFIX, False),
         ({"entropy_weight": 0.01}, SOLVED, True),
         ({"kl_weight": 0.01}, SOLVED, True),
         (LUFFY, FAILED_WITH_PREFIX, False),  # the advantage that multiplies the prefix loss is 0
@@ -359,8 +374,8 @@ def test_a_group_without_a_forward_pass_still_counts_in_the_normalisers() -> Non
     [
         ({"prefix_loss": "nll"}, nll),
         ({"prefix_loss": "dft"}, dft),
-        ({"prefix_loss": "trust_region", "alpha": 0.3}, partial(trust_region_nll, alpha=0.3)),
-        ({"prefix_loss": "luffy", "gamma": 0.2}, partial(luffy_shaped, gamma=0.2)),
+        ({"prefix_loss": {"type": "trust_region", "alpha": 0.3}}, partial(trust_region_nll, alpha=0.3)),
+        ({"prefix_loss": {"type": "luffy", "gamma": 0.2}}, partial(luffy_shaped, gamma=0.2)),
     ],
 )
 def test_a_prefix_loss_is_built_with_its_parameters(section: dict, expected: Callable[[Tensor], Tensor]) -> None:

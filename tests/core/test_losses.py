@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trapo_lite.core.losses import (
+    cispo,
     clipped_policy_gradient,
     dft,
     k3,
@@ -207,6 +208,40 @@ def test_on_policy_the_value_is_minus_the_advantage_and_so_is_the_gradient() -> 
         (grad,) = torch.autograd.grad(loss.sum(), logprobs)
         torch.testing.assert_close(loss, -advantages)
         torch.testing.assert_close(grad, -advantages)
+
+
+CISPO_RATIOS = [0.1, 1.0, 1.2, 3.0]
+CISPO_ADVANTAGES = [1.0, -1.0, 0.5, -2.0]
+
+
+def cispo_gradient(loss: Callable[..., Tensor]) -> list[float]:
+    old = torch.full((4,), -2.0, dtype=torch.float64)
+    logprobs = (old + torch.tensor(CISPO_RATIOS, dtype=torch.float64).log()).requires_grad_(True)
+    advantages = torch.tensor(CISPO_ADVANTAGES, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(loss(logprobs, old, advantages).sum(), logprobs)
+    return gradient.tolist()
+
+
+# d/d log pi of -sg[min(ratio, 1.28)] A log pi, by hand: no token is without a gradient, whatever its advantage.
+CISPO_GRADIENT = [-0.1 * 1.0, 1.0 * 1.0, -1.2 * 0.5, 1.28 * 2.0]
+
+
+def test_cispo_caps_the_weight_of_a_token_and_drops_none() -> None:
+    assert cispo_gradient(partial(cispo, ratio_cap=1.28)) == pytest.approx(CISPO_GRADIENT)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        partial(cispo, ratio_cap=100.0),
+        partial(clipped_policy_gradient, clip_low=None, clip_high=0.28),
+        lambda logprobs, old, advantages: -(logprobs - old).exp().clamp(max=1.28) * advantages * logprobs,
+        lambda logprobs, old, advantages: -cispo(logprobs, old, advantages, ratio_cap=1.28),
+    ],
+    ids=["uncapped", "ppo-clip", "ratio-not-detached", "sign"],
+)
+def test_the_gradient_of_cispo_can_be_wrong(wrong: Callable[..., Tensor]) -> None:
+    assert cispo_gradient(wrong) != pytest.approx(CISPO_GRADIENT)
 
 
 def test_the_importance_weight_is_capped_and_detached() -> None:

@@ -14,7 +14,7 @@ from trapo_lite.core.losses import clipped_policy_gradient, trust_region_nll
 from trapo_lite.model import tree_attention
 from trapo_lite.model.policy import Policy
 
-TRAPO = AlgorithmSection(entropy_weight=0.01).build(tis_cap=2.0)
+TRAPO = AlgorithmSection(entropy_weight=0.01, tis_cap=2.0).build()
 
 
 def make_policy() -> Policy:

@@ -86,7 +86,7 @@ def test_a_tree_by_eye() -> None:
 def test_what_each_token_of_it_weighs() -> None:
     batch = pack([GROUP])
     #                     prompt  free completions  5    6    own        7    8    9
-    assert batch.prefix_weight.tolist() == [0, 0, 0, 0, 0, 0, 0, 12.0, 7.0, 0, 0, 0, 4.0, 5.0, 5.0]
+    assert batch.prefix_weight_sum.tolist() == [0, 0, 0, 0, 0, 0, 0, 12.0, 7.0, 0, 0, 0, 4.0, 5.0, 5.0]
     assert batch.prefix_count.tolist() == [0, 0, 0, 0, 0, 0, 0, 3, 2, 0, 0, 0, 1, 1, 1]
     assert batch.multiplicity.tolist() == [0, 0, 1, 1, 1, 1, 1, 4, 3, 1, 1, 1, 1, 1, 1]
     own = {2: 0.1, 3: 0.1, 4: 0.2, 5: 0.3, 6: 0.3, 9: 0.4, 10: 0.5, 11: 0.5}
@@ -218,7 +218,7 @@ def packed_weights(batches: Sequence[Sequence[Group]]) -> dict[tuple, list[float
             for index, path in enumerate(paths(batch)):
                 if batch.multiplicity[index] > 0 and not batch.is_completion[index]:
                     entry = table[(part.rollouts[0].problem_id, path)]
-                    entry[0] += batch.prefix_weight[index].item()
+                    entry[0] += batch.prefix_weight_sum[index].item()
                     entry[1] += batch.prefix_count[index].item()
                     entry[2] += batch.multiplicity[index].item()
     return dict(table)
@@ -321,7 +321,7 @@ def test_a_split_group_repeats_its_trunk_but_not_its_weights() -> None:
     parts = [part for batch in split([GROUP], budget=7) for part in batch]
     assert len(parts) > 1
     assert sum(num_tokens(part) for part in parts) > num_tokens(GROUP)
-    for column in ("prefix_weight", "prefix_count", "multiplicity"):
+    for column in ("prefix_weight_sum", "prefix_count", "multiplicity"):
         total = sum(getattr(pack([part]), column).sum() for part in parts)
         torch.testing.assert_close(total, getattr(pack([GROUP]), column).sum())
 
@@ -351,7 +351,7 @@ def test_padding_rows_are_trees_of_their_own_that_weigh_nothing() -> None:
     assert padded.position[15:].tolist() == [0] * 5
     assert padded.subtree_end[15:].tolist() == [16, 17, 18, 19, 20]
     assert torch.equal(dense_mask(padded)[15:], torch.eye(20, dtype=torch.bool)[15:])
-    for name in ("prefix_weight", "prefix_count", "multiplicity", "advantage", "sampler_logprobs", "is_completion"):
+    for name in ("prefix_weight_sum", "prefix_count", "multiplicity", "advantage", "sampler_logprobs", "is_completion"):
         assert not getattr(padded, name)[15:].any(), name
     assert torch.equal(padded.trained, batch.trained)
     check_visibility_is_ancestry(padded)
@@ -360,7 +360,7 @@ def test_padding_rows_are_trees_of_their_own_that_weigh_nothing() -> None:
 def test_columns_have_the_types_the_losses_expect() -> None:
     batch = pack([GROUP])
     integers = (batch.input_ids, batch.position, batch.parent, batch.subtree_end)
-    floats = (batch.prefix_weight, batch.prefix_count, batch.multiplicity, batch.advantage, batch.sampler_logprobs)
+    floats = (batch.prefix_weight_sum, batch.prefix_count, batch.multiplicity, batch.advantage, batch.sampler_logprobs)
     assert {column.dtype for column in integers} == {torch.int64}
     assert {column.dtype for column in floats} == {torch.float32}
     assert batch.is_completion.dtype == torch.bool

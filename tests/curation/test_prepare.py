@@ -113,10 +113,12 @@ def test_a_problem_is_shown_with_the_end_of_every_prefix(tokenizer_dir):
     assert "micro-group 2: 2 rollouts, ratio 0.2 of a trace at random if the mean return is below 0.5" in text
     assert "micro-group 3: 1 rollout, ratio 0.5 of its trace always" in text
     assert "01<<2234<<356789<|endoftext|>" in text
-    assert text.count("own tokens: policy gradient") == 3 and text.count("prefix: trust_region x 1") == 2
+    assert text.count("own tokens: policy_gradient") == 3
+    assert text.count("prefix: trust_region (alpha 0.1) x 1") == 2
     show_problem(console, problem, algorithm.model_copy(update={"entropy_weight": 0.01, "kl_weight": 0.2}), tokenizer)
     more = console.file.getvalue().removeprefix(text)
-    assert more.count("prefix: trust_region x 1, entropy x 0.01; own tokens: policy gradient, entropy x 0.01, KL ") == 2
+    assert more.count("prefix: trust_region (alpha 0.1) x 1, entropy x 0.01; own tokens: policy_gradient, ") == 2
+    assert more.count("own tokens: policy_gradient, entropy x 0.01, KL to the base x 0.2") == 3
 
 
 @pytest.mark.parametrize("key", ["a", "0"])

@@ -33,7 +33,7 @@ from trapo_lite.model.packable import require_packable
 from trapo_lite.model.policy import Policy
 
 LORA = LoraSection(r=2, alpha=4)
-TRAPO = AlgorithmSection(entropy_weight=0.01).build(tis_cap=2.0)
+TRAPO = AlgorithmSection(entropy_weight=0.01, tis_cap=2.0).build()
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]
 
 
@@ -111,7 +111,7 @@ def test_the_reference_is_the_base_and_only_inside_its_block(base_dir: Path) -> 
 
 def test_the_kl_term_is_zero_at_the_base_and_pulls_back_to_it(base_dir: Path) -> None:
     """k3 between policy and reference; with reward for nothing, its gradient is all there is."""
-    algorithm = AlgorithmSection(kl_weight=1.0, prefix_loss="none").build(tis_cap=None)
+    algorithm = AlgorithmSection(kl_weight=1.0, prefix_loss="none").build()
     indifferent = make_group(algorithm, [rollout([1, 2], [], [3, 4, 5]), rollout([1, 2], [], [6, 7])])
     for policy, is_zero in ((load(base_dir), True), (trained(load(base_dir)), False)):
         batch = policy.prepare([indifferent])

@@ -56,7 +56,7 @@ def kept_bytes(num_layers: int, num_tokens: int, *, dtype: torch.dtype, rank: in
     config = Qwen2Config(**shape, num_hidden_layers=num_layers, vocab_size=128, attn_implementation="packed_tree")
     base = Qwen2ForCausalLM(config).to(dtype)
     policy = Policy(base, LoraSection(r=rank, alpha=8), attention="sdpa", gradient_checkpointing=False)
-    algorithm = AlgorithmSection().build(tis_cap=None)
+    algorithm = AlgorithmSection().build()
     batch = policy.prepare([make_group(algorithm, [rollout([1], [], [2] * (num_tokens - 1), reward=1.0)])])
     own = {parameter.untyped_storage().data_ptr() for parameter in policy.model.parameters()}
     kept: dict[int, Tensor] = {}

@@ -27,10 +27,10 @@ from trapo_lite.model.policy import Policy
 from trapo_lite.training import packing_check
 from trapo_lite.training.packing_check import COMPLETION, PREFIX, PROMPT, check_packing, lengthened, shortened
 
-TRAPO = AlgorithmSection(entropy_weight=0.01, kl_weight=0.01).build(tis_cap=2.0)
+TRAPO = AlgorithmSection(entropy_weight=0.01, kl_weight=0.01, tis_cap=2.0).build()
 LONGEST = 300
 TWO_LAYERS = {torch.float32: 2.5e-4, torch.bfloat16: 0.05}  # what rounding may make of two layers; measured up to 0.042
-GRPO = AlgorithmSection(schedule=[{"num_rollouts": 2}], prefix_loss="none").build(tis_cap=None)
+GRPO = AlgorithmSection(schedule=[{"num_rollouts": 2}], prefix_loss="none").build()
 
 
 def make_policy(dtype: torch.dtype = torch.float32, *, gradient_checkpointing: bool = False) -> Policy:
@@ -70,7 +70,7 @@ def test_rollouts_that_begin_alike_cancel_but_are_not_taken_for_an_error(dtype: 
         rollout([1, 2, 3], [], [*start, *(rng.randrange(50) for _ in range(20))], reward=float(slot % 2), slot=slot)
         for slot in range(4)
     ]
-    algorithm = AlgorithmSection(schedule=[{"num_rollouts": 4}], prefix_loss="none").build(tis_cap=None)
+    algorithm = AlgorithmSection(schedule=[{"num_rollouts": 4}], prefix_loss="none").build()
     report = check_packing(
         make_policy(dtype), algorithm, [make_group(algorithm, members)], temperature=1.0, longest=LONGEST
     )
@@ -224,7 +224,7 @@ def test_only_the_ends_of_the_long_rollout_are_trained(monkeypatch: pytest.Monke
         return row_logprobs(policy, batch, **options)
 
     monkeypatch.setattr(Policy, "row_logprobs", counted)
-    algorithm = AlgorithmSection(prefix_loss="none").build(tis_cap=None)
+    algorithm = AlgorithmSection(prefix_loss="none").build()
     check_packing(make_policy(), algorithm, some_groups(), temperature=1.0, longest=500)
     assert max(sizes) <= PROMPT + PREFIX + COMPLETION + COMPLETION
 

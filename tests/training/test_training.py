@@ -35,7 +35,6 @@ LUFFY = {
     "name": "luffy",
     "schedule": [{"num_rollouts": 3}, {"num_rollouts": 1, "prefix_ratio": 1.0, "help_below": None}],
     "prefix_loss": "luffy",
-    "prefix_advantage": True,
 }
 TRAPO = {
     "name": "trapo",

@@ -23,8 +23,8 @@ from trapo_lite.training.checkpoint import find_checkpoint, restore_checkpoint, 
 from trapo_lite.training.optimizer import make_optimizer
 from trapo_lite.training.update import UpdateReport, update_policy
 
-TRAPO = AlgorithmSection().build(tis_cap=2.0)
-CLIPPED = AlgorithmSection(clip_low=0.2, clip_high=0.2).build(tis_cap=None)
+TRAPO = AlgorithmSection(tis_cap=2.0).build()
+CLIPPED = AlgorithmSection(completion_loss="ppo_clip").build()
 
 
 def make_policy(*, r: int = 4, offload_activations: bool = False) -> Policy:

@@ -1,10 +1,23 @@
-"""The `algorithm` section: schedule, losses and weights, and which of them go together."""
+"""The `algorithm` section: a schedule, the parts chosen by name, and which of them go together."""
 
-import functools
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, Tag, model_validator
 
+from trapo_lite.config.choices import (
+    NAMED,
+    Advantage,
+    Baseline,
+    Centered,
+    CompletionLoss,
+    Constant,
+    GroupBaseline,
+    Normalizer,
+    PolicyGradient,
+    PrefixLoss,
+    TokenCount,
+    TrustRegion,
+)
 from trapo_lite.config.fields import (
     Fraction,
     NonNegative,
@@ -37,25 +50,22 @@ class AlgorithmSection(Section):
         by_text_or_list,
     ] = "reference_code"
     """A preset or a list of micro-groups."""
-    prefix_loss: Literal["trust_region", "nll", "dft", "luffy", "none"] = "trust_region"
-    alpha: Annotated[Number, Field(gt=0.0, le=1.0)] = 0.1
-    """Edge of the trust region, in probability."""
-    gamma: Positive = 0.1
-    """Shape of LUFFY's loss."""
-    prefix_weight: NonNegative = 1.0
-    prefix_advantage: bool = False
-    """Multiply the prefix loss by the rollout's own advantage (LUFFY) instead of 1."""
-    count_expert_in_baseline: bool = True
-    """Whether a rollout that is all expert counts in its group's mean."""
-    divide_by_std: bool = False
-    clip_low: Annotated[Number, Field(gt=0.0, lt=1.0)] | None = None
-    clip_high: Positive | None = None
+    prefix_loss: Annotated[PrefixLoss, NAMED] = TrustRegion()
+    """Of expert tokens."""
+    completion_loss: Annotated[CompletionLoss, NAMED] = PolicyGradient()
+    """Of the policy's own tokens."""
+    advantage: Annotated[Advantage, NAMED] = Centered()
+    baseline: Annotated[Baseline, NAMED] = GroupBaseline()
+    """Which rollouts a rollout's reward is compared with."""
+    tis_cap: Positive | None = None
+    """Cap of the truncated importance weight trainer / sampler on own tokens; None: no weight (the paper's loss)."""
+    sequence_bound: Annotated[Number, Field(gt=1.0)] | None = None
+    """Rollouts whose trainer / sampler ratio, as a geometric mean over their own tokens, is not between 1 / bound and
+    bound get no policy gradient; None: all of them do."""
     entropy_weight: NonNegative = 0.0
     kl_weight: NonNegative = 0.0
-    normalizer: Literal["tokens", "constant"] = "tokens"
-    """tokens: each component is divided by its global token count; constant: by normalizer_tokens x problems."""
-    normalizer_tokens: PositiveInt | None = None
-    """None: rollout.max_response_tokens, the padded length that the official code divides by."""
+    normalizer: Annotated[Normalizer, NAMED] = TokenCount()
+    """What the sums over tokens are divided by."""
 
     @property
     def micro_groups(self) -> tuple[MicroGroup, ...]:
@@ -92,16 +102,22 @@ class AlgorithmSection(Section):
                     f"schedule[{index}].num_trained: {group.num_trained} of {group.num_rollouts} rollouts cannot carry "
                     "the prefix loss; lower it"
                 )
-        if not self.samples and (self.prefix_advantage or self.kl_weight > 0):
+        if not self.samples and self.prefix_loss.times_advantage:
             raise ValueError(
-                "prefix_advantage, kl_weight: nothing is sampled with this schedule, so there are neither advantages "
-                "nor own tokens; remove them"
+                "prefix_loss.times_advantage: nothing is sampled with this schedule, so every advantage is 0 and "
+                "nothing would be trained; set it to false"
             )
-        if self.has_prefix_loss and not self.trains_prefixes:
+        if self.prefix_loss.type != "none" and not self.trains_prefixes:
             raise ValueError(
-                f"prefix_loss: {self.prefix_loss} but no micro-group is ever guided (prefix_ratio > 0 with help_below "
-                "above 0 after the first, or null) and trained (num_trained not 0), so it would see no tokens; guide a "
-                "micro-group or set prefix_loss: none"
+                f"prefix_loss: {self.prefix_loss.type} but no micro-group is ever guided (prefix_ratio > 0 with "
+                "help_below above 0 after the first, or null) and trained (num_trained not 0), so it would see no "
+                "tokens; guide a micro-group or set prefix_loss: none"
+            )
+        is_without_expert = isinstance(self.baseline, GroupBaseline) and not self.baseline.count_expert
+        if is_without_expert and not any(group.prefix_ratio == 1.0 for group in self.micro_groups):
+            raise ValueError(
+                "baseline.count_expert: no rollout of this schedule is all expert (prefix_ratio: 1), so there is none "
+                "to leave out; remove it"
             )
         for index, group in enumerate(self.micro_groups):
             if group.prefix_ratio > 0 and not _can_be_guided(index, group):
@@ -112,64 +128,41 @@ class AlgorithmSection(Section):
                 )
         return self
 
-    @property
-    def has_prefix_loss(self) -> bool:
-        return self.prefix_loss != "none" and self.prefix_weight > 0
-
-    def build(
-        self,
-        *,
-        tis_cap: float | None = None,
-        sequence_bound: float | None = None,
-        max_response_tokens: int | None = None,
-    ) -> "Algorithm":
+    def build(self, *, max_response_tokens: int | None = None) -> "Algorithm":
         """Return what `core` computes with.
 
-        max_response_tokens: what `normalizer: constant` divides by if normalizer_tokens is not given
+        max_response_tokens: what `normalizer: constant` divides by if it has no num_tokens
         """
-        from trapo_lite.core import losses  # which imports torch: reading a configuration does without
-        from trapo_lite.core.algorithm import Algorithm
+        from trapo_lite.core.algorithm import Algorithm  # which imports torch: reading a configuration does without
 
-        prefix_losses = {
-            "trust_region": functools.partial(losses.trust_region_nll, alpha=self.alpha),
-            "nll": losses.nll,
-            "dft": losses.dft,
-            "luffy": functools.partial(losses.luffy_shaped, gamma=self.gamma),
-        }
-        constant = self.normalizer_tokens or max_response_tokens
-        if self.normalizer == "constant" and constant is None:
-            raise ValueError("normalizer_tokens: not given, and neither is max_response_tokens; give one of them")
+        normalizer_tokens = None
+        if isinstance(self.normalizer, Constant):
+            normalizer_tokens = self.normalizer.num_tokens or max_response_tokens
+            if normalizer_tokens is None:
+                raise ValueError("normalizer.num_tokens: not given, nor is max_response_tokens; give one of them")
         return Algorithm(
             micro_groups=self.micro_groups,
-            prefix_loss=prefix_losses[self.prefix_loss] if self.has_prefix_loss else None,
-            prefix_weight=self.prefix_weight if self.has_prefix_loss else 0.0,
-            prefix_advantage=self.prefix_advantage,
-            count_expert_in_baseline=self.count_expert_in_baseline,
-            divide_by_std=self.divide_by_std,
-            clip_low=self.clip_low,
-            clip_high=self.clip_high,
+            prefix_loss=self.prefix_loss.build(),
+            prefix_weight=self.prefix_loss.weight,
+            times_advantage=self.prefix_loss.times_advantage,
+            completion_loss=self.completion_loss.build(),
+            advantage=self.advantage.build(),
+            baseline=self.baseline.build(),
             entropy_weight=self.entropy_weight,
             kl_weight=self.kl_weight,
-            normalizer_tokens=constant if self.normalizer == "constant" else None,
-            tis_cap=tis_cap,
-            sequence_bound=sequence_bound,
+            normalizer_tokens=normalizer_tokens,
+            tis_cap=self.tis_cap,
+            sequence_bound=self.sequence_bound,
         )
 
     def idle_keys(self) -> dict[str, str]:
-        has_whole_trace = any(group.prefix_ratio == 1.0 for group in self.micro_groups)
-        conditions = {
-            "alpha": (self.has_prefix_loss and self.prefix_loss == "trust_region", "prefix_loss: trust_region"),
-            "gamma": (self.has_prefix_loss and self.prefix_loss == "luffy", "prefix_loss: luffy"),
-            "prefix_weight": (self.prefix_loss != "none", "a prefix_loss"),
-            "prefix_advantage": (self.has_prefix_loss, "a prefix_loss and guided rollouts that train it"),
-            "count_expert_in_baseline": (self.samples and has_whole_trace, "own rollouts beside whole expert traces"),
-            "divide_by_std": (self.samples, "a schedule that samples"),
-            "normalizer_tokens": (self.normalizer == "constant", "normalizer: constant"),
-        }
-        return {key: condition for key, (acts, condition) in conditions.items() if not acts}
+        if self.samples:
+            return {}
+        of_own_tokens = ("completion_loss", "advantage", "baseline", "tis_cap", "sequence_bound", "kl_weight")
+        return dict.fromkeys(of_own_tokens, "a schedule that samples")
 
 
 def _can_be_guided(index: int, group: MicroGroup) -> bool:
-    """A threshold compares with earlier rollouts, which the first micro-group does not have."""
+    # A threshold compares with earlier rollouts, which the first micro-group does not have.
     helps = group.help_below is None or (group.help_below > 0 and index > 0)
     return group.prefix_ratio > 0 and helps

@@ -4,16 +4,21 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from trapo_lite.config import plain_yaml
-from trapo_lite.config.algorithm import MicroGroupSection
+from trapo_lite.config import old_form, plain_yaml
+from trapo_lite.config.algorithm import AlgorithmSection, MicroGroupSection
+from trapo_lite.config.choices import Choice, by_name
 from trapo_lite.config.sections import Config
 from trapo_lite.core.errors import ConfigError
 
 MICRO_GROUP = MicroGroupSection.model_fields
+CHOICES = {
+    name: field.default for name, field in AlgorithmSection.model_fields.items() if isinstance(field.default, Choice)
+}
+"""The parts of the algorithm that are chosen by name -> the default."""
 NO_VALUE = ("", "~", "null", "Null", "NULL")  # of YAML
 QUOTES = ("'", '"')
 ALGORITHMS = ("trapo", "grpo", "luffy", "sft")  # configs/algorithm; the first is the default
@@ -41,9 +46,10 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
     """
     merged: dict[str, Any] = {}
     for file in files:
-        merged = _merge(merged, read_yaml(file))
+        content = read_yaml(file)
+        merged = _merge(merged, old_form.translated(content) if _was_written_by_a_run(Path(file)) else content)
     for override in overrides:
-        section, key, value = _parse_override(override)
+        section, key, parameter, value = _parse_override(override)
         trained = _algorithm_of(merged)
         if (section, key) == ("algorithm", "name") and value in ALGORITHMS and value != trained:
             raise ConfigError(
@@ -51,8 +57,18 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
                 f"configs/algorithm/{value}.yaml instead"
             )
         values = merged.get(section)
-        merged[section] = (values if isinstance(values, dict) else {}) | {key: value}
+        values = values if isinstance(values, dict) else {}
+        if parameter is not None:
+            part = by_name(values.get(key, {"type": CHOICES[key].type}))
+            value = (part if isinstance(part, dict) else {}) | {parameter: value}
+        merged[section] = values | {key: value}
     return validate(merged)
+
+
+def _was_written_by_a_run(file: Path) -> bool:
+    return file.name == "config.yaml" and any(
+        (file.parent / name).exists() for name in ("metrics.jsonl", "checkpoints")
+    )
 
 
 def _algorithm_of(merged: dict[str, Any]) -> str:
@@ -108,17 +124,20 @@ def _merge(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _parse_override(text: str) -> tuple[str, str, Any]:
+def _parse_override(text: str) -> tuple[str, str, str | None, Any]:
+    """Return section, key, parameter (of a part of the algorithm, or None) and value."""
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
-    if not equals or len(parts) != 2 or not all(parts):
+    is_parameter = len(parts) == 3 and parts[0] == "algorithm" and parts[1] in CHOICES
+    if not equals or not (len(parts) == 2 or is_parameter) or not all(parts):
         if text.endswith((".yaml", ".yml")):
             raise ConfigError(f"{text!r}: is a file; write --config before each")
         raise ConfigError(f"{text!r}: not an override; {_how_to_write(key.strip(), has_value=bool(equals))}")
-    if _is_text(*parts) and value.strip() not in NO_VALUE and value.lstrip()[0] not in QUOTES:
-        return parts[0], parts[1], value  # as it stands: {problem}, 007 and "a # b" are something else in YAML
+    section, option, parameter = parts[0], parts[1], parts[2] if is_parameter else None
+    if _is_text(section, option) and value.strip() not in NO_VALUE and value.lstrip()[0] not in QUOTES:
+        return section, option, None, value  # as it stands: {problem}, 007 and "a # b" are something else in YAML
     try:
-        return parts[0], parts[1], plain_yaml.parse(value)
+        return section, option, parameter, plain_yaml.parse(value)
     except ValueError as error:
         raise ConfigError(f"{key}: {_shown(value)} is not a YAML value; quote it ({error})") from None
 
@@ -141,7 +160,9 @@ def _is_text(section: str, key: str) -> bool:
 
 
 def _check_keys(raw: dict[str, Any]) -> None:
-    problems = []
+    problems = old_form.advice(raw)
+    if problems:
+        raise ConfigError("\n".join(problems))
     for section, values in raw.items():
         if section not in Config.model_fields:
             problems.append(f"{section}: unknown section{_did_you_mean(str(section), Config.model_fields)}")
@@ -182,11 +203,18 @@ def _is_unknown(problem: Any) -> bool:
 
 
 def _describe(problem: Any) -> str:
-    places = [part for part in problem["loc"] if part not in ("text", "list")]
+    places = [part for number, part in enumerate(problem["loc"]) if not _is_tag(number, problem["loc"])]
     where = ".".join(map(str, places))
     message = problem["msg"].removeprefix("Value error, ")
     if _is_unknown(problem):
-        return f"{where}: unknown key{_did_you_mean(str(places[-1]), MICRO_GROUP)}"
+        return f"{where}: unknown key{_did_you_mean(str(places[-1]), _known_at(problem['loc']))}"
+    if problem["type"] == "union_tag_invalid":
+        names = [name.strip("' ") for name in problem["ctx"]["expected_tags"].split(",")]
+        return f"{where}: found {_shown(problem['ctx']['tag'])}{_did_you_mean(problem['ctx']['tag'], names)}"
+    if problem["type"] == "union_tag_not_found":
+        return f"{where}: has no type; write {where}={CHOICES[str(places[-1])].type}, or {{type: ..., parameter: ...}}"
+    if problem["type"] == "model_attributes_type" and places[-1] in CHOICES:
+        return f"{where}: found {_shown(problem['input'])}; give a name, such as {CHOICES[str(places[-1])].type}"
     if problem["type"] == "value_error":
         begins_with_keys = re.match(r"[\w\[\].]+(, [\w\[\].]+)*: ", message)
         return f"{where}{'.' if begins_with_keys else ': '}{message}" if where else message
@@ -194,6 +222,17 @@ def _describe(problem: Any) -> str:
         return f"{'.'.join(map(str, places[:-1]))}: has too few values; found {_shown(problem['input'])}"
     found = "no value" if problem["input"] is None else _shown(problem["input"])
     return f"{where}: {message[0].lower()}{message[1:]}; found {found}"
+
+
+def _is_tag(number: int, loc: Sequence[str | int]) -> bool:
+    """Return whether this part of pydantic's location says which type of a union was taken."""
+    return loc[number] in ("text", "list") or (number == 2 and loc[1] in CHOICES)
+
+
+def _known_at(loc: Sequence[str | int]) -> Iterable[str]:
+    """Return the keys that are known where an unknown one was found: in a micro-group or beside a type."""
+    types = get_args(AlgorithmSection.model_fields[str(loc[1])].annotation) if loc[1] in CHOICES else ()
+    return next((kind.model_fields for kind in types if kind.model_fields["type"].default == loc[2]), MICRO_GROUP)
 
 
 def sets(key: str, overrides: Sequence[str]) -> bool:

@@ -109,3 +109,13 @@ def parse(text: str) -> Any:
 def dump(content: Any) -> str:
     """Return the text that `parse` gives the same content for."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def in_one_line(content: Any) -> str:
+    """Return the same as `dump`, in one line.
+
+    >>> in_one_line({"type": "trust_region", "alpha": 0.2})
+    '{type: trust_region, alpha: 0.2}'
+    """
+    text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=10**6)
+    return text.removesuffix("\n").removesuffix("\n...")

@@ -131,11 +131,6 @@ class RolloutSection(Section):
     temperature: Temperature = 1.0
     top_p: Annotated[Number, Field(gt=0.0, le=1.0)] = 1.0
     top_k: Annotated[Whole, Field(ge=0)] = 0
-    tis_cap: Positive | None = None
-    """Cap of the truncated importance weight trainer / sampler on own tokens; None: no weight (the paper's loss)."""
-    sequence_bound: Annotated[Number, Field(gt=1.0)] | None = None
-    """Rollouts whose trainer / sampler ratio, as a geometric mean over their own tokens, is not between 1 / bound and
-    bound get no policy gradient; None: all of them do."""
     mismatch_alarm: Positive = 0.1
     """nats: above this mean |log pi(trainer) - log pi(sampler)| of a step, a warning is printed."""
     gpu_memory_fraction: Annotated[Number, Field(gt=0.0, lt=1.0)] = 0.45
@@ -285,17 +280,15 @@ class Config(Section):
                 "rollout.engine: vllm"
             )
         for key in ("tis_cap", "sequence_bound"):
-            if getattr(rollout, key) is not None and (rollout.top_p < 1.0 or rollout.top_k > 0):
+            if getattr(algorithm, key) is not None and (rollout.top_p < 1.0 or rollout.top_k > 0):
                 raise ValueError(
-                    f"rollout.{key}: importance ratios need the sampler's whole distribution, found top_p "
+                    f"algorithm.{key}: importance ratios need the sampler's whole distribution, found top_p "
                     f"{rollout.top_p}, top_k {rollout.top_k}; set top_p: 1 and top_k: 0, or {key}: null"
                 )
-            if getattr(rollout, key) is not None and not algorithm.samples:
-                raise ValueError(f"rollout.{key}: nothing is sampled with this schedule; set it to null")
-        if (algorithm.clip_low or algorithm.clip_high) and self.optim.updates_per_batch == 1:
+        if algorithm.completion_loss.needs_updates and self.optim.updates_per_batch == 1:
             raise ValueError(
-                "algorithm.clip_low, clip_high: with one update a batch the ratio is 1 and the clip cannot act; remove "
-                "them or set optim.updates_per_batch above 1"
+                f"algorithm.completion_loss: {algorithm.completion_loss.type} cannot act with one update a batch, its "
+                "ratio is 1 there; use policy_gradient or set optim.updates_per_batch above 1"
             )
         if algorithm.kl_weight > 0 and self.lora.init_from is not None:
             raise ValueError(

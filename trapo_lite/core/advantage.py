@@ -1,11 +1,15 @@
-"""Group-relative advantages (METHOD 4.2)."""
+"""Group-relative advantages, and the rollouts whose mean reward they are measured against (METHOD 4.2)."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from trapo_lite.core.types import Rollout
+
 
 def group_advantages(rewards: Tensor, in_baseline: Tensor | None = None, *, divide_by_std: bool) -> Tensor:
-    """Each rollout's reward minus the mean reward of its problem's group.
+    """Return each rollout's reward minus the mean reward of its problem's group.
 
         A_i = R_i - mean(R)                      TRAPO, Dr. GRPO
         A_i = (R_i - mean(R)) / (std(R) + 1e-6)  GRPO; std unbiased, 1 where the group has no spread
@@ -25,3 +29,20 @@ def group_advantages(rewards: Tensor, in_baseline: Tensor | None = None, *, divi
     variance = (centred.square() * counted).sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
     std = variance.sqrt()
     return centred / torch.where(std > 0, std + 1e-6, torch.ones_like(std))
+
+
+def whole_group(rollouts: Sequence[Rollout], *, count_expert: bool) -> list[list[bool]]:
+    """Return the baseline of all rollouts of the problem, (G, G); `count_expert`: those that are all expert too.
+
+    Source: METHOD 4.2; the official code counts the expert.
+    """
+    return [[count_expert or rollout.finish_reason != "expert" for rollout in rollouts] for _ in rollouts]
+
+
+def same_prefix(rollouts: Sequence[Rollout]) -> list[list[bool]]:
+    """Return the baseline of the rollouts that continue the same prefix, (G, G); unguided ones share the empty one.
+
+    A prefix changes how likely success is, so a rollout is compared with those that had the same help.
+    Source: PrefixRL, arXiv:2601.18795.
+    """
+    return [[other.prefix_ids == rollout.prefix_ids for other in rollouts] for rollout in rollouts]

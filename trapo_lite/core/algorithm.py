@@ -1,4 +1,4 @@
-"""From rollouts to one number to minimise: advantages, and a sum of loss components (DESIGN 4).
+"""Turn rollouts into one number to minimise: advantages, then a sum of loss components (METHOD 4).
 
 An `Algorithm` is data. TRAPO, GRPO, SFT and LUFFY differ in what stands in it; nothing asks which one it is.
 """
@@ -10,26 +10,37 @@ import torch
 from torch import Tensor
 
 from trapo_lite.core import losses
-from trapo_lite.core.advantage import group_advantages
 from trapo_lite.core.micro_groups import MicroGroup
 from trapo_lite.core.tree import PackedBatch
 from trapo_lite.core.types import Group, Mean, Rollout
 
-Loss = Callable[[Tensor], Tensor]
+PrefixLoss = Callable[[Tensor], Tensor]
+"""logprobs -> loss per token, same shape."""
+CompletionLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""logprobs, old_logprobs, advantages -> loss per token, same shape."""
+Baseline = Callable[[Sequence[Rollout]], list[list[bool]]]
+"""The G rollouts of a problem -> (G, G): row i says which of them make up rollout i's baseline."""
+Advantage = Callable[[Tensor, Tensor], Tensor]
+"""rewards (P, G), in_baseline (P, G) -> advantages (P, G)."""
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """Schedule + prefix loss + completion loss + weights."""
+    """An Algorithm is a schedule of micro-groups, the losses of prefix and completion tokens, and their weights.
+
+    prefix_loss:            None: expert tokens are not trained
+    times_advantage:        multiply the prefix loss by the rollout's advantage instead of 1 (LUFFY)
+    normalizer_tokens:      None: each component is divided by its global token count
+    tis_cap, sequence_bound: None: the sampler's log-probs are taken for the trainer's
+    """
 
     micro_groups: tuple[MicroGroup, ...]
-    prefix_loss: Loss | None
+    prefix_loss: PrefixLoss | None
     prefix_weight: float
-    prefix_advantage: bool
-    count_expert_in_baseline: bool
-    divide_by_std: bool
-    clip_low: float | None
-    clip_high: float | None
+    times_advantage: bool
+    completion_loss: CompletionLoss
+    advantage: Advantage
+    baseline: Baseline
     entropy_weight: float
     kl_weight: float
     normalizer_tokens: int | None
@@ -38,7 +49,7 @@ class Algorithm:
 
     @property
     def needs_every_token(self) -> bool:
-        """An entropy or KL term acts on tokens without advantage too."""
+        """Whether tokens without advantage count too, as they do for an entropy or KL term."""
         return self.entropy_weight > 0 or self.kl_weight > 0
 
 
@@ -66,18 +77,16 @@ class TokenLogprobs:
 
 
 def make_group(algorithm: Algorithm, rollouts: Sequence[Rollout]) -> Group:
-    """Advantages and prefix-loss weights of one problem's rollouts."""
-    rewards = torch.tensor([[rollout.reward for rollout in rollouts]])
-    in_baseline = None
-    if not algorithm.count_expert_in_baseline:
-        in_baseline = torch.tensor([[rollout.finish_reason != "expert" for rollout in rollouts]])
-    advantages = group_advantages(rewards, in_baseline, divide_by_std=algorithm.divide_by_std)[0].tolist()
-    weights = advantages if algorithm.prefix_advantage else [1.0] * len(rollouts)
+    """Return one problem's rollouts with their advantages and the weights of their prefix losses."""
+    in_baseline = torch.tensor(algorithm.baseline(rollouts))
+    rewards = torch.tensor([rollout.reward for rollout in rollouts]).expand(in_baseline.shape)
+    advantages = algorithm.advantage(rewards, in_baseline).diagonal().tolist()  # row i is rollout i's view of its group
+    weights = advantages if algorithm.times_advantage else [1.0] * len(rollouts)
     return Group(tuple(rollouts), tuple(advantages), tuple(weights))
 
 
 def needs_forward(algorithm: Algorithm, group: Group) -> bool:
-    """Whether the group can move the weights at all; if not it costs no forward pass, yet counts in the normalisers."""
+    """Return whether the group can move the weights; if not it costs no forward pass, yet counts in the normalisers."""
     if algorithm.needs_every_token:
         return True
     trains_prefix = algorithm.prefix_loss is not None and any(
@@ -91,7 +100,7 @@ def needs_forward(algorithm: Algorithm, group: Group) -> bool:
 
 
 def count_normalizers(algorithm: Algorithm, groups: Sequence[Group]) -> Normalizers:
-    """This rank's share of the normalisers; their sum over ranks is what `policy_loss` takes."""
+    """Return this rank's share of the normalisers; their sum over ranks is what `policy_loss` takes."""
     if algorithm.normalizer_tokens is not None:
         constant = float(algorithm.normalizer_tokens * len(groups))
         return Normalizers(constant, constant, constant)
@@ -106,35 +115,34 @@ def count_normalizers(algorithm: Algorithm, groups: Sequence[Group]) -> Normaliz
 def policy_loss(
     algorithm: Algorithm, forward: TokenLogprobs, batch: PackedBatch, normalizers: Normalizers
 ) -> tuple[Tensor, dict[str, Mean]]:
-    """One batch's share of the step's loss: components over their own tokens, each over its own global normaliser.
+    """Return one batch's share of the step's loss, and its metrics.
+
+    The loss is a sum of components, each over its own tokens and divided by its own global normaliser:
 
         loss = prefix_weight * sum(w * prefix_loss)              / tokens trained by the prefix loss
-             + sum(importance weight * policy gradient)          / completion tokens, masked ones included
+             + sum(importance weight * completion_loss)          / completion tokens, masked ones included
              - entropy_weight * sum(multiplicity * entropy)      / response tokens
              + kl_weight * sum(k3)                               / completion tokens
 
-    Summed over batches and ranks this does not depend on how the step was cut. Also returns metrics of the batch.
-    Source: METHOD 4.3, 4.4.
+    Summed over batches and ranks this does not depend on how the step was cut.   Source: METHOD 4.3, 4.4.
     """
     rows = batch.trained
     own = batch.is_completion[rows]
     logprobs, sampler = forward.logprobs, batch.sampler_logprobs[rows]
     old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs[rows]
-    gradient = losses.clipped_policy_gradient(
-        logprobs, old, batch.advantage[rows], clip_low=algorithm.clip_low, clip_high=algorithm.clip_high
-    )
+    completion = algorithm.completion_loss(logprobs, old, batch.advantage[rows])
     if algorithm.tis_cap is not None:
-        gradient = gradient * losses.truncated_importance_weight(old, sampler, cap=algorithm.tis_cap)
+        completion = completion * losses.truncated_importance_weight(old, sampler, cap=algorithm.tis_cap)
     used = own
     if algorithm.sequence_bound is not None:
         sequence = torch.where(own, batch.completion[rows], torch.zeros_like(rows))
         used = own & losses.sequence_mask(old, sampler, sequence, bound=algorithm.sequence_bound)
-    loss = _masked_sum(gradient, used) / max(normalizers.completion, 1.0)
+    loss = _masked_sum(completion, used) / max(normalizers.completion, 1.0)
     mismatch = (old - sampler).detach()  # before any update on this batch: what moved since is no mismatch
     entropy = forward.entropy.detach()
     prefix_rows = batch.prefix_count[rows]
     metrics = {
-        "loss/completion": _mean(gradient.detach(), own.float()),
+        "loss/completion": _mean(completion.detach(), own.float()),
         "policy/entropy": _mean(entropy, own.float()),
         "mismatch/abs": _mean(mismatch.abs(), own.float()),
         "mismatch/masked": _mean((own & ~used).float(), own.float()),
@@ -142,7 +150,7 @@ def policy_loss(
         "prefix/probability": _mean(logprobs.detach().exp(), prefix_rows),
     }
     if algorithm.prefix_loss is not None:
-        prefix_sum = (algorithm.prefix_loss(logprobs) * batch.prefix_weight[rows]).sum()
+        prefix_sum = (algorithm.prefix_loss(logprobs) * batch.prefix_weight_sum[rows]).sum()
         loss = loss + algorithm.prefix_weight * prefix_sum / max(normalizers.prefix, 1.0)
         metrics["loss/prefix"] = Mean(prefix_sum.item(), prefix_rows.sum().item())
     if algorithm.entropy_weight > 0:

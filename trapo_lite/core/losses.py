@@ -1,6 +1,6 @@
-"""Losses per token: pure functions of log-probabilities, any shape. Weights and reduction: `algorithm.policy_loss`.
+"""Losses per token are pure functions of log-probabilities; `algorithm.policy_loss` weighs and reduces them.
 
-To try another loss, write it here and name it in `config/algorithm.py`.
+To add one, write it here and name it in `config/choices.py` (docs/add_an_algorithm.md).
 """
 
 import math
@@ -70,6 +70,20 @@ def clipped_policy_gradient(
         min=None if clip_low is None else 1.0 - clip_low, max=None if clip_high is None else 1.0 + clip_high
     )
     return -torch.minimum(advantages * ratio, advantages * clipped)
+
+
+def cispo(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, ratio_cap: float) -> Tensor:
+    """Return CISPO's loss: a policy gradient whose ratio is capped and detached, so that every token keeps a gradient.
+
+        ratio = pi / pi_old        loss = -sg[min(ratio, ratio_cap)] A log pi
+
+    PPO's clip takes a token that has moved too far out of the gradient; here it only pulls no harder than the cap.
+
+    Args:    logprobs, old_logprobs, advantages: same shape (or broadcastable); old_logprobs carry no gradient.
+    Source:  MiniMax-M1, arXiv:2506.13585; only the upper bound acts there, as here.
+    """
+    ratio = (logprobs - old_logprobs).detach().exp()
+    return -ratio.clamp(max=ratio_cap) * advantages * logprobs
 
 
 def truncated_importance_weight(logprobs: Tensor, sampler_logprobs: Tensor, *, cap: float) -> Tensor:

@@ -24,7 +24,7 @@ class PackedBatch:
     position:         depth in its tree = RoPE position
     parent:           index of the token before it on its path, -1 at a root
     subtree_end:      one past the last token of its subtree; token k is visible to q  <=>  k <= q < subtree_end[k]
-    prefix_weight:    sum over the rollouts that train this expert token of their weight (1, or their advantage)
+    prefix_weight_sum:    sum over the rollouts that train this expert token of their weight (1, or their advantage)
     prefix_count:     how many rollouts train it: its share of the prefix normaliser
     multiplicity:     how many rollouts hold this response token; 0 on prompts and padding
     is_completion:    sampled by the policy
@@ -38,7 +38,7 @@ class PackedBatch:
     position: Tensor
     parent: Tensor
     subtree_end: Tensor
-    prefix_weight: Tensor
+    prefix_weight_sum: Tensor
     prefix_count: Tensor
     multiplicity: Tensor
     is_completion: Tensor
@@ -77,7 +77,7 @@ class _Columns:
     position: list[int] = field(default_factory=list)
     parent: list[int] = field(default_factory=list)
     subtree_end: list[int] = field(default_factory=list)
-    prefix_weight: list[float] = field(default_factory=list)
+    prefix_weight_sum: list[float] = field(default_factory=list)
     prefix_count: list[float] = field(default_factory=list)
     multiplicity: list[float] = field(default_factory=list)
     is_completion: list[bool] = field(default_factory=list)
@@ -89,7 +89,7 @@ class _Columns:
         token_ids: Sequence[int],
         *,
         parent: int,
-        prefix_weight: float = 0.0,
+        prefix_weight_sum: float = 0.0,
         prefix_count: float = 0.0,
         multiplicity: float = 0.0,
         advantage: float = 0.0,
@@ -102,7 +102,7 @@ class _Columns:
         self.position.extend(range(depth, depth + num))
         self.parent.extend([parent, *range(start, start + num - 1)][:num])
         self.subtree_end.extend([0] * num)
-        self.prefix_weight.extend([prefix_weight] * num)
+        self.prefix_weight_sum.extend([prefix_weight_sum] * num)
         self.prefix_count.extend([prefix_count] * num)
         self.multiplicity.extend([multiplicity] * num)
         self.is_completion.extend([sampler_logprobs is not None] * num)
@@ -133,7 +133,7 @@ def pack(groups: Sequence[Group], *, pad_to: int | None = None) -> PackedBatch:
         start = len(columns.input_ids)
         columns.append_chain([0], parent=-1)
         columns.close(start)
-    float_columns = ("prefix_weight", "prefix_count", "multiplicity", "advantage", "sampler_logprobs")
+    float_columns = ("prefix_weight_sum", "prefix_count", "multiplicity", "advantage", "sampler_logprobs")
     tensors = {
         name: torch.tensor(values, dtype=torch.float32 if name in float_columns else None)
         for name, values in vars(columns).items()
@@ -198,7 +198,7 @@ def _append_branches(columns: _Columns, group: Group, members: list[int], *, dep
         last = columns.append_chain(
             prefixes[0][depth:end],
             parent=parent,
-            prefix_weight=sum(group.prefix_weights[member] for member in trained),
+            prefix_weight_sum=sum(group.prefix_weights[member] for member in trained),
             prefix_count=float(len(trained)),
             multiplicity=float(len(sharing)),
         )

@@ -78,12 +78,14 @@ def _losses(algorithm: AlgorithmSection, micro_group: MicroGroup, is_helped: boo
     entropy = [f"entropy x {algorithm.entropy_weight:g}"] if algorithm.entropy_weight else []
     if is_helped:
         which = "" if micro_group.num_trained is None else f" of the last {micro_group.num_trained}"
-        loss = f"{algorithm.prefix_loss} x {algorithm.prefix_weight:g}" if algorithm.has_prefix_loss else "no SFT loss"
+        prefix_loss = algorithm.prefix_loss
+        is_trained = prefix_loss.type != "none"
+        loss = f"{prefix_loss.describe()} x {prefix_loss.weight:g}" if is_trained else "no prefix loss"
         parts.append(f"prefix{which}: " + ", ".join([loss, *entropy]))
     is_all_expert = micro_group.prefix_ratio == 1.0 and micro_group.help_below is None
     if not is_all_expert:
         kl = [f"KL to the base x {algorithm.kl_weight:g}"] if algorithm.kl_weight else []
-        parts.append("own tokens: " + ", ".join(["policy gradient", *entropy, *kl]))
+        parts.append("own tokens: " + ", ".join([algorithm.completion_loss.describe(), *entropy, *kl]))
     return "; ".join(parts)
 
 

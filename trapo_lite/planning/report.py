@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 from trapo_lite.config import Config
+from trapo_lite.config.choices import Constant
 from trapo_lite.config.paths import check_name
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.model.shape import ModelShape
@@ -39,9 +40,9 @@ def plan_lines(config: Config) -> list[str]:
             when = "always" if group.help_below is None else f"if the mean return is below {group.help_below:.3g}"
             lines[-1] += f"{group.prefix_ratio:.0%} of the expert trace {when}"
     prefix = ""
-    if algorithm.has_prefix_loss:
-        prefix = f"{algorithm.prefix_loss} x {algorithm.prefix_weight:g} on expert tokens"
-    own = "policy gradient on own tokens" if sampled else ""
+    if algorithm.prefix_loss.type != "none":
+        prefix = f"{algorithm.prefix_loss.describe()} x {algorithm.prefix_loss.weight:g} on expert tokens"
+    own = f"{algorithm.completion_loss.describe()} on own tokens" if sampled else ""
     extras = [
         f"{name} x {weight:g}"
         for name, weight in (("entropy", algorithm.entropy_weight), ("KL", algorithm.kl_weight))
@@ -49,10 +50,9 @@ def plan_lines(config: Config) -> list[str]:
     ]
     loss = " + ".join(part for part in (prefix, own, *extras) if part)
     divisor = "each component's number of tokens"
-    if algorithm.normalizer == "constant":
-        divisor = (
-            f"{algorithm.normalizer_tokens or rollout.max_response_tokens} tokens x {rollout.num_problems} problems"
-        )
+    if isinstance(algorithm.normalizer, Constant):
+        num_tokens = algorithm.normalizer.num_tokens or rollout.max_response_tokens
+        divisor = f"{num_tokens} tokens x {rollout.num_problems} problems"
     lines += [
         f"loss      {loss}, divided by {divisor}",
         f"update    {optim.name}, lr {optim.lr:g} {optim.scheduler}, clip {optim.grad_clip}, "

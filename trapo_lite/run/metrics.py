@@ -39,7 +39,7 @@ TABLE: dict[str, str] = {
     "policy/entropy": "mean entropy at own tokens, nats",
     "mismatch/abs": "mean |log pi(trainer) - log pi(sampler)| at own tokens",
     "mismatch/p99": "99th percentile of the same over the step",
-    "mismatch/masked": "share of own tokens whose rollout rollout.sequence_bound masks",
+    "mismatch/masked": "share of own tokens whose rollout algorithm.sequence_bound masks",
     "mismatch/k3": "k3 estimate of KL(sampler || trainer) per own token",
     "optim/lr": "learning rate of the update",
     "optim/grad_norm": "norm of the gradient before clipping",

@@ -58,6 +58,6 @@ class LogBook:
         if mismatch > alarm:
             warnings.append(
                 f"WARNING: sampler and trainer differ by {mismatch:.3g} nats a token (alarm at {alarm:g}); compare "
-                "dtype and quantisation of both, or set rollout.tis_cap"
+                "dtype and quantisation of both, or set algorithm.tis_cap"
             )
         return warnings

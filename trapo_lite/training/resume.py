@@ -5,7 +5,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trapo_lite.config import Config
+from trapo_lite.config import AlgorithmSection, Config
+from trapo_lite.config.old_form import translated
 from trapo_lite.core.errors import CheckpointError
 from trapo_lite.model.base import model_config, weights_fingerprint
 from trapo_lite.run import device, environment
@@ -51,12 +52,36 @@ def run_identity(config: Config, *, data_fingerprint: str, num_processes: int) -
     base = model_config(config.model).to_dict()
     base.pop("transformers_version", None)
     return {
-        "configuration": {f"{section}.{key}": v for section, values in resolved.items() for key, v in values.items()},
+        "configuration": _flat(resolved),
         "model": {key: str(value) for key, value in sorted(base.items())}
         | {"weights": weights_fingerprint(config.model.name)},
         "data": data_fingerprint,
         "processes": num_processes,
     }
+
+
+def _flat(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return section.key -> value; parts of the algorithm, which have a type, by section.key.parameter."""
+    flat: dict[str, Any] = {}
+    for section, values in sections.items():
+        for key, value in values.items():
+            if section == "algorithm" and isinstance(value, Mapping):
+                flat |= {f"{section}.{key}.{parameter}": part for parameter, part in value.items()}
+            else:
+                flat[f"{section}.{key}"] = value
+    return flat
+
+
+def _in_todays_form(recorded: Any) -> Any:
+    """Return a checkpoint's configuration as `run_identity` writes it today (config/old_form.py)."""
+    if not isinstance(recorded, Mapping) or "algorithm.prefix_loss" not in recorded:
+        return recorded
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in recorded.items():
+        section, _, key = name.partition(".")
+        sections.setdefault(section, {})[key] = value
+    sections = translated(sections)
+    return _flat(sections | {"algorithm": AlgorithmSection(**sections["algorithm"]).model_dump(mode="json")})
 
 
 def may_differ(config: Config) -> frozenset[str]:
@@ -73,6 +98,8 @@ def require_same(checkpoint: Checkpoint, expected: Mapping[str, Any], *, may_dif
     """
     for key, value in expected.items():
         found = checkpoint.state.get(key)
+        if key == "configuration":
+            found = _in_todays_form(found)
         if found == value:
             continue
         if isinstance(found, Mapping) and isinstance(value, Mapping):

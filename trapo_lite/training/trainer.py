@@ -71,11 +71,7 @@ class _Run:
         self.ranks = Ranks()
         check_world_size(self.ranks.count)
         self.inputs = read_inputs(config)
-        self.algorithm = config.algorithm.build(
-            tis_cap=config.rollout.tis_cap,
-            sequence_bound=config.rollout.sequence_bound,
-            max_response_tokens=config.rollout.max_response_tokens,
-        )
+        self.algorithm = config.algorithm.build(max_response_tokens=config.rollout.max_response_tokens)
         self.folder = RunFolder(config.run.folder)
         if self.ranks.is_main:
             self.folder = stack.enter_context(RunFolder.open(config, restart=restart))

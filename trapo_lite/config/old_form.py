@@ -1,0 +1,96 @@
+"""Translate the flat keys that configurations had before types stood beside their parameters (choices.py).
+
+A user's file in the old form is refused with the new form spelt out; the folder of a run that was made by it still
+resumes, evaluates and exports.
+"""
+
+from typing import Any
+
+from trapo_lite.config import plain_yaml
+
+# old key of the algorithm section -> (key, parameter) now
+PARAMETERS = {
+    "alpha": ("prefix_loss", "alpha"),
+    "gamma": ("prefix_loss", "gamma"),
+    "prefix_weight": ("prefix_loss", "weight"),
+    "prefix_advantage": ("prefix_loss", "times_advantage"),
+    "clip_low": ("completion_loss", "clip_low"),
+    "clip_high": ("completion_loss", "clip_high"),
+    "divide_by_std": ("advantage", "type"),
+    "count_expert_in_baseline": ("baseline", "count_expert"),
+    "normalizer_tokens": ("normalizer", "num_tokens"),
+}
+MOVED = ("tis_cap", "sequence_bound")  # from rollout to algorithm
+DEFAULT_TYPES = {"prefix_loss": "trust_region", "baseline": "group", "normalizer": "tokens"}
+OWNERS = {
+    "alpha": ("trust_region",),
+    "gamma": ("luffy",),
+    "weight": ("trust_region", "nll", "dft", "luffy"),
+    "times_advantage": ("trust_region", "nll", "dft", "luffy"),
+    "num_tokens": ("constant",),
+}  # parameter -> the types that have it
+NO_LONGER_AUTOMATIC = {"schedule": "pipelined", "merge": "never"}  # keys of rollout that could be "auto"
+
+
+def advice(raw: dict[str, Any]) -> list[str]:
+    """Return a line for each key in the old form, with what to write instead."""
+    sections = {name: raw[name] for name in ("algorithm", "rollout") if isinstance(raw.get(name), dict)}
+    old = [key for key in sections.get("algorithm", {}) if key in PARAMETERS]
+    now = translated(raw).get("algorithm", {})
+    lines = []
+    for old_key in old:
+        key, parameter = PARAMETERS[old_key]
+        lines.append(f"algorithm.{old_key}: is {key}.{parameter} now; write {key}: {plain_yaml.in_one_line(now[key])}")
+    for key in MOVED:
+        if key in sections.get("rollout", {}):
+            lines.append(f"rollout.{key}: is algorithm.{key} now; move it there")
+    return lines
+
+
+def translated(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return sections in the new form; what is in it already, and what is no configuration at all, stays as it is.
+
+    >>> translated({"algorithm": {"prefix_loss": "trust_region", "alpha": 0.2}})
+    {'algorithm': {'prefix_loss': {'type': 'trust_region', 'alpha': 0.2}}}
+    """
+    rollout, algorithm = raw.get("rollout"), raw.get("algorithm", {})
+    if not isinstance(algorithm, dict):
+        return raw
+    sections = dict(raw)
+    if isinstance(rollout, dict):
+        is_auto = {key: now for key, now in NO_LONGER_AUTOMATIC.items() if rollout.get(key) == "auto"}
+        sections["rollout"] = {key: value for key, value in (rollout | is_auto).items() if key not in MOVED}
+        algorithm = algorithm | {key: rollout[key] for key in MOVED if key in rollout}
+    old = {key: value for key, value in algorithm.items() if key in PARAMETERS}
+    algorithm = {key: value for key, value in algorithm.items() if key not in PARAMETERS}
+    for key, parameters in _parts(old).items():
+        given = algorithm.get(key, DEFAULT_TYPES.get(key))
+        part = ({"type": given} if isinstance(given, str) else given if isinstance(given, dict) else {}) | parameters
+        algorithm[key] = {name: value for name, value in part.items() if _acts(name, part)}
+    if algorithm or "algorithm" in raw:
+        sections["algorithm"] = algorithm
+    return sections
+
+
+def _parts(old: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the parameters of each part of the algorithm that the old keys stand for."""
+    parts: dict[str, dict[str, Any]] = {}
+    for old_key, value in old.items():
+        key, parameter = PARAMETERS[old_key]
+        parts.setdefault(key, {})[parameter] = value
+    if "advantage" in parts:
+        parts["advantage"]["type"] = "standardized" if parts["advantage"]["type"] else "centered"
+    if parts.get("prefix_loss", {}).get("weight") == 0:
+        parts["prefix_loss"]["type"] = "none"
+    if "completion_loss" in parts:
+        clips = any(value is not None for value in parts["completion_loss"].values())
+        unclipped = {"type": "policy_gradient"}
+        parts["completion_loss"] = (
+            {"type": "ppo_clip", "clip_low": None, "clip_high": None} | parts["completion_loss"] if clips else unclipped
+        )
+    return parts
+
+
+def _acts(parameter: str, part: dict[str, Any]) -> bool:
+    """Return whether the part has this parameter: old files, and the records of old runs, held idle ones too."""
+    return parameter not in OWNERS or part.get("type") in OWNERS[parameter]
