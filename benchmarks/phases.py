@@ -25,8 +25,8 @@ SCRIPT_BY_JOB = {"export": "export.py", "evaluation job": "evaluate.py", "data b
 # Phase -> the function that it is. `start` lasts from the beginning of the process until the first of the others.
 FUNCTIONS = {
     "publishing": "trapo_lite.rollout.publisher:Publisher.publish",
-    "sampling": "trapo_lite.rollout.sampler:_RolloutPhase.engine_step",
-    "grading": "trapo_lite.rollout.sampler:_RolloutPhase.collect_verdicts",
+    "sampling": "trapo_lite.rollout.phase:RolloutPhase.engine_step",
+    "grading": "trapo_lite.rollout.phase:RolloutPhase.collect_verdicts",
     "update": "trapo_lite.training.trainer:update_policy",
     "evaluation": "trapo_lite.training.rollouts:evaluate_problems",
     "logging": "trapo_lite.run.step_log:LogBook.write",

@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from engine_kills import engine_kills, publish_share
@@ -26,7 +27,7 @@ from wrong_adapters import wrong_adapters
 from trapo_lite.core.micro_groups import PRESETS, MicroGroup
 from trapo_lite.core.types import Problem, Rollout, Verdict
 from trapo_lite.engines.base import SampleRequest
-from trapo_lite.rollout.sampler import Sampler
+from trapo_lite.rollout.sampler import sample_groups
 from trapo_lite.rollout.settings import SamplingSettings
 
 GRPO = (MicroGroup(8, 0.0, 0.0),)
@@ -127,7 +128,8 @@ def measure_schedules(engine: object, *, num_problems: int, sigma: float, repeat
 
 def phase(engine: object, mode: str, *, num_problems: int, sigma: float, step: int):
     problems = [drawn_problem(number) for number in range(num_problems)]
-    sampler = Sampler(
+    sampler = partial(
+        sample_groups,
         DrawnLengths(engine, sigma),  # type: ignore[arg-type]
         DrawnVerdicts(),
         micro_groups=GRPO if mode == "grpo" else TRAPO,
@@ -141,7 +143,7 @@ def phase(engine: object, mode: str, *, num_problems: int, sigma: float, step: i
         is_boundary=lambda token_id: False,
     )
     engine.reset_prefix_cache()  # type: ignore[attr-defined]
-    return sampler.sample(problems, step=step)
+    return sampler(problems, step=step)
 
 
 def drawn_problem(number: int) -> Problem:

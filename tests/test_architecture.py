@@ -92,7 +92,7 @@ def test_every_module_stands_in_the_table_and_imports_from_rows_above(path: Path
         ("config/sections", "import trapo_lite.run.folder"),
         ("data/rows", "from trapo_lite.reward import MathVerifier"),
         ("rollout/sampler", "from trapo_lite import training"),
-        ("model/policy", "from trapo_lite.rollout.sampler import Sampler"),
+        ("model/policy", "from trapo_lite.rollout.sampler import sample_groups"),
         ("core/losses", "from . import types"),
         ("training/trainer", "import vllm"),
         ("rollout/sampler", "def f():\n    from peft.utils import x"),
@@ -109,7 +109,7 @@ def test_the_check_sees_wrong_imports(module: str, source: str) -> None:
         ("engines/vllm/engine", "from trapo_lite.engines.base import Completion\nimport vllm"),
         ("data/loading", "from trapo_lite.data.rows import Example\nimport datasets"),
         ("run/processes", "from trapo_lite.run import metrics\nfrom accelerate import Accelerator"),
-        ("training/trainer", "from trapo_lite.rollout.sampler import Sampler\nfrom trapo_lite.core import losses"),
+        ("training/trainer", "from trapo_lite.rollout.sampler import sample_groups\nfrom trapo_lite.core import losses"),
     ],
 )
 def test_the_check_lets_right_imports_pass(module: str, source: str) -> None:

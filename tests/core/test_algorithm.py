@@ -28,7 +28,7 @@ from trapo_lite.core.tree import PackedBatch, pack
 from trapo_lite.core.types import Group, Mean, Problem, Rollout
 from trapo_lite.engines.base import SampleRequest
 from trapo_lite.model.policy import Policy
-from trapo_lite.rollout.sampler import Sampler
+from trapo_lite.rollout.sampler import sample_groups
 from trapo_lite.rollout.settings import SamplingSettings
 
 GRPO_8 = {"schedule": [{"num_rollouts": 8}], "prefix_loss": "none"}
@@ -408,7 +408,8 @@ def sampled_gradient(policy: Policy, algo: Algorithm, verdicts: str) -> tuple[Te
     problems = [Problem(name, (1, 2, 3 + index), "", ((5, 6, 7, 0), (8, 9, 0))) for index, name in enumerate("ab")]
     right = {str(40 + slot) for slot, verdict in enumerate(verdicts) if verdict == "1"}
     with ScriptedVerifier(lambda text, gold: text.split()[0] in right) as verifier:
-        sampler = Sampler(
+        sampler = partial(
+            sample_groups,
             ScriptedEngine(draw=draw),
             verifier,
             micro_groups=algo.micro_groups,
@@ -416,7 +417,7 @@ def sampled_gradient(policy: Policy, algo: Algorithm, verdicts: str) -> tuple[Te
             decode=decode,
             is_boundary=is_boundary,
         )
-        sampled, _ = sampler.sample(problems, step=3)
+        sampled, _ = sampler(problems, step=3)
     groups = [make_group(algo, members) for members in sampled]
     batch = policy.prepare(groups)
     logprobs, entropy = policy.token_logprobs(batch, temperature=1.0)
@@ -463,7 +464,8 @@ def test_sft_is_the_mean_likelihood_of_whole_traces_without_an_engine() -> None:
     policy, sft = make_policy(), algorithm(**SFT)
     problems = [Problem("a", (1, 2), "", ((5, 6, 7, 0),)), Problem("b", (3,), "", ((8, 0), (9, 0)))]
     with ScriptedVerifier(lambda text, gold: False) as verifier:  # not even a failing expert changes SFT
-        sampler = Sampler(
+        sampler = partial(
+            sample_groups,
             None,
             verifier,
             micro_groups=sft.micro_groups,
@@ -471,7 +473,7 @@ def test_sft_is_the_mean_likelihood_of_whole_traces_without_an_engine() -> None:
             decode=decode,
             is_boundary=is_boundary,
         )
-        sampled, _ = sampler.sample(problems, step=0)
+        sampled, _ = sampler(problems, step=0)
     groups = [make_group(sft, members) for members in sampled]
     assert all(needs_forward(sft, group) for group in groups)
     batch = policy.prepare(groups)

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from trapo_lite.core.types import Problem, Rollout
 from trapo_lite.engines.adapter_folder import AdapterFolder
 from trapo_lite.engines.base import Completion, EngineDied, EngineRestarted, SampleRequest
 from trapo_lite.engines.supervised import SupervisedEngine
-from trapo_lite.rollout.sampler import Sampler
+from trapo_lite.rollout.sampler import sample_groups
 from trapo_lite.rollout.settings import SamplingSettings
 
 
@@ -62,7 +63,8 @@ def adapter(tmp_path: Path) -> Path:
 def groups_from(engine, *, deterministic: bool, schedule: str = "pipelined") -> list[list[Rollout]]:
     problems = [Problem(name, (1, 2, ord(name)), name, (tuple(range(4, 34)),)) for name in "abcd"]
     with ScriptedVerifier(lambda text, gold: sum(map(ord, text + gold)) % 3 == 0) as verifier:
-        sampler = Sampler(
+        sampler = partial(
+            sample_groups,
             engine,
             verifier,
             micro_groups=PRESETS["reference_code"],
@@ -76,7 +78,7 @@ def groups_from(engine, *, deterministic: bool, schedule: str = "pipelined") -> 
             decode=decode,
             is_boundary=is_boundary,
         )
-        return sampler.sample(problems, step=1)[0]
+        return sampler(problems, step=1)[0]
 
 
 @pytest.mark.parametrize("schedule", ["barrier", "pipelined", "speculative"])

@@ -6,6 +6,7 @@ import runpy
 import statistics
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ from trapo_lite.evaluation.results import EvalResult
 from trapo_lite.evaluation.scores import bootstrap_interval
 from trapo_lite.evaluation.target import EvalTarget, _name_of, target_from_arguments
 from trapo_lite.export.merge import export_run
-from trapo_lite.rollout.sampler import Sampler
+from trapo_lite.rollout.sampler import sample_groups
 from trapo_lite.rollout.settings import SamplingSettings
 from trapo_lite.tiny_world import BASE_DIR, DATA_DIR
 from trapo_lite.tiny_world.tokenizer import PROMPT
@@ -128,11 +129,17 @@ def test_draws_are_independent_and_never_training_draws():
     training = ScriptedEngine()
     with ScriptedVerifier(lambda text, gold: False) as verifier:
         groups = [MicroGroup(8, 0.0, 0.0)]
-        sampler = Sampler(
-            training, verifier, micro_groups=groups, settings=SETTINGS, decode=decode, is_boundary=is_boundary
+        sampler = partial(
+            sample_groups,
+            training,
+            verifier,
+            micro_groups=groups,
+            settings=SETTINGS,
+            decode=decode,
+            is_boundary=is_boundary,
         )
         for step in range(20):
-            sampler.sample(problems(6), step=step)
+            sampler(problems(6), step=step)
     assert not set(eval_seeds) & {request.seed for request in training.requests}
 
     again = ScriptedEngine()

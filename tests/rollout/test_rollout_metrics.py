@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from scripted import ScriptedEngine, ScriptedVerifier, decode, is_boundary
 from trapo_lite.core.micro_groups import PRESETS, MicroGroup
 from trapo_lite.core.types import Group, Problem
 from trapo_lite.rollout.metrics import describe, to_lines
-from trapo_lite.rollout.sampler import Sampler
+from trapo_lite.rollout.sampler import sample_groups
 from trapo_lite.rollout.settings import SamplingSettings
 from trapo_lite.run.metrics import TABLE, to_row
 
@@ -88,7 +89,8 @@ def sampled(micro_groups: Sequence[MicroGroup]) -> list[Group]:
     ]
     verifier = ScriptedVerifier(lambda text, gold: int(text.split()[0]) < int(gold))
     settings = SamplingSettings(seed=3, max_response_tokens=30, stop_ids=(0,))
-    sampler = Sampler(
+    sampler = partial(
+        sample_groups,
         ScriptedEngine(),
         verifier,
         micro_groups=micro_groups,
@@ -96,7 +98,7 @@ def sampled(micro_groups: Sequence[MicroGroup]) -> list[Group]:
         decode=decode,
         is_boundary=is_boundary,
     )
-    rollouts, _ = sampler.sample(problems, step=1)
+    rollouts, _ = sampler(problems, step=1)
     return [Group(tuple(members), (0.0,) * len(members), (1.0,) * len(members)) for members in rollouts]
 
 

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 from scripted import STOP_ID, ScriptedEngine, ScriptedVerifier, decode, draw_by_seed, is_boundary
@@ -9,7 +10,8 @@ from scripted import STOP_ID, ScriptedEngine, ScriptedVerifier, decode, draw_by_
 from trapo_lite.core.micro_groups import PRESETS, MicroGroup, cut_prefix
 from trapo_lite.core.types import Problem, Rollout, Verdict
 from trapo_lite.engines.base import SampleRequest
-from trapo_lite.rollout.sampler import Sampler, request_seed
+from trapo_lite.rollout.phase import request_seed
+from trapo_lite.rollout.sampler import sample_groups
 from trapo_lite.rollout.settings import SamplingSettings
 
 SCHEDULES = ("barrier", "pipelined", "speculative")
@@ -39,7 +41,8 @@ def sample(
 ) -> tuple[list[list[Rollout]], ScriptedEngine]:
     engine = engine or ScriptedEngine()
     with ScriptedVerifier(judge) as verifier:
-        sampler = Sampler(
+        sampler = partial(
+            sample_groups,
             engine,
             verifier,
             micro_groups=micro_groups,
@@ -47,7 +50,7 @@ def sample(
             decode=decode,
             is_boundary=is_boundary,
         )
-        return sampler.sample(problems, step=step)[0], engine
+        return sampler(problems, step=step)[0], engine
 
 
 # ----- the same rollouts from every mode, and those of the rule written down plainly
@@ -138,7 +141,8 @@ def test_every_mode_gives_the_rollouts_of_the_rule(threaded: bool) -> None:
         for number, (schedule, deterministic) in enumerate(modes):
             engine = ScriptedEngine(order_seed=len(MODES) * case + number)
             with ScriptedVerifier(judge, threaded=threaded, order_seed=case, pause_s=1e-4) as verifier:
-                sampler = Sampler(
+                sampler = partial(
+                    sample_groups,
                     engine,
                     verifier,
                     micro_groups=micro_groups,
@@ -146,7 +150,7 @@ def test_every_mode_gives_the_rollouts_of_the_rule(threaded: bool) -> None:
                     decode=decode,
                     is_boundary=is_boundary,
                 )
-                groups, _ = sampler.sample(problems, step=1)
+                groups, _ = sampler(problems, step=1)
             assert groups == expected, (case, schedule, deterministic)
     assert len(guided_patterns) > 20  # the cases did differ
 
@@ -290,7 +294,8 @@ def test_a_prefix_that_leaves_no_room_is_a_completion_of_no_tokens(limit: int, r
 def test_sft_asks_no_engine() -> None:
     item = problem()
     with ScriptedVerifier(lambda text, gold: True) as verifier:
-        sampler = Sampler(
+        sampler = partial(
+            sample_groups,
             None,
             verifier,
             micro_groups=[MicroGroup(1, 1.0, None)],
@@ -298,10 +303,10 @@ def test_sft_asks_no_engine() -> None:
             decode=decode,
             is_boundary=is_boundary,
         )
-        ((rollout,),), _ = sampler.sample([item], step=1)
+        ((rollout,),), _ = sampler([item], step=1)
         assert (rollout.prefix_ids, rollout.completion_ids, rollout.reward) == (item.expert_ids[0], (), 1.0)
         with pytest.raises(RuntimeError, match="problem b must be sampled but there is no engine"):
-            sampler.sample([problem("b", traces=[])], step=1)
+            sampler([problem("b", traces=[])], step=1)
 
 
 # ----- order in time
@@ -412,7 +417,8 @@ def calls(*, pause_s: float, order_seed: int) -> tuple[list[tuple[str, str]], li
         return sum(map(ord, text)) % 3 == 0
 
     with ScriptedVerifier(judge, threaded=True, order_seed=order_seed, pause_s=pause_s) as verifier:
-        sampler = Sampler(
+        sampler = partial(
+            sample_groups,
             engine,
             verifier,
             micro_groups=CODE,
@@ -420,7 +426,7 @@ def calls(*, pause_s: float, order_seed: int) -> tuple[list[tuple[str, str]], li
             decode=decode,
             is_boundary=is_boundary,
         )
-        sampler.sample([problem(name) for name in "abcde"], step=1)
+        sampler([problem(name) for name in "abcde"], step=1)
     return engine.events, verifier.texts
 
 
@@ -436,7 +442,8 @@ def test_deterministic_calls_do_not_depend_on_what_finishes_first() -> None:
 def test_progress_counts_verdicts_up_to_all_of_them() -> None:
     seen: list[tuple[int, int]] = []
     with ScriptedVerifier(lambda text, gold: False) as verifier:
-        sampler = Sampler(
+        sampler = partial(
+            sample_groups,
             ScriptedEngine(),
             verifier,
             micro_groups=CODE,
@@ -444,7 +451,7 @@ def test_progress_counts_verdicts_up_to_all_of_them() -> None:
             decode=decode,
             is_boundary=is_boundary,
         )
-        _, report = sampler.sample([problem("a"), problem("b")], step=1, on_progress=lambda *x: seen.append(x))
+        _, report = sampler([problem("a"), problem("b")], step=1, on_progress=lambda *x: seen.append(x))
     assert seen[-1] == (16, 16)
     assert seen == sorted(seen)
     assert report.engine_seconds > 0 and report.verdict_seconds >= 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.start import start_engine
 from trapo_lite.model.policy import Policy
 from trapo_lite.reward import MathVerifier
-from trapo_lite.rollout.sampler import PhaseReport, Sampler
+from trapo_lite.rollout.phase import PhaseReport
+from trapo_lite.rollout.sampler import sample_groups
 from trapo_lite.rollout.settings import sampling_settings
 from trapo_lite.training.inputs import read_inputs
 
@@ -52,7 +54,8 @@ def draw(engine: RolloutEngine, schedule: str) -> tuple[list[list[Rollout]], Pha
     inputs = read_inputs(config)
     engine.reset_prefix_cache()
     with MathVerifier(num_workers=2, deadline_seconds=5.0) as verifier:
-        sampler = Sampler(
+        sampler = partial(
+            sample_groups,
             engine,
             verifier,
             micro_groups=config.algorithm.micro_groups,
@@ -60,7 +63,7 @@ def draw(engine: RolloutEngine, schedule: str) -> tuple[list[list[Rollout]], Pha
             decode=lambda token_ids: text_of(inputs.tokenizer, token_ids),
             is_boundary=is_boundary_fn(inputs.tokenizer),
         )
-        return sampler.sample(inputs.problems[:NUM_PROBLEMS], step=3)
+        return sampler(inputs.problems[:NUM_PROBLEMS], step=3)
 
 
 def compare(left: list[Rollout], right: list[Rollout]) -> None:

@@ -6,7 +6,8 @@ from trapo_lite.core.micro_groups import MicroGroup
 from trapo_lite.core.types import Problem, Rollout
 from trapo_lite.engines.base import SamplingEngine
 from trapo_lite.evaluation.results import Answer, EvalResult
-from trapo_lite.rollout.sampler import Sampler, Verifier
+from trapo_lite.rollout.phase import Verifier
+from trapo_lite.rollout.sampler import sample_groups
 from trapo_lite.rollout.settings import SamplingSettings
 
 EVAL_STEP = -1  # no training step has this number, so no evaluation draws with a training rollout's seeds
@@ -40,13 +41,16 @@ def evaluate_problems(
         if on_group is not None:
             on_group(answers(number, group))
 
-    sampler = Sampler(
+    groups, _ = sample_groups(
         engine,
         verifier,
+        problems,
+        step=EVAL_STEP,
         micro_groups=[MicroGroup(num_samples, prefix_ratio=0.0, help_below=0.0)],
         settings=settings,
         decode=decode,
         is_boundary=lambda token_id: False,
+        on_progress=on_progress,
+        on_group=hand_on,
     )
-    groups, _ = sampler.sample(problems, step=EVAL_STEP, on_progress=on_progress, on_group=hand_on)
     return EvalResult(tuple(answers(number, group) for number, group in enumerate(groups)), settings.seed)

@@ -1,303 +1,75 @@
 """Rollouts of a step: micro-groups decided per problem, each rollout graded the moment it ends (METHOD 3, DESIGN 7).
 
-    branch -> request -> engine -> completion -> verifier -> verdict -> which branches of that problem are needed now
-
-Three schedules start branches (`branches`) at three moments, and end with the same rollouts, since seeds belong to
-rollouts:
+Three schedules start branches (group_in_progress.py) at three moments, and end with the same rollouts, since seeds
+belong to rollouts:
 
     barrier      a micro-group of all problems, when every verdict on the one before it is in (the official code)
     pipelined    a branch, as soon as the verdicts so far make it certain that it is needed
     speculative  a branch at once; it is aborted as soon as the verdicts rule it out
 """
 
-import concurrent.futures
-import hashlib
-import random
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
 
 from trapo_lite.core.micro_groups import MicroGroup
-from trapo_lite.core.types import Problem, Rollout, Verdict
-from trapo_lite.engines.base import Completion, EngineRestarted, SampleRequest, SamplingEngine
-from trapo_lite.rollout.group_in_progress import Branch, GroupInProgress
+from trapo_lite.core.types import Problem, Rollout
+from trapo_lite.engines.base import EngineRestarted, SamplingEngine
+from trapo_lite.rollout.phase import PhaseReport, RolloutPhase, Verifier
 from trapo_lite.rollout.settings import SamplingSettings
 
-IDLE_WAIT_SECONDS = 0.5
 
+def sample_groups(
+    engine: SamplingEngine | None,
+    verifier: Verifier,
+    problems: Sequence[Problem],
+    *,
+    step: int,
+    micro_groups: Sequence[MicroGroup],
+    settings: SamplingSettings,
+    decode: Callable[[Sequence[int]], str],
+    is_boundary: Callable[[int], bool],
+    on_progress: Callable[[int, int], None] | None = None,
+    on_group: Callable[[int, list[Rollout]], None] | None = None,
+) -> tuple[list[list[Rollout]], PhaseReport]:
+    """Draw and grade one group of rollouts per problem, in the order of `problems`; a group is in slot order.
 
-class Verifier(Protocol):
-    def submit(self, answer_text: str, gold: str) -> "concurrent.futures.Future[Verdict]": ...
-
-
-@dataclass(frozen=True)
-class PhaseReport:
-    """What a rollout phase cost: seconds in the engine, in its first step (prompts read, one token each), and waiting
-    for verdicts while nothing is decoded; requests to the engine, and those that the verdicts ruled
-    out; tokens that finished requests began with, and how many of them the prefix cache held."""
-
-    engine_seconds: float = 0.0
-    verdict_seconds: float = 0.0
-    first_poll_seconds: float = 0.0
-    num_requests: int = 0
-    num_prompt_tokens: int = 0
-    num_cached_tokens: int = 0
-    num_discarded: int = 0
-
-
-def request_seed(run_seed: int, step: int, problem_id: str, slot: int, is_guided: bool) -> int:
-    """A rollout's own seed: whatever else is sampled, and in which order, its tokens are the same.
-
-    >>> request_seed(0, 1, "a", 0, False) != request_seed(0, 1, "a", 0, True)
-    True
+    engine:      may be None where the micro-groups never sample (SFT)
+    decode:      turns response token ids into the text that the verifier reads
+    is_boundary: whether a token may end an expert prefix (core.micro_groups.cut_prefix)
+    on_progress: called with (done, expected) as verdicts come in
+    on_group:    called with a problem's index and its group once that is complete; again, with the same, where an
+                 engine that died makes a deterministic phase begin anew
     """
-    return _digest(run_seed, step, problem_id, slot, is_guided) % 2**53
-
-
-class Sampler:
-    """Draws the groups of a step. Holds no state between steps; engine and verifier belong to the caller.
-
-    `decode` turns response token ids into the text the verifier reads. `engine` may be None where the schedule never
-    samples (SFT).
-    """
-
-    def __init__(
-        self,
-        engine: SamplingEngine | None,
-        verifier: Verifier,
-        *,
-        micro_groups: Sequence[MicroGroup],
-        settings: SamplingSettings,
-        decode: Callable[[Sequence[int]], str],
-        is_boundary: Callable[[int], bool],
-    ) -> None:
-        self.engine, self.verifier = engine, verifier
-        self.micro_groups, self.settings = tuple(micro_groups), settings
-        self.decode, self.is_boundary = decode, is_boundary
-
-    def sample(
-        self,
-        problems: Sequence[Problem],
-        *,
-        step: int,
-        on_progress: Callable[[int, int], None] | None = None,
-        on_group: Callable[[int, list[Rollout]], None] | None = None,
-    ) -> tuple[list[list[Rollout]], PhaseReport]:
-        """One group of rollouts per problem, in the order of `problems`; a group is in slot order.
-
-        on_progress: called with (done, expected) as verdicts come in
-        on_group:    called with a problem's index and its group once that is complete; again, with the same, where an
-                     engine that died makes a deterministic phase begin anew
-        """
-        phase = _RolloutPhase(self, problems, step)
-        if self.engine is not None and self.settings.deterministic:
-            self.engine.reset_prefix_cache()
+    new_phase = partial(
+        RolloutPhase,
+        engine,
+        verifier,
+        problems,
+        step=step,
+        micro_groups=micro_groups,
+        settings=settings,
+        decode=decode,
+        is_boundary=is_boundary,
+    )
+    phase = new_phase()
+    if engine is not None and settings.deterministic:
+        engine.reset_prefix_cache()
+    phase.start_branches()
+    while not phase.is_done:
+        try:
+            phase.engine_step()
+        except EngineRestarted:
+            if settings.deterministic:  # bits depend on the composition of every batch: all is drawn again
+                phase.forget_verdicts()
+                phase = new_phase()
+                phase.start_branches()
+            else:  # what was in flight is drawn again, with the same seeds
+                phase.submit_again()
+        phase.collect_verdicts()
         phase.start_branches()
-        while not phase.is_done:
-            try:
-                phase.engine_step()
-            except EngineRestarted:
-                phase = self._after_restart(phase, problems, step)
-            phase.collect_verdicts()
-            phase.start_branches()
-            if on_group is not None:
-                for index in phase.newly_complete():
-                    on_group(index, phase.group(index))
-            if on_progress is not None:
-                on_progress(phase.num_settled, phase.num_rollouts)
-        return [phase.group(index) for index in range(len(problems))], phase.report
-
-    def _after_restart(self, phase: "_RolloutPhase", problems: Sequence[Problem], step: int) -> "_RolloutPhase":
-        """What was in flight is submitted again, with the same seeds. Where bits count, and so the composition of every
-        batch, the phase is done again from its beginning."""
-        if self.settings.deterministic:
-            phase.forget_verdicts()
-            phase = _RolloutPhase(self, problems, step)
-            phase.start_branches()
-        else:
-            phase.submit_again()
-        return phase
-
-
-class _RolloutPhase:
-    """What is in flight while one step's rollouts are drawn."""
-
-    def __init__(self, sampler: Sampler, problems: Sequence[Problem], step: int) -> None:
-        self.sampler, self.step = sampler, step
-        self.groups = [
-            GroupInProgress(
-                problem,
-                sampler.micro_groups,
-                max_response_tokens=sampler.settings.max_response_tokens,
-                pick_trace=partial(self._random_trace, problem),
-                is_boundary=sampler.is_boundary,
-            )
-            for problem in problems
-        ]
-        self.num_rollouts = sum(len(group.candidates) for group in self.groups)
-        self.settled = [group.num_settled for group in self.groups]
-        self.complete: list[int] = []  # problems whose last verdict came in since they were asked for
-        self.changed = set(range(len(self.groups)))  # problems whose verdicts have moved since branches were started
-        self.in_engine: dict[str, tuple[int, Branch]] = {}  # request id -> problem's index, branch
-        self.in_verifier: dict[concurrent.futures.Future[Verdict], tuple[int, Branch]] = {}
-        self.report = PhaseReport()
-
-    @property
-    def num_settled(self) -> int:
-        return sum(self.settled)
-
-    @property
-    def is_done(self) -> bool:
-        return self.num_settled == self.num_rollouts
-
-    def group(self, index: int) -> list[Rollout]:
-        """Of a problem whose every slot is decided."""
-        return [left[0].rollout for left in self.groups[index].candidates]
-
-    def newly_complete(self) -> list[int]:
-        complete, self.complete = self.complete, []
-        return complete
-
-    def start_branches(self) -> None:
-        """Drop what the newest verdicts rule out, then start what the schedule wants started."""
-        for index in sorted(self.changed):
-            for branch in self.groups[index].rule_out():
-                self._drop(index, branch)
-            before, self.settled[index] = self.settled[index], self.groups[index].num_settled
-            if before < self.settled[index] == len(self.groups[index].candidates):
-                self.complete.append(index)
-        wanted = [(is_certain, branch.micro_group, index, branch) for is_certain, index, branch in self._startable()]
-        self.changed.clear()
-        # What is needed for certain goes first, then what is needed soon; the sort leaves slots in their order.
-        for _, _, index, branch in sorted(wanted, key=lambda item: (not item[0], item[1], item[2])):
-            self._start(index, branch)
-
-    def engine_step(self) -> None:
-        if not self.in_engine:
-            return
-        started = time.perf_counter()
-        assert self.sampler.engine is not None
-        completions = self.sampler.engine.poll()
-        for completion in sorted(completions, key=self._place):
-            index, branch = self.in_engine.pop(completion.request_id)
-            branch.rollout = replace(
-                branch.rollout,
-                completion_ids=completion.token_ids,
-                completion_logprobs=completion.logprobs,
-                finish_reason=completion.finish_reason,
-                adapter_version=completion.adapter_version,
-            )
-            if completion.num_cached_tokens is not None:
-                num_given = len(branch.rollout.prompt_ids) + len(branch.rollout.prefix_ids)
-                self._count(num_prompt_tokens=num_given, num_cached_tokens=completion.num_cached_tokens)
-            self._grade(index, branch)
-        seconds = time.perf_counter() - started
-        is_first = self.report.engine_seconds == 0.0
-        self._count(engine_seconds=seconds, first_poll_seconds=seconds if is_first else 0.0)
-
-    def collect_verdicts(self) -> None:
-        """Take the verdicts that are in; wait for all of them in deterministic mode, for one if nothing is decoding."""
-        if not self.in_verifier:
-            return
-        started = time.perf_counter()
-        if self.sampler.settings.deterministic:
-            concurrent.futures.wait(self.in_verifier)
-        elif not self.in_engine:
-            concurrent.futures.wait(
-                self.in_verifier, timeout=IDLE_WAIT_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED
-            )
-        for ticket in [ticket for ticket in self.in_verifier if ticket.done()]:
-            index, branch = self.in_verifier.pop(ticket)
-            verdict = ticket.result()
-            branch.rollout = replace(branch.rollout, verdict=verdict, reward=float(verdict.is_correct))
-            branch.state = "graded"
-            self.changed.add(index)
-        self._count(verdict_seconds=time.perf_counter() - started)
-
-    def _startable(self) -> Iterator[tuple[bool, int, Branch]]:
-        """(is certain, problem's index, branch) for every branch that the schedule would have started by now."""
-        schedule = self.sampler.settings.schedule
-        if schedule == "barrier":
-            if self.in_engine or self.in_verifier:
-                return
-            current = min((group.current_micro_group for group in self.groups), default=0)
-            self.changed = set(range(len(self.groups)))
-        for index in sorted(self.changed):
-            for left in self.groups[index].candidates:
-                for branch in left:
-                    if branch.state != "planned" or (len(left) > 1 and schedule != "speculative"):
-                        continue
-                    if schedule != "barrier" or branch.micro_group == current:
-                        yield len(left) == 1, index, branch
-
-    def _start(self, index: int, branch: Branch) -> None:
-        if branch.room == 0:
-            self._grade(index, branch)
-            return
-        branch.state = "sampling"
-        self._submit(index, branch)
-        self._count(num_requests=1)
-
-    def submit_again(self) -> None:
-        for index, branch in list(self.in_engine.values()):
-            self._submit(index, branch)
-
-    def forget_verdicts(self) -> None:
-        for ticket in self.in_verifier:
-            ticket.cancel()
-
-    def _submit(self, index: int, branch: Branch) -> None:
-        rollout, settings = branch.rollout, self.sampler.settings
-        if self.sampler.engine is None:
-            raise RuntimeError(f"sampler: problem {rollout.problem_id} must be sampled but there is no engine")
-        request = SampleRequest(
-            request_id=self._request_id(index, branch),
-            token_ids=rollout.prompt_ids + rollout.prefix_ids,
-            seed=request_seed(settings.seed, self.step, rollout.problem_id, rollout.slot, rollout.is_guided),
-            max_tokens=branch.room,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            top_k=settings.top_k,
-            stop_ids=settings.stop_ids,
-        )
-        self.in_engine[request.request_id] = (index, branch)
-        self.sampler.engine.submit(request)
-
-    def _drop(self, index: int, branch: Branch) -> None:
-        request_id = self._request_id(index, branch)
-        if self.in_engine.pop(request_id, None) is not None:
-            assert self.sampler.engine is not None
-            self.sampler.engine.abort(request_id)
-            self._count(num_discarded=1)
-        elif branch.rollout.completion_ids:
-            self._count(num_discarded=1)
-        for ticket in [ticket for ticket, (_, graded) in self.in_verifier.items() if graded is branch]:
-            ticket.cancel()
-            del self.in_verifier[ticket]
-
-    def _grade(self, index: int, branch: Branch) -> None:
-        branch.state = "grading"
-        text = self.sampler.decode(branch.rollout.response_ids)
-        ticket = self.sampler.verifier.submit(text, self.groups[index].problem.answer)
-        self.in_verifier[ticket] = (index, branch)
-
-    def _request_id(self, index: int, branch: Branch) -> str:
-        return f"{self.step}/{index}/{branch.rollout.slot}{'g' if branch.rollout.is_guided else ''}"
-
-    def _place(self, completion: Completion) -> tuple[int, int, bool]:
-        index, branch = self.in_engine[completion.request_id]
-        return index, branch.rollout.slot, branch.rollout.is_guided
-
-    def _random_trace(self, problem: Problem, micro_group: int) -> int:
-        draw = _digest(self.sampler.settings.seed, self.step, problem.id, micro_group, "trace")
-        return random.Random(draw).randrange(len(problem.expert_ids))
-
-    def _count(self, **more: float) -> None:
-        self.report = replace(self.report, **{name: getattr(self.report, name) + n for name, n in more.items()})
-
-
-def _digest(*parts: object) -> int:
-    text = "\0".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+        if on_group is not None:
+            for index in phase.newly_complete():
+                on_group(index, phase.group(index))
+        if on_progress is not None:
+            on_progress(phase.num_settled, phase.num_rollouts)
+    return [phase.group(index) for index in range(len(problems))], phase.report

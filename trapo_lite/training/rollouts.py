@@ -21,7 +21,7 @@ from trapo_lite.model.policy import Policy
 from trapo_lite.reward import MathVerifier
 from trapo_lite.rollout import metrics as rollout_metrics
 from trapo_lite.rollout.publisher import Publisher
-from trapo_lite.rollout.sampler import Sampler
+from trapo_lite.rollout.sampler import sample_groups
 from trapo_lite.rollout.settings import sampling_settings
 from trapo_lite.run.processes import Ranks
 from trapo_lite.training.inputs import Inputs
@@ -110,9 +110,15 @@ class RolloutStage:
             num_problems=len(self.inputs.problems),
             seed=self.config.run.seed,
         )
-        rollouts, report = self._sampler().sample(
+        rollouts, report = sample_groups(
+            self.engine,
+            self.verifier,
             [self.inputs.problems[index] for index in self.ranks.share(indices)],
             step=step,
+            micro_groups=self.algorithm.micro_groups,
+            settings=sampling_settings(self.config, self.inputs.tokenizer),
+            decode=self._decode,
+            is_boundary=is_boundary_fn(self.inputs.tokenizer),
             on_progress=self._on_progress,
         )
         groups = [make_group(self.algorithm, group) for group in rollouts]
@@ -164,16 +170,6 @@ class RolloutStage:
         if self.ranks.device.type == "cuda":
             torch.cuda.empty_cache()  # what the trainer only holds in reserve, the KV cache needs
         self.engine.resume()
-
-    def _sampler(self) -> Sampler:
-        return Sampler(
-            self.engine,
-            self.verifier,
-            micro_groups=self.algorithm.micro_groups,
-            settings=sampling_settings(self.config, self.inputs.tokenizer),
-            decode=self._decode,
-            is_boundary=is_boundary_fn(self.inputs.tokenizer),
-        )
 
 
 def most_sequences(

@@ -1,0 +1,246 @@
+"""One phase of rollouts: what is in the engine, what is in the verifier, and which branches to start or to drop.
+
+branch -> request -> engine -> completion -> verifier -> verdict -> which branches of that problem are needed now
+"""
+
+import concurrent.futures
+import hashlib
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
+
+from trapo_lite.core.micro_groups import MicroGroup
+from trapo_lite.core.types import Problem, Rollout, Verdict
+from trapo_lite.engines.base import Completion, SampleRequest, SamplingEngine
+from trapo_lite.rollout.group_in_progress import Branch, GroupInProgress
+from trapo_lite.rollout.settings import SamplingSettings
+
+IDLE_WAIT_SECONDS = 0.5
+
+
+class Verifier(Protocol):
+    def submit(self, answer_text: str, gold: str) -> "concurrent.futures.Future[Verdict]": ...
+
+
+@dataclass(frozen=True)
+class PhaseReport:
+    """A PhaseReport says what a rollout phase cost."""
+
+    engine_seconds: float = 0.0
+    verdict_seconds: float = 0.0
+    """Spent waiting for verdicts while nothing is decoded."""
+    first_poll_seconds: float = 0.0
+    """Of the engine's first step: it reads the prompts and draws one token each."""
+    num_requests: int = 0
+    num_prompt_tokens: int = 0
+    """Tokens that finished requests began with."""
+    num_cached_tokens: int = 0
+    """How many of them the prefix cache held."""
+    num_discarded: int = 0
+    """Requests that the verdicts ruled out."""
+
+
+def request_seed(run_seed: int, step: int, problem_id: str, slot: int, is_guided: bool) -> int:
+    """Return a rollout's own seed: whatever else is sampled, and in which order, its tokens are the same.
+
+    >>> request_seed(0, 1, "a", 0, False) != request_seed(0, 1, "a", 0, True)
+    True
+    """
+    return _digest(run_seed, step, problem_id, slot, is_guided) % 2**53
+
+
+class RolloutPhase:
+    """A RolloutPhase holds what is in flight while one step's rollouts are drawn; arguments as for `sample_groups`."""
+
+    def __init__(
+        self,
+        engine: SamplingEngine | None,
+        verifier: Verifier,
+        problems: Sequence[Problem],
+        *,
+        step: int,
+        micro_groups: Sequence[MicroGroup],
+        settings: SamplingSettings,
+        decode: Callable[[Sequence[int]], str],
+        is_boundary: Callable[[int], bool],
+    ) -> None:
+        self.engine, self.verifier, self.step = engine, verifier, step
+        self.settings, self.decode = settings, decode
+        self.groups = [
+            GroupInProgress(
+                problem,
+                micro_groups,
+                max_response_tokens=settings.max_response_tokens,
+                pick_trace=partial(self._random_trace, problem),
+                is_boundary=is_boundary,
+            )
+            for problem in problems
+        ]
+        self.num_rollouts = sum(len(group.candidates) for group in self.groups)
+        self.settled = [group.num_settled for group in self.groups]
+        self.complete: list[int] = []  # problems whose last verdict came in since they were asked for
+        self.changed = set(range(len(self.groups)))  # problems whose verdicts have moved since branches were started
+        self.in_engine: dict[str, tuple[int, Branch]] = {}  # request id -> problem's index, branch
+        self.in_verifier: dict[concurrent.futures.Future[Verdict], tuple[int, Branch]] = {}
+        self.report = PhaseReport()
+
+    @property
+    def num_settled(self) -> int:
+        return sum(self.settled)
+
+    @property
+    def is_done(self) -> bool:
+        return self.num_settled == self.num_rollouts
+
+    def group(self, index: int) -> list[Rollout]:
+        """Of a problem whose every slot is decided."""
+        return [left[0].rollout for left in self.groups[index].candidates]
+
+    def newly_complete(self) -> list[int]:
+        complete, self.complete = self.complete, []
+        return complete
+
+    def start_branches(self) -> None:
+        """Drop what the newest verdicts rule out, then start what the schedule wants started."""
+        for index in sorted(self.changed):
+            for branch in self.groups[index].rule_out():
+                self._drop(index, branch)
+            before, self.settled[index] = self.settled[index], self.groups[index].num_settled
+            if before < self.settled[index] == len(self.groups[index].candidates):
+                self.complete.append(index)
+        wanted = [(is_certain, branch.micro_group, index, branch) for is_certain, index, branch in self._startable()]
+        self.changed.clear()
+        # What is needed for certain goes first, then what is needed soon; the sort leaves slots in their order.
+        for _, _, index, branch in sorted(wanted, key=lambda item: (not item[0], item[1], item[2])):
+            self._start(index, branch)
+
+    def engine_step(self) -> None:
+        if not self.in_engine:
+            return
+        started = time.perf_counter()
+        assert self.engine is not None
+        completions = self.engine.poll()
+        for completion in sorted(completions, key=self._place):
+            index, branch = self.in_engine.pop(completion.request_id)
+            branch.rollout = replace(
+                branch.rollout,
+                completion_ids=completion.token_ids,
+                completion_logprobs=completion.logprobs,
+                finish_reason=completion.finish_reason,
+                adapter_version=completion.adapter_version,
+            )
+            if completion.num_cached_tokens is not None:
+                num_given = len(branch.rollout.prompt_ids) + len(branch.rollout.prefix_ids)
+                self._count(num_prompt_tokens=num_given, num_cached_tokens=completion.num_cached_tokens)
+            self._grade(index, branch)
+        seconds = time.perf_counter() - started
+        is_first = self.report.engine_seconds == 0.0
+        self._count(engine_seconds=seconds, first_poll_seconds=seconds if is_first else 0.0)
+
+    def collect_verdicts(self) -> None:
+        """Take the verdicts that are in; wait for all of them in deterministic mode, for one if nothing is decoding."""
+        if not self.in_verifier:
+            return
+        started = time.perf_counter()
+        if self.settings.deterministic:
+            concurrent.futures.wait(self.in_verifier)
+        elif not self.in_engine:
+            concurrent.futures.wait(
+                self.in_verifier, timeout=IDLE_WAIT_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED
+            )
+        for ticket in [ticket for ticket in self.in_verifier if ticket.done()]:
+            index, branch = self.in_verifier.pop(ticket)
+            verdict = ticket.result()
+            branch.rollout = replace(branch.rollout, verdict=verdict, reward=float(verdict.is_correct))
+            branch.state = "graded"
+            self.changed.add(index)
+        self._count(verdict_seconds=time.perf_counter() - started)
+
+    def _startable(self) -> Iterator[tuple[bool, int, Branch]]:
+        """(is certain, problem's index, branch) for every branch that the schedule would have started by now."""
+        schedule = self.settings.schedule
+        if schedule == "barrier":
+            if self.in_engine or self.in_verifier:
+                return
+            current = min((group.current_micro_group for group in self.groups), default=0)
+            self.changed = set(range(len(self.groups)))
+        for index in sorted(self.changed):
+            for left in self.groups[index].candidates:
+                for branch in left:
+                    if branch.state != "planned" or (len(left) > 1 and schedule != "speculative"):
+                        continue
+                    if schedule != "barrier" or branch.micro_group == current:
+                        yield len(left) == 1, index, branch
+
+    def _start(self, index: int, branch: Branch) -> None:
+        if branch.room == 0:
+            self._grade(index, branch)
+            return
+        branch.state = "sampling"
+        self._submit(index, branch)
+        self._count(num_requests=1)
+
+    def submit_again(self) -> None:
+        for index, branch in list(self.in_engine.values()):
+            self._submit(index, branch)
+
+    def forget_verdicts(self) -> None:
+        for ticket in self.in_verifier:
+            ticket.cancel()
+
+    def _submit(self, index: int, branch: Branch) -> None:
+        rollout, settings = branch.rollout, self.settings
+        if self.engine is None:
+            raise RuntimeError(f"sampler: problem {rollout.problem_id} must be sampled but there is no engine")
+        request = SampleRequest(
+            request_id=self._request_id(index, branch),
+            token_ids=rollout.prompt_ids + rollout.prefix_ids,
+            seed=request_seed(settings.seed, self.step, rollout.problem_id, rollout.slot, rollout.is_guided),
+            max_tokens=branch.room,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+            stop_ids=settings.stop_ids,
+        )
+        self.in_engine[request.request_id] = (index, branch)
+        self.engine.submit(request)
+
+    def _drop(self, index: int, branch: Branch) -> None:
+        request_id = self._request_id(index, branch)
+        if self.in_engine.pop(request_id, None) is not None:
+            assert self.engine is not None
+            self.engine.abort(request_id)
+            self._count(num_discarded=1)
+        elif branch.rollout.completion_ids:
+            self._count(num_discarded=1)
+        for ticket in [ticket for ticket, (_, graded) in self.in_verifier.items() if graded is branch]:
+            ticket.cancel()
+            del self.in_verifier[ticket]
+
+    def _grade(self, index: int, branch: Branch) -> None:
+        branch.state = "grading"
+        text = self.decode(branch.rollout.response_ids)
+        ticket = self.verifier.submit(text, self.groups[index].problem.answer)
+        self.in_verifier[ticket] = (index, branch)
+
+    def _request_id(self, index: int, branch: Branch) -> str:
+        return f"{self.step}/{index}/{branch.rollout.slot}{'g' if branch.rollout.is_guided else ''}"
+
+    def _place(self, completion: Completion) -> tuple[int, int, bool]:
+        index, branch = self.in_engine[completion.request_id]
+        return index, branch.rollout.slot, branch.rollout.is_guided
+
+    def _random_trace(self, problem: Problem, micro_group: int) -> int:
+        draw = _digest(self.settings.seed, self.step, problem.id, micro_group, "trace")
+        return random.Random(draw).randrange(len(problem.expert_ids))
+
+    def _count(self, **more: float) -> None:
+        self.report = replace(self.report, **{name: getattr(self.report, name) + n for name, n in more.items()})
+
+
+def _digest(*parts: object) -> int:
+    text = "\0".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
