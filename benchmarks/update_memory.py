@@ -21,14 +21,14 @@ from train_step import ALGORITHM, trapo_group
 from worlds import SHAPES, World, scratch
 
 from trapo_lite.config import Config
+from trapo_lite.core.types import Mean
 from trapo_lite.model.base import model_shape
 from trapo_lite.model.policy import Policy
 from trapo_lite.planning.memory import plan_memory
 from trapo_lite.run.device import peak_gib, peak_tflops, start_peak
 from trapo_lite.run.gpus import GIB
 from trapo_lite.run.processes import Ranks
-from trapo_lite.training.optimizer import make_optimizer
-from trapo_lite.training.update import update_policy
+from trapo_lite.training.update import Updater
 
 PROMPT = 256
 
@@ -93,23 +93,23 @@ def measure(config: Config, policy: Policy, ranks: Ranks) -> dict[str, object]:
     """Measure the second of two updates on one group; the first compiles and makes the optimizer's state."""
     completion = completion_tokens(config.train.tokens_per_batch)
     group = trapo_group(PROMPT, completion, completion, vocab_size=policy.model.config.vocab_size)
-    optimizer = make_optimizer(config.optim, policy.parameters)
+    updater = Updater(
+        policy,
+        ALGORITHM,
+        ranks,
+        config.optim,
+        max_steps=config.train.max_steps,
+        temperature=1.0,
+        tokens_per_batch=config.train.tokens_per_batch,
+    )
     seconds: list[float] = []
     for _ in range(2):
         start_peak(ranks.device)
         started = time.perf_counter()
-        report = update_policy(
-            policy,
-            optimizer,
-            ALGORITHM,
-            [group],
-            ranks,
-            lr=1e-5,
-            grad_clip=1.0,
-            num_updates=1,
-            temperature=1.0,
-            tokens_per_batch=config.train.tokens_per_batch,
-        )
+        metrics = {
+            name: value.value if isinstance(value, Mean) else value
+            for name, value in updater.update(0, [group]).items()
+        }
         if ranks.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
@@ -121,12 +121,12 @@ def measure(config: Config, policy: Policy, ranks: Ranks) -> dict[str, object]:
         "device": torch.cuda.get_device_name() if is_cuda else "cpu",
         "quantize": config.model.quantize,
         "gradient_checkpointing": config.model.gradient_checkpointing,
-        "packed_tokens": report.num_tokens,
-        "tokens_per_batch": report.tokens_per_batch,
+        "packed_tokens": metrics["train/tokens"],
+        "tokens_per_batch": metrics["train/tokens_per_batch"],
         "first_seconds": round(seconds[0], 3),
         "seconds": round(seconds[1], 3),
-        "tokens_per_second": round(report.num_tokens / seconds[1], 1),
-        "flop_utilisation": None if tflops is None else round(report.tflop / seconds[1] / tflops, 4),
+        "tokens_per_second": round(metrics["train/tokens"] / seconds[1], 1),
+        "flop_utilisation": None if tflops is None else round(metrics["train/tflop"] / seconds[1] / tflops, 4),
         "peak_gib": round(peak, 3),
         "reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 3) if is_cuda else None,
         "planned_gib": round(planned, 3),

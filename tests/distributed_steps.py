@@ -15,8 +15,7 @@ from trapo_lite.config import AlgorithmSection, LoraSection, OptimSection
 from trapo_lite.core.algorithm import make_group
 from trapo_lite.model.policy import Policy
 from trapo_lite.run.processes import Ranks
-from trapo_lite.training.optimizer import make_optimizer
-from trapo_lite.training.update import update_policy
+from trapo_lite.training.update import Updater
 
 NUM_STEPS = 5
 LR = 1e-2
@@ -36,26 +35,15 @@ def main(out: str, optimizer_name: str, budget: int, tied: bool) -> None:
     with torch.no_grad():
         for parameter in policy.parameters:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    section = OptimSection(name=optimizer_name, lr=LR)
-    optimizer = make_optimizer(section, policy.parameters)
     algorithm = AlgorithmSection(tis_cap=2.0).build()
+    section = OptimSection(name=optimizer_name, lr=LR, grad_clip=None)
+    updater = Updater(policy, algorithm, ranks, section, max_steps=NUM_STEPS, temperature=1.0, tokens_per_batch=budget)
     gradients = []
     for step in range(NUM_STEPS):
         rng = random.Random(step)
         # Four problems: with three ranks the work is uneven; in step 3 a single problem leaves ranks empty.
         groups = [make_group(algorithm, random_rollouts(rng, problem_id=str(i))) for i in range(1 if step == 3 else 4)]
-        update_policy(
-            policy,
-            optimizer,
-            algorithm,
-            ranks.share(groups),
-            ranks,
-            lr=LR,
-            grad_clip=None,
-            num_updates=1,
-            temperature=1.0,
-            tokens_per_batch=budget,
-        )
+        updater.update(step, ranks.share(groups))
         gradients.append(policy.flat_gradient())  # summed over the ranks, as the optimizer saw it
     weights = torch.cat([parameter.detach().flatten() for parameter in policy.parameters])
     by_rank = ranks.gather([weights])

@@ -109,7 +109,10 @@ def test_the_check_sees_wrong_imports(module: str, source: str) -> None:
         ("engines/vllm/engine", "from trapo_lite.engines.base import Completion\nimport vllm"),
         ("data/loading", "from trapo_lite.data.rows import Example\nimport datasets"),
         ("run/processes", "from trapo_lite.run import metrics\nfrom accelerate import Accelerator"),
-        ("training/trainer", "from trapo_lite.rollout.sampler import sample_groups\nfrom trapo_lite.core import losses"),
+        (
+            "training/trainer",
+            "from trapo_lite.rollout.sampler import sample_groups\nfrom trapo_lite.core import losses",
+        ),
     ],
 )
 def test_the_check_lets_right_imports_pass(module: str, source: str) -> None:

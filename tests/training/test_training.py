@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,9 @@ from trapo_lite.evaluation import evaluate
 from trapo_lite.export.merge import export_run
 from trapo_lite.run.folder import RunFolder, final_adapter, read_metrics
 from trapo_lite.training import checkpoint, trainer
-from trapo_lite.training import rollouts as rollout_stage
 from trapo_lite.training.inputs import read_inputs
 from trapo_lite.training.trainer import train
+from trapo_lite.training.update import Updater
 
 GRPO = {"name": "grpo", "schedule": [{"num_rollouts": 4}], "prefix_loss": "none"}
 SFT = {
@@ -117,7 +118,6 @@ def test_a_token_without_an_embedding_is_refused_before_anything_starts(
     make_config, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: dict, rows: dict, message: str
 ) -> None:
     """It ended in an IndexError once engine, verifier and model had started; in evaluations as well."""
-    monkeypatch.setattr(trainer, "RolloutStage", lambda *_, **__: pytest.fail("the engine is started"))
     monkeypatch.setattr(evaluate, "start_engine", lambda *_, **__: pytest.fail("the engine is started"))
     folder, file = with_added_token(model_dir, tmp_path / "added"), tmp_path / "made.jsonl"
     file.write_text(json.dumps({"id": "one", "problem": "1?", "answer": "1", "solution": "It is 1."} | rows) + "\n")
@@ -127,7 +127,10 @@ def test_a_token_without_an_embedding_is_refused_before_anything_starts(
         rollout={"num_problems": 1},
         eval={"data": str(file)},
     )
-    for job in (train, lambda config: evaluate.evaluate(evaluate.EvalTarget(config, None, tmp_path / "out"))):
+    for job in (
+        partial(train, start_engine=no_model),
+        lambda config: evaluate.evaluate(evaluate.EvalTarget(config, None, tmp_path / "out")),
+    ):
         with pytest.raises((ConfigError, DataError)) as caught:
             job(config)
         assert str(caught.value).startswith(f"{message}but {folder} has embeddings for the tokens 0 to 259 only; ")
@@ -202,15 +205,15 @@ def test_every_algorithm_runs_by_configuration(make_config, algorithm: dict) -> 
         assert rows[0]["optim/grad_norm"] > 0.0
 
 
-def test_sft_never_starts_an_engine(make_config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sft_never_starts_an_engine(make_config) -> None:
     def refuse(*_args, **_kwargs):
         raise AssertionError("an engine was started")
 
-    monkeypatch.setattr(rollout_stage, "start_engine", refuse)
-    losses = [row["loss/prefix"] for row in read_metrics(train(make_config(algorithm=SFT)) / "metrics.jsonl")]
+    folder = train(make_config(algorithm=SFT), start_engine=refuse)
+    losses = [row["loss/prefix"] for row in read_metrics(folder / "metrics.jsonl")]
     assert losses[1] < losses[0]
     with pytest.raises(AssertionError, match="engine was started"):
-        train(make_config(name="other", algorithm=GRPO))
+        train(make_config(name="other", algorithm=GRPO), start_engine=refuse)
 
 
 def test_sft_then_rl_starts_from_the_sft_adapter(make_config) -> None:
@@ -225,11 +228,10 @@ def test_an_adapter_under_other_names_is_no_start(make_config, monkeypatch: pyte
     """Else SFT-then-RL would be RL: found before a model is loaded, and so are weights that are not finite."""
     sft = train(make_config(name="sft", algorithm=SFT, train={"max_steps": 1}))
     monkeypatch.setattr(trainer.Policy, "load", no_model)
-    monkeypatch.setattr(rollout_stage, "start_engine", no_model)
     for name, tensors, complaint in (("names", renamed, "28 of 28 tensors are missing"), ("nan", with_nan, "finite")):
         wrong = edited(sft / "adapter", tmp_path / name, tensors=tensors)
         with pytest.raises(ConfigError, match=complaint):
-            train(make_config(name="rl", algorithm=GRPO, lora={"init_from": str(wrong)}))
+            train(make_config(name="rl", algorithm=GRPO, lora={"init_from": str(wrong)}), start_engine=no_model)
 
 
 def test_what_a_run_leaves_can_be_read_by_others_and_says_what_it_is(make_config, model_dir: Path) -> None:
@@ -325,6 +327,35 @@ def test_a_checkpoint_of_another_configuration_or_model_is_refused(make_config, 
     train(make_config(optim={"lr": 0.5}), restart=True)
     (old,) = [path for path in tmp_path.iterdir() if path.name.startswith("run.old-")]
     assert f"{tmp_path / 'run'}: the run that was here is now in {old}" in capsys.readouterr().out
+
+
+def test_a_run_of_the_old_form_of_the_configuration_resumes(make_config) -> None:
+    """Its config.yaml and its checkpoints have flat keys; what differs in them is still refused."""
+    folder = train(make_config(algorithm=LUFFY, train={"max_steps": 1}))
+    step = folder / "checkpoints/step-000001"
+    state = json.loads((step / "state.json").read_text())
+    flat = {
+        "prefix_loss": "luffy", "alpha": 0.1, "gamma": 0.1, "prefix_weight": 1.0, "prefix_advantage": True,
+        "count_expert_in_baseline": True, "divide_by_std": False, "clip_low": None, "clip_high": None,
+        "entropy_weight": 0.0, "kl_weight": 0.0, "normalizer": "tokens", "normalizer_tokens": None,
+    }  # fmt: skip
+    parts = ("prefix_loss", "completion_loss", "advantage", "baseline", "normalizer", "tis_cap", "sequence_bound")
+    kept = {
+        key: value
+        for key, value in state["configuration"].items()
+        if not any(key.startswith(f"algorithm.{part}") for part in parts)
+    }
+    old = kept | {f"algorithm.{key}": value for key, value in flat.items()}
+    state["configuration"] = old | {"rollout.tis_cap": None, "rollout.sequence_bound": None}
+    (step / "state.json").write_text(json.dumps(state))
+    manifest = json.loads((step / "manifest.json").read_text())
+    data = (step / "state.json").read_bytes()
+    manifest["state.json"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (step / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"algorithm\.prefix_loss\.gamma: 0\.1 then, 0\.3 now"):
+        train(make_config(algorithm=LUFFY | {"prefix_loss": {"type": "luffy", "gamma": 0.3}}, train={"max_steps": 2}))
+    whole = train(make_config(name="whole", algorithm=LUFFY, train={"max_steps": 2}))
+    assert differences(whole, train(make_config(algorithm=LUFFY, train={"max_steps": 2}))) == []
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(make_config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -451,9 +482,8 @@ def no_model(*_args, **_kwargs):
 )
 def test_bad_input_is_refused_before_a_model_is_loaded(make_config, monkeypatch, changes, error, message) -> None:
     monkeypatch.setattr(trainer.Policy, "load", no_model)
-    monkeypatch.setattr(rollout_stage, "start_engine", no_model)
     with pytest.raises(error, match=message):
-        train(make_config(**changes))
+        train(make_config(**changes), start_engine=no_model)
 
 
 def test_a_folder_without_weights_or_with_an_adapter_is_no_model(make_config, model_dir: Path, tmp_path: Path) -> None:
@@ -493,20 +523,17 @@ def test_an_adapter_of_an_earlier_end_is_not_taken_for_the_runs(make_config) -> 
         export_run(folder)
 
 
-def test_whatever_ends_a_run_the_steps_it_logged_are_kept(make_config, monkeypatch: pytest.MonkeyPatch) -> None:
-    update = trainer.update_policy
-
-    def dies_in_the_third_step(*args, **kwargs):
-        if (folder / "rollouts/step-000002.jsonl").exists():
-            raise EngineError("it died")
-        return update(*args, **kwargs)
+def test_whatever_ends_a_run_the_steps_it_logged_are_kept(make_config) -> None:
+    class Dies(Updater):
+        def update(self, step, groups):
+            if step == 2:
+                raise EngineError("it died")
+            return super().update(step, groups)
 
     config = make_config(train={"max_steps": 4, "save_every": 100})
     folder = config.run.folder
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "update_policy", dies_in_the_third_step)
-        with pytest.raises(EngineError):
-            train(config)
+    with pytest.raises(EngineError):
+        train(config, make_updater=Dies.from_config)
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-000002"]
     whole = train(make_config(name="whole", train={"max_steps": 4, "save_every": 100}))
     assert differences(whole, train(config)) == []
@@ -586,49 +613,46 @@ def test_packing_is_checked_in_the_first_step_that_has_a_gradient(make_config, c
     grpo = make_config(algorithm=GRPO, train={"max_steps": 1})
     train(grpo)
     assert "packing check" not in capsys.readouterr().out
-    checked: list[int] = []
 
-    class Later(trainer._Run):
-        def _check_packing(self, groups) -> None:
-            checked.append(len(checked))
-            super()._check_packing(groups if len(checked) > 1 else [])
+    class Later(Updater):
+        def update(self, step, groups):
+            return super().update(step, groups if step > 0 else [])
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "_Run", Later)
-        train(make_config(name="later", train={"max_steps": 4}))
-    assert checked == [0, 1] and capsys.readouterr().out.count("packing check: ") == 1
+    train(make_config(name="later", train={"max_steps": 4}), make_updater=Later.from_config)
+    assert capsys.readouterr().out.count("packing check: ") == 1
 
 
 def test_what_does_not_fit_the_gpu_is_refused_unless_told_otherwise(make_config, monkeypatch) -> None:
     monkeypatch.setattr(trainer.device, "total_memory", lambda _: 2.0**20)
-    monkeypatch.setattr(trainer, "RolloutStage", lambda *_, **__: pytest.fail("an engine was started"))
+
+    def no_engine(*_: object, **__: object):
+        pytest.fail("an engine was started")
+
     with pytest.raises(ConfigError, match=r"does not fit the GPU.*train\.check_memory=false"):
-        train(make_config())
+        train(make_config(), start_engine=no_engine)
     with pytest.raises(pytest.fail.Exception, match="an engine was started"):
-        train(make_config(name="anyway", train={"check_memory": False}))
+        train(make_config(name="anyway", train={"check_memory": False}), start_engine=no_engine)
 
 
 def test_a_budget_that_memory_lowered_stays_lowered(make_config, monkeypatch, capsys) -> None:
     given: list[int] = []
-    update = trainer.update_policy
 
-    def short_of_memory(policy, *arguments, tokens_per_batch: int, **options):
-        given.append(tokens_per_batch)
-        compute, failed = policy.token_logprobs, []
+    class ShortOfMemory(Updater):
+        def update(self, step, groups):
+            given.append(self.tokens_per_batch)
+            compute, failed = self.policy.token_logprobs, []
 
-        def token_logprobs(batch, *, temperature):
-            if batch.num_tokens > 100 and not failed:
-                failed.append(batch)
-                raise torch.OutOfMemoryError("CUDA out of memory.")
-            return compute(batch, temperature=temperature)
+            def token_logprobs(batch, *, temperature):
+                if step == 0 and batch.num_tokens > 100 and not failed:
+                    failed.append(batch)
+                    raise torch.OutOfMemoryError("CUDA out of memory.")
+                return compute(batch, temperature=temperature)
 
-        with pytest.MonkeyPatch.context() as patch:
-            if len(given) == 1:
-                patch.setattr(policy, "token_logprobs", token_logprobs)
-            return update(policy, *arguments, tokens_per_batch=tokens_per_batch, **options)
+            monkeypatch.setattr(self.policy, "token_logprobs", token_logprobs)
+            return super().update(step, groups)
 
-    monkeypatch.setattr(trainer, "update_policy", short_of_memory)
-    folder = train(make_config(train={"check_packing": False, "max_steps": 3}))
+    config = make_config(train={"check_packing": False, "max_steps": 3})
+    folder = train(config, make_updater=ShortOfMemory.from_config)
     assert given[0] > given[1] == given[2]
     assert [row["train/out_of_memory"] for row in read_metrics(folder / "metrics.jsonl")] == [1, 0, 0]
     assert f"memory ran out; forward passes hold {given[1]} tokens" in capsys.readouterr().out

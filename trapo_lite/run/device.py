@@ -1,15 +1,13 @@
 """What a process has: memory, the peak of a stage and what happens when there is none left; operations a second."""
 
 import resource
-from collections.abc import Callable
-from typing import TypeVar
+import traceback
+from types import TracebackType
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from trapo_lite.run.gpus import GIB, find_gpu
-
-T = TypeVar("T")
 
 FLEX_HEAD_BYTES = 256
 """FlexAttention's kernels fit any card with bfloat16 up to this size of a head: 128 numbers of bfloat16."""
@@ -17,15 +15,34 @@ FLEX_SHARED_MEMORY = 148_480
 """Bytes of shared memory a block that they need beyond it: 128 numbers of float32, by Triton's own count."""
 
 
-def unless_out_of_memory(compute: Callable[[], T]) -> T | None:
-    """What `compute` returns; None where it ran out of memory, with what it had taken given back."""
-    try:
-        return compute()
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
-            raise
-    clear_device_cache(garbage_collection=True)  # here, where the error no longer holds on to compute's frames
-    return None
+class MemoryAttempt:
+    """A MemoryAttempt is a block of code that may run out of memory: that ends the block, and is noted.
+
+    What the block had taken is given back. Every other error passes.
+
+    >>> with MemoryAttempt() as attempt:
+    ...     raise MemoryError
+    >>> attempt.ran_out
+    True
+    """
+
+    def __init__(self) -> None:
+        self.ran_out = False
+
+    def __enter__(self) -> "MemoryAttempt":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, MemoryError) and not (
+            isinstance(error, RuntimeError) and should_reduce_batch_size(error)
+        ):
+            return False
+        self.ran_out = True
+        traceback.clear_frames(trace)  # they hold on to tensors
+        clear_device_cache(garbage_collection=True)
+        return True
 
 
 def name_of(device: torch.device) -> str:

@@ -65,7 +65,7 @@ TABLE: dict[str, str] = {
     "time/first_token": "seconds of time/publish and the first engine step, which draws first tokens; null: servers",
     "time/update": "seconds for forward, backward and optimizer",
     "time/eval": "seconds of the evaluation on eval.data, publishing included",
-    "time/idle": "seconds of the step in none of these stages: logging, waiting for other processes",
+    "time/idle": "seconds of the step in none of these stages: logging, waiting for others, the engine's sleep",
     "time/step": "seconds for the whole step",
     "speed/sampled_tokens_per_second": "sampled tokens of all processes over time/sample",
     "speed/trained_tokens_per_second": "train/tokens, times optim.updates_per_batch, over time/update",

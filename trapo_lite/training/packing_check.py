@@ -14,7 +14,7 @@ from trapo_lite.core.errors import PackingError
 from trapo_lite.core.tree import PackedBatch
 from trapo_lite.core.types import Group
 from trapo_lite.model.policy import Policy
-from trapo_lite.run.device import unless_out_of_memory
+from trapo_lite.run.device import MemoryAttempt
 
 PROMPT, PREFIX, COMPLETION = 64, 128, 32
 """The most tokens of each part that the small tree keeps; the longest rollout grows beyond."""
@@ -64,8 +64,10 @@ def check_packing(
     algorithm = replace(algorithm, tis_cap=None, sequence_bound=None)
     [small] = candidates
     long = lengthened(small, policy.longest_row(longest))
-    report = unless_out_of_memory(lambda: _compare(policy, algorithm, long, temperature=temperature))
-    if report is None and policy.is_sharded:
+    report = None
+    with MemoryAttempt() as attempt:
+        report = _compare(policy, algorithm, long, temperature=temperature)
+    if attempt.ran_out and policy.is_sharded:
         raise PackingError(
             f"packing check: out of memory with a row of {longest} tokens and a sharded base; turn on "
             "model.gradient_checkpointing, or set train.check_packing: false to go on without"

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,8 +15,8 @@ from trapo_lite.core.algorithm import Algorithm, make_group
 from trapo_lite.core.micro_groups import MicroGroup
 from trapo_lite.core.types import Group, Mean
 from trapo_lite.data import batch_indices, is_boundary_fn, text_of
+from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.parity import text_sequences
-from trapo_lite.engines.start import start_engine
 from trapo_lite.evaluation.draws import evaluate_problems
 from trapo_lite.model.policy import Policy
 from trapo_lite.reward import MathVerifier
@@ -33,6 +34,7 @@ class RolloutStage:
     """One rank's engine and verifier, and what is asked of them in a step.
 
     Starts both when made, so that they load while the policy does; `attach` then gives it the policy to serve.
+    start_engine: as engines.start.start_engine
     on_progress: (done, expected) rollouts, now and then; it may raise to leave a phase
     notify:      told what is waited for, and of an engine that died and was started again
     """
@@ -46,12 +48,14 @@ class RolloutStage:
         *,
         folder: Path,
         stack: contextlib.ExitStack,
+        start_engine: Callable[..., RolloutEngine],
         on_progress: Callable[[int, int], None],
         notify: Callable[[str], None],
     ) -> None:
         self.config, self.inputs, self.algorithm, self.ranks = config, inputs, algorithm, ranks
         self._on_progress, self._notify, self._folder = on_progress, notify, folder
         self._decode = partial(text_of, inputs.tokenizer)
+        self._gold_by_id = {problem.id: problem.answer for problem in inputs.problems}
         self.publisher: Publisher | None = None
         self.verifier = stack.enter_context(MathVerifier.from_config(config.reward))
         self.engine = None
@@ -158,6 +162,18 @@ class RolloutStage:
             on_progress=self._on_progress,
         )
         return {**self.ranks.sum_metrics(result.metrics()), "time/eval": time.perf_counter() - started}
+
+    def lines(self, groups: Sequence[Group]) -> list[dict[str, Any]]:
+        """Return this rank's lines of rollouts/step-N.jsonl."""
+        decode = partial(text_of, self.inputs.tokenizer, with_special=True)
+        micro_groups = self.algorithm.micro_groups
+        return [
+            line
+            for group in groups
+            for line in rollout_metrics.to_lines(
+                group, decode, gold=self._gold_by_id[group.rollouts[0].problem_id], micro_groups=micro_groups
+            )
+        ]
 
     @contextlib.contextmanager
     def engine_asleep(self) -> Iterator[None]:

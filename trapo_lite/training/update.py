@@ -1,13 +1,14 @@
-"""Forward, backward, gradient: what a step's rollouts do to the adapter."""
+"""Forward, backward, gradient, optimizer: what a step's rollouts do to the adapter."""
 
-import copy
 import math
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from trapo_lite.config import Config, OptimSection
 from trapo_lite.core.algorithm import (
     Algorithm,
     Normalizers,
@@ -22,114 +23,186 @@ from trapo_lite.core.tree import PackedBatch
 from trapo_lite.core.types import Group, Mean
 from trapo_lite.model.policy import Policy
 from trapo_lite.rollout import metrics as rollout_metrics
+from trapo_lite.run import device
 from trapo_lite.run import metrics as metric_table
-from trapo_lite.run.device import unless_out_of_memory
+from trapo_lite.run.device import MemoryAttempt
 from trapo_lite.run.processes import Ranks
-from trapo_lite.training.optimizer import apply_gradient
+from trapo_lite.training.optimizer import apply_gradient, learning_rate, make_optimizer
+from trapo_lite.training.packing_check import check_packing, smallest_moving
 
 ENGINE_TAKES = "or lower rollout.gpu_memory_fraction if the engine shares the card"
 LESS_MEMORY = f"turn on model.gradient_checkpointing, and with it model.offload_activations, {ENGINE_TAKES}"
 
 
-@dataclass(frozen=True)
-class UpdateReport:
-    """What a step's update did, over all ranks: metrics of `metrics.TABLE`, some of them also by themselves.
+class Updater:
+    """An Updater owns what updates change or learn: the optimizer, the token budget, and whether packing was checked.
 
-    num_tokens: packed tokens of one pass over the step;  tflop: 10^12 operations of all passes
-    tokens_per_batch: the budget that it was done with, lower than asked for where memory ran out
+    tokens_per_batch: token budget of one forward pass; it is halved where memory runs out
+    longest:          tokens of the row that the packing check computes; None: packing is not checked
+    announce:         told what a person should know
     """
 
-    metrics: dict[str, Mean | float | int]
-    num_tokens: int
-    tflop: float
-    tokens_per_batch: int
+    def __init__(
+        self,
+        policy: Policy,
+        algorithm: Algorithm,
+        ranks: Ranks,
+        optim: OptimSection,
+        *,
+        max_steps: int,
+        temperature: float,
+        tokens_per_batch: int,
+        longest: int | None = None,
+        announce: Callable[[str], None] = print,
+    ) -> None:
+        self.policy, self.algorithm, self.ranks, self.optim = policy, algorithm, ranks, optim
+        self.optimizer = make_optimizer(optim, policy.parameters)
+        self.max_steps, self.temperature, self.tokens_per_batch = max_steps, temperature, tokens_per_batch
+        self._longest, self._announce = longest, announce
+        self._is_packing_checked = longest is None
 
+    @classmethod
+    def from_config(
+        cls, config: Config, policy: Policy, algorithm: Algorithm, ranks: Ranks, *, announce: Callable[[str], None]
+    ) -> "Updater":
+        longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+        return cls(
+            policy,
+            algorithm,
+            ranks,
+            config.optim,
+            max_steps=config.train.max_steps,
+            temperature=config.rollout.temperature,
+            tokens_per_batch=config.train.tokens_per_batch,
+            longest=longest if config.train.check_packing else None,
+            announce=announce,
+        )
 
-def update_policy(
-    policy: Policy,
-    optimizer: torch.optim.Optimizer,
-    algorithm: Algorithm,
-    groups: Sequence[Group],
-    ranks: Ranks,
-    *,
-    lr: float,
-    grad_clip: float | None,
-    num_updates: int,
-    temperature: float,
-    tokens_per_batch: int,
-) -> UpdateReport:
-    """One step: the gradient of the loss over all ranks' `groups`, then the optimizer.
+    def update(self, step: int, groups: Sequence[Group]) -> dict[str, Mean | float | int]:
+        """Move the policy by the gradient of the step's loss over all ranks; return metrics (run/metrics.py).
 
-    What the weights become does not depend on how the groups lie on the ranks or are packed into batches, but for
-    rounding. `num_updates` above 1 goes over the same batches again (losses in the metrics are of the last time).
-    Where a rank runs out of memory, the step is done again from its beginning in batches half as large, down to one
-    rollout in each. UpdateError where that does not help either. With a sharded base every rank runs as many passes as
-    the one that has most, and memory that runs out is an UpdateError: the others already wait for its part of a layer.
-    """
-    normalizers = sum(ranks.gather([count_normalizers(algorithm, groups)]), start=Normalizers(0.0, 0.0, 0.0))
-    num_groups = sum(ranks.gather([len(groups)]))
-    moving = ranks.gather([group for group in groups if needs_forward(algorithm, group)])
-    undo = _undo_of(policy, optimizer) if num_updates > 1 else None
-
-    def attempt(budget: int) -> tuple[list[PackedBatch], dict[str, Mean], list[Tensor], float] | None:
-        """All updates, in batches of `budget`; None, on every rank, where one of them ran out of memory."""
-        mine = balance(cut(moving, budget=budget), num_ranks=ranks.count)[ranks.index]
-        batches: list[PackedBatch] = []
-
-        def backward() -> tuple[dict[str, Mean], list[Tensor]]:
-            if not batches:
-                parts = split(mine, budget=budget)
-                if policy.is_sharded:
-                    parts += [[]] * (max(ranks.gather([len(parts)])) - len(parts))
-                batches.extend(policy.prepare(part) for part in parts)
-                if num_updates > 1:
-                    batches[:] = [_with_old_logprobs(policy, batch, temperature) for batch in batches]
-            return accumulate_gradient(policy, algorithm, batches, normalizers, temperature=temperature)
-
-        losses, gaps, norm = {}, [], 0.0
-        for _ in range(num_updates):
-            found = unless_out_of_memory(backward)
-            if found is None and policy.is_sharded:
-                raise UpdateError(f"update: out of memory in a pass with a sharded base; {LESS_MEMORY}")
-            if not all(ranks.gather([found is not None])) or found is None:
-                return None
-            losses, gaps = found
-            moved = unless_out_of_memory(
-                lambda: apply_gradient(
-                    policy, optimizer, ranks.sum_tensor(policy.flat_gradient()), lr=lr, grad_clip=grad_clip
+        groups: this rank's share of the step's problems. The work is distributed anew, by the number of tokens.
+        Source: METHOD 4.4. UpdateError where memory runs out with a single rollout a pass, in the optimizer, or after
+        the policy has moved; and for a gradient that is not finite.
+        """
+        started = time.perf_counter()
+        policy, ranks, num_updates = self.policy, self.ranks, self.optim.updates_per_batch
+        device.start_peak(ranks.device)
+        if not self._is_packing_checked:
+            self._check_packing(groups)
+        normalizers = sum(ranks.gather([count_normalizers(self.algorithm, groups)]), start=Normalizers(0.0, 0.0, 0.0))
+        num_groups = sum(ranks.gather([len(groups)]))
+        moving = ranks.gather([group for group in groups if needs_forward(self.algorithm, group)])
+        num_failures = 0
+        while True:
+            with MemoryAttempt() as attempt:
+                batches = self._pack(moving)
+                losses, gaps = accumulate_gradient(
+                    policy, self.algorithm, batches, normalizers, temperature=self.temperature
                 )
+            if not self._any_failed(attempt):
+                break
+            num_failures += 1
+            self._halve_budget(moving)
+        if num_failures:
+            self._announce(
+                f"WARNING: memory ran out; forward passes hold {self.tokens_per_batch} tokens from now on, which "
+                "changes sums by rounding; unless run.deterministic is on, set "
+                f"train.tokens_per_batch={self.tokens_per_batch}"
             )
-            if moved is None:
-                raise UpdateError(
-                    "update: out of memory in the optimizer's step; begin anew with optim.name: adamw_8bit, "
-                    + ENGINE_TAKES
+        norm = self._optimizer_step(step)
+        for _ in range(1, num_updates):
+            with MemoryAttempt() as attempt:
+                losses, gaps = accumulate_gradient(
+                    policy, self.algorithm, batches, normalizers, temperature=self.temperature
                 )
-            norm = moved
-        return batches, losses, gaps, norm
+            if self._any_failed(attempt):
+                raise UpdateError(
+                    "update: out of memory after the policy had moved; resume from the newest checkpoint with "
+                    f"train.tokens_per_batch={self.tokens_per_batch // 2}"
+                )
+            norm = self._optimizer_step(step)
+        every_gap = torch.cat([torch.zeros(0), *ranks.gather(gaps)])
+        num_packed = sum(map(num_tokens, cut(moving, budget=self.tokens_per_batch)))
+        tflop = sum(ranks.gather([sum(map(policy.shape.batch_flop, batches))])) * num_updates / 1e12
+        num_batches = sum(ranks.gather([len(batches)]))
+        metrics = ranks.sum_metrics(losses | {"train/padding": _padding(batches)})
+        [peak] = ranks.largest([device.peak_gib(ranks.device)])
+        seconds = time.perf_counter() - started
+        possible = (device.peak_tflops(ranks.device) or math.nan) * ranks.count
+        return {
+            **metrics,
+            **rollout_metrics.token_counts(moving, num_packed=num_packed),
+            "train/skipped_groups": num_groups - len(moving),
+            "train/batches": num_batches,
+            "train/tflop": tflop,
+            "train/tokens_per_batch": self.tokens_per_batch,
+            "train/out_of_memory": num_failures,
+            "mismatch/p99": _quantile(every_gap, 0.99) if every_gap.numel() else math.nan,
+            "optim/lr": self._lr(step),
+            "optim/grad_norm": norm,
+            "time/update": seconds,
+            "speed/trained_tokens_per_second": num_packed * num_updates / seconds,
+            "speed/flop_utilisation": tflop / seconds / possible,
+            "memory/peak_gib": peak,
+        }
 
-    budget, num_failures = tokens_per_batch, 0
-    while (done := attempt(budget)) is None:
-        num_failures += 1
-        budget = _half(budget, moving)
-        if undo is not None:
-            undo()
-    batches, losses, gaps, norm = done
-    every_gap = torch.cat([torch.zeros(0), *ranks.gather(gaps)])
-    num_packed = sum(map(num_tokens, cut(moving, budget=budget)))
-    tflop = sum(ranks.gather([sum(map(policy.shape.batch_flop, batches))])) * num_updates / 1e12
-    metrics = {
-        **ranks.sum_metrics(losses | {"train/padding": _padding(batches)}),
-        **rollout_metrics.token_counts(moving, num_packed=num_packed),
-        "train/skipped_groups": num_groups - len(moving),
-        "train/batches": sum(ranks.gather([len(batches)])),
-        "train/tflop": tflop,
-        "train/tokens_per_batch": budget,
-        "train/out_of_memory": num_failures,
-        "mismatch/p99": _quantile(every_gap, 0.99) if every_gap.numel() else math.nan,
-        "optim/lr": lr,
-        "optim/grad_norm": norm,
-    }
-    return UpdateReport(metrics, num_tokens=num_packed, tflop=tflop, tokens_per_batch=budget)
+    def _pack(self, moving: Sequence[Group]) -> list[PackedBatch]:
+        """Return this rank's share of all ranks' groups, as batches within the token budget."""
+        budget = self.tokens_per_batch
+        mine = balance(cut(moving, budget=budget), num_ranks=self.ranks.count)[self.ranks.index]
+        parts = split(mine, budget=budget)
+        if self.policy.is_sharded:  # every rank must run equally many passes
+            parts += [[]] * (max(self.ranks.gather([len(parts)])) - len(parts))
+        batches = [self.policy.prepare(part) for part in parts]
+        if self.optim.updates_per_batch > 1:
+            batches = [_with_old_logprobs(self.policy, batch, self.temperature) for batch in batches]
+        return batches
+
+    def _any_failed(self, attempt: MemoryAttempt) -> bool:
+        """Return, on every rank, whether any of them ran out of memory."""
+        if attempt.ran_out and self.policy.is_sharded:  # the others are in the middle of an exchange
+            raise UpdateError(f"update: out of memory in a pass with a sharded base; {LESS_MEMORY}")
+        return any(self.ranks.gather([attempt.ran_out]))
+
+    def _halve_budget(self, groups: Sequence[Group]) -> None:
+        """Lower the token budget, for good, so far that the batches change.
+
+        UpdateError where each of them holds a single rollout already.
+        """
+        rollouts = [num_tokens(part) for part in cut(groups, budget=1)]
+        if self.tokens_per_batch < min(rollouts):
+            raise UpdateError(
+                f"update: out of memory with a single rollout a forward pass, of up to {max(rollouts)} tokens; take "
+                f"model.quantize: nf4, lower rollout.max_response_tokens, {LESS_MEMORY}"
+            )
+        self.tokens_per_batch = min(self.tokens_per_batch, sum(map(num_tokens, groups))) // 2
+
+    def _optimizer_step(self, step: int) -> float:
+        """Sum the gradient over the ranks and apply it; return its norm before clipping."""
+        gradient = self.ranks.sum_tensor(self.policy.flat_gradient())
+        with MemoryAttempt() as attempt:
+            return apply_gradient(
+                self.policy, self.optimizer, gradient, lr=self._lr(step), grad_clip=self.optim.grad_clip
+            )
+        assert attempt.ran_out
+        raise UpdateError(
+            f"update: out of memory in the optimizer's step; begin anew with optim.name: adamw_8bit, {ENGINE_TAKES}"
+        )
+
+    def _lr(self, step: int) -> float:
+        return learning_rate(self.optim, step=step, max_steps=self.max_steps)
+
+    def _check_packing(self, groups: Sequence[Group]) -> None:
+        """Compare a small packed tree with the same rollouts as rows, in the first step that has a gradient."""
+        candidates = self.ranks.gather(smallest_moving(self.algorithm, groups))  # so that all ranks check the same tree
+        report = check_packing(
+            self.policy, self.algorithm, candidates, temperature=self.temperature, longest=self._longest or 0
+        )
+        if report is not None:  # else no group had a gradient: the next step's may
+            self._is_packing_checked = True
+            if self.ranks.is_main:
+                self._announce(report.line())
 
 
 def accumulate_gradient(
@@ -168,20 +241,6 @@ def _half(budget: int, groups: Sequence[Group]) -> int:
             f"model.quantize: nf4, lower rollout.max_response_tokens, {LESS_MEMORY}"
         )
     return min(budget, sum(map(num_tokens, groups))) // 2
-
-
-def _undo_of(policy: Policy, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    """Puts the adapter and the optimizer's state back to what they are now."""
-    weights = [parameter.detach().clone() for parameter in policy.parameters]
-    state = copy.deepcopy(optimizer.state_dict())
-
-    def undo() -> None:
-        with torch.no_grad():
-            for parameter, weight in zip(policy.parameters, weights, strict=True):
-                parameter.copy_(weight)
-        optimizer.load_state_dict(copy.deepcopy(state))
-
-    return undo
 
 
 def _padding(batches: Sequence[PackedBatch]) -> Mean:

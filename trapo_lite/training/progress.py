@@ -1,0 +1,86 @@
+"""Which steps of a run are safe, and how the last whole one is saved whatever ends the run."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from trapo_lite.model.policy import Policy
+from trapo_lite.run.folder import RunFolder
+from trapo_lite.run.launch import Stopped, StopSignals
+from trapo_lite.run.processes import Ranks
+from trapo_lite.training.checkpoint import save_checkpoint
+
+
+class Progress:
+    """A Progress knows the step that was logged last and the one in the newest checkpoint.
+
+    identity:   what the run is made of, for its checkpoints
+    keep:       how many checkpoints are kept
+    first_step: the step that the run is resumed from, 0 for none
+    flush:      called before a checkpoint: what it stands beside must be on disk
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        ranks: Ranks,
+        *,
+        policy: Policy,
+        optimizer: torch.optim.Optimizer,
+        identity: Mapping[str, Any],
+        keep: int,
+        first_step: int,
+        flush: Callable[[], None],
+    ) -> None:
+        self._folder, self._ranks, self._policy, self._optimizer = folder, ranks, policy, optimizer
+        self._identity, self._keep, self._flush = identity, keep, flush
+        self._saved_step = first_step
+        self._whole_step: int | None = None  # the step that was logged last, unless the policy has moved since
+        self._rng_states: list[torch.Tensor] = []
+        optimizer.register_step_pre_hook(self._policy_moves)
+
+    def step_is_logged(self, step: int) -> None:
+        """Note that what the policy is now is what stands in the logs after `step`; all ranks call it."""
+        self._rng_states = self._ranks.gather([torch.get_rng_state()])
+        self._whole_step = step
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint of the policy as it is after `step`; all ranks call it."""
+        self._write(step)
+        self._ranks.wait()
+
+    @contextlib.contextmanager
+    def kept(self, signals: StopSignals) -> Iterator[None]:
+        """Inside, whatever ends the run, the last step it logged is in a checkpoint, unless the policy has moved since.
+
+        The main process alone acts on SIGTERM and SIGINT; the others have them too, from their launcher, and end when
+        their next exchange with it fails.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            is_from_a_rank = type(error) is RuntimeError or isinstance(error, torch.distributed.DistError)
+            if signals.received is None or not is_from_a_rank:
+                raise
+            raise Stopped(signals.received) from error
+        finally:
+            if self._whole_step is not None and self._whole_step > self._saved_step:
+                self._write(self._whole_step)
+
+    def _write(self, step: int) -> None:
+        if self._ranks.is_main:
+            self._flush()
+            save_checkpoint(
+                self._folder.checkpoints,
+                policy=self._policy,
+                optimizer=self._optimizer,
+                rng_states=self._rng_states,
+                state={"step": step, "adapter_version": step, "data_cursor": step, **self._identity},
+                keep=self._keep,
+            )
+        self._saved_step = step
+
+    def _policy_moves(self, *_: object) -> None:
+        self._whole_step = None
