@@ -25,7 +25,6 @@ from trapo_lite.engines.vllm.engine import require_dtype, require_vllm
 from trapo_lite.model.base import model_shape
 from trapo_lite.model.packable import check_model
 from trapo_lite.model.shape import ModelShape
-from trapo_lite.planning.llama_qwen_shape import plain_shape
 from trapo_lite.planning.memory import OPTIMIZER_BYTES, plan_memory
 from trapo_lite.planning.report import memory_lines
 
@@ -55,7 +54,7 @@ def check_configuration(config: Config, facts: Facts, launch: Launch, answers: H
         yield from check_model_files(folder, needs_weights=needs_weights)
         try:
             check_model(local)
-            shape = plain_shape(local) or model_shape(local)
+            shape = model_shape(local)
             memory = check_memory_plan(local, shape, facts, launch)
         except DAMAGE as error:
             yield finding_of("model", error)

@@ -6,8 +6,9 @@ from dataclasses import replace
 from trapo_lite.config import Config
 from trapo_lite.config.paths import check_name
 from trapo_lite.core.errors import ConfigError
+from trapo_lite.model.base import model_shape
+from trapo_lite.model.packable import check_model
 from trapo_lite.model.shape import ModelShape
-from trapo_lite.planning.llama_qwen_shape import plain_shape
 from trapo_lite.planning.memory import plan_memory, plan_time, remedies, shortcoming
 from trapo_lite.run.gpus import GIB, GPUS, Gpu
 
@@ -85,7 +86,8 @@ def memory_lines(
         raise ConfigError("--sharded: nf4 weights are not sharded; set model.quantize=none, or leave it out")
     gpu, is_assumed = _gpu(gpu_name, gpu_memory)
     check_name(config.model.name)
-    shape = plain_shape(config) or _shape_by_transformers(config)
+    check_model(config)
+    shape = model_shape(config)
     num_shards = num_gpus if is_sharded else 1
     plan = plan_memory(config, shape, gpu_memory=gpu.memory, num_shards=num_shards)
     share = f", a share of 1/{num_shards}" if num_shards > 1 else ""
@@ -138,15 +140,6 @@ def _cure(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: i
         if fits or options:
             return ", ".join([*notes, " ".join(options)] if options else notes)
     return "nothing here helps: take a smaller model, larger GPUs or more of them"
-
-
-def _shape_by_transformers(config: Config) -> ModelShape:
-    """Of any model; and what is wrong with the configuration where it was no plain one."""
-    from trapo_lite.model.base import model_shape
-    from trapo_lite.model.packable import check_model
-
-    check_model(config)
-    return model_shape(config)
 
 
 def parse_memory(text: str) -> float:
