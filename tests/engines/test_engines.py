@@ -324,7 +324,6 @@ def test_publish_takes_its_own_copy_and_says_what_it_cost(served, make_adapter, 
     served.publish(adapter_dir)
     (adapter_dir / "adapter_model.safetensors").unlink()
     assert num_bytes <= served.engine.publish_bytes < num_bytes + 20_000
-    assert 0 < served.engine.publish_seconds < 10
     torch.testing.assert_close(torch.tensor(served.engine.score(PROBE[0])), expected, rtol=0, atol=served.atol)
 
 

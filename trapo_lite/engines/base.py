@@ -97,9 +97,8 @@ class RolloutEngine(SamplingEngine, Protocol):
     """The adapter version it samples from; None: the bare base."""
     scratch: Path | None
     """The folder in which an adapter is best written that is to be published; None: any will do."""
-    publish_seconds: float
     publish_bytes: int
-    """Of the latest publish."""
+    """Of the latest publish (metric engine/publish_bytes)."""
 
     def publish(self, adapter_dir: Path, version: int) -> None:
         """Sample from this PEFT adapter, un-merged, from now on; the folder may vanish once the call returns, but its

@@ -54,7 +54,6 @@ class SupervisedEngine:
         self.num_restarts = 0
         self.scratch = scratch
         self.version: int | None = None
-        self.publish_seconds = 0.0
         self.publish_bytes = 0
 
     def publish(self, adapter_dir: Path, version: int) -> None:
@@ -75,7 +74,7 @@ class SupervisedEngine:
         self._adapter, self.version, self._is_merged = adapter, version, False
         self._failures = 0
         self._checksum = None
-        self.publish_seconds, self.publish_bytes = self._engine.publish_seconds, self._engine.publish_bytes
+        self.publish_bytes = self._engine.publish_bytes
 
     def merge(self) -> float:
         share = self._call(lambda engine: engine.merge())

@@ -56,7 +56,6 @@ class ServerEngine:
         self.max_model_len, self.dtype, self._notify = max_model_len, dtype, notify
         self._command = command or start_command(max_model_len)
         self.version: int | None = None
-        self.publish_seconds = 0.0
         self.publish_bytes = 0
         self._name: str | None = None
         self._path: Path | None = None
@@ -88,14 +87,13 @@ class ServerEngine:
             raise EngineError(f"publish: {len(self._wanted)} requests are in flight; collect or abort them first")
         if self.version is not None and version <= self.version:
             raise EngineError(f"publish: version {version} does not follow {self.version}; versions only grow")
-        started = time.monotonic()
         path, num_bytes = self._folder.add(Path(adapter_dir), version)
         name, previous = f"{self._prefix}-version-{version}", self._name
         self._run(self._ready().load(name, path, previous))
         if self._path is not None:
             self._folder.remove(self._path)
         self._name, self._path, self.version = name, path, version
-        self.publish_seconds, self.publish_bytes = time.monotonic() - started, num_bytes
+        self.publish_bytes = num_bytes
 
     def merge(self) -> float:
         raise EngineError("merge: this engine serves adapters beside their base only; set rollout.merge: never")

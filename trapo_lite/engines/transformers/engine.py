@@ -1,6 +1,5 @@
 """Rollouts by plain transformers and PEFT: no vLLM, for small models and as the reference the others are held to."""
 
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -72,7 +71,6 @@ class TransformersEngine:
         self.dtype = getattr(torch, dtype)
         self.version: int | None = None
         self.scratch: Path | None = None
-        self.publish_seconds = 0.0
         self.publish_bytes = 0
         section = ModelSection(name=model_path, dtype=dtype, quantize=quantize, config_overrides=config_overrides or {})
         self._base: Any = load_base(section, device=self.device, attention=ATTENTION).eval()
@@ -91,12 +89,10 @@ class TransformersEngine:
         self._require_idle("publish")
         if self.version is not None and version <= self.version:
             raise EngineError(f"publish: version {version} does not follow {self.version}; versions only grow")
-        start = time.monotonic()
         self.unmerge()
         with torch.random.fork_rng():  # PEFT draws initial weights before it loads; the trainer's draws are not its own
             self._load_adapter(Path(adapter_dir), version)
         self.version = version
-        self.publish_seconds = time.monotonic() - start
         self.publish_bytes = sum(file.stat().st_size for file in Path(adapter_dir).iterdir() if file.is_file())
 
     def merge(self) -> float:

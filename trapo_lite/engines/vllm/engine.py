@@ -56,7 +56,6 @@ class VLLMEngine:
         self._notify = notify
         self._log_path = log_path
         self.version: int | None = None
-        self.publish_seconds = 0.0
         self.publish_bytes = 0
         self.start_seconds: float | None = None
         self._in_flight: set[str] = set()
@@ -98,13 +97,12 @@ class VLLMEngine:
             raise EngineError(f"publish: version {version} does not follow {self.version}; versions only grow")
         require_rank(Path(adapter_dir), self.options.lora_rank)
         self.wait()
-        start = time.monotonic()
         path, num_bytes = self._folder.add(Path(adapter_dir), version)
         self._call("publish", path, version)
         if self._adapter_path is not None:
             self._folder.remove(self._adapter_path)
         self._adapter_path, self.version = path, version
-        self.publish_seconds, self.publish_bytes = time.monotonic() - start, num_bytes
+        self.publish_bytes = num_bytes
 
     def merge(self) -> float:
         if self._in_flight:
