@@ -395,7 +395,7 @@ def test_a_command_of_the_set_up_that_fails_is_its_last_words(tmp_path):
 
 def test_a_script_started_by_a_python_without_the_packages_says_which_to_use(tmp_path):
     venv.create(tmp_path / "bare", with_pip=False)
-    for script in ("scripts/train.py", "scripts/evaluate.py", "scripts/plan.py", "evals/compare.py"):
+    for script in ("scripts/train.py", "scripts/evaluate.py", "scripts/plan.py", "scripts/compare.py"):
         command = [tmp_path / "bare" / "bin" / "python", ROOT / script, "--help"]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=60)

@@ -21,7 +21,7 @@ DISK_ERRORS = {
     errno.EPERM: "choose a folder you may write to (run.dir=...)",
 }
 
-REGISTRY = Path(__file__).parents[1] / "evals" / "benchmarks.yaml"
+REGISTRY = Path(__file__).with_name("evaluation") / "benchmarks.yaml"
 
 
 class ArgumentParser(argparse.ArgumentParser):

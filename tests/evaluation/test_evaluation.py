@@ -437,7 +437,7 @@ def test_every_official_file_runs_through_the_harness(
     ]
     script = ["--model", BASE_DIR, "--config", config, "--out", tmp_path / "out", "--partial", "--num-samples", 2]
     call_script(monkeypatch, *script, "--benchmarks", *named, *overrides)
-    assert "python evals/compare.py" in capsys.readouterr().out
+    assert "python scripts/compare.py" in capsys.readouterr().out
     for name in OFFICIAL:
         summary = json.loads((tmp_path / "out" / f"{name}.json").read_text())
         assert (summary["num_problems"], summary["num_samples"]) == (2, 2) and "2 of " in summary["benchmark"]

@@ -1,9 +1,7 @@
-"""Results side by side, with intervals and paired tests: `python evals/compare.py RUN ... [--published]`."""
+"""Results side by side, with intervals and paired tests: `python scripts/compare.py RUN ... [--published]`."""
 
-import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
 import needs_setup  # noqa: F401 - ends with a message where the packages are missing
 
 from trapo_lite import cli
@@ -17,7 +15,6 @@ if __name__ == "__main__":
     parser.add_argument("--json", type=Path, metavar="FILE", help="write rows and tests here")
     args = parser.parse_args()
     with cli.exit_on_user_error():
-        from trapo_lite.evaluation.compare import compare
+        from trapo_lite.evaluation.compare import PUBLISHED, compare
 
-        published = Path(__file__).parent / "published.yaml" if args.published else None
-        compare(args.runs, published=published, out=args.json)
+        compare(args.runs, published=PUBLISHED if args.published else None, out=args.json)
