@@ -81,16 +81,16 @@ def plan(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_intermixed_args(arguments)
     with exit_on_user_error():
         config = load_config(args.config, args.overrides)
-        from trapo_lite.planning.report import memory_lines, parse_memory
+        from trapo_lite.planning.report import memory_report, parse_memory
 
         memory = None if args.gpu_memory is None else parse_memory(args.gpu_memory)
         if args.num_gpus < 1:
             raise ConfigError(f"--num-gpus: found {args.num_gpus}; give 1 or more")
-        lines = memory_lines(
+        report = memory_report(
             config, gpu_name=args.gpu, gpu_memory=memory, num_gpus=args.num_gpus, is_sharded=args.sharded
         )
-        print("\n".join(lines))
-        if lines[-1] != "fits":
+        print("\n".join(report.lines))
+        if report.problem is not None:
             raise SystemExit(1)
 
 

@@ -26,7 +26,7 @@ from trapo_lite.model.base import model_shape
 from trapo_lite.model.packable import check_model
 from trapo_lite.model.shape import ModelShape
 from trapo_lite.planning.memory import OPTIMIZER_BYTES, plan_memory
-from trapo_lite.planning.report import memory_lines
+from trapo_lite.planning.report import memory_report
 
 
 @dataclass(frozen=True)
@@ -111,14 +111,14 @@ def check_memory_plan(config: Config, shape: ModelShape, facts: Facts, launch: L
         return _check_host_memory(config, shape, facts, launch)
     if not sizes:
         return Finding("warning", "memory plan", "the card does not say how much memory it has", "see scripts/plan.py")
-    lines = memory_lines(
+    report = memory_report(
         config, gpu_name=None, gpu_memory=min(sizes), num_gpus=launch.num_gpus, is_sharded=launch.is_sharded
     )
-    if lines[-1] == "fits":
+    if report.problem is None:
         return Finding("ok", "memory plan", f"a step fits {min(sizes) / GIB:.0f} GiB, by estimate (scripts/plan.py)")
     status = "error" if config.train.check_memory else "warning"
-    found, cure = lines[-2].removeprefix("does not fit: "), lines[-1].removeprefix("change: ")
-    return Finding(status, "memory plan", f"does not fit {min(sizes) / GIB:.0f} GiB, by estimate: {found}", cure)
+    found = f"does not fit {min(sizes) / GIB:.0f} GiB, by estimate: {report.problem}"
+    return Finding(status, "memory plan", found, report.cure)
 
 
 def _check_host_memory(config: Config, shape: ModelShape, facts: Facts, launch: Launch) -> Finding:

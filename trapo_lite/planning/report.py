@@ -1,7 +1,7 @@
 """The plan of a step, from the configuration and the model's config.json alone: no weights, no GPU."""
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from trapo_lite.config import Config
 from trapo_lite.config.paths import check_name
@@ -74,9 +74,18 @@ def _by(config: Config) -> str:
     return f" by {rollout.engine}{servers}, {rollout.schedule}{merge}"
 
 
-def memory_lines(
+@dataclass(frozen=True)
+class MemoryReport:
+    """lines: for a person to read;  problem: what does not fit the GPU, or None;  cure: what to change then"""
+
+    lines: list[str]
+    problem: str | None
+    cure: str
+
+
+def memory_report(
     config: Config, *, gpu_name: str | None, gpu_memory: float | None, num_gpus: int, is_sharded: bool = False
-) -> list[str]:
+) -> MemoryReport:
     """What a step takes of each GPU and how long it takes at most, part by part; what to change where it does not fit.
 
     gpu_memory: bytes; None: the named GPU's, or 24 GiB.  is_sharded: the base is spread over the GPUs (FSDP2).
@@ -120,9 +129,9 @@ def memory_lines(
     )
     problem = shortcoming(config, shape, gpu_memory=gpu.memory, num_shards=num_shards)
     if problem is None:
-        return [*lines, "fits"]
+        return MemoryReport([*lines, "fits"], None, "")
     cure = _cure(config, shape, gpu_memory=gpu.memory, num_shards=num_shards, num_gpus=num_gpus)
-    return [*lines, f"does not fit: {problem}", f"change: {cure}"]
+    return MemoryReport([*lines, f"does not fit: {problem}", f"change: {cure}"], problem, cure)
 
 
 def _cure(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int, num_gpus: int) -> str:
