@@ -1,6 +1,5 @@
 """Judge whether this machine can run a configuration: what is named can be read, and what is needed is there."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from trapo_lite.config import Config
 from trapo_lite.core.errors import EngineError
 from trapo_lite.doctor.facts import Facts, free_bytes, torch_facts
-from trapo_lite.doctor.findings import GIB, Finding, visible_cards
+from trapo_lite.doctor.findings import Finding, visible_cards
 from trapo_lite.doctor.hub import HubAnswers
 from trapo_lite.doctor.named_inputs import (
     DAMAGE,
@@ -27,6 +26,7 @@ from trapo_lite.model.packable import check_model
 from trapo_lite.model.shape import ModelShape
 from trapo_lite.planning.memory import OPTIMIZER_BYTES, plan_memory
 from trapo_lite.planning.report import memory_report
+from trapo_lite.run.gpus import GIB
 
 
 @dataclass(frozen=True)
@@ -177,9 +177,3 @@ def check_download(shape: ModelShape, facts: Facts) -> Finding:
 
 def _has_engine(config: Config) -> bool:
     return config.algorithm.samples or config.eval.every > 0
-
-
-def processes_of_launcher() -> int:
-    """Return the processes of this machine that a launcher has named, else 1."""
-    text = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return int(text) if text.isdigit() and int(text) > 0 else 1
