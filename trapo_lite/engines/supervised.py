@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from trapo_lite.core.errors import EngineError
 from trapo_lite.engines.adapter_folder import ADAPTER_FILES, take_file
-from trapo_lite.engines.base import Completion, EngineDied, EngineRestarted, RolloutEngine, SampleRequest
+from trapo_lite.engines.base import Completion, EngineDied, EngineRestarted, RolloutEngine, SampleRequest, require_newer
 
 T = TypeVar("T")
 
@@ -57,8 +57,7 @@ class SupervisedEngine:
         self.publish_bytes = 0
 
     def publish(self, adapter_dir: Path, version: int) -> None:
-        if self.version is not None and version <= self.version:
-            raise EngineError(f"publish: version {version} does not follow {self.version}; versions only grow")
+        require_newer(version, current=self.version)
         adapter = self._folder / f"version-{version}"
         adapter.mkdir(parents=True)
         for name in ADAPTER_FILES:

@@ -23,7 +23,7 @@ import torch
 from trapo_lite.core.errors import EngineError
 from trapo_lite.engines import parity
 from trapo_lite.engines.adapter_folder import AdapterFolder
-from trapo_lite.engines.base import Completion, SampleRequest, check_request
+from trapo_lite.engines.base import Completion, SampleRequest, check_request, require_idle, require_newer
 from trapo_lite.engines.server.command import start_command
 from trapo_lite.engines.server.endpoints import Endpoints
 
@@ -83,10 +83,8 @@ class ServerEngine:
                 self.close()
 
     def publish(self, adapter_dir: Path, version: int) -> None:
-        if self._wanted:
-            raise EngineError(f"publish: {len(self._wanted)} requests are in flight; collect or abort them first")
-        if self.version is not None and version <= self.version:
-            raise EngineError(f"publish: version {version} does not follow {self.version}; versions only grow")
+        require_idle("publish", len(self._wanted))
+        require_newer(version, current=self.version)
         path, num_bytes = self._folder.add(Path(adapter_dir), version)
         name, previous = f"{self._prefix}-version-{version}", self._name
         self._run(self._ready().load(name, path, previous))
@@ -102,9 +100,7 @@ class ServerEngine:
         """Nothing to do: it never merges."""
 
     def submit(self, request: SampleRequest) -> None:
-        check_request(request, max_model_len=self.max_model_len)
-        if request.request_id in self._wanted:
-            raise EngineError(f"submit: request {request.request_id!r} is in flight already; give each its own id")
+        check_request(request, max_model_len=self.max_model_len, in_flight=self._wanted)
         self._num_tickets += 1
         self._wanted[request.request_id] = self._num_tickets
         self._loop.call_soon_threadsafe(self._start_task, self._num_tickets, request, self._name, self.version)
