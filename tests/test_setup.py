@@ -338,16 +338,6 @@ def test_make_alone_lists_every_target():
     assert sorted(listed) == sorted(targets)
 
 
-def test_make_quickstart_passes_a_seed_only_if_given():
-    assert "scripts/quickstart.py --seed 1" in make("-n", "quickstart", "SEED=1")
-    assert "--seed" not in make("-n", "quickstart")
-
-
-@pytest.mark.parametrize("target", ["quickstart", "test", "test-fast", "lint"])
-def test_every_door_sets_up_what_is_missing(target):
-    assert "scripts/setup.sh" in make("-n", target).splitlines()[0]
-
-
 def ci_run(tmp_path: Path, *failing: str) -> tuple[int, list[str]]:
     """.ci/run beside a `make` that only notes its target and prints what pytest ends with."""
     fake = tmp_path / "make"
