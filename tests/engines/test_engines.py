@@ -335,14 +335,6 @@ def test_versions_only_grow(served, tiny_adapter_dir, other_adapter_dir):
     assert served.engine.adapter_checksum() == parity.checksum(tiny_adapter_dir, dtype=served.dtype)
 
 
-def test_publishing_waits_for_no_request(served, tiny_adapter_dir):
-    served.engine.submit(sample("in flight"))
-    with pytest.raises(EngineError, match="in flight"):
-        served.publish(tiny_adapter_dir)
-    served.engine.abort("in flight")
-    served.publish(tiny_adapter_dir)
-
-
 def test_a_folder_that_holds_no_adapter_is_refused(served, tmp_path):
     with pytest.raises(EngineError, match="not a PEFT adapter"):
         served.publish(tmp_path)
@@ -413,13 +405,14 @@ def test_the_next_publish_takes_the_merged_adapter_out_again(served, make_adapte
     assert probe_scores(served.engine) == base
 
 
-def test_merging_waits_for_no_request(served, tiny_adapter_dir):
+def test_publishing_and_merging_wait_for_no_request(served, tiny_adapter_dir):
     served.publish(tiny_adapter_dir)
     served.engine.submit(sample("in flight"))
-    for move in (served.engine.merge, served.engine.unmerge):
+    for move in (lambda: served.publish(tiny_adapter_dir), served.engine.merge, served.engine.unmerge):
         with pytest.raises(EngineError, match="in flight"):
             move()
     served.engine.abort("in flight")
+    served.publish(tiny_adapter_dir)
 
 
 # --- parity
