@@ -34,7 +34,7 @@ class Injecting:
 PHRASES = {
     "stale": "still samples from the previous adapter",
     "no_op": "samples from the bare base",
-    "doubled": "applies the adapter twice over",
+    "doubled": "samples from something else",
     "wrong_rank": "has rank 16, the engine was started for 32",
 }
 

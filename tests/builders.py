@@ -6,7 +6,9 @@ from collections.abc import Sequence
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from trapo_lite.config import LoraSection
 from trapo_lite.core.types import Rollout, Verdict
+from trapo_lite.model.policy import Policy
 
 
 def rollout(
@@ -85,3 +87,13 @@ def tiny_qwen2(
         attn_implementation="packed_tree",
     )
     return Qwen2ForCausalLM(config).to(dtype).eval()
+
+
+def trained_policy(*, rank: int) -> Policy:
+    """A policy on `tiny_qwen2` as if it had learnt something: no adapter tensor is zero."""
+    policy = Policy(tiny_qwen2(), LoraSection(r=rank, alpha=2 * rank), attention="sdpa", gradient_checkpointing=False)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.parameters:
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return policy

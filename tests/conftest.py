@@ -45,6 +45,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFile(config, log)
 
 
+OFFICIAL_FILES = {
+    "aime24": "valid.aime.parquet",
+    "aime25": "valid.aime25.parquet",
+    "amc": "valid.amc.parquet",
+    "math500": "valid.math.parquet",
+    "minerva": "valid.minerva.parquet",
+    "olympiad": "valid.olympiad_bench.parquet",
+    "gsm8k": "gsm8k_test.jsonl",
+    "arc": "valid.arc_c.parquet",
+    "mmlu_pro": "mmlu_pro_140.jsonl",
+}
+
+
 @pytest.fixture(scope="session")
 def shared_benchmarks() -> Path:
     """The official evaluation files, which are no part of this repository."""

@@ -37,7 +37,7 @@ class ScriptedEngine:
         self.draw, self.rng = draw, random.Random(order_seed)
         self.delay = delay or (lambda request: self.rng.randint(1, 4))
         self.version: int | None = 1
-        self.publish_seconds, self.publish_bytes = 0.0, 0
+        self.publish_bytes = 0
         self.requests: list[SampleRequest] = []
         self.events: list[tuple[str, str]] = []
         self._in_flight: dict[str, list] = {}  # request id -> [request, polls left]

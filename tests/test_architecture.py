@@ -137,7 +137,11 @@ def test_the_core_computes_and_does_nothing_else(path: Path) -> None:
 
 def test_light_imports_load_no_heavy_library() -> None:
     heavy = {"torch", "vllm", "peft", "bitsandbytes", "datasets", "accelerate", "transformers", "math_verify"}
-    for modules, allowed in (("trapo_lite.config", set()), ("trapo_lite.core.losses", {"torch"})):
+    for modules, allowed in (
+        ("trapo_lite.config", set()),
+        ("trapo_lite.core.losses", {"torch"}),
+        ("trapo_lite.engines.start", {"torch"}),
+    ):
         program = f"import sys, {modules}; print(*sys.modules)"
         answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
         assert set(answer.stdout.split()) & heavy == allowed

@@ -338,16 +338,6 @@ def test_make_alone_lists_every_target():
     assert sorted(listed) == sorted(targets)
 
 
-def test_make_quickstart_passes_a_seed_only_if_given():
-    assert "scripts/quickstart.py --seed 1" in make("-n", "quickstart", "SEED=1")
-    assert "--seed" not in make("-n", "quickstart")
-
-
-@pytest.mark.parametrize("target", ["quickstart", "test", "test-fast", "lint"])
-def test_every_door_sets_up_what_is_missing(target):
-    assert "scripts/setup.sh" in make("-n", target).splitlines()[0]
-
-
 def ci_run(tmp_path: Path, *failing: str) -> tuple[int, list[str]]:
     """.ci/run beside a `make` that only notes its target and prints what pytest ends with."""
     fake = tmp_path / "make"
@@ -395,7 +385,7 @@ def test_a_command_of_the_set_up_that_fails_is_its_last_words(tmp_path):
 
 def test_a_script_started_by_a_python_without_the_packages_says_which_to_use(tmp_path):
     venv.create(tmp_path / "bare", with_pip=False)
-    for script in ("scripts/train.py", "scripts/evaluate.py", "scripts/plan.py", "evals/compare.py"):
+    for script in ("scripts/train.py", "scripts/evaluate.py", "scripts/plan.py", "scripts/compare.py"):
         command = [tmp_path / "bare" / "bin" / "python", ROOT / script, "--help"]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=60)

@@ -21,7 +21,7 @@ DISK_ERRORS = {
     errno.EPERM: "choose a folder you may write to (run.dir=...)",
 }
 
-REGISTRY = Path(__file__).parents[1] / "evals" / "benchmarks.yaml"
+REGISTRY = Path(__file__).with_name("evaluation") / "benchmarks.yaml"
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -81,16 +81,16 @@ def plan(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_intermixed_args(arguments)
     with exit_on_user_error():
         config = load_config(args.config, args.overrides)
-        from trapo_lite.planning.report import memory_lines, parse_memory
+        from trapo_lite.planning.report import memory_report, parse_memory
 
         memory = None if args.gpu_memory is None else parse_memory(args.gpu_memory)
         if args.num_gpus < 1:
             raise ConfigError(f"--num-gpus: found {args.num_gpus}; give 1 or more")
-        lines = memory_lines(
+        report = memory_report(
             config, gpu_name=args.gpu, gpu_memory=memory, num_gpus=args.num_gpus, is_sharded=args.sharded
         )
-        print("\n".join(lines))
-        if lines[-1] != "fits":
+        print("\n".join(report.lines))
+        if report.problem is not None:
             raise SystemExit(1)
 
 
@@ -118,8 +118,22 @@ def _without_overrides(args: argparse.Namespace) -> argparse.Namespace:
     return args
 
 
-def evaluate(args: argparse.Namespace) -> None:
+def evaluate(arguments: Sequence[str] | None = None) -> None:
     """scripts/evaluate.py"""
+    parser = ArgumentParser(prog="evaluate.py", description="What a model, or a run's adapter, solves.")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--run", type=Path, metavar="DIR", help="a run's folder: its base with RUN/adapter, unmerged")
+    which.add_argument("--model", metavar="PATH", help="a model's folder (a merged checkpoint, say) or hub id")
+    which.add_argument("--regrade", type=Path, metavar="DIR", help="grade the answers in DIR again; nothing is drawn")
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="with --run: another adapter of it")
+    parser.add_argument("--base", action="store_true", help="with --run: the base without an adapter")
+    parser.add_argument("--data", metavar="FILE", help="problems; default: eval.data")
+    add_benchmark_arguments(parser)
+    parser.add_argument("--num-samples", type=int, metavar="K", help="answers a problem; default: the benchmark's")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="of the results; default: RUN/eval/... or eval/...")
+    parser.add_argument("--restart", action="store_true", help="draw again what is already there")
+    add_config_arguments(parser, required=False)
+    args = parser.parse_intermixed_args(arguments)
     with exit_on_user_error(), exit_when_interrupted():
         from trapo_lite.evaluation.evaluate import evaluate as evaluate_job
         from trapo_lite.evaluation.regrade import regrade
@@ -141,8 +155,53 @@ def evaluate(args: argparse.Namespace) -> None:
             evaluate_job(target_from_arguments(**options))
 
 
-def prepare(args: argparse.Namespace) -> None:
+def compare(arguments: Sequence[str] | None = None) -> None:
+    """scripts/compare.py"""
+    parser = ArgumentParser(prog="compare.py", description="Results side by side, with intervals and paired tests.")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="folder of results (NAME.json); a run's: all in RUN/eval"
+    )
+    parser.add_argument("--published", action="store_true", help="scores of the literature as rows below")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write rows and tests here")
+    args = parser.parse_args(arguments)
+    with exit_on_user_error():
+        from trapo_lite.evaluation.compare import PUBLISHED
+        from trapo_lite.evaluation.compare import compare as compare_job
+
+        compare_job(args.runs, published=PUBLISHED if args.published else None, out=args.json)
+
+
+def export(arguments: Sequence[str] | None = None) -> None:
+    """scripts/export.py"""
+    parser = ArgumentParser(prog="export.py", description="Merge a run's adapter into its base, and compare the two.")
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="the run's folder")
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="default: RUN/adapter")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/merged")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: model.dtype of the run")
+    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is there")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    args = vars(parser.parse_intermixed_args(arguments))
+    with exit_on_user_error():
+        from trapo_lite.export.merge import export_run
+
+        report = export_run(args.pop("run"), args.pop("overrides"), adapter_dir=args.pop("adapter"), **args)
+    print("\n".join(report.lines()))
+
+
+def prepare(arguments: Sequence[str] | None = None) -> None:
     """scripts/prepare_data.py"""
+    parser = ArgumentParser(prog="prepare_data.py", description="What data.train holds, as the trainer will see it.")
+    add_config_arguments(parser, required=False)
+    parser.add_argument("--out", metavar="FILE.jsonl", help="build a training set; killed, it goes on where it was")
+    parser.add_argument(
+        "--second", action="append", default=[], metavar="SOURCE", help="with --out: more traces of the same problems"
+    )
+    parser.add_argument("--restart", action="store_true", help="with --out: begin anew, whatever is there")
+    add_benchmark_arguments(parser, option="--decontaminate")
+    parser.add_argument("--remove", action="store_true", help="with --decontaminate: drop what is found")
+    parser.add_argument("--verify", action="store_true", help="grade the expert traces against the answers")
+    parser.add_argument("--inspect", metavar="ID_OR_INDEX", help="show one problem, its prefixes and its losses")
+    args = parser.parse_intermixed_args(arguments)
     with exit_on_user_error(), exit_when_interrupted():
         from trapo_lite.curation.prepare import prepare as prepare_job
         from trapo_lite.evaluation.registry import choose, load_registry

@@ -8,11 +8,11 @@ from functools import partial
 
 import pytest
 import torch
-from builders import random_rollouts, rollout, tiny_qwen2
+from builders import random_rollouts, rollout, trained_policy
 from scripted import STOP_ID, ScriptedEngine, ScriptedVerifier, decode, is_boundary
 from torch import Tensor
 
-from trapo_lite.config import AlgorithmSection, LoraSection
+from trapo_lite.config import AlgorithmSection
 from trapo_lite.core.algorithm import (
     Algorithm,
     Normalizers,
@@ -388,15 +388,6 @@ def test_a_prefix_loss_is_built_with_its_parameters(section: dict, expected: Cal
 # ----- whole steps: scripted rollouts, a real gradient
 
 
-def make_policy() -> Policy:
-    policy = Policy(tiny_qwen2(), LoraSection(r=2, alpha=4), attention="sdpa", gradient_checkpointing=False)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in policy.parameters:
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return policy
-
-
 def draw(request: SampleRequest) -> tuple[int, ...]:
     """The rollout's slot, then noise of its seed, so that a judge can tell slots apart."""
     rng = random.Random(request.seed)
@@ -441,7 +432,7 @@ LENIENT = [
     [("reference_code", "11111110"), ("paper", "11111110"), (LENIENT, "11001010"), (LENIENT, "10101010")],
 )
 def test_trapo_whose_help_never_fires_is_grpo_bit_for_bit(schedule: object, verdicts: str) -> None:
-    policy = make_policy()
+    policy = trained_policy(rank=2)
     trapo, rollouts = sampled_gradient(policy, algorithm(schedule=schedule, tis_cap=2.0), verdicts)
     grpo, same = sampled_gradient(policy, algorithm(**GRPO_8, tis_cap=2.0), verdicts)
     assert rollouts == same
@@ -452,7 +443,7 @@ def test_trapo_whose_help_never_fires_is_grpo_bit_for_bit(schedule: object, verd
 
 def test_trapo_whose_help_fires_is_not_grpo() -> None:
     """The comparison above can fail: a stricter threshold, and the last rollout is the expert's."""
-    policy, strict = make_policy(), [*LENIENT[:3], {**LENIENT[3], "help_below": 1.0}]
+    policy, strict = trained_policy(rank=2), [*LENIENT[:3], {**LENIENT[3], "help_below": 1.0}]
     trapo, rollouts = sampled_gradient(policy, algorithm(schedule=strict), "11111100")
     grpo, _ = sampled_gradient(policy, algorithm(**GRPO_8), "11111100")
     assert [[member.is_guided for member in group] for group in rollouts] == [[False] * 7 + [True]] * 2
@@ -461,7 +452,7 @@ def test_trapo_whose_help_fires_is_not_grpo() -> None:
 
 def test_sft_is_the_mean_likelihood_of_whole_traces_without_an_engine() -> None:
     """Against transformers' own forward pass and cross-entropy over all expert tokens of the batch."""
-    policy, sft = make_policy(), algorithm(**SFT)
+    policy, sft = trained_policy(rank=2), algorithm(**SFT)
     problems = [Problem("a", (1, 2), "", ((5, 6, 7, 0),)), Problem("b", (3,), "", ((8, 0), (9, 0)))]
     with ScriptedVerifier(lambda text, gold: False) as verifier:  # not even a failing expert changes SFT
         sampler = partial(

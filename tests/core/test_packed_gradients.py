@@ -4,10 +4,10 @@ import random
 
 import pytest
 import torch
-from builders import random_rollouts, tiny_qwen2
+from builders import random_rollouts, trained_policy
 from dense_attention import dense_layout
 
-from trapo_lite.config import AlgorithmSection, LoraSection
+from trapo_lite.config import AlgorithmSection
 from trapo_lite.core.algorithm import TokenLogprobs, count_normalizers, make_group, policy_loss
 from trapo_lite.core.batching import num_tokens, split
 from trapo_lite.core.losses import clipped_policy_gradient, trust_region_nll
@@ -15,16 +15,6 @@ from trapo_lite.model import tree_attention
 from trapo_lite.model.policy import Policy
 
 TRAPO = AlgorithmSection(entropy_weight=0.01, tis_cap=2.0).build()
-
-
-def make_policy() -> Policy:
-    torch.set_num_threads(1)
-    policy = Policy(tiny_qwen2(), LoraSection(r=4, alpha=8), attention="sdpa", gradient_checkpointing=False)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in policy.parameters:
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return policy
 
 
 def gradient(policy: Policy) -> torch.Tensor:
@@ -84,7 +74,7 @@ def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("seed", range(5))
 def test_packed_gradients_equal_padded_ones_however_the_step_is_cut(seed: int) -> None:
     rng = random.Random(seed)
-    policy = make_policy()
+    policy = trained_policy(rank=4)
     groups = [make_group(TRAPO, random_rollouts(rng, problem_id=str(i))) for i in range(3)]
     expected = padded_gradient(policy, groups)
     largest = max(num_tokens(group) for group in groups)
@@ -94,7 +84,7 @@ def test_packed_gradients_equal_padded_ones_however_the_step_is_cut(seed: int) -
 
 def test_the_comparison_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """With attention that sees siblings too, the gradients must differ visibly."""
-    policy = make_policy()
+    policy = trained_policy(rank=4)
     groups = [make_group(TRAPO, random_rollouts(random.Random(0)))]
     expected = padded_gradient(policy, groups)
 
@@ -109,7 +99,7 @@ def test_the_comparison_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_segment_and_dense_attention_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = make_policy()
+    policy = trained_policy(rank=4)
     groups = [make_group(TRAPO, random_rollouts(random.Random(7), problem_id=str(i))) for i in range(2)]
     by_segments = packed_gradient(policy, groups, budget=10_000)
     monkeypatch.setattr(tree_attention, "segment_layout", dense_layout)
@@ -128,7 +118,7 @@ def test_flex_attention_with_grouped_heads_is_the_dense_mask(monkeypatch: pytest
 
     monkeypatch.setattr(tree_attention, "_compiled_flex_attention", lambda: watched)
     monkeypatch.setattr(tree_attention, "_compiled_create_block_mask", lambda: create_block_mask)
-    policy = make_policy()
+    policy = trained_policy(rank=4)
     groups = [make_group(TRAPO, random_rollouts(random.Random(3), problem_id=str(i))) for i in range(2)]
     batch = policy.prepare(groups)
     results = []

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import datasets
 import pytest
 from byte_model import byte_tokenizer
 
@@ -152,7 +151,9 @@ def test_a_bad_row_is_an_error_that_names_file_line_and_field(load, bad, message
 
 def test_a_line_that_is_no_json_is_a_bad_row_too(load):
     rows = json.dumps(ROWS[0]).encode() + b'\n{"problem": \n'
-    with pytest.raises(DataError, match=r"made.jsonl line 2: not JSON \(Expecting value at .*on_bad_row: skip"):
+    with pytest.raises(
+        DataError, match=r"made.jsonl line 2: not JSON \(Expecting value at character 12\).*on_bad_row: skip"
+    ):
         load(rows)
     assert load(rows + b"[1]\n", on_bad_row="skip")[1].rows_dropped == {"not a JSON object": 2}
 
@@ -179,11 +180,6 @@ def test_different_faults_have_a_line_each(load, tmp_path):
 def test_a_column_of_nearly_the_right_name_is_to_be_renamed(load, row, cure):
     with pytest.raises(DataError, match=rf"found none of the columns .*; {cure}"):
         load([row])
-
-
-def test_a_broken_line_is_named_by_its_own_number_alone(load):
-    with pytest.raises(DataError, match=r"made\.jsonl line 2: not JSON \(Expecting ',' delimiter at character 16\)"):
-        load(json.dumps(ROWS[0]).encode() + b'\n{"problem": "1"\n')
 
 
 def test_of_several_bad_rows_the_first_five_are_named_and_all_are_counted(load, tmp_path):
@@ -294,13 +290,6 @@ def test_a_file_without_rows(load, content, name):
         load(content, name=name)
 
 
-def test_a_hub_id_is_read_row_by_row(monkeypatch, tokenizer):
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, *, split, revision: ROWS)
-    problems, report = load_problems(DataSection(train="owner/name"), tokenizer, max_response_tokens=64)
-    assert [problem.id for problem in problems] == ["a", "b", "c"]
-    assert report.files == ("owner/name",)
-
-
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "train"
 
 
@@ -350,16 +339,3 @@ def test_forms_of_public_data_sets(tokenizer, name, answer, num_traces):
     section = DataSection(train=str(USER_FILES / f"{name}.jsonl"), prompt_template="{problem}")
     [problem], _ = load_problems(section, tokenizer, max_response_tokens=2048)
     assert (problem.answer, len(problem.expert_ids)) == (answer, num_traces)
-
-
-def test_a_chat_export_is_read_as_question_and_solution(load, tokenizer):
-    """The assistant's answer was trained on as the question."""
-    turns = [("system", "Be brief."), ("user", "5 + 17?"), ("assistant", "It is 22.")]
-    row = {"prompt": [{"role": role, "content": content} for role, content in turns], "answer": "22"}
-    [problem], _ = load([row])
-    assert tokenizer.decode(problem.prompt_ids) == "Q: 5 + 17?"
-    assert [tokenizer.decode(trace) for trace in problem.expert_ids] == ["It is 22.<|endoftext|>"]
-    with pytest.raises(
-        DataError, match=r"line 1: prompt: its messages end in the assistant's reply, .*keep one of them$"
-    ):
-        load([{**row, "solution": "5 + 17 = 22"}])

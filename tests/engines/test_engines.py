@@ -324,7 +324,6 @@ def test_publish_takes_its_own_copy_and_says_what_it_cost(served, make_adapter, 
     served.publish(adapter_dir)
     (adapter_dir / "adapter_model.safetensors").unlink()
     assert num_bytes <= served.engine.publish_bytes < num_bytes + 20_000
-    assert 0 < served.engine.publish_seconds < 10
     torch.testing.assert_close(torch.tensor(served.engine.score(PROBE[0])), expected, rtol=0, atol=served.atol)
 
 
@@ -334,14 +333,6 @@ def test_versions_only_grow(served, tiny_adapter_dir, other_adapter_dir):
         with pytest.raises(EngineError, match="versions only grow"):
             served.engine.publish(other_adapter_dir, too_old)
     assert served.engine.adapter_checksum() == parity.checksum(tiny_adapter_dir, dtype=served.dtype)
-
-
-def test_publishing_waits_for_no_request(served, tiny_adapter_dir):
-    served.engine.submit(sample("in flight"))
-    with pytest.raises(EngineError, match="in flight"):
-        served.publish(tiny_adapter_dir)
-    served.engine.abort("in flight")
-    served.publish(tiny_adapter_dir)
 
 
 def test_a_folder_that_holds_no_adapter_is_refused(served, tmp_path):
@@ -414,13 +405,14 @@ def test_the_next_publish_takes_the_merged_adapter_out_again(served, make_adapte
     assert probe_scores(served.engine) == base
 
 
-def test_merging_waits_for_no_request(served, tiny_adapter_dir):
+def test_publishing_and_merging_wait_for_no_request(served, tiny_adapter_dir):
     served.publish(tiny_adapter_dir)
     served.engine.submit(sample("in flight"))
-    for move in (served.engine.merge, served.engine.unmerge):
+    for move in (lambda: served.publish(tiny_adapter_dir), served.engine.merge, served.engine.unmerge):
         with pytest.raises(EngineError, match="in flight"):
             move()
     served.engine.abort("in flight")
+    served.publish(tiny_adapter_dir)
 
 
 # --- parity
@@ -435,7 +427,7 @@ def test_the_checksum_is_that_of_the_published_folder(served, tiny_adapter_dir, 
 
 @pytest.mark.parametrize(
     ("serve", "kind"),
-    [("now", "applied"), ("zeros", "no_op"), ("previous", "stale"), ("doubled", "doubled"), ("other", "wrong")],
+    [("now", "applied"), ("zeros", "no_op"), ("previous", "stale"), ("doubled", "wrong"), ("other", "wrong")],
 )
 def test_the_probe_names_what_the_engine_really_serves(
     served, make_adapter, reference, tiny_adapter_dir, other_adapter_dir, serve, kind
@@ -457,7 +449,6 @@ def test_the_probe_names_what_the_engine_really_serves(
         base=base,
         trainer=torch.cat([reference(now, token_ids) for token_ids in PROBE]),
         previous=torch.cat([reference(previous, token_ids) for token_ids in PROBE]),
-        doubled=torch.cat([reference(dir_by_name["doubled"], token_ids) for token_ids in PROBE]),
         noise=parity.measured_noise(served.base_scores, base),
     )
     assert result.kind == kind, result

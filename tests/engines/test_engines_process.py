@@ -21,11 +21,11 @@ from trapo_lite.config import load_config
 from trapo_lite.core.errors import EngineError
 from trapo_lite.engines import adapter_folder
 from trapo_lite.engines.adapter_folder import PREFIX, AdapterFolder, remove_stale_folders, room_for
-from trapo_lite.engines.base import EngineDied, SampleRequest
+from trapo_lite.engines.base import EngineDied
 from trapo_lite.engines.child import ChildProcess, environment_without_launcher
 from trapo_lite.engines.start import start_engine
 from trapo_lite.engines.vllm.engine import VLLMEngine, child_environment, require_card
-from trapo_lite.engines.vllm.options import VLLMOptions, round_up_lora_rank
+from trapo_lite.engines.vllm.options import VLLMOptions
 from trapo_lite.engines.vllm.worker import engine_arguments
 
 CHILD = """
@@ -132,12 +132,17 @@ def test_a_child_that_fails_is_reported_with_its_last_words(child):
         child.call("hello", limit_s=60.0)
 
 
-@pytest.mark.parametrize(("method", "argument"), [("exit", 3), ("sleep", 600.0)])
-def test_a_child_that_ends_or_hangs_leaves_its_folder_to_the_one_that_follows(child, tmp_path, method, argument):
+@pytest.mark.parametrize(
+    ("method", "argument", "message"),
+    [("exit", 3, "ended with exit status 3"), ("sleep", 600.0, "no answer to 'sleep' within 2 s")],
+)
+def test_a_child_that_ends_or_hangs_leaves_its_folder_to_the_one_that_follows(
+    child, tmp_path, method, argument, message
+):
     """Only one whose parent is gone removes it."""
     child.call("hello", limit_s=60.0)
     (tmp_path / "in_memory").mkdir()
-    with pytest.raises(EngineDied):
+    with pytest.raises(EngineDied, match=message):
         child.call(method, argument, limit_s=2.0)
     assert child.process.poll() is not None and (tmp_path / "in_memory").is_dir()
 
@@ -146,13 +151,6 @@ def test_a_child_that_is_killed_is_reported(child):
     child.process.kill()
     with pytest.raises(EngineError, match="by signal SIGKILL"):
         child.call("hello", limit_s=60.0)
-
-
-def test_a_silent_child_is_killed_at_its_deadline(child):
-    child.call("hello", limit_s=60.0)
-    with pytest.raises(EngineError, match="no answer to 'sleep' within 1 s"):
-        child.call("sleep", 600, limit_s=1.0)
-    assert not is_running(child.process.pid)
 
 
 def test_a_child_that_still_writes_its_log_has_not_hung(child, monkeypatch):
@@ -334,11 +332,6 @@ def test_a_full_folder_is_named_and_keeps_no_half_of_an_adapter(small_memory, ti
 # --- options
 
 
-@pytest.mark.parametrize(("rank", "served"), [(1, 1), (2, 8), (8, 8), (24, 32), (65, 128), (257, 320), (512, 512)])
-def test_ranks_are_rounded_up_to_what_vllm_offers(rank, served):
-    assert round_up_lora_rank(rank) == served
-
-
 def test_a_rank_beyond_vllms_is_refused_before_anything_starts(tmp_path):
     options = VLLMOptions(model_path="no model", max_model_len=64, lora_rank=513)
     with pytest.raises(EngineError, match=r"lora\.r: .* up to 512, found 513"):
@@ -433,13 +426,6 @@ def test_nf4_without_its_plugin_names_the_command(tmp_path):
         VLLMEngine(options, log_path=tmp_path / "log")
 
 
-def test_importing_the_package_imports_nothing_heavy():
-    script = "import sys, trapo_lite, trapo_lite.engines, trapo_lite.engines.start, trapo_lite.config\n"
-    script += "heavy = {'vllm', 'peft', 'transformers', 'bitsandbytes', 'datasets', 'accelerate'} & set(sys.modules)\n"
-    script += "sys.exit(str(heavy) if heavy else 0)"
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
-
-
 # --- the real engine
 
 
@@ -486,14 +472,3 @@ print(engine._child.process.pid, engine._folder.path, flush=True)
         mine = {name for name in left if not name.startswith(PREFIX) and not leftovers.is_held(f"/dev/shm/{name}")}
         assert mine == set()
     assert {path.name for path in tmp_path.iterdir()} == {"log"}
-
-
-@pytest.mark.slow
-def test_a_killed_engine_is_reported_at_the_next_call(tmp_path, tiny_model_dir):
-    options = VLLMOptions(str(tiny_model_dir), TINY_MAX_LEN, TINY_RANK, dtype=VLLM_DTYPE, kv_cache_gib=0.01)
-    engine = VLLMEngine(options, log_path=tmp_path / "log")
-    os.kill(engine._child.process.pid, signal.SIGKILL)
-    engine.submit(SampleRequest("x", (1, 2, 3), 0, 5))
-    with pytest.raises(EngineError, match="SIGKILL"):
-        engine.poll()
-    engine.close()

@@ -27,7 +27,7 @@ DOUBLED = BASE + 2 * EFFECT + 0.1 * randn(7)  # twice the adapter is not twice i
 
 
 def judge(engine: torch.Tensor, **changes) -> parity.ParityResult:
-    known = {"base": BASE, "trainer": TRAINER, "previous": PREVIOUS, "doubled": DOUBLED, "noise": NOISE} | changes
+    known = {"base": BASE, "trainer": TRAINER, "previous": PREVIOUS, "noise": NOISE} | changes
     return parity.verdict(engine=engine + NOISE * randn(3), **known)
 
 
@@ -40,8 +40,7 @@ def judge(engine: torch.Tensor, **changes) -> parity.ParityResult:
         (TRAINER, "applied", 1.0),
         (BASE, "no_op", 0.0),
         (PREVIOUS, "stale", 1.0),
-        (DOUBLED, "doubled", 2.0),
-        (DOUBLED + 0.01 * randn(4), "doubled", 2.0),
+        (DOUBLED, "wrong", 2.0),
         (BASE + 2 * EFFECT, "wrong", 2.0),
         (BASE - EFFECT, "wrong", -1.0),
         (BASE + 0.1 * randn(5), "wrong", 0.0),
@@ -126,7 +125,7 @@ def test_after_the_first_publish_serving_the_base_is_a_no_op():
 
 
 def test_without_an_effect_there_is_no_verdict():
-    """B = 0 at step 0: base, no-op, doubled and applied are one and the same."""
+    """B = 0 at step 0: base, no-op and applied are one and the same."""
     assert judge(BASE, trainer=BASE, previous=None).kind == "cannot_tell"
     assert judge(BASE, trainer=BASE + 0.1 * NOISE * randn(1), previous=None).kind == "cannot_tell"
     assert judge(BASE, trainer=BASE + 3 * NOISE * randn(1), previous=None).kind == "cannot_tell"
@@ -140,7 +139,12 @@ def test_a_verdict_needs_512_tokens():
 
 @pytest.mark.parametrize(
     ("engine", "message"),
-    [(BASE, "bare base"), (PREVIOUS, "previous adapter"), (DOUBLED, "twice over"), (-BASE, "something else")],
+    [
+        (BASE, "bare base"),
+        (PREVIOUS, "previous adapter"),
+        (DOUBLED, r"something else \(projection (1\.9|2\.0)"),
+        (-BASE, "something else"),
+    ],
 )
 def test_a_fault_stops_the_run_and_says_which(engine, message):
     with pytest.raises(EngineError, match=rf"adapter version 7, the engine .*{message}"):

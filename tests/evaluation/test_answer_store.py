@@ -30,6 +30,12 @@ def log_in(
     return AnswerLog(folder, "made", described=described, problem_ids=["p0", "p1"], num_samples=2, **options)
 
 
+def append_both(log: AnswerLog) -> AnswerLog:
+    for problem in (0, 1):
+        log.append([answer(problem, 0), answer(problem, 1)])
+    return log
+
+
 def test_answers_come_back_in_order_and_only_whole_problems(tmp_path: Path) -> None:
     log = log_in(tmp_path)
     log.append([answer(1, 1), answer(1, 0)])
@@ -58,9 +64,7 @@ def test_a_group_is_kept_once_and_a_log_without_its_last_step_is_not_finished(tm
 
 
 def test_answers_that_were_cut_after_the_end_are_not_taken_for_all(tmp_path: Path) -> None:
-    log = log_in(tmp_path)
-    for problem in (0, 1):
-        log.append([answer(problem, 0), answer(problem, 1)])
+    log = append_both(log_in(tmp_path))
     log.finish(seed=3)
     lines = (tmp_path / "made.jsonl").read_text().split("\n")
     (tmp_path / "made.jsonl").write_text("\n".join(lines[:2]) + "\n")
@@ -81,9 +85,7 @@ def test_answers_of_something_else_are_not_mixed_in(tmp_path: Path, is_finished:
 
 
 def test_finished_results_are_kept_until_others_have_been_drawn(tmp_path: Path) -> None:
-    log = log_in(tmp_path)
-    for problem in (0, 1):
-        log.append([answer(problem, 0), answer(problem, 1)])
+    log = append_both(log_in(tmp_path))
     log.finish(seed=3)
     before = {file.name: file.read_text() for file in tmp_path.iterdir()}
     log = log_in(tmp_path, temperature=0.5, restart=True)  # and the engine does not start
@@ -106,9 +108,7 @@ def test_finished_results_are_kept_until_others_have_been_drawn(tmp_path: Path) 
 def test_numbers_never_stand_beside_other_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed between the two files of a --restart: the old numbers are gone with the old answers."""
     for temperature in (1.0, 0.5):
-        log = log_in(tmp_path, temperature=temperature, restart=True)
-        for problem in (0, 1):
-            log.append([answer(problem, 0), answer(problem, 1)])
+        log = append_both(log_in(tmp_path, temperature=temperature, restart=True))
         if temperature == 1.0:
             log.finish(seed=3)
 
@@ -123,9 +123,7 @@ def test_numbers_never_stand_beside_other_answers(tmp_path: Path, monkeypatch: p
 
 def test_where_things_lay_and_how_they_were_graded(tmp_path: Path) -> None:
     """Another place is no other model; other rules are named, with what can be done."""
-    log = log_in(tmp_path, verifier="old rules", noted={"model": "/here"})
-    for problem in (0, 1):
-        log.append([answer(problem, 0), answer(problem, 1)])
+    log = append_both(log_in(tmp_path, verifier="old rules", noted={"model": "/here"}))
     log.finish(seed=3)
     assert log_in(tmp_path, verifier="old rules", noted={"model": "/there"}).is_complete
     with pytest.raises(ConfigError, match=r"verifier 'old rules', now it is 'new rules'; .*--regrade .* to grade them"):
@@ -161,12 +159,6 @@ def test_a_damaged_line_of_an_unfinished_evaluation_is_named_and_an_empty_one_sa
     log.partial_file.write_text(log.partial_file.read_text() + '{"half\n')
     with pytest.raises(DataError, match=r"made\.partial\.jsonl: a line cannot be read .*--restart"):
         log_in(tmp_path)
-
-
-def test_a_line_changed_by_hand_is_named(tmp_path: Path) -> None:
-    (tmp_path / "made.jsonl").write_text('{"problem_id": 1}\n')
-    with pytest.raises(DataError, match=r"made\.jsonl: cannot be used"):
-        read_answers(tmp_path / "made.jsonl")
 
 
 # ----- whole evaluations

@@ -8,10 +8,8 @@ import pytest
 
 from trapo_lite.core.errors import ConfigError, DataError
 from trapo_lite.evaluation.answer_store import AnswerLog
-from trapo_lite.evaluation.compare import PAPER_SETS, compare, read_published, read_rows
+from trapo_lite.evaluation.compare import PAPER_SETS, PUBLISHED, compare, read_published, read_rows
 from trapo_lite.evaluation.results import Answer
-
-PUBLISHED = Path(__file__).parents[2] / "evals" / "published.yaml"
 
 
 def write(

@@ -2,19 +2,18 @@
 
 import json
 import math
-import runpy
 import statistics
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from adapter_folders import edited, renamed, with_nan
+from adapter_folders import edited, with_nan
+from conftest import OFFICIAL_FILES
 from scripted import STOP_ID, ScriptedEngine, ScriptedVerifier, decode, is_boundary
 
-from trapo_lite.cli import REGISTRY
+from trapo_lite import cli
 from trapo_lite.config import Config, load_config, validate
 from trapo_lite.core.errors import DataError
 from trapo_lite.core.micro_groups import MicroGroup
@@ -207,17 +206,20 @@ def run_dir(tmp_path: Path) -> Path:
     return folder
 
 
-def call_script(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    script = Path(__file__).parents[2] / "scripts" / "evaluate.py"
-    monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
-    runpy.run_path(str(script), run_name="__main__")
+def call_script(*arguments: object) -> None:
+    cli.evaluate([str(argument) for argument in arguments])
 
 
-def test_a_run_and_its_base(
-    run_dir: Path, easy_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def target_of(**arguments: object) -> EvalTarget:
+    """What scripts/evaluate.py makes of these arguments and of the others' defaults."""
+    options = dict.fromkeys(("run", "model", "adapter", "data", "num_samples", "out"))
+    options |= {"base": False, "benchmarks": [], "registry": cli.REGISTRY, "allow_part": False, "restart": False}
+    return target_from_arguments(**{**options, "config": [], **arguments})  # type: ignore[arg-type]
+
+
+def test_a_run_and_its_base(run_dir: Path, easy_file: Path, capsys: pytest.CaptureFixture[str]):
     """Base, then adapter, through the door: the base solves easy problems, the random adapter none."""
-    call_script(monkeypatch, "--run", run_dir, "--base", "--data", easy_file, "--num-samples", 2)
+    call_script("--run", run_dir, "--base", "--data", easy_file, "--num-samples", 2)
     printed = capsys.readouterr().out
     base = json.loads((run_dir / "eval" / "base" / "easy.json").read_text())
     answers = [json.loads(line) for line in (run_dir / "eval" / "base" / "easy.jsonl").read_text().splitlines()]
@@ -231,7 +233,7 @@ def test_a_run_and_its_base(
     solved = next(answer for answer in answers if answer["verdict"] == "correct")
     assert f"\\boxed{{{solved['gold']}}}" in solved["completion"]
 
-    call_script(monkeypatch, "--run", run_dir, "--data", easy_file, "eval.max_response_tokens=24")
+    call_script("--run", run_dir, "--data", easy_file, "eval.max_response_tokens=24")
     trained = json.loads((run_dir / "eval" / "adapter" / "easy.json").read_text())
     assert trained["accuracy"] < 0.5 and trained["adapter"] == str(run_dir / "adapter")
     assert trained["num_samples"] == 1 and trained["max_response_tokens"] == 24
@@ -283,15 +285,9 @@ def test_the_same_seed_gives_the_same_answers_and_another_seed_others(tmp_path: 
     config_file.write_text(tiny_config(tmp_path).to_yaml(), encoding="utf-8")
 
     def answers(seed: int) -> str:
-        target = target_from_arguments(
-            run=None,
+        target = target_of(
             model=str(BASE_DIR),
-            adapter=None,
-            base=False,
             data=data,
-            benchmarks=[],
-            registry=REGISTRY,
-            allow_part=False,
             num_samples=2,
             out=tmp_path / "out",
             restart=True,
@@ -332,48 +328,35 @@ def test_the_same_seed_gives_the_same_answers_and_another_seed_others(tmp_path: 
     ],
 )
 def test_mistakes_end_in_one_message(
-    run_dir: Path,
-    easy_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    message: str,
+    run_dir: Path, easy_file: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ):
     with pytest.raises(SystemExit) as exit_info:
-        call_script(monkeypatch, *(argument.format(run=run_dir, data=easy_file) for argument in arguments))
+        call_script(*(argument.format(run=run_dir, data=easy_file) for argument in arguments))
     assert exit_info.value.code == 2
     assert message.format(run=run_dir) in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"init_lora_weights": "pissa"}, "init_lora_weights: 'pissa'"),
-        ({"tensors": renamed}, "56 tensors have no place in the model"),
-        ({"tensors": with_nan}, "is not finite"),
-    ],
-    ids=["kind", "names", "nan"],
-)
 def test_an_adapter_that_is_not_the_bases_is_refused_before_anything_is_loaded(
-    run_dir: Path, easy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, change: dict, message: str
+    run_dir: Path, easy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
-    wrong = edited(run_dir / "adapter", tmp_path / "wrong", **change)
+    """tests/model/test_saved_adapter.py has every other kind."""
+    wrong = edited(run_dir / "adapter", tmp_path / "wrong", tensors=with_nan)
 
     def refuse(*_args: object, **_options: object) -> None:
         raise AssertionError("an engine was started")
 
     monkeypatch.setattr("trapo_lite.evaluation.evaluate.start_engine", refuse)
     with pytest.raises(SystemExit):
-        call_script(monkeypatch, "--run", run_dir, "--adapter", wrong, "--data", easy_file)
-    assert message in capsys.readouterr().err
+        call_script("--run", run_dir, "--adapter", wrong, "--data", easy_file)
+    assert "is not finite" in capsys.readouterr().err
 
 
 def test_vllm_is_not_started_for_an_adapter_of_another_rank(
-    run_dir: Path, easy_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run_dir: Path, easy_file: Path, capsys: pytest.CaptureFixture[str]
 ):
     other = ["lora.r=8", "rollout.engine=vllm"]
     with pytest.raises(SystemExit):
-        call_script(monkeypatch, "--run", run_dir, "--data", easy_file, *other)
+        call_script("--run", run_dir, "--data", easy_file, *other)
     assert "lora.r: 8, but the adapter" in capsys.readouterr().err
 
 
@@ -416,22 +399,12 @@ def test_results_of_two_merged_folders_do_not_meet(tmp_path: Path):
     assert _name_of("owner/name") == "name"
 
 
-OFFICIAL = {
-    "aime24": "valid.aime.parquet",
-    "aime25": "valid.aime25.parquet",
-    "amc": "valid.amc.parquet",
-    "math500": "math500_test.jsonl",
-    "minerva": "valid.minerva.parquet",
-    "olympiad": "valid.olympiad_bench.parquet",
-    "gsm8k": "gsm8k_test.jsonl",
-    "arc": "valid.arc_c.parquet",
-    "mmlu_pro": "mmlu_pro_140.jsonl",
-}
+OFFICIAL = OFFICIAL_FILES | {"math500": "math500_test.jsonl"}
 
 
 @pytest.mark.slow
 def test_every_official_file_runs_through_the_harness(
-    shared_benchmarks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shared_benchmarks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     """Two problems of each, through the door, overrides behind the names included; then the second file of a set."""
     config = tmp_path / "config.yaml"
@@ -443,8 +416,8 @@ def test_every_official_file_runs_through_the_harness(
         "model.config_overrides={max_position_embeddings: 16384}",
     ]
     script = ["--model", BASE_DIR, "--config", config, "--out", tmp_path / "out", "--partial", "--num-samples", 2]
-    call_script(monkeypatch, *script, "--benchmarks", *named, *overrides)
-    assert "python evals/compare.py" in capsys.readouterr().out
+    call_script(*script, "--benchmarks", *named, *overrides)
+    assert "python scripts/compare.py" in capsys.readouterr().out
     for name in OFFICIAL:
         summary = json.loads((tmp_path / "out" / f"{name}.json").read_text())
         assert (summary["num_problems"], summary["num_samples"]) == (2, 2) and "2 of " in summary["benchmark"]
@@ -452,7 +425,7 @@ def test_every_official_file_runs_through_the_harness(
     left_over = {file.name for file in shared_benchmarks.iterdir()} - set(OFFICIAL.values())
     assert left_over == {"valid.math.parquet"}
     script[script.index("--out") + 1] = tmp_path / "math"
-    call_script(monkeypatch, *script, "--benchmarks", f"math500={shared_benchmarks / 'valid.math.parquet'}", *overrides)
+    call_script(*script, "--benchmarks", f"math500={shared_benchmarks / 'valid.math.parquet'}", *overrides)
     assert json.loads((tmp_path / "math" / "math500.json").read_text())["benchmark"] == "MATH-500, 2 of 500 problems"
 
 
@@ -463,21 +436,7 @@ def test_the_configuration_does_not_cut_benchmarks(run_dir: Path):
     assert "num_problems: 3" in config.read_text()
 
     def target(*overrides: str) -> EvalTarget:
-        return target_from_arguments(
-            run=run_dir,
-            model=None,
-            adapter=None,
-            base=False,
-            data=None,
-            benchmarks=["gsm8k"],
-            registry=REGISTRY,
-            allow_part=False,
-            num_samples=None,
-            out=None,
-            restart=False,
-            config=[],
-            overrides=overrides,
-        )
+        return target_of(run=run_dir, benchmarks=["gsm8k"], overrides=overrides)
 
     assert target().config.rollout.gpu_memory_fraction == 0.9  # no trainer shares the card
     assert target("rollout.gpu_memory_fraction=0.3").config.rollout.gpu_memory_fraction == 0.3

@@ -2,22 +2,21 @@
 
 import json
 import resource
-import runpy
 import shutil
-import sys
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from adapter_folders import edited, renamed, with_nan
+from adapter_folders import edited, with_nan
 from byte_model import byte_tokenizer, write_byte_model
 from conftest import VLLM_DTYPE, VLLM_ROUNDING
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from trapo_lite import cli
 from trapo_lite.config import Config, ModelSection, validate
 from trapo_lite.core.errors import ConfigError, ExportError
 from trapo_lite.data import end_of_text_id, load_tokenizer
@@ -247,30 +246,17 @@ def test_a_refused_overwrite_leaves_the_old_checkpoint(export: Export, monkeypat
 
 
 def test_adapters_that_cannot_be_used(
-    export: Export, base_dir: Path, adapter_dir: Path, make_adapter: Callable[..., Path], tmp_path: Path
+    export: Export, adapter_dir: Path, make_adapter: Callable[..., Path], tmp_path: Path
 ):
-    with pytest.raises(ExportError, match=r"holds no adapter_config.json; give the folder"):
-        export(adapter_dir=tmp_path / "nowhere")
-    with pytest.raises(ExportError, match="does not fit the base"):
-        other = write_byte_model(tmp_path / "other", hidden_size=128)
-        export(adapter_dir=make_adapter(other, scale=0.1))
-    with pytest.raises(ExportError, match="does not fit the base"):
-        deeper = write_byte_model(tmp_path / "deeper", num_layers=3)
-        export(adapter_dir=make_adapter(deeper, scale=0.1))
-    damaged = tmp_path / "damaged"
-    shutil.copytree(adapter_dir, damaged)
-    weights = damaged / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ExportError, match="damaged"):
-        export(adapter_dir=damaged)
-    for name, change, complaint in (
-        ("kind", {"init_lora_weights": "pissa"}, "init_lora_weights: 'pissa'"),
-        ("names", {"tensors": renamed}, "28 of 28 tensors are missing"),
-        ("part", {"tensors": lambda state: dict(list(state.items())[2:])}, "does not fit the base: 2 of 28 tensors"),
-        ("nan", {"tensors": with_nan}, "is not finite"),
+    """tests/model/test_saved_adapter.py has every other kind."""
+    other = write_byte_model(tmp_path / "other", hidden_size=128)
+    for wrong, complaint in (
+        (tmp_path / "nowhere", "holds no adapter_config.json; give the folder"),
+        (make_adapter(other, scale=0.1), "does not fit the base"),
+        (edited(adapter_dir, tmp_path / "nan", tensors=with_nan), "is not finite"),
     ):
         with pytest.raises(ExportError, match=complaint):
-            export(adapter_dir=edited(adapter_dir, tmp_path / name, **change))
+            export(adapter_dir=wrong)
     assert not (tmp_path / "merged").exists()
 
 
@@ -305,21 +291,15 @@ def run_dir(base_dir: Path, adapter_dir: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def call_script(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    script = Path(__file__).parents[2] / "scripts" / "export.py"
-    monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
-    runpy.run_path(str(script), run_name="__main__")
-
-
-def test_the_door(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_the_door(run_dir: Path, capsys: pytest.CaptureFixture[str]):
     start = {"after_step": 0, "package": "1a", "commit": None, "clean": None, "versions": {"torch": "2.12.0"}}
     (run_dir / "environment.json").write_text(json.dumps([start]))
-    call_script(monkeypatch, "--run", run_dir, "data.eos_token=<|im_end|>")
+    cli.export(["--run", str(run_dir), "data.eos_token=<|im_end|>"])
     assert f"{run_dir / 'merged'}: merged checkpoint in bfloat16" in capsys.readouterr().out
     assert json.loads((run_dir / "merged" / "config.json").read_text())["dtype"] == "bfloat16"
     assert json.loads((run_dir / "merged" / "environment.json").read_text())["trained"] == [start]
     out = run_dir / "elsewhere"
-    call_script(monkeypatch, "--run", run_dir, "--adapter", run_dir / "adapter", "--out", out, "--dtype", "float32")
+    cli.export(["--run", str(run_dir), "--adapter", str(run_dir / "adapter"), "--out", str(out), "--dtype", "float32"])
     assert json.loads((out / "config.json").read_text())["dtype"] == "float32"
 
 
@@ -335,14 +315,10 @@ def test_the_door(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     ],
 )
 def test_mistakes_end_in_one_message(
-    run_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    message: str,
+    run_dir: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ):
     with pytest.raises(SystemExit) as exit_info:
-        call_script(monkeypatch, *(argument.format(run=run_dir) for argument in arguments))
+        cli.export([argument.format(run=run_dir) for argument in arguments])
     assert exit_info.value.code == 2
     assert message in capsys.readouterr().err
     assert not (run_dir / "merged").exists()

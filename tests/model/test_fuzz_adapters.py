@@ -99,13 +99,6 @@ def test_an_adapters_configuration_of_any_content(adapter: Path, changes: dict[s
     start_from(folder)
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "null", '"r"', "{}", "{", "", "[" * 100_000], ids=lambda text: text[:9])
-def test_a_configuration_that_is_none(adapter: Path, content: str) -> None:
-    folder = copy_of(adapter)
-    (folder / CONFIG).write_text(content)
-    start_from(folder)
-
-
 @given(st.data())
 def test_tensors_of_other_names_shapes_and_types(adapter: Path, data: st.DataObject) -> None:
     folder = copy_of(adapter)

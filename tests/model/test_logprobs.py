@@ -52,14 +52,6 @@ def test_gradients_agree_with_finite_differences(which: int) -> None:
     )
 
 
-def test_chunking_changes_nothing() -> None:
-    hidden, head, ids = inputs(torch.float32)
-    whole = token_logprobs(hidden, head, ids)
-    for rows in (2, 4):
-        for one, other in zip(token_logprobs(hidden, head, ids, chunk_rows=rows), whole, strict=True):
-            torch.testing.assert_close(one, other)
-
-
 def test_a_bf16_head_gives_float32_results_and_gradients_in_the_hidden_rows_type() -> None:
     """Logits are computed in the head's type, as the engine computes them, and normalised in float32."""
     hidden, head, ids = inputs(torch.float32)

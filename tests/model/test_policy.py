@@ -167,19 +167,10 @@ def test_the_adapters_state_travels_bit_for_bit(base_dir: Path) -> None:
     assert other.score(TOKENS) == policy.score(TOKENS)
 
 
-def test_a_saved_adapter_is_where_another_run_starts(base_dir: Path, tmp_path: Path) -> None:
-    """SFT-then-RL."""
-    policy = trained(load(base_dir))
-    policy.save_adapter(tmp_path)
-    started = load(base_dir, LoraSection(r=2, alpha=4, init_from=str(tmp_path)))
-    assert all(torch.equal(a, b) for a, b in zip(policy.parameters, started.parameters, strict=True))
-    assert all(parameter.requires_grad for parameter in started.parameters)
-    assert gradient(started, group()).any()
-
-
 def test_a_state_of_another_adapter_is_refused(base_dir: Path) -> None:
     policy = load(base_dir)
     state = dict(policy.adapter_state())
+    before = {name: tensor.clone() for name, tensor in state.items()}
     first = sorted(state)[0]
     for wrong, complaint in (
         ({name: tensor for name, tensor in state.items() if name != first}, "1 of 28 tensors are missing"),
@@ -188,6 +179,7 @@ def test_a_state_of_another_adapter_is_refused(base_dir: Path) -> None:
     ):
         with pytest.raises(ModelError, match=complaint):
             policy.load_adapter_state(wrong)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in policy.adapter_state().items())
 
 
 # ----- kinds of base
@@ -459,13 +451,11 @@ def test_a_config_that_describes_no_model_is_one_clear_error(base_dir: Path, tmp
     [
         ({"r": 3}, "lora.r: 2, but the adapter .* has 3"),
         ({"lora_alpha": 9}, "lora.alpha: 4.0, but the adapter .* has 9"),
-        ({"use_dora": True}, "use_dora: True"),
-        ({"bias": "all"}, "bias: 'all'"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"use_rslora": True}, "use_rslora: True"),
     ],
 )
-def test_an_adapter_of_another_kind_is_no_start(base_dir: Path, tmp_path: Path, change: dict, complaint: str) -> None:
+def test_an_adapter_of_another_rank_or_alpha_is_no_start(
+    base_dir: Path, tmp_path: Path, change: dict, complaint: str
+) -> None:
     load(base_dir).save_adapter(tmp_path)
     file = tmp_path / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
@@ -492,11 +482,6 @@ def test_a_row_too_long_for_the_frequencies_of_the_others_is_not_packed(original
             policy.prepare([longer])
     else:
         policy.prepare([longer])
-
-
-def test_a_folder_without_an_adapter_is_no_start(base_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no adapter_config"):
-        load(base_dir, LoraSection(r=2, alpha=4, init_from=str(tmp_path)))
 
 
 def test_flex_attention_is_refused_on_the_cpu(base_dir: Path) -> None:

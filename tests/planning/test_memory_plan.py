@@ -17,7 +17,7 @@ from trapo_lite.model.base import load_base, model_config, model_shape
 from trapo_lite.model.logprobs import CHUNK_ELEMENTS
 from trapo_lite.model.policy import Policy
 from trapo_lite.planning.memory import layer_bytes, plan_memory, plan_time, remedies, require_fits, shortcoming
-from trapo_lite.planning.report import memory_lines, parse_memory
+from trapo_lite.planning.report import memory_report, parse_memory
 from trapo_lite.run.gpus import GIB, GPUS
 
 QWEN_7B = {
@@ -236,8 +236,8 @@ def test_the_advice_makes_it_fit_and_nothing_of_it_is_idle(
 def test_what_nothing_helps_says_so(model_7b: Path) -> None:
     config = config_for(model_7b, "8xA100_lora.yaml")
     assert remedies(config, model_shape(config), gpu_memory=4 * GIB) == []
-    lines = memory_lines(config, gpu_name=None, gpu_memory=4 * GIB, num_gpus=1)
-    assert lines[-2].startswith("does not fit") and "smaller model, larger GPUs or more of them" in lines[-1]
+    report = memory_report(config, gpu_name=None, gpu_memory=4 * GIB, num_gpus=1)
+    assert report.problem and "smaller model, larger GPUs or more of them" in report.cure
 
 
 def test_more_of_everything_takes_more(model_7b: Path) -> None:
@@ -333,6 +333,6 @@ def test_remedies_go_past_options_that_would_starve_the_engine(model_7b: Path) -
 def test_a_base_for_several_cards_is_sent_to_several_cards(tmp_path: Path) -> None:
     sizes = {"hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80, "num_attention_heads": 64}
     (tmp_path / "config.json").write_text(json.dumps(QWEN_7B | sizes | {"num_key_value_heads": 8}))
-    lines = memory_lines(config_for(tmp_path, "8xA100_lora.yaml"), gpu_name="a100", gpu_memory=None, num_gpus=8)
-    assert "its copy of the base takes" in lines[-2]
-    assert "--sharded" in lines[-1] and "rollout.engine=server" in lines[-1]
+    report = memory_report(config_for(tmp_path, "8xA100_lora.yaml"), gpu_name="a100", gpu_memory=None, num_gpus=8)
+    assert report.problem and "its copy of the base takes" in report.problem
+    assert "--sharded" in report.cure and "rollout.engine=server" in report.cure

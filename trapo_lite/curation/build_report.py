@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from trapo_lite.data.report import QUANTILES
+from trapo_lite.data.report import length_quantiles
 
 NUM_BARS = 12
 
@@ -80,15 +80,10 @@ class BuildTally:
 
 def histogram(what: str, counts: Mapping[int, int]) -> list[str]:
     """Quantiles, and a bar for each range of tokens."""
-    total = sum(counts.values())
-    if not total:
+    if not counts:
         return []
-    places = sorted(counts)
-    running, quantiles = 0, {}
-    for length in places:
-        running += counts[length]
-        quantiles |= {name: length for name, q in QUANTILES.items() if name not in quantiles and running >= q * total}
-    width = max(1, -(-(places[-1] + 1) // NUM_BARS))
+    quantiles = length_quantiles(Counter(counts).elements())
+    width = max(1, -(-(max(counts) + 1) // NUM_BARS))
     bars: Counter[int] = Counter()
     for length, count in counts.items():
         bars[length // width] += count

@@ -108,40 +108,44 @@ def _from_lines(path: Path, name: str) -> Iterator[Row]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                where = f"{path} line {number}"
                 try:
-                    yield Row(where, f"{name}-{index}", _object(_parse_json(line.rstrip(), where), where))
-                except DataError as error:
-                    what = str(error).removeprefix(f"data {where}: ")
-                    found, _, fix = what.rpartition("; ")
-                    yield Row(where, f"{name}-{index}", {}, BadRow("not a JSON object", field="", found=found, fix=fix))
+                    fields, bad = _object(_parse_json(line.rstrip())), None
+                except BadRow as error:
+                    fields, bad = {}, error
+                yield Row(f"{path} line {number}", f"{name}-{index}", fields, bad)
                 index += 1
 
 
 def _from_array(path: Path, name: str) -> Iterator[Row]:
-    for index, value in enumerate(_parse_json(path.read_bytes(), str(path))):
-        where = f"{path} row {index} (from 0)"
-        yield Row(where, f"{name}-{index}", _object(value, where))
+    where = str(path)
+    try:
+        for index, value in enumerate(_parse_json(path.read_bytes())):
+            where = f"{path} row {index} (from 0)"
+            yield Row(where, f"{name}-{index}", _object(value))
+    except BadRow as bad:
+        raise DataError(f"data {where}: {bad}") from None
 
 
-def _parse_json(text: bytes, where: str) -> Any:
+def _parse_json(text: bytes) -> Any:
     try:
         return json.loads(text.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise DataError(f"data {where}: not UTF-8 ({error}); save the file as UTF-8") from None
+        raise _no_object(f"not UTF-8 ({error})", "save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         place = f"character {error.pos + 1}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
-        raise DataError(
-            f"data {where}: not JSON ({error.msg.removesuffix(' at')} at {place}); mend or remove it"
-        ) from None
+        raise _no_object(f"not JSON ({error.msg.removesuffix(' at')} at {place})", "mend or remove it") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"data {where}: not JSON ({error}); mend or remove it") from None
+        raise _no_object(f"not JSON ({error})", "mend or remove it") from None
 
 
-def _object(value: Any, where: str) -> dict[str, Any]:
+def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise DataError(f"data {where}: holds a {type(value).__name__}; write an object with problem and answer")
+        raise _no_object(f"holds a {type(value).__name__}", "write an object with problem and answer")
     return value
+
+
+def _no_object(found: str, fix: str) -> BadRow:
+    return BadRow("not a JSON object", field="", found=found, fix=fix)
 
 
 def _from_hub(source: str, key: str) -> Iterator[Row]:

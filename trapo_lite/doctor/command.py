@@ -87,9 +87,9 @@ def import_what_checks_need() -> Finding | None:
 
 def check_config(config: Config, facts: Facts, args: argparse.Namespace, answers: HubAnswers) -> list[Finding]:
     """Return the findings on a configuration."""
-    from trapo_lite.doctor.configuration import Launch, check_configuration, processes_of_launcher
+    from trapo_lite.doctor.configuration import Launch, check_configuration
 
-    launch = Launch(num_gpus=args.num_gpus or processes_of_launcher(), is_sharded=args.sharded)
+    launch = Launch(num_gpus=args.num_gpus or 1, is_sharded=args.sharded)
     return list(check_configuration(config, facts, launch, answers))
 
 

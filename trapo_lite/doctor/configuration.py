@@ -1,6 +1,5 @@
 """Judge whether this machine can run a configuration: what is named can be read, and what is needed is there."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from trapo_lite.config import Config
 from trapo_lite.core.errors import EngineError
 from trapo_lite.doctor.facts import Facts, free_bytes, torch_facts
-from trapo_lite.doctor.findings import GIB, Finding, visible_cards
+from trapo_lite.doctor.findings import Finding, visible_cards
 from trapo_lite.doctor.hub import HubAnswers
 from trapo_lite.doctor.named_inputs import (
     DAMAGE,
@@ -25,9 +24,9 @@ from trapo_lite.engines.vllm.engine import require_dtype, require_vllm
 from trapo_lite.model.base import model_shape
 from trapo_lite.model.packable import check_model
 from trapo_lite.model.shape import ModelShape
-from trapo_lite.planning.llama_qwen_shape import plain_shape
 from trapo_lite.planning.memory import OPTIMIZER_BYTES, plan_memory
-from trapo_lite.planning.report import memory_lines
+from trapo_lite.planning.report import memory_report
+from trapo_lite.run.gpus import GIB
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def check_configuration(config: Config, facts: Facts, launch: Launch, answers: H
         yield from check_model_files(folder, needs_weights=needs_weights)
         try:
             check_model(local)
-            shape = plain_shape(local) or model_shape(local)
+            shape = model_shape(local)
             memory = check_memory_plan(local, shape, facts, launch)
         except DAMAGE as error:
             yield finding_of("model", error)
@@ -112,14 +111,14 @@ def check_memory_plan(config: Config, shape: ModelShape, facts: Facts, launch: L
         return _check_host_memory(config, shape, facts, launch)
     if not sizes:
         return Finding("warning", "memory plan", "the card does not say how much memory it has", "see scripts/plan.py")
-    lines = memory_lines(
+    report = memory_report(
         config, gpu_name=None, gpu_memory=min(sizes), num_gpus=launch.num_gpus, is_sharded=launch.is_sharded
     )
-    if lines[-1] == "fits":
+    if report.problem is None:
         return Finding("ok", "memory plan", f"a step fits {min(sizes) / GIB:.0f} GiB, by estimate (scripts/plan.py)")
     status = "error" if config.train.check_memory else "warning"
-    found, cure = lines[-2].removeprefix("does not fit: "), lines[-1].removeprefix("change: ")
-    return Finding(status, "memory plan", f"does not fit {min(sizes) / GIB:.0f} GiB, by estimate: {found}", cure)
+    found = f"does not fit {min(sizes) / GIB:.0f} GiB, by estimate: {report.problem}"
+    return Finding(status, "memory plan", found, report.cure)
 
 
 def _check_host_memory(config: Config, shape: ModelShape, facts: Facts, launch: Launch) -> Finding:
@@ -178,9 +177,3 @@ def check_download(shape: ModelShape, facts: Facts) -> Finding:
 
 def _has_engine(config: Config) -> bool:
     return config.algorithm.samples or config.eval.every > 0
-
-
-def processes_of_launcher() -> int:
-    """Return the processes of this machine that a launcher has named, else 1."""
-    text = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return int(text) if text.isdigit() and int(text) > 0 else 1

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from trapo_lite.doctor.facts import Card, Facts, named_cards
-
-GIB = 2**30
+from trapo_lite.doctor.facts import Card, Facts
+from trapo_lite.run.gpus import named_cards
 
 Status = Literal["ok", "warning", "error"]
 

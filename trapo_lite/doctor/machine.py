@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
-from trapo_lite.doctor.facts import Card, Facts, named_cards
-from trapo_lite.doctor.findings import GIB, Finding, Needs, is_named, visible_cards
+from trapo_lite.doctor.facts import Card, Facts
+from trapo_lite.doctor.findings import Finding, Needs, is_named, visible_cards
+from trapo_lite.run.gpus import GIB, named_cards
 
 SMALL_MEMORY = 8 * GIB  # of the host: the quickstart's trainer, engine and verifiers take about 4
 SMALL_SHARED_MEMORY = 1 * GIB  # one adapter of a 7B model takes 0.6; NCCL takes some for each process

@@ -1,6 +1,6 @@
 """What the trainer asks of whatever samples: tokens in, tokens out, under a versioned adapter (DESIGN 7)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -52,9 +52,23 @@ class Completion:
     num_cached_tokens: int | None = None
 
 
-def check_request(request: SampleRequest, *, max_model_len: int) -> None:
-    """EngineError if no engine could serve this request as it stands."""
+def require_idle(method: str, num_in_flight: int) -> None:
+    """Raise EngineError if requests are in flight."""
+    if num_in_flight:
+        raise EngineError(f"{method}: {num_in_flight} requests are in flight; collect or abort them first")
+
+
+def require_newer(version: int, *, current: int | None) -> None:
+    """Raise EngineError unless an adapter's version follows that of the adapter that is served."""
+    if current is not None and version <= current:
+        raise EngineError(f"publish: version {version} does not follow {current}; versions only grow")
+
+
+def check_request(request: SampleRequest, *, max_model_len: int, in_flight: Iterable[str]) -> None:
+    """EngineError if no engine could serve this request as it stands; in_flight: ids of other requests."""
     where = f"request {request.request_id!r}"
+    if request.request_id in in_flight:
+        raise EngineError(f"submit: {where} is in flight already; give each its own id")
     if not request.token_ids:
         raise EngineError(f"{where}: has no tokens to continue; give it at least one")
     if request.max_tokens < 1:
@@ -97,9 +111,8 @@ class RolloutEngine(SamplingEngine, Protocol):
     """The adapter version it samples from; None: the bare base."""
     scratch: Path | None
     """The folder in which an adapter is best written that is to be published; None: any will do."""
-    publish_seconds: float
     publish_bytes: int
-    """Of the latest publish."""
+    """Of the latest publish (metric engine/publish_bytes)."""
 
     def publish(self, adapter_dir: Path, version: int) -> None:
         """Sample from this PEFT adapter, un-merged, from now on; the folder may vanish once the call returns, but its

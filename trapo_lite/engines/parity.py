@@ -30,12 +30,12 @@ BASE_TOLERANCE = {torch.float32: 0.003, torch.bfloat16: 0.1}
 BASE_FLOOR = {torch.float32: 2e-3, torch.bfloat16: 0.1}
 PEFT_PREFIX = "base_model.model."
 
-ParityKind = Literal["applied", "no_op", "stale", "doubled", "wrong", "cannot_tell"]
+ParityKind = Literal["applied", "no_op", "stale", "wrong", "cannot_tell"]
 
 
 @dataclass(frozen=True)
 class ParityResult:
-    """projection: of (engine - base) on (trainer - base): 1 applied, 0 no-op, 2 doubled
+    """projection: of (engine - base) on (trainer - base): 1 applied, 0 no-op, up to 2 the adapter twice over
     freshness:  of (engine - previous) on (trainer - previous): 1 this version, 0 the previous one; None where the two
                 versions are too near each other for the noise, or there is no previous one
     effect:     root mean square of what the adapter does to a token's log-prob, in nats
@@ -164,7 +164,6 @@ def verdict(
     base: Sequence[float] | Tensor,
     trainer: Sequence[float] | Tensor,
     previous: Sequence[float] | Tensor | None,
-    doubled: Sequence[float] | Tensor | None = None,
     engine_base: Sequence[float] | Tensor | None = None,
     engine_previous: Sequence[float] | Tensor | None = None,
     noise: float,
@@ -173,7 +172,6 @@ def verdict(
 
     engine:   as the engine scores them      base:     as the trainer does with the adapter disabled
     trainer:  ... with the adapter of now    previous: ... with the one published before, None: there was none
-    doubled:  ... with its update counted twice; None: not asked, then a doubled adapter is "wrong" only
     engine_base, engine_previous: as the engine scored them without an adapter, and with the one before; None: not asked
     noise:    from `measured_noise`
 
@@ -217,8 +215,6 @@ def verdict(
             freshness = _projection(engine - previous, trainer - previous)
             if _is_seen(previous - base, noise):  # else the previous one is the base: that is a no-op
                 expected["stale"] = previous
-    if doubled is not None:
-        expected["doubled"] = _float64(doubled)
     kind = min(expected, key=lambda name: _rms(engine - expected[name]))
     if _rms(engine - expected[kind]) > max(NOISE_FACTOR * noise, 0.25 * effect_rms):
         kind = "wrong"
@@ -235,17 +231,16 @@ def require_applied(result: ParityResult, *, version: int) -> None:
             "compare the adapter's module names with the engine's; with rollout.merge, set it to never",
         ),
         "stale": ("the engine still samples from the previous adapter", "give each version its own id and path"),
-        "doubled": ("the engine applies the adapter twice over", "compare lora.alpha / lora.r; look for a merged base"),
         "wrong": (
             "the engine samples from something else",
-            "compare base, config_overrides, dtype and lora.alpha; with rollout.merge, set it to never",
+            "compare base, config_overrides, dtype and lora.alpha / lora.r; with rollout.merge, set it to never",
         ),
     }[result.kind]
     sizes = f"effect {result.effect:.2g}, noise {result.noise:.2g}, mismatch {result.mismatch:.2g} nats"
     raise EngineError(
-        f"parity: after publishing adapter version {version}, {what} (projection {result.projection:.3f}, 1 where the "
-        f"effect is far above the noise; {sizes}); {cure}. The run must not go on: every rollout would come from "
-        "another policy than the one that is trained"
+        f"parity: after publishing adapter version {version}, {what} (projection {result.projection:.3f}; where the "
+        f"effect is far above the noise, 1 is right and up to 2 is the adapter twice over; {sizes}); {cure}. The run "
+        "must not go on: every rollout would come from another policy than the one that is trained"
     )
 
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from trapo_lite.core.errors import EngineError
 from trapo_lite.engines.adapter_folder import ADAPTER_FILES, take_file
-from trapo_lite.engines.base import Completion, EngineDied, EngineRestarted, RolloutEngine, SampleRequest
+from trapo_lite.engines.base import Completion, EngineDied, EngineRestarted, RolloutEngine, SampleRequest, require_newer
 
 T = TypeVar("T")
 
@@ -54,12 +54,10 @@ class SupervisedEngine:
         self.num_restarts = 0
         self.scratch = scratch
         self.version: int | None = None
-        self.publish_seconds = 0.0
         self.publish_bytes = 0
 
     def publish(self, adapter_dir: Path, version: int) -> None:
-        if self.version is not None and version <= self.version:
-            raise EngineError(f"publish: version {version} does not follow {self.version}; versions only grow")
+        require_newer(version, current=self.version)
         adapter = self._folder / f"version-{version}"
         adapter.mkdir(parents=True)
         for name in ADAPTER_FILES:
@@ -75,7 +73,7 @@ class SupervisedEngine:
         self._adapter, self.version, self._is_merged = adapter, version, False
         self._failures = 0
         self._checksum = None
-        self.publish_seconds, self.publish_bytes = self._engine.publish_seconds, self._engine.publish_bytes
+        self.publish_bytes = self._engine.publish_bytes
 
     def merge(self) -> float:
         share = self._call(lambda engine: engine.merge())

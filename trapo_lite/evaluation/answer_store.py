@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trapo_lite.config.paths import read_object
 from trapo_lite.core.errors import ConfigError, DataError
 from trapo_lite.evaluation.results import Answer, EvalResult
 from trapo_lite.run.environment import changes, is_environment
@@ -158,8 +159,12 @@ def result_files(folder: Path) -> list[Path]:
     """Each NAME.json of results, whether or not its answers are still beside it."""
 
     def is_one(file: Path) -> bool:
-        named = f'"answers": "{file.stem}.jsonl"'
-        return file.with_suffix(".jsonl").is_file() or named in file.read_text("utf-8", "replace")
+        if file.with_suffix(".jsonl").is_file():
+            return True
+        try:
+            return read_object(file).get("answers") == f"{file.stem}.jsonl"
+        except (OSError, ValueError):
+            return False
 
     return list(filter(is_one, sorted(folder.glob("*.json"))))
 
@@ -192,14 +197,12 @@ def _whole_lines(file: Path) -> list[str]:
 
 def read_summary(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("it does not hold names with numbers")
+        found = read_object(file)
         for name in ("num_problems", "num_samples", "seed"):
             if type(found.get(name)) is not int or found[name] < 0:
                 raise ValueError(f"{name}: found {found.get(name)!r:.60}")
         return found
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{file}: cannot be read ({error}); give the evaluation's command again, with --restart"
         ) from None

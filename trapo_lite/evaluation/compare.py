@@ -22,6 +22,8 @@ from trapo_lite.evaluation.answer_store import read_answers, read_summary, resul
 from trapo_lite.evaluation.results import EvalResult
 from trapo_lite.run.files import replace_text
 
+PUBLISHED = Path(__file__).with_name("published.yaml")
+"""Scores of the literature; `compare` takes them with --published."""
 PAPER_SETS = ("aime24", "amc", "math500", "minerva", "olympiad")
 AVERAGE = "avg"
 SAME_PROBLEMS = ("fingerprint", "num_problems")
@@ -57,7 +59,7 @@ class ResultRow:
 
 
 class PublishedRow(Section):
-    """A row of evals/published.yaml; percent."""
+    """A row of published.yaml; percent."""
 
     name: str
     source: str

@@ -95,7 +95,7 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
         say("\n".join(table_lines(target, sets[0], results[sets[0].name])))
     else:
         say("\n".join([target.model_name, *(brief_line(one, results[one.name]) for one in sets)]))
-        say(f"  results    {target.out}; python evals/compare.py {target.out} [OTHERS ...] [--published]")
+        say(f"  results    {target.out}; python scripts/compare.py {target.out} [OTHERS ...] [--published]")
     return results
 
 

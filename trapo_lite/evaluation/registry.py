@@ -30,7 +30,7 @@ class Columns(Section):
 
 
 class Benchmark(Section):
-    """One entry of evals/benchmarks.yaml, which explains the keys."""
+    """One entry of benchmarks.yaml, which explains the keys."""
 
     title: str
     source: str
@@ -64,7 +64,9 @@ def load_registry(path: Path) -> dict[str, Benchmark]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"--registry {path}: {error.strerror}; name a file like evals/benchmarks.yaml") from None
+        raise ConfigError(
+            f"--registry {path}: {error.strerror}; name a file like trapo_lite/evaluation/benchmarks.yaml"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--registry {path}: not valid YAML: {error}; mend the file") from None
     if not isinstance(content, dict) or not content:

@@ -237,20 +237,6 @@ class Policy:
         with self.model.disable_adapter():
             yield
 
-    @contextlib.contextmanager
-    def doubled(self) -> Iterator[None]:
-        """Inside, the adapter's update counts twice. Exact: a power of two only moves the exponents."""
-        weights = [tensor for name, tensor in self._state.items() if ".lora_B." in name]
-        with torch.no_grad():
-            for weight in weights:
-                weight.mul_(2.0)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for weight in weights:
-                    weight.mul_(0.5)
-
     def prepare(self, groups: Sequence[Group]) -> PackedBatch:
         """Pack groups into one batch on this policy's device; of no groups, one of a single padding token.
 

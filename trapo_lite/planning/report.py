@@ -1,14 +1,15 @@
 """The plan of a step, from the configuration and the model's config.json alone: no weights, no GPU."""
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from trapo_lite.config import Config
 from trapo_lite.config.choices import Constant
 from trapo_lite.config.paths import check_name
 from trapo_lite.core.errors import ConfigError
+from trapo_lite.model.base import model_shape
+from trapo_lite.model.packable import check_model
 from trapo_lite.model.shape import ModelShape
-from trapo_lite.planning.llama_qwen_shape import plain_shape
 from trapo_lite.planning.memory import plan_memory, plan_time, remedies, shortcoming
 from trapo_lite.run.gpus import GIB, GPUS, Gpu
 
@@ -73,9 +74,18 @@ def _by(config: Config) -> str:
     return f" by {rollout.engine}{servers}, {rollout.schedule}{merge}"
 
 
-def memory_lines(
+@dataclass(frozen=True)
+class MemoryReport:
+    """lines: for a person to read;  problem: what does not fit the GPU, or None;  cure: what to change then"""
+
+    lines: list[str]
+    problem: str | None
+    cure: str
+
+
+def memory_report(
     config: Config, *, gpu_name: str | None, gpu_memory: float | None, num_gpus: int, is_sharded: bool = False
-) -> list[str]:
+) -> MemoryReport:
     """What a step takes of each GPU and how long it takes at most, part by part; what to change where it does not fit.
 
     gpu_memory: bytes; None: the named GPU's, or 24 GiB.  is_sharded: the base is spread over the GPUs (FSDP2).
@@ -85,7 +95,8 @@ def memory_lines(
         raise ConfigError("--sharded: nf4 weights are not sharded; set model.quantize=none, or leave it out")
     gpu, is_assumed = _gpu(gpu_name, gpu_memory)
     check_name(config.model.name)
-    shape = plain_shape(config) or _shape_by_transformers(config)
+    check_model(config)
+    shape = model_shape(config)
     num_shards = num_gpus if is_sharded else 1
     plan = plan_memory(config, shape, gpu_memory=gpu.memory, num_shards=num_shards)
     share = f", a share of 1/{num_shards}" if num_shards > 1 else ""
@@ -118,9 +129,9 @@ def memory_lines(
     )
     problem = shortcoming(config, shape, gpu_memory=gpu.memory, num_shards=num_shards)
     if problem is None:
-        return [*lines, "fits"]
+        return MemoryReport([*lines, "fits"], None, "")
     cure = _cure(config, shape, gpu_memory=gpu.memory, num_shards=num_shards, num_gpus=num_gpus)
-    return [*lines, f"does not fit: {problem}", f"change: {cure}"]
+    return MemoryReport([*lines, f"does not fit: {problem}", f"change: {cure}"], problem, cure)
 
 
 def _cure(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int, num_gpus: int) -> str:
@@ -138,15 +149,6 @@ def _cure(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: i
         if fits or options:
             return ", ".join([*notes, " ".join(options)] if options else notes)
     return "nothing here helps: take a smaller model, larger GPUs or more of them"
-
-
-def _shape_by_transformers(config: Config) -> ModelShape:
-    """Of any model; and what is wrong with the configuration where it was no plain one."""
-    from trapo_lite.model.base import model_shape
-    from trapo_lite.model.packable import check_model
-
-    check_model(config)
-    return model_shape(config)
 
 
 def parse_memory(text: str) -> float:

@@ -5,7 +5,6 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +14,6 @@ from trapo_lite.engines import parity
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.model.logprobs import probe_sequences
 from trapo_lite.model.policy import Policy
-
-# Of the adapter's update, after rounding: with less than this the merged base is another policy (merge: auto).
 
 
 class Publisher:
@@ -86,8 +83,7 @@ class Publisher:
         merge_seconds = self._merge()
         merged = time.perf_counter()
         engine, trainer = self._both_scores()
-        judge = partial(
-            parity.verdict,
+        result = parity.verdict(
             engine=engine,
             base=self._base,
             trainer=trainer,
@@ -96,10 +92,6 @@ class Publisher:
             engine_previous=self._engine_previous,
             noise=self._noise,
         )
-        result = judge()
-        if result.kind == "wrong" and not self.policy.is_sharded:  # the other ranks need not have come here
-            with self.policy.doubled():
-                result = judge(doubled=self._scores(self.policy.score))
         parity.require_applied(result, version=version)  # first: it knows how the adapter is wrong, where it can tell
         parity.require_checksum(held, expected=expected, version=version)
         self._previous, self._engine_previous, self._result, self.version = trainer, engine, result, version

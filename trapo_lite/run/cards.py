@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from trapo_lite.core.errors import ConfigError
+from trapo_lite.run.gpus import named_cards
 
 MIN_CAPABILITY = (8, 0)  # bfloat16
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -20,7 +21,7 @@ def require_usable_cards(*, num_processes: int = 1) -> None:
 
     num_processes: of this machine, each of which takes a card. An empty CUDA_VISIBLE_DEVICES, or -1, asks for the CPU.
     """
-    names = _named_cards()
+    names = named_cards(os.environ.get(VISIBLE))
     if torch.version.cuda is None or (names is not None and not names):
         return
     if not torch.cuda.is_available():
@@ -68,15 +69,6 @@ def _require_compiler() -> None:
             f"GPU: Triton compiles kernels while a run goes on, and needs {' and '.join(missing)}; install "
             f"{'them' if len(missing) > 1 else 'it'}"
         )
-
-
-def _named_cards() -> list[str] | None:
-    """Return what CUDA_VISIBLE_DEVICES names, up to the first -1, where CUDA stops; None: it is not set."""
-    if VISIBLE not in os.environ:
-        return None
-    names = [name.strip() for name in os.environ[VISIBLE].split(",")]
-    names = names[: names.index("-1")] if "-1" in names else names
-    return [name for name in names if name]
 
 
 def _listed_cards() -> int:

@@ -17,14 +17,19 @@ from trapo_lite.core.errors import ConfigError, DataError
 
 def replace_text(path: Path, text: str, *, option: str = "--out") -> None:
     """Write the file, which `option` named, in one rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
     with errors_named(path, option=option):
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.rename(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_whole(path, text)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file in one rename. Raises OSError where the system refuses; the file is then as it was."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.rename(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def append_bytes(path: Path, content: bytes, *, option: str = "--out") -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from trapo_lite.config import Config, load_config
 from trapo_lite.core.errors import ConfigError, DataError
 from trapo_lite.run.environment import is_environment
-from trapo_lite.run.files import _locked, move_into_place, naming
+from trapo_lite.run.files import _locked, move_into_place, naming, write_whole
 
 STEP_NAME = re.compile(r"step-(?!0{6}$)(?:[0-9]{6}|[1-9][0-9]{6,})")
 
@@ -53,7 +53,9 @@ class RunFolder:
 
     def write_config(self, config: Config) -> None:
         """The resolved configuration, in one rename."""
-        _replace_text(self.path / "config.yaml", config.to_yaml())
+        file = self.path / "config.yaml"
+        with naming(file):
+            write_whole(file, config.to_yaml())
 
     def starts(self) -> list[dict[str, Any]]:
         """Return what each start of the run wrote into environment.json; empty where it is missing or damaged."""
@@ -68,7 +70,8 @@ class RunFolder:
         self._write_starts([*self.starts(), {"after_step": after_step, **more, **environment}])
 
     def _write_starts(self, starts: Sequence[Mapping[str, Any]]) -> None:
-        _replace_text(self.environment_file, json.dumps(starts, indent=1, ensure_ascii=False) + "\n")
+        with naming(self.environment_file):
+            write_whole(self.environment_file, json.dumps(starts, indent=1, ensure_ascii=False) + "\n")
 
     def replace(self, name: str, write: Callable[[Path], None]) -> None:
         """Have `write` fill a folder that then takes the place of the one called `name`."""
@@ -117,10 +120,8 @@ class RunFolder:
                 number = _step_of(line)
                 if number is not None and max(kept, default=0) < number <= step:
                     kept[number] = f"{line}\n"
-            temporary = self.metrics_file.with_suffix(".tmp")
             with naming(self.metrics_file):
-                temporary.write_text("".join(kept.values()), encoding="utf-8")
-                temporary.rename(self.metrics_file)
+                write_whole(self.metrics_file, "".join(kept.values()))
         for file in self.rollouts.glob("step-*.jsonl"):
             if STEP_NAME.fullmatch(file.stem) and int(file.stem.removeprefix("step-")) > step:
                 file.unlink()
@@ -181,14 +182,6 @@ def load_run_config(run: Path, files: Sequence[str] = (), overrides: Sequence[st
             cure += f", and --adapter {run} for this adapter of it"
         raise ConfigError(f"--run {run}: holds no config.yaml, so it is no run's folder{hint}; {cure}")
     return load_config([str(run / "config.yaml"), *files], overrides)
-
-
-def _replace_text(path: Path, text: str) -> None:
-    """Write a file in one rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with naming(path):
-        temporary.write_text(text, encoding="utf-8")
-        temporary.rename(path)
 
 
 def _is_start(entry: Any) -> bool:

@@ -44,6 +44,19 @@ GPUS = {
 }
 
 
+def named_cards(visible: str | None) -> list[str] | None:
+    """Return what CUDA_VISIBLE_DEVICES names, up to the first -1, where CUDA stops; None: it is not set.
+
+    >>> named_cards("1, GPU-1a"), named_cards("0,-1,1"), named_cards(""), named_cards(None)
+    (['1', 'GPU-1a'], ['0'], [], None)
+    """
+    if visible is None:
+        return None
+    names = [name.strip() for name in visible.split(",")]
+    names = names[: names.index("-1")] if "-1" in names else names
+    return [name for name in names if name]
+
+
 def find_gpu(device_name: str) -> Gpu | None:
     """The one that the driver's name is of; None for one that is not in the table.
 

@@ -33,7 +33,6 @@ class Endpoint:
     lost: "asyncio.Future[str]"
     model: str = ""
     num_in_flight: int = 0
-    num_finished: int = 0
 
 
 class _EndpointFailed(Exception):
@@ -141,9 +140,7 @@ class Endpoints:
             endpoint.num_in_flight += 1
             try:
                 body = request_body(request, model=name or endpoint.model)
-                completion = completion_from(await self._sample(endpoint, body), request, version)
-                endpoint.num_finished += 1
-                return completion
+                return completion_from(await self._sample(endpoint, body), request, version)
             except _EndpointFailed as failure:
                 if failure.status in NOT_THE_SERVERS_FAULT:
                     raise EngineError(

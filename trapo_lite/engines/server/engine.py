@@ -23,7 +23,7 @@ import torch
 from trapo_lite.core.errors import EngineError
 from trapo_lite.engines import parity
 from trapo_lite.engines.adapter_folder import AdapterFolder
-from trapo_lite.engines.base import Completion, SampleRequest, check_request
+from trapo_lite.engines.base import Completion, SampleRequest, check_request, require_idle, require_newer
 from trapo_lite.engines.server.command import start_command
 from trapo_lite.engines.server.endpoints import Endpoints
 
@@ -56,7 +56,6 @@ class ServerEngine:
         self.max_model_len, self.dtype, self._notify = max_model_len, dtype, notify
         self._command = command or start_command(max_model_len)
         self.version: int | None = None
-        self.publish_seconds = 0.0
         self.publish_bytes = 0
         self._name: str | None = None
         self._path: Path | None = None
@@ -84,18 +83,15 @@ class ServerEngine:
                 self.close()
 
     def publish(self, adapter_dir: Path, version: int) -> None:
-        if self._wanted:
-            raise EngineError(f"publish: {len(self._wanted)} requests are in flight; collect or abort them first")
-        if self.version is not None and version <= self.version:
-            raise EngineError(f"publish: version {version} does not follow {self.version}; versions only grow")
-        started = time.monotonic()
+        require_idle("publish", len(self._wanted))
+        require_newer(version, current=self.version)
         path, num_bytes = self._folder.add(Path(adapter_dir), version)
         name, previous = f"{self._prefix}-version-{version}", self._name
         self._run(self._ready().load(name, path, previous))
         if self._path is not None:
             self._folder.remove(self._path)
         self._name, self._path, self.version = name, path, version
-        self.publish_seconds, self.publish_bytes = time.monotonic() - started, num_bytes
+        self.publish_bytes = num_bytes
 
     def merge(self) -> float:
         raise EngineError("merge: this engine serves adapters beside their base only; set rollout.merge: never")
@@ -104,9 +100,7 @@ class ServerEngine:
         """Nothing to do: it never merges."""
 
     def submit(self, request: SampleRequest) -> None:
-        check_request(request, max_model_len=self.max_model_len)
-        if request.request_id in self._wanted:
-            raise EngineError(f"submit: request {request.request_id!r} is in flight already; give each its own id")
+        check_request(request, max_model_len=self.max_model_len, in_flight=self._wanted)
         self._num_tickets += 1
         self._wanted[request.request_id] = self._num_tickets
         self._loop.call_soon_threadsafe(self._start_task, self._num_tickets, request, self._name, self.version)

@@ -1,6 +1,5 @@
 """Rollouts by plain transformers and PEFT: no vLLM, for small models and as the reference the others are held to."""
 
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from torch import Tensor
 from trapo_lite.config import ModelSection
 from trapo_lite.core.errors import EngineError
 from trapo_lite.engines.adapter_folder import read_servable
-from trapo_lite.engines.base import Completion, SampleRequest, check_request
+from trapo_lite.engines.base import Completion, SampleRequest, check_request, require_idle, require_newer
 from trapo_lite.engines.parity import PEFT_PREFIX, checksum_of_pairs
 from trapo_lite.engines.transformers.cache import ATTENTION, RowCache, read_at_once
 from trapo_lite.engines.transformers.merging import MergedAdapter
@@ -72,7 +71,6 @@ class TransformersEngine:
         self.dtype = getattr(torch, dtype)
         self.version: int | None = None
         self.scratch: Path | None = None
-        self.publish_seconds = 0.0
         self.publish_bytes = 0
         section = ModelSection(name=model_path, dtype=dtype, quantize=quantize, config_overrides=config_overrides or {})
         self._base: Any = load_base(section, device=self.device, attention=ATTENTION).eval()
@@ -88,19 +86,16 @@ class TransformersEngine:
         return self._base if self._peft is None else self._peft
 
     def publish(self, adapter_dir: Path, version: int) -> None:
-        self._require_idle("publish")
-        if self.version is not None and version <= self.version:
-            raise EngineError(f"publish: version {version} does not follow {self.version}; versions only grow")
-        start = time.monotonic()
+        require_idle("publish", len(self._in_flight))
+        require_newer(version, current=self.version)
         self.unmerge()
         with torch.random.fork_rng():  # PEFT draws initial weights before it loads; the trainer's draws are not its own
             self._load_adapter(Path(adapter_dir), version)
         self.version = version
-        self.publish_seconds = time.monotonic() - start
         self.publish_bytes = sum(file.stat().st_size for file in Path(adapter_dir).iterdir() if file.is_file())
 
     def merge(self) -> float:
-        self._require_idle("merge")
+        require_idle("merge", len(self._in_flight))
         if self._peft is None:
             raise EngineError("merge: there is no adapter yet; publish one first")
         if self._quantize != "none":
@@ -110,15 +105,13 @@ class TransformersEngine:
         return self._merged.kept.share
 
     def unmerge(self) -> None:
-        self._require_idle("unmerge")
+        require_idle("unmerge", len(self._in_flight))
         if self._merged is not None:
             self._merged.restore()
         self._merged = None
 
     def submit(self, request: SampleRequest) -> None:
-        check_request(request, max_model_len=self.max_model_len)
-        if any(row.request.request_id == request.request_id for row in (*self._rows, *self._waiting)):
-            raise EngineError(f"submit: request {request.request_id!r} is in flight already; give each its own id")
+        check_request(request, max_model_len=self.max_model_len, in_flight=self._in_flight)
         generator = torch.Generator().manual_seed(request.seed)
         uniforms = torch.rand(request.max_tokens, generator=generator, dtype=torch.float64)
         self._waiting.append(Row(request, uniforms, self.version))
@@ -164,9 +157,9 @@ class TransformersEngine:
         self._rows, self._cache, self._peft, self._base = [], None, None, None
         self._waiting.clear()
 
-    def _require_idle(self, what: str) -> None:
-        if num := len(self._rows) + len(self._waiting):
-            raise EngineError(f"{what}: {num} requests are in flight; collect or abort them first")
+    @property
+    def _in_flight(self) -> list[str]:
+        return [row.request.request_id for row in (*self._rows, *self._waiting)]
 
     @property
     def _num_free(self) -> int:

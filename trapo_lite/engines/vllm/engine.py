@@ -14,7 +14,7 @@ import torch
 
 from trapo_lite.core.errors import EngineError
 from trapo_lite.engines.adapter_folder import AdapterFolder, read_servable
-from trapo_lite.engines.base import Completion, SampleRequest, check_request
+from trapo_lite.engines.base import Completion, SampleRequest, check_request, require_idle, require_newer
 from trapo_lite.engines.child import ChildProcess, environment_without_launcher
 from trapo_lite.engines.vllm.options import VLLMOptions, round_up_lora_rank, without_expandable_segments
 
@@ -56,7 +56,6 @@ class VLLMEngine:
         self._notify = notify
         self._log_path = log_path
         self.version: int | None = None
-        self.publish_seconds = 0.0
         self.publish_bytes = 0
         self.start_seconds: float | None = None
         self._in_flight: set[str] = set()
@@ -92,23 +91,19 @@ class VLLMEngine:
         logger.info("vLLM %s is up after %.1f s", facts["vllm"], self.start_seconds)
 
     def publish(self, adapter_dir: Path, version: int) -> None:
-        if self._in_flight:
-            raise EngineError(f"publish: {len(self._in_flight)} requests are in flight; collect or abort them first")
-        if self.version is not None and version <= self.version:
-            raise EngineError(f"publish: version {version} does not follow {self.version}; versions only grow")
+        require_idle("publish", len(self._in_flight))
+        require_newer(version, current=self.version)
         require_rank(Path(adapter_dir), self.options.lora_rank)
         self.wait()
-        start = time.monotonic()
         path, num_bytes = self._folder.add(Path(adapter_dir), version)
         self._call("publish", path, version)
         if self._adapter_path is not None:
             self._folder.remove(self._adapter_path)
         self._adapter_path, self.version = path, version
-        self.publish_seconds, self.publish_bytes = time.monotonic() - start, num_bytes
+        self.publish_bytes = num_bytes
 
     def merge(self) -> float:
-        if self._in_flight:
-            raise EngineError(f"merge: {len(self._in_flight)} requests are in flight; collect or abort them first")
+        require_idle("merge", len(self._in_flight))
         if self.version is None:
             raise EngineError("merge: there is no adapter yet; publish one first")
         if not self.options.can_merge:
@@ -116,14 +111,11 @@ class VLLMEngine:
         return self._call("merge")
 
     def unmerge(self) -> None:
-        if self._in_flight:
-            raise EngineError(f"unmerge: {len(self._in_flight)} requests are in flight; collect or abort them first")
+        require_idle("unmerge", len(self._in_flight))
         self._call("unmerge")
 
     def submit(self, request: SampleRequest) -> None:
-        check_request(request, max_model_len=self.options.max_model_len)
-        if request.request_id in self._in_flight:
-            raise EngineError(f"submit: request {request.request_id!r} is in flight already; give each its own id")
+        check_request(request, max_model_len=self.options.max_model_len, in_flight=self._in_flight)
         self._in_flight.add(request.request_id)
         self._outbox.append(("submit", request))
 
@@ -153,8 +145,7 @@ class VLLMEngine:
         self._call("reset_prefix_cache")
 
     def release(self) -> None:
-        if self._in_flight:
-            raise EngineError(f"release: {len(self._in_flight)} requests are in flight; collect or abort them first")
+        require_idle("release", len(self._in_flight))
         self._call("release")
 
     def resume(self) -> None:
