@@ -1,4 +1,4 @@
-"""Judge a machine from its facts: pure functions, each of which returns findings and asks nothing itself."""
+"""Judge a machine by its facts. Each function is pure and returns findings."""
 
 from collections.abc import Iterator
 
@@ -9,11 +9,11 @@ SMALL_MEMORY = 8 * GIB  # of the host: the quickstart's trainer, engine and veri
 SMALL_SHARED_MEMORY = 1 * GIB  # one adapter of a 7B model takes 0.6; NCCL takes some for each process
 SMALL_DISKS = {"working folder": 10 * GIB, "hub cache": 20 * GIB, "temporary files": 2 * GIB}
 FULL_DISK = 1 * GIB
-BUSY = 0.1  # of a card's memory: more is another process's
+BUSY = 0.1  # share of a card's memory; above it another process uses the card
 
 
 def check_machine(facts: Facts, needs: Needs) -> Iterator[Finding]:
-    """Yield the findings on hardware and system, in the order in which a user would cure them."""
+    """Yield the findings on hardware and system, in the order in which a user would fix them."""
     yield check_python(facts)
     yield check_driver(facts, needs)
     yield from check_cards(facts, needs)
@@ -81,11 +81,11 @@ def check_cards(facts: Facts, needs: Needs) -> Iterator[Finding]:
                 f"look it up: bfloat16 needs {least} or higher",
             )
         elif card.capability < needs.min_capability:
-            found = ".".join(map(str, card.capability))
+            capability = ".".join(map(str, card.capability))
             yield Finding(
                 "error",
                 check,
-                f"{card.name} has compute capability {found}, bfloat16 needs {least} or higher",
+                f"{card.name} has compute capability {capability}, bfloat16 needs {least} or higher",
                 "use an A100, an RTX 30 or newer, or choose other cards by CUDA_VISIBLE_DEVICES",
             )
         elif card.memory is not None and card.used is not None and card.used > BUSY * card.memory:
@@ -100,7 +100,7 @@ def check_cards(facts: Facts, needs: Needs) -> Iterator[Finding]:
 
 
 def check_visible(facts: Facts) -> Iterator[Finding]:
-    """Yield what is wrong with CUDA_VISIBLE_DEVICES; nothing where it is not set or there is no card."""
+    """Yield the errors in CUDA_VISIBLE_DEVICES. Yield nothing if it is not set or there is no card."""
     names, check = named_cards(facts.visible), "CUDA_VISIBLE_DEVICES"
     if names is None or not facts.cards:
         return
@@ -123,7 +123,7 @@ def check_visible(facts: Facts) -> Iterator[Finding]:
 
 
 def check_compiler(facts: Facts) -> Iterator[Finding]:
-    """Yield a finding where there is a card: on the CPU nothing is compiled."""
+    """Yield a finding if there is a card, because nothing is compiled on the CPU."""
     if not visible_cards(facts):
         return
     if facts.compiler is None:
