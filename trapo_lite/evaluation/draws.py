@@ -25,10 +25,10 @@ def evaluate_problems(
 ) -> EvalResult:
     """Sample `num_samples` answers a problem from whatever the engine serves, and grade them.
 
-    Each answer has its own seed, a function of (settings.seed, problem id, sample): so the draws are independent, none
-    is drawn in training, and two checkpoints are compared with the same random numbers.
+    Each answer has a seed of its own, a function of (settings.seed, problem id, sample). So the draws are independent,
+    none repeats a training draw, and two checkpoints are compared with the same random numbers.
 
-    on_group: given a problem's answers as soon as the last of them is graded, whichever problem is done first
+    on_group: called with a problem's answers as soon as the last of them is graded, in the order of completion
     """
     if num_samples < 1:
         raise ValueError(f"eval.num_samples: found {num_samples}; draw at least one answer a problem")
