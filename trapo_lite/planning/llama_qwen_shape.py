@@ -1,6 +1,6 @@
-"""Sizes of Llama's and Qwen's decoders from config.json by arithmetic, for the plan.
+"""Compute the sizes of Llama's and Qwen's decoders from config.json by arithmetic, for the plan.
 
-`ModelShape.of` counts any model that transformers builds; importing it takes longer than all else that a plan does.
+`ModelShape.of` counts any model that transformers builds, but importing it takes longer than the rest of a plan.
 """
 
 import json
@@ -21,19 +21,22 @@ SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention
 
 
 def plain_shape(config: Config) -> ModelShape | None:
-    """None where config.json is damaged, leaves something to its class's defaults, asks for anything unusual, or does
-    not agree with the rest of the configuration: transformers and `inputs.check_model` then say what is wrong with it.
-    ConfigError where the hub has none."""
+    """Return the sizes, or None if the model is not a plain Llama or Qwen.
+
+    None if config.json is damaged, relies on its class's defaults, is unusual, or contradicts the rest of the
+    configuration. transformers and `inputs.check_model` then report what is wrong. Raises ConfigError if the hub has no
+    such model.
+    """
     model, lora = config.model, config.lora
-    found = _read(model.name)
-    if found is None or not set(model.config_overrides) <= {*found, "rope_parameters"} - {"rope_theta"}:
+    fields = _read(model.name)
+    if fields is None or not set(model.config_overrides) <= {*fields, "rope_parameters"} - {"rope_theta"}:
         return None
-    found |= model.config_overrides
-    if not _is_plain(found) or found["max_position_embeddings"] < config.longest_sequence:
+    fields |= model.config_overrides
+    if not _is_plain(fields) or fields["max_position_embeddings"] < config.longest_sequence:
         return None
-    hidden, mlp, num_layers, heads, kv_heads = (found[name] for name in SIZES)
-    head_size = found.get("head_dim") or hidden // heads
-    width, kv_width, vocab = heads * head_size, kv_heads * head_size, found["vocab_size"]
+    hidden, mlp, num_layers, heads, kv_heads = (fields[name] for name in SIZES)
+    head_size = fields.get("head_dim") or hidden // heads
+    width, kv_width, vocab = heads * head_size, kv_heads * head_size, fields["vocab_size"]
     linears = {  # rows and columns
         "self_attn.q_proj": (hidden, width),
         "self_attn.k_proj": (hidden, kv_width),
@@ -46,11 +49,11 @@ def plain_shape(config: Config) -> ModelShape | None:
     sizes_by_name = {f"model.layers.{n}.{name}": sizes for n in range(num_layers) for name, sizes in linears.items()}
     if not _are_known(lora.target_modules, list(sizes_by_name)):
         return None
-    biases = sum(columns for name, (_, columns) in linears.items() if name.endswith(BIASED[found["model_type"]]))
-    norms = 2 * hidden + NORMS_OF_HEADS[found["model_type"]] * head_size
+    biases = sum(columns for name, (_, columns) in linears.items() if name.endswith(BIASED[fields["model_type"]]))
+    norms = 2 * hidden + NORMS_OF_HEADS[fields["model_type"]] * head_size
     adapted = sum(sum(sizes) for name, sizes in sizes_by_name.items() if is_target(name, lora.target_modules))
     num_linear = num_layers * sum(rows * columns for rows, columns in linears.values())
-    tables = 1 if found["tie_word_embeddings"] else 2
+    tables = 1 if fields["tie_word_embeddings"] else 2
     return ModelShape(
         num_layers=num_layers,
         hidden_size=hidden,
@@ -75,30 +78,30 @@ def _read(name: str) -> dict[str, Any] | None:
     else:
         try:
             file = Path(hf_hub_download(name, "config.json"))
-        except (OSError, ValueError) as error:  # after a minute of trying, which transformers would repeat
+        except (OSError, ValueError) as error:  # after a minute of retries, which transformers would repeat
             raise ConfigError(f"model.name: cannot read {name!r}: {error}; give a model folder or hub id") from None
     try:
-        found = json.loads(file.read_text())
+        fields = json.loads(file.read_text())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return fields if isinstance(fields, dict) else None
 
 
-def _is_plain(found: dict[str, Any]) -> bool:
-    """Is everything said that the sizes depend on, and nothing that is refused elsewhere or changes them?"""
-    family = found.get("model_type")
+def _is_plain(fields: dict[str, Any]) -> bool:
+    """Return whether config.json states all that the sizes depend on, and nothing that changes them or is refused."""
+    family = fields.get("model_type")
     sizes = [*SIZES, "vocab_size", "max_position_embeddings", *(["head_dim"] if family == "qwen3" else [])]
-    ropes = [found.get(name) or {} for name in ("rope_parameters", "rope_scaling")]
+    ropes = [fields.get(name) or {} for name in ("rope_parameters", "rope_scaling")]
     unusual = ("attention_bias", "mlp_bias", "use_sliding_window", "attention_dropout", "quantization_config")
     return (
         family in BIASED
-        and isinstance(found.get("tie_word_embeddings"), bool)
-        and all(type(found.get(name)) is int and found[name] > 0 for name in sizes)
-        and (found.get("head_dim") or found["hidden_size"] % found["num_attention_heads"] == 0)
-        and found["num_attention_heads"] % found["num_key_value_heads"] == 0
-        and not any(found.get(name) for name in unusual)
+        and isinstance(fields.get("tie_word_embeddings"), bool)
+        and all(type(fields.get(name)) is int and fields[name] > 0 for name in sizes)
+        and (fields.get("head_dim") or fields["hidden_size"] % fields["num_attention_heads"] == 0)
+        and fields["num_attention_heads"] % fields["num_key_value_heads"] == 0
+        and not any(fields.get(name) for name in unusual)
         and all(isinstance(rope, dict) and _type_of(rope) in FIXED_ROPE for rope in ropes)
-        and set(found.get("layer_types") or ["full_attention"]) == {"full_attention"}
+        and set(fields.get("layer_types") or ["full_attention"]) == {"full_attention"}
     )
 
 

@@ -1,4 +1,4 @@
-"""The plan of a step, from the configuration and the model's config.json alone: no weights, no GPU."""
+"""Describe the plan of a step from the configuration and the model's config.json: no weights, no GPU."""
 
 import re
 from dataclasses import replace
@@ -11,12 +11,12 @@ from trapo_lite.planning.llama_qwen_shape import plain_shape
 from trapo_lite.planning.memory import plan_memory, plan_time, remedies, shortcoming
 from trapo_lite.run.gpus import GIB, GPUS, Gpu
 
-SHARDED = "spread the base over the GPUs (--sharded here, configs/accelerate/fsdp2.yaml to train)"
+SHARDED = "shard the base over the GPUs (--sharded here, configs/accelerate/fsdp2.yaml to train)"
 SERVERS = "rollouts on other GPUs (rollout.engine=server)"
 
 
 def plan_lines(config: Config) -> list[str]:
-    """What one step will do, for a person to read before paying for it."""
+    """Return lines on what one step will do, for a person to read before paying for it."""
     model, lora, algorithm, rollout = config.model, config.lora, config.algorithm, config.rollout
     optim, train = config.optim, config.train
     groups = algorithm.micro_groups
@@ -76,10 +76,10 @@ def _by(config: Config) -> str:
 def memory_lines(
     config: Config, *, gpu_name: str | None, gpu_memory: float | None, num_gpus: int, is_sharded: bool = False
 ) -> list[str]:
-    """What a step takes of each GPU and how long it takes at most, part by part; what to change where it does not fit.
+    """Return lines on a step's memory on each GPU and its longest time, and on what to change if it does not fit.
 
-    gpu_memory: bytes; None: the named GPU's, or 24 GiB.  is_sharded: the base is spread over the GPUs (FSDP2).
-    ConfigError for a GPU whose speed is not known.
+    gpu_memory: bytes; None: the named GPU's, or 24 GiB.  is_sharded: the base is sharded over the GPUs (FSDP2).
+    Raises ConfigError for a GPU of unknown speed.
     """
     if is_sharded and config.model.quantize != "none":
         raise ConfigError("--sharded: nf4 weights are not sharded; set model.quantize=none, or leave it out")
@@ -124,7 +124,7 @@ def memory_lines(
 
 
 def _cure(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int, num_gpus: int) -> str:
-    """What makes it fit: options on this card; else the base over all cards, rollouts on others, or both."""
+    """Return what makes it fit: options on this card, else the base over all cards, rollouts on others, or both."""
     elsewhere = config.rollout.model_copy(update={"engine": "server"})
     on_servers = config.model_copy(update={"rollout": elsewhere})
     attempts = [(config, num_shards, [])]
@@ -141,7 +141,7 @@ def _cure(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: i
 
 
 def _shape_by_transformers(config: Config) -> ModelShape:
-    """Of any model; and what is wrong with the configuration where it was no plain one."""
+    """Return the shape of any model. Raise ConfigError if the configuration is wrong."""
     from trapo_lite.model.base import model_shape
     from trapo_lite.model.packable import check_model
 
@@ -150,7 +150,7 @@ def _shape_by_transformers(config: Config) -> ModelShape:
 
 
 def parse_memory(text: str) -> float:
-    """Bytes of "23.5GB" or "80": GiB, of memory that CUDA gives out: a little less than is printed on a card.
+    """Return the bytes of "23.5GB" or "80" (GiB). CUDA gives out a little less than is printed on a card.
 
     >>> parse_memory("24GB") == parse_memory("24") == 24 * 2**30
     True
@@ -162,22 +162,22 @@ def parse_memory(text: str) -> float:
 
 
 def _gpu(name: str | None, memory: float | None) -> tuple[Gpu, bool]:
-    """The card that is meant, and whether that is a guess: one that has so much, for the times.
+    """Return the card, and whether it is a guess. A guess is a card with that much memory.
 
-    name: as in the table, or its end, "3090".
+    name: as in the table, or its end, such as "3090".
     """
-    if name is None:  # 24 GB are printed on a card that gives out 23.5 or 22.2
+    if name is None:  # a card sold with 24 GB gives out 23.5 or 22.2
         enough = [gpu for gpu in GPUS.values() if memory is not None and gpu.memory >= 0.92 * memory]
         gpu = min(enough, key=lambda gpu: (gpu.memory, gpu.tflops)) if enough else GPUS["RTX 4090"]
     else:
         by_spelling = {_squeezed(known): gpu for known, gpu in GPUS.items()}
         ending = [gpu for known, gpu in by_spelling.items() if known.endswith(_squeezed(name))]
-        found = by_spelling.get(_squeezed(name)) or (ending[0] if len(ending) == 1 else None)
-        if found is None:
+        match = by_spelling.get(_squeezed(name)) or (ending[0] if len(ending) == 1 else None)
+        if match is None:
             raise ConfigError(
                 f"--gpu: found {name!r}; known are {', '.join(GPUS)}; for another, take one like it and --gpu-memory"
             )
-        gpu = found
+        gpu = match
     return gpu if memory is None else replace(gpu, memory=memory), name is None
 
 
