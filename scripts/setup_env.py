@@ -119,11 +119,11 @@ def advice_for(log: str) -> str:
 
 
 def progress(log: str) -> str:
-    """Return what pip is doing, from its output.
+    r"""Return what pip is doing, from its output.
 
-    >>> progress("Collecting numpy\\n  Downloading numpy-2.4.0-cp311.whl (18 MB)\\nWARNING: slow\\n")
+    >>> progress("Collecting numpy\n  Downloading numpy-2.4.0-cp311.whl (18 MB)\nWARNING: slow\n")
     'Downloading numpy-2.4.0-cp311.whl (18 MB)'
-    >>> progress("Collecting numpy\\nInstalling collected packages: numpy, six\\n  Found existing installation: six\\n")
+    >>> progress("Collecting numpy\nInstalling collected packages: numpy, six\n  Found existing installation: six\n")
     'writing 2 packages to .venv'
     """
     doing = "asking the package index"

@@ -99,9 +99,9 @@ def cannot_check(error: Exception) -> Finding:
 
 
 def report_lines(findings: Sequence[Finding]) -> Iterator[str]:
-    """Yield one line for each finding, and a last line with the counts.
+    r"""Yield one line for each finding, and a last line with the counts.
 
-    >>> print(*report_lines([Finding("warning", "hub", "no answer", "check the network")]), sep="\\n")
+    >>> print(*report_lines([Finding("warning", "hub", "no answer", "check the network")]), sep="\n")
     warning  hub  no answer; check the network
     <BLANKLINE>
     0 errors, 1 warning

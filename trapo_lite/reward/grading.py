@@ -28,11 +28,11 @@ Element = TypeVar("Element")
 
 
 def grade(answer_text: str, gold: str, *, require_box: bool) -> tuple[str, str | None]:
-    """Return (kind, graded text) of one answer. The kind is correct, wrong or no_answer.
+    r"""Return (kind, graded text) of one answer. The kind is correct, wrong or no_answer.
 
-    >>> grade(r"so it is \\boxed{0.5}", r"\\frac12", require_box=True)
+    >>> grade(r"so it is \boxed{0.5}", r"\frac12", require_box=True)
     ('correct', '0.5')
-    >>> grade("it is 0.5", r"\\frac12", require_box=True)
+    >>> grade("it is 0.5", r"\frac12", require_box=True)
     ('no_answer', None)
     """
     golds = gold_readings(gold)
@@ -129,9 +129,9 @@ def _same_ratio(answer: str, gold: str) -> bool | None:
 
 
 def _same_assignment(answer: str, gold: str) -> bool | None:
-    """Compare assignments: `x = 1` equals `1`, `f(x) = 2x` equals `y = 2x`; any other two names must be the same.
+    r"""Compare assignments: `x = 1` equals `1`, `f(x) = 2x` equals `y = 2x`; any other two names must be the same.
 
-    Of `a \\approx b` only a is compared.
+    Of `a \approx b` only a is compared.
     """
     exact, is_rounded, _ = answer.partition(r"\approx")
     if is_rounded and not notation.is_relation(gold):
@@ -159,7 +159,7 @@ def _same_assignment(answer: str, gold: str) -> bool | None:
 
 
 def _is_function(name: str) -> bool:
-    """Return whether the name stands for a function's value: `y`, `f(x)`, `g(t)`, but not `\\sin(x)`."""
+    r"""Return whether the name stands for a function's value: `y`, `f(x)`, `g(t)`, but not `\sin(x)`."""
     return name == "y" or bool(re.fullmatch(r"[a-zA-Z]\(.*\)", name))
 
 
@@ -169,9 +169,9 @@ def _is_list(text: str) -> bool:
 
 
 def _same_list(answer: str, gold: str) -> bool | None:
-    """Compare sets and bare lists in any order, tuples in order. Return None if math-verify should decide.
+    r"""Compare sets and bare lists in any order, tuples in order. Return None if math-verify should decide.
 
-    It decides if an element may stand for several (`1 \\pm 2`) or is a relation, and if the brackets may belong to an
+    It decides if an element may stand for several (`1 \pm 2`) or is a relation, and if the brackets may belong to an
     interval.
     """
     (answer_kind, answer_inside), (gold_kind, gold_inside) = notation.unbracketed(answer), notation.unbracketed(gold)
@@ -214,7 +214,7 @@ def _stands_for_more(element: str, *, is_named: bool) -> bool:
 
 
 def _same_with_unit(answer: str, gold: str) -> bool | None:
-    """Compare expressions with known units like numbers with units: `12\\pi \\text{ cm}^2` equals `12\\pi`."""
+    r"""Compare expressions with known units like numbers with units: `12\pi \text{ cm}^2` equals `12\pi`."""
     (ours, our_unit), (theirs, their_unit) = split_known_unit(answer), split_known_unit(gold)
     if (ours, theirs) == (answer, gold):
         return None

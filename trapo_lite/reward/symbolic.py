@@ -144,10 +144,10 @@ def extract(text: str) -> str | None:
 
 @lru_cache(maxsize=512)
 def _parse_formula(text: str) -> Any:
-    """Return the SymPy object that math-verify's parser reads in `text` as one formula, or None. Case matters.
+    r"""Return the SymPy object that math-verify's parser reads in `text` as one formula, or None. Case matters.
 
     Its reader of plain numbers is left out. From a formula that does not parse it would pick a number, and
-    `1 - \\frac{1}{...}` would equal `1 + \\frac{1}{...}` because both hold a 1.
+    `1 - \frac{1}{...}` would equal `1 + \frac{1}{...}` because both hold a 1.
     """
     for pattern, replacement in _TOLD_APART:
         text = pattern.sub(replacement, text)
@@ -186,9 +186,9 @@ def _differ_at_a_point(answer: Expr, gold: Expr) -> bool:
 
 
 def _have_other_solutions(answer: Equality, gold: Equality) -> bool:
-    """Return whether the equations' ratio of (left - right) differs at two points, so that no factor makes them equal.
+    r"""Return whether the equations' ratio of (left - right) differs at two points, so that no factor makes them equal.
 
-    An undefined function counts as a symbol, `\\theta(t)` as well as `t`.
+    An undefined function counts as a symbol, `\theta(t)` as well as `t`.
     """
     answer_difference, gold_difference = (_left_minus_right(side) for side in (answer, gold))
     if 0 in (answer_difference, gold_difference):

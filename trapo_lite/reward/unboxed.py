@@ -40,9 +40,9 @@ _LETTERS = re.compile(rf"\(?[A-J]\)?(?:(?:{_JOINED_BY}|\.\s+)\(?[A-J]\)?(?=[)}}\
 
 
 def answer_line(text: str) -> str | None:
-    """Return the text behind `answer is`, `Answer:`, `A:` or `####` in the last line, or None.
+    r"""Return the text behind `answer is`, `Answer:`, `A:` or `####` in the last line, or None.
 
-    >>> answer_line("So 3 + 4 is it.\\n#### 7"), answer_line("The answer is 7. I am sure.\\nYes.")
+    >>> answer_line("So 3 + 4 is it.\n#### 7"), answer_line("The answer is 7. I am sure.\nYes.")
     ('7', None)
     """
     line = _ANSWER_LINE.search(text.rstrip())

@@ -33,10 +33,10 @@ MAX_GUESS_ERROR = 5
 
 
 def stepwise_solution(problem: Problem, *, num_steps: int, boxed: int) -> str:
-    """Return a solution in web style: `num_steps` equations, one per line, then `boxed`, right or wrong.
+    r"""Return a solution in web style: `num_steps` equations, one per line, then `boxed`, right or wrong.
 
     >>> stepwise_solution(Problem((12, 7, -9), "Compute {sum}."), num_steps=2, boxed=10)
-    '12 + 7 = 19\\n19 - 9 = 10\\nThe answer is \\\\boxed{10}'
+    '12 + 7 = 19\n19 - 9 = 10\nThe answer is \\boxed{10}'
     """
     equations = [
         f"{before}{signed(term)} = {after}\n"

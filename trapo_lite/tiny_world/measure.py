@@ -88,9 +88,9 @@ def sample_solutions(
 
 
 def is_solved(problem: Problem, solution: str) -> bool:
-    """Return whether the last box holds the answer.
+    r"""Return whether the last box holds the answer.
 
-    >>> is_solved(Problem((2, 3), "Compute {sum}."), "\\\\boxed{4}, no: \\\\boxed{5}")
+    >>> is_solved(Problem((2, 3), "Compute {sum}."), "\\boxed{4}, no: \\boxed{5}")
     True
     """
     boxes = re.findall(r"\\boxed\{([^{}]*)\}", solution)

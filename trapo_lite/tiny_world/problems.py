@@ -1,6 +1,6 @@
-"""Draw problems of the tiny world: running sums of small numbers, with two expert solutions each.
+r"""Draw problems of the tiny world: running sums of small numbers, with two expert solutions each.
 
-    What is 12 (a) + 7 (b) - 9 (c) + 4?          ->  \\boxed{14}
+    What is 12 (a) + 7 (b) - 9 (c) + 4?          ->  \boxed{14}
 
 The first number is 1..15, every later term is 1..6 with a sign, and every running total stays in 0..20. So a single
 step is easy, and the difficulty is to keep one's place: easy problems have 2 to 4 terms, hard ones 6 to 9. An expert
@@ -111,10 +111,10 @@ def draw_problem(rng: random.Random, num_terms: int, split: Split) -> Problem:
 
 
 def expert_solutions(problem: Problem) -> tuple[str, str]:
-    """Return two expert solutions in two wordings: one paragraph per step, with the term's letter and the total.
+    r"""Return two expert solutions in two wordings: one paragraph per step, with the term's letter and the total.
 
     >>> expert_solutions(Problem((12, 7, -9), "Compute {sum}."))[0]
-    'Start carefully at 12\\n\\n (a) + 7 makes 19\\n\\n (b) - 9 makes 10\\n\\nSo \\\\boxed{10}'
+    'Start carefully at 12\n\n (a) + 7 makes 19\n\n (b) - 9 makes 10\n\nSo \\boxed{10}'
     """
     return _paragraphs(problem, gives=" makes ", end="So "), _paragraphs(problem, gives=", now ", end="Finally ")
 
