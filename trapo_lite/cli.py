@@ -49,7 +49,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
 
 def train(arguments: Sequence[str] | None = None) -> None:
     """Run scripts/train.py."""
-    parser = ArgumentParser(prog="train.py", description="Train a LoRA policy; a run that exists goes on.")
+    parser = ArgumentParser(prog="train.py", description="Train a LoRA policy. An existing run is resumed.")
     add_config_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="validate, print the plan of a step and end")
     parser.add_argument("--restart", action="store_true", help="rename an existing run of this name and start again")

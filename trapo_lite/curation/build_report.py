@@ -57,9 +57,9 @@ class BuildTally:
         """Return the report as lines of text, without empty counts."""
         by_traces = ", ".join(f"{n} with {traces}" for traces, n in sorted(self.problems_by_traces.items()))
         lines = [f"{self.num_kept} of {self.num_rows} rows kept; problems by traces: {by_traces}"]
-        for what, counts in (("rows dropped", self.rows_dropped), ("traces dropped", self.traces_dropped)):
+        for kind, counts in (("rows dropped", self.rows_dropped), ("traces dropped", self.traces_dropped)):
             if counts:
-                lines.append(f"  {what}: " + ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items())))
+                lines.append(f"  {kind}: " + ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items())))
         if self.num_second is not None:
             lines.append(
                 f"  second traces: {self.num_second}; of the second source's {self.num_second_rows} rows "
@@ -73,8 +73,8 @@ class BuildTally:
                 f"{wrong} ({wrong / self.num_graded:.1%})" for wrong in (self.num_wrong, self.num_wrong_thoughts)
             )
             lines.append(f"  of {self.num_graded} traces {whole} do not verify, {thought} by their thoughts alone")
-        for what, lengths in (("prompt", self.prompt_lengths), ("trace", self.trace_lengths)):
-            lines += histogram(what, {int(length): count for length, count in lengths.items()})
+        for kind, lengths in (("prompt", self.prompt_lengths), ("trace", self.trace_lengths)):
+            lines += histogram(kind, {int(length): count for length, count in lengths.items()})
         return lines + [f"  {line}" for line in self.prompt_warnings or ()]
 
 

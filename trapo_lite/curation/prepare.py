@@ -99,7 +99,7 @@ def _check_out(path: Path, sources: Sequence[str], *, restart: bool) -> None:
     if path.is_dir() or work.is_file():
         raise DataError(f"--out {path}: {path if path.is_dir() else work} is in the way; choose another name")
     if path.exists() and not restart and not (work / "state.json").exists():
-        raise DataError(f"--out {path}: is there already; choose another name, or give --restart to build it anew")
+        raise DataError(f"--out {path}: is there already; choose another name, or give --restart to build it again")
 
 
 def _load(config: Config, data: DataSection, tokenizer: PreTrainedTokenizerBase, grader: Grader | None) -> Loaded:

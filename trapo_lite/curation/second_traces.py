@@ -64,18 +64,18 @@ def find_second_traces(
 
 def places_of(file: Path) -> dict[str, int]:
     """Return the byte position of each key's line."""
-    places = {}
+    start_by_key = {}
     with file.open("rb") as lines:
         start = 0
         for line in lines:
-            places[json.loads(line)["key"]] = start
+            start_by_key[json.loads(line)["key"]] = start
             start += len(line)
-    return places
+    return start_by_key
 
 
 def cut_to(file: Path, length: int) -> None:
     """Cut the file to `length`, because later lines are written again. Raise DataError if it is shorter."""
     with errors_named(file), file.open("ab") as opened:
         if opened.tell() < length:
-            raise DataError(f"{file}: is shorter than {length} bytes; give --restart to begin anew")
+            raise DataError(f"{file}: is shorter than {length} bytes; give --restart to start again")
         opened.truncate(length)

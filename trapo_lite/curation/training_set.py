@@ -132,13 +132,13 @@ def _open_work(work: Path, state_file: Path, described: dict[str, Any], say: Cal
             state = json.loads(state_file.read_text(encoding="utf-8"))
             before = state["described"]
         except (ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{state_file}: cannot be read ({error!r}); give --restart to begin anew") from None
+            raise DataError(f"{state_file}: cannot be read ({error!r}); give --restart to start again") from None
         is_begun = len(state) > 1  # otherwise only the settings are stored, perhaps mistaken ones
         for key, wanted in described.items():
             if is_begun and before.get(key) != wanted:
                 raise DataError(
                     f"--out: {work} holds an unfinished build with {key} {before.get(key)!r:.200}, now it "
-                    f"is {wanted!r:.200}; choose another --out, or give --restart to begin anew"
+                    f"is {wanted!r:.200}; choose another --out, or give --restart to start again"
                 )
         if is_begun:
             say(f"resuming {work}: {state.get('num_done', 0)} rows done")

@@ -61,8 +61,8 @@ class Tally:
             return
         skip = ", or set data.on_bad_row: skip" if num_bad < self.num_rows else ""  # else nothing would be left
         if num_bad == 1:
-            [(where, what)] = self.first_bad
-            raise DataError(f"data {where}: {what}{skip}")
+            [(where, fault)] = self.first_bad
+            raise DataError(f"data {where}: {fault}{skip}")
         raise DataError(
             f"data: {num_bad} of {self.num_rows} rows read cannot be used ({self.reasons()}); correct them{skip}"
             f"{self.listed()}"
@@ -73,10 +73,10 @@ class Tally:
 
     def listed(self) -> str:
         """Return the first bad rows as text: one line for each fault, rows with the same fault together."""
-        places: dict[str, list[str]] = {}
-        for where, what in self.first_bad:
-            places.setdefault(what, []).append(where)
-        lines = [f"{wheres[0]}: {what}{_so_in(wheres[1:])}" for what, wheres in places.items()]
+        rows_by_fault: dict[str, list[str]] = {}
+        for where, fault in self.first_bad:
+            rows_by_fault.setdefault(fault, []).append(where)
+        lines = [f"{wheres[0]}: {fault}{_so_in(wheres[1:])}" for fault, wheres in rows_by_fault.items()]
         more = self.rows.total() - len(self.first_bad)
         lines += [f"and {more} more"] if more else []
         return "".join(f"\n  {line}" for line in lines)

@@ -15,11 +15,11 @@ def batch_indices(step: int, *, batch_size: int, num_problems: int, seed: int) -
     No problem occurs twice in a batch unless the batch is larger than the number of problems.
     """
     start = step * batch_size
-    return [_problem_at(place, batch_size, num_problems, seed) for place in range(start, start + batch_size)]
+    return [_problem_at(position, batch_size, num_problems, seed) for position in range(start, start + batch_size)]
 
 
-def _problem_at(place: int, batch_size: int, num_problems: int, seed: int) -> int:
-    epoch, offset = divmod(place, num_problems)
+def _problem_at(position: int, batch_size: int, num_problems: int, seed: int) -> int:
+    epoch, offset = divmod(position, num_problems)
     return _epoch_order(epoch, batch_size, num_problems, seed)[offset]
 
 

@@ -115,7 +115,7 @@ def check_visible(facts: Facts) -> Iterator[Finding]:
     wrong = [name for name in names if not name.startswith("MIG-") and not _are_one(facts.cards, name)]
     doubled = sorted({name for name in names if names.count(name) > 1})
     if wrong or doubled:
-        reason = f"{wrong[0]} is no card here" if wrong else f"{doubled[0]} stands there twice"
+        reason = f"{wrong[0]} is no card here" if wrong else f"{doubled[0]} is named twice"
         listed = ", ".join(str(card.index) for card in facts.cards)
         yield Finding("error", check, f"{facts.visible!r}: {reason}", f"name cards of {listed}, each once")
     else:

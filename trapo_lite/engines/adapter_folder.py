@@ -31,8 +31,8 @@ class AdapterFolder:
         self, parent: Path | None = None, *, room: int = 0, notify: Callable[[str], None] = logger.info
     ) -> None:
         """Make the folder. parent: where; None: `choose_parent` for `room` bytes."""
-        for place in (IN_MEMORY, Path(tempfile.gettempdir())) if parent is None else (parent,):
-            remove_stale_folders(place)
+        for parent_folder in (IN_MEMORY, Path(tempfile.gettempdir())) if parent is None else (parent,):
+            remove_stale_folders(parent_folder)
         is_shared, parent = parent is not None, parent or choose_parent(room, notify=notify)
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         if is_shared:

@@ -117,7 +117,7 @@ class AnswerLog:
             return described, [Answer.from_row(json.loads(line)) for line in lines]
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(
-                f"{self.partial_file}: a line cannot be read ({error}); give --restart to draw anew"
+                f"{self.partial_file}: a line cannot be read ({error}); give --restart to draw again"
             ) from None
 
     def _begin(self) -> None:
@@ -141,10 +141,11 @@ class AnswerLog:
     def _require_same(self, file: Path, settings: Mapping[str, Any]) -> None:
         key = self._differs_in(settings)
         if key is not None:
-            what = DESCRIPTION_BY_KEY.get(key, f"with {key} {settings.get(key)!r}, now it is {self._described[key]!r}")
+            values = f"with {key} {settings.get(key)!r}, now it is {self._described[key]!r}"
             regrade = f", --regrade {file.parent} to grade them again" if key == "verifier" else ""
             raise ConfigError(
-                f"{file}: holds answers {what}; choose another --out{regrade}, or give --restart to draw them again"
+                f"{file}: holds answers {DESCRIPTION_BY_KEY.get(key, values)}; choose another --out{regrade}, or give "
+                "--restart to draw them again"
             )
 
 

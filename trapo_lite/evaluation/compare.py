@@ -53,7 +53,8 @@ class ResultRow:
         if len(results) < len(PAPER_SETS):
             return None
         accuracies = [result.accuracy for result in results]
-        return scores.mean(accuracies), scores.interval_of_mean(accuracies, [one.interval_95 for one in results])
+        intervals = [result.interval_95 for result in results]
+        return scores.mean(accuracies), scores.interval_of_mean(accuracies, intervals)
 
 
 class PublishedRow(Section):

@@ -33,12 +33,12 @@ def evaluate_problems(
     if num_samples < 1:
         raise ValueError(f"eval.num_samples: found {num_samples}; draw at least one answer a problem")
 
-    def answers(number: int, group: Sequence[Rollout]) -> tuple[Answer, ...]:
-        return tuple(Answer.of(rollout, problems[number].answer, decode) for rollout in group)
+    def answers(problem_index: int, group: Sequence[Rollout]) -> tuple[Answer, ...]:
+        return tuple(Answer.of(rollout, problems[problem_index].answer, decode) for rollout in group)
 
-    def hand_on(number: int, group: Sequence[Rollout]) -> None:
+    def hand_on(problem_index: int, group: Sequence[Rollout]) -> None:
         if on_group is not None:
-            on_group(answers(number, group))
+            on_group(answers(problem_index, group))
 
     sampler = Sampler(
         engine,

@@ -115,8 +115,8 @@ def _read_benchmark(
     chosen = pairs[:num_problems]
     prompts = encode(tokenizer, [prompt_text(config.data.prompt_template, problem) for problem, _ in chosen])
     problems = tuple(
-        Problem(f"{name}-{number}", prompt_ids, gold, source=name)
-        for number, (prompt_ids, (_, gold)) in enumerate(zip(prompts, chosen, strict=True))
+        Problem(f"{name}-{index}", prompt_ids, gold, source=name)
+        for index, (prompt_ids, (_, gold)) in enumerate(zip(prompts, chosen, strict=True))
     )
     whole = num_of_whole or len(pairs)
     is_part = len(problems) < whole

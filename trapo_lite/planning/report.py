@@ -31,8 +31,8 @@ def plan_lines(config: Config) -> list[str]:
         f"rollouts  {rollout.num_problems} problems x {algorithm.group_size} a step{_by(config)}, "
         f"temperature {rollout.temperature:g}, at most {rollout.max_response_tokens} tokens each",
     ]
-    for number, group in enumerate(groups, start=1):
-        lines.append(f"  micro-group {number}: {group.num_rollouts} rollout{'s' if group.num_rollouts > 1 else ''}, ")
+    for index, group in enumerate(groups, start=1):
+        lines.append(f"  micro-group {index}: {group.num_rollouts} rollout{'s' if group.num_rollouts > 1 else ''}, ")
         if group.prefix_ratio == 0.0 or group.help_below == 0.0:
             lines[-1] += "unguided"
         else:
@@ -155,10 +155,10 @@ def parse_memory(text: str) -> float:
     >>> parse_memory("24GB") == parse_memory("24") == 24 * 2**30
     True
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB|GiB|G)?", text.strip(), re.IGNORECASE)
-    if found is None or float(found[1]) <= 0:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB|GiB|G)?", text.strip(), re.IGNORECASE)
+    if match is None or float(match[1]) <= 0:
         raise ConfigError(f"--gpu-memory: found {text!r}; write 24GB, say")
-    return float(found[1]) * GIB
+    return float(match[1]) * GIB
 
 
 def _gpu(name: str | None, memory: float | None) -> tuple[Gpu, bool]:

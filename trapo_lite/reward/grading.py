@@ -244,4 +244,4 @@ def _match(
 
 def _numbers(elements: Sequence[str]) -> list[Quantity] | None:
     numbers = [read_quantity(element) for element in elements]
-    return None if None in numbers else [number for number in numbers if number is not None]
+    return None if None in numbers else [quantity for quantity in numbers if quantity is not None]

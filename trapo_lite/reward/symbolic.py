@@ -212,11 +212,11 @@ def _left_minus_right(equation: Any) -> Any:
     return equation.lhs - equation.rhs
 
 
-def _is_small(number: Expr) -> bool:
+def _is_small(expression: Expr) -> bool:
     """Return whether the number is quick to compute exactly, without decimals: `2^{1009} + 1` is, `9^{9^9}` is not."""
-    exponents: list[Any] = [power.exp for power in number.atoms(Pow)]
-    arguments: list[Any] = [argument for function in number.atoms(Function) for argument in function.args]
-    return not number.has(Float) and all(
+    exponents: list[Any] = [power.exp for power in expression.atoms(Pow)]
+    arguments: list[Any] = [argument for function in expression.atoms(Function) for argument in function.args]
+    return not expression.has(Float) and all(
         value.is_Integer and abs(value) <= MAX_EXACT for value in exponents + arguments
     )
 

@@ -89,10 +89,10 @@ def _place_of(reading: str, text: str) -> tuple[int, int] | None:
 
     Letters directly behind the reading (`7x`, `7cm`) are included.
     """
-    number = re.compile(rf"(?<![\w.,]){re.escape(reading)}(?!\d)[a-zA-Zπ]*(?![.,]\d)")
+    pattern = re.compile(rf"(?<![\w.,]){re.escape(reading)}(?!\d)[a-zA-Zπ]*(?![.,]\d)")
     anchor = max((match.end() for match in re.finditer(_ANCHOR, text)), default=None)
-    behind = None if anchor is None else number.search(text, anchor)
-    nearest = behind or next(reversed(list(number.finditer(text))), None)
+    behind = None if anchor is None else pattern.search(text, anchor)
+    nearest = behind or next(reversed(list(pattern.finditer(text))), None)
     return nearest.span() if nearest else None
 
 

@@ -65,7 +65,7 @@ def _require_compiler() -> None:
         missing.append(f"Python's headers (python{sysconfig.get_python_version()}-dev)")
     if missing:
         raise ConfigError(
-            f"GPU: Triton compiles kernels while a run goes on, and needs {' and '.join(missing)}; install "
+            f"GPU: Triton compiles kernels during a run, and needs {' and '.join(missing)}; install "
             f"{'them' if len(missing) > 1 else 'it'}"
         )
 

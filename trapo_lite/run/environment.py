@@ -53,14 +53,14 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     >>> changes(old, old | {"versions": {"torch": "2.13.0", "peft": "0.21.0"}})
     ['torch: 2.12.0 then, 2.13.0 now']
     """
-    found = []
+    differences = []
     if then["package"] != now["package"]:
-        found.append(f"trapo_lite's files: {spelt_code(then)} then, {spelt_code(now)} now")
+        differences.append(f"trapo_lite's files: {spelt_code(then)} then, {spelt_code(now)} now")
     old, new = then["versions"], now["versions"]
     for name in {**old, **new}:
         if old.get(name) != new.get(name):
-            found.append(f"{name}: {old.get(name, 'none')} then, {new.get(name, 'none')} now")
-    return found
+            differences.append(f"{name}: {old.get(name, 'none')} then, {new.get(name, 'none')} now")
+    return differences
 
 
 def spelt_code(environment: Mapping[str, Any]) -> str:

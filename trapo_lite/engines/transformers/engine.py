@@ -176,17 +176,17 @@ class TransformersEngine:
         from peft import PeftModel
 
         name, previous = f"version-{version}", f"version-{self.version}"
-        found = read_servable(adapter_dir)
-        config = found.to_peft()
+        saved = read_servable(adapter_dir)
+        config = saved.to_peft()
         config.inference_mode = True
         try:
-            tensors = read_tensors(found)
+            tensors = read_tensors(saved)
             # PEFT copies bf16 adapters to float32 by default; engines compute in their base's type.
             if self._peft is None:
                 self._peft = PeftModel(self._base, config, adapter_name=name, autocast_adapter_dtype=False)
             else:
                 self._peft.add_adapter(name, config, autocast_adapter_dtype=False)
-            load_by_name(self._peft, tensors, where=found.where, adapter=name)
+            load_by_name(self._peft, tensors, where=saved.where, adapter=name)
         except (AdapterError, ValueError) as error:  # ValueError: PEFT finds none of the layers in the base
             if self._peft is not None and name in self._peft.peft_config:
                 self._peft.delete_adapter(name)
@@ -213,8 +213,8 @@ class TransformersEngine:
     def _join(self, newcomers: list[Row]) -> None:
         """Read each prompt once, draw each row's first token, and add their caches to the running ones."""
         prompts = list(dict.fromkeys(row.request.token_ids for row in newcomers))
-        places = {prompt: place for place, prompt in enumerate(prompts)}
-        shared = torch.tensor([places[row.request.token_ids] for row in newcomers], device=self.device)
+        row_of_prompt = {prompt: index for index, prompt in enumerate(prompts)}
+        shared = torch.tensor([row_of_prompt[row.request.token_ids] for row in newcomers], device=self.device)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         width = int(lengths.max())
         ids = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
