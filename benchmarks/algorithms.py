@@ -1,4 +1,4 @@
-"""TRAPO, GRPO, LUFFY and SFT for the same number of steps on the tiny world, and what each solves afterwards.
+"""Compare TRAPO, GRPO, LUFFY and SFT after the same number of steps on the tiny world.
 
     python benchmarks/algorithms.py --seeds 0 1 2 --json algorithms.json
 
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def run_once(name: str, seed: int, overrides: list[str]) -> dict[str, Any]:
-    """Train and evaluate one run; its accuracy, the seconds of its steps and the tokens it sampled."""
+    """Train and evaluate one run. Return its accuracy, its seconds per step and its sampled tokens."""
     run = f"algorithms-{name}-seed{seed}"
     folder = Path("runs") / run
     settings = [f"run.name={run}", f"run.seed={seed}", f"model.dtype={servable_dtype()}", *overrides]

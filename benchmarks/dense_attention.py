@@ -1,4 +1,4 @@
-"""Attention over a packed tree by its definition, with the whole mask: what faster ways are compared with."""
+"""Compute attention over a packed tree by its definition, with the whole mask, as the reference for faster ways."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Whole runs on the tiny world: what publishing takes of a step, and what is left of a run whose engine is killed.
+"""Measure publishing's share of a step, and what is left of a run whose engine is killed, on the tiny world.
 
 Part of benchmarks/rollout.py.
 """
@@ -21,24 +21,24 @@ from trapo_lite.run.folder import read_metrics
 
 
 def publish_share(folder: Path) -> dict[str, object]:
-    """Of eight steps on the tiny world, the median share of a step from handing over the adapter to the first token."""
+    """Return publishing's median share of eight steps, from handing over the adapter to the first token."""
     rows = read_metrics(run(folder, "publish", steps=8) / "metrics.jsonl")[1:]
     share = statistics.median(row["time/first_token"] / row["time/step"] for row in rows)
     publish = statistics.median(row["time/publish"] / row["time/step"] for row in rows)
     adapter = (folder / "publish/adapter/adapter_model.safetensors").stat().st_size
     config = (folder / "publish/adapter/adapter_config.json").stat().st_size
     return {
-        "publish_share_of_step": round(share, 4),  # to the first token, reading the prompts included
+        "publish_share_of_step": round(share, 4),  # to the first token, including the reading of the prompts
         "publish_alone_share_of_step": round(publish, 4),
         "bytes_moved_over_adapter": round(rows[-1]["engine/publish_bytes"] / (adapter + config), 3),
     }
 
 
 def engine_kills(folder: Path, *, kills: int, steps: int) -> dict[str, object]:
-    """SIGKILL the engine at random moments of a run; compare it with one that was left alone, deterministic or not.
+    """Kill the engine at random moments of a run, and compare the run with an undisturbed one.
 
-    Deterministic runs must be equal bit for bit. Others batch as verdicts come in, so that log-probs and weights part
-    by rounding, kills or no kills: what counts is how many rollouts have other tokens.
+    Deterministic runs must be equal bit for bit. Other runs batch as verdicts come in, so that log-probs and weights
+    differ by rounding, with or without kills. For them the number of rollouts with other tokens counts.
     """
     exact = kill_engines(folder, "killed", kills=kills, steps=steps)
     free = kill_engines(folder, "killed-free", "run.deterministic=false", kills=kills, steps=steps)
@@ -52,7 +52,7 @@ def engine_kills(folder: Path, *, kills: int, steps: int) -> dict[str, object]:
 
 
 def flips(one: Path, other: Path) -> str:
-    """How many rollouts have other tokens, and how many there are."""
+    """Return how many rollouts have other tokens, and how many there are."""
     rollouts = [
         [json.loads(line) for file in sorted((run / "rollouts").iterdir()) for line in file.open()]
         for run in (one, other)
@@ -62,7 +62,7 @@ def flips(one: Path, other: Path) -> str:
 
 
 def kill_engines(folder: Path, name: str, *overrides: str, kills: int, steps: int) -> int:
-    """A run whose engine is killed so many times, spread over its steps; SystemExit unless it ends by itself."""
+    """Run and kill the engine `kills` times, distributed over the steps. SystemExit unless the run ends by itself."""
     command = run_command(folder, name, *overrides, steps=steps)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     rng, killed = random.Random(0), 0

@@ -1,11 +1,11 @@
-"""Let the disk be full at each write of a job in turn: nothing is lost, one clear error, the same command resumes.
+"""Fill the disk at each write of a job in turn: nothing is lost, there is one clear error, the same command resumes.
 
     python benchmarks/full_disk.py --folder /tmp/full-disk --minutes 8     # again, until all writes have failed once
 
 Jobs: train (two more steps of a run that has done two, with checkpoints and evaluation), evaluate, export and
 prepare_data, on a byte-level model. A write is a file or folder created, written to, renamed, truncated or synced
 inside the job's folder, by Python or by a library (full_disk.c, loaded by LD_PRELOAD). It fails once, or from then on,
-in turn. Of writes of the same kind to the same file the first and the last are tried.
+in turn. Of writes of the same kind to the same file only the first and the last are tried.
 """
 
 import argparse
@@ -31,7 +31,7 @@ MARGIN = 300.0  # seconds a job may take
 
 @dataclass
 class Case:
-    """One write that failed.  what: create, write, rename, ...;  verdict: ok, or what was not as promised"""
+    """Hold one write that failed.  what: create, write, rename, ...;  verdict: ok, or what was wrong."""
 
     job: str
     what: str
@@ -42,7 +42,7 @@ class Case:
 
 
 def compiled(folder: Path) -> Path:
-    """Build the library that refuses writes; return its path."""
+    """Build the library that refuses writes. Return its path."""
     library = folder / "full_disk.so"
     if not library.exists():
         subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, HERE / "full_disk.c", "-ldl"], check=True)
@@ -50,7 +50,7 @@ def compiled(folder: Path) -> Path:
 
 
 class World:
-    """Folder with a model, data, a run that has done two of four steps, one that has done all, and what jobs give."""
+    """Hold a folder with a model, data, an unfinished and a finished run, and the jobs' expected results."""
 
     def __init__(self, folder: Path, library: Path) -> None:
         self.folder, self.log = folder, folder / "output.log"
@@ -102,7 +102,7 @@ class World:
         ]  # fmt: skip
 
     def prepare(self, job: str) -> None:
-        """Make the work folder what the job is to find."""
+        """Restore the work folder to the state that the job expects."""
         shutil.rmtree(self.work)
         shutil.copytree(self.before if job == "train" else self.after, self.work)
         for written in {"evaluate": ["eval"], "export": ["merged"], "prepare_data": ["data"]}.get(job, []):
@@ -111,7 +111,7 @@ class World:
             (self.work / "data").mkdir()
 
     def run(self, job: str, *, fails_at: int = 0, is_once: bool = False, steps: int = 4) -> tuple[int, str, list[str]]:
-        """Run a job in a process of its own; return (exit status, what it printed as error, its writes)."""
+        """Run a job in a process of its own. Return (exit status, error output, its writes)."""
         import phases
 
         report, errors = self.folder / "writes.txt", self.folder / "errors.txt"
@@ -147,7 +147,7 @@ class World:
         return os.waitstatus_to_exitcode(ended[1]), errors.read_text(), report.read_text().splitlines()
 
     def try_write(self, job: str, number: int, *, is_once: bool) -> Case:
-        """Have one write fail, look at what is left, and give the same command again."""
+        """Let one write fail, check what is left, and run the same command again."""
         self.prepare(job)
         code, message, writes = self.run(job, fails_at=number, is_once=is_once)
         failed = next((line for line in writes if line.endswith(" 1")), "0 none  0").split(" ")
@@ -191,7 +191,7 @@ class World:
         return problems + ([] if is_named else ["the message does not say that the disk is full"])
 
     def _is_same(self, job: str) -> bool:
-        """Return whether the result is what it is with room on the disk."""
+        """Return whether the result is the same as with room on the disk."""
         from run_differences import differences
 
         if job == "train":
@@ -206,7 +206,7 @@ def _bytes(file: Path) -> bytes | None:
 
 
 def _normal(path: str) -> str:
-    """Return the path without what differs each time."""
+    """Return the path without the parts that differ in every run."""
     return re.sub(r"events\.out\.\S+", "events", path)
 
 

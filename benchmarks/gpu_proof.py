@@ -1,4 +1,4 @@
-"""Prove this project on a GPU within minutes: every part that differs between a card and the CPU, measured.
+"""Prove this project on a GPU within minutes, by measuring every part that differs between a card and the CPU.
 
     python benchmarks/gpu_proof.py                               # everything that fits into 10 minutes
     python benchmarks/gpu_proof.py --minutes 3                   # also on a machine without a GPU, with tiny shapes
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 LAST_LINES = 12
-SHORTEST = 0.5  # of its limit; with less time left a part is not begun
+SHORTEST = 0.5  # share of its limit; with less time left a part is not started
 ONE_SHAPE = "without a GPU all shapes are the same tiny one"
 
 
@@ -37,8 +37,8 @@ class Setting:
     """Hold what a part is given.
 
     work: folder for weights and runs, shared by the parts    out: folder for results
-    model, data, eval_data: of the run on a real model; empty: it is skipped
-    seconds: what the part may take; it is killed after that
+    model, data, eval_data: for the run on a real model; empty: that run is skipped
+    seconds: limit of the part, after which it is killed
     """
 
     work: str
@@ -55,7 +55,7 @@ Record = Callable[[str, Any], None]
 
 
 class Skipped(Exception):
-    """A part cannot be measured here; the message says why."""
+    """Raised if a part cannot be measured here. The message says why."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Part:
     needs: tuple[str, ...] = ()
 
     def skip_reason(self, setting: Setting, *, seconds_left: float) -> str | None:
-        """Return why the part is not begun; None where it can be."""
+        """Return why the part is not started, or None if it can be."""
         if self.without_gpu is not None and not setting.has_gpu:
             return self.without_gpu
         if missing := [f"--{name.replace('_', '-')}" for name in self.needs if not getattr(setting, name)]:
@@ -158,7 +158,7 @@ def main() -> None:
 
 
 def has_gpu() -> bool:
-    """Ask in another process: one that has used CUDA would hold memory of the card that is measured."""
+    """Ask in another process, because one that has used CUDA would hold memory of the measured card."""
     command = [sys.executable, "-c", "import torch; raise SystemExit(0 if torch.cuda.is_available() else 1)"]
     return subprocess.run(command, capture_output=True).returncode == 0
 
@@ -215,7 +215,7 @@ def measured(name: str, function: str, setting: Setting, *, limit: float) -> dic
 
 
 def kill_group(process: subprocess.Popen) -> None:
-    """End the part and what it started: its children are in the session that it leads."""
+    """End the part and what it started. Its children are in the session that it leads."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -236,14 +236,14 @@ def run_part(name: str, function: str, setting: Setting) -> None:
     try:
         getattr(importlib.import_module(module), attribute)(setting, record)
     except Exception as error:
-        # This file is imported by the parts under its own name, and runs as __main__ here.
+        # The parts import this file under its own name; here it runs as __main__.
         if type(error).__name__ != Skipped.__name__:
             raise
         record("skipped", str(error))
 
 
 def markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the results as one Markdown table, a line a figure."""
+    """Return the results as one Markdown table, one line per figure."""
     lines = ["| part | status | seconds | figure | value |", "|---|---|---|---|---|"]
     for name, result in results.items():
         head = f"| {name} | {result['status']} | {result['seconds']} "

@@ -1,14 +1,14 @@
-"""Kill runs in every phase, by name, again and again; each finished run must equal one that was never interrupted.
+"""Kill runs in every phase, and require that each finished run equals one that was never interrupted.
 
     python benchmarks/kill_resume.py --folder /tmp/kills --kills 200 --minutes 8     # again, until all kills are done
 
-Phases are those of `phases.py`. A chain is one run that is killed in one phase after another (in its own process, or by
-`torchrun` in two: rank 0, rank 1, or the launcher, with which both end), resumed each time by the same command, and
-finished. After every kill no process of the run may be left, nothing in shared memory, no lock. At the end adapter,
-newest checkpoint, rollouts and metrics (but times) are compared bit for bit; of the jobs, what they wrote.
+Phases are those of `phases.py`. A chain is one run that is killed in one phase after another, resumed each time by the
+same command, and finished. It runs in its own process, or by `torchrun` in two; then rank 0, rank 1 or the launcher is
+killed. After every kill no process of the run may be left, nothing in shared memory, no lock. At the end adapter,
+newest checkpoint, rollouts and metrics (except times) are compared bit for bit; of the jobs, what they wrote.
 
-The phase of a kill is the one that the process was in when it died, which need not be the one that was aimed at. Lives
-of one process are forked from this one, which holds the libraries already; those of two start from nothing.
+The phase of a kill is the one in which the process died, which may differ from the phase that was aimed at. Lives of
+one process are forked from this one, which has imported the libraries; those of two are started as programs.
 """
 
 import argparse
@@ -63,8 +63,10 @@ KILLS_A_CHAIN = 6
 
 @dataclass
 class Kill:
-    """target: rank 0, rank 1 or all, which is the launcher
-    aimed:  the phase it was meant for
+    """Hold one kill.
+
+    target: rank 0, rank 1 or all, which is the launcher
+    aimed:  the phase that was aimed at
     after:  seconds from that phase's begin
     """
 
@@ -77,7 +79,7 @@ class Kill:
 
 @dataclass
 class Chain:
-    """One run or job: its kills, and what differs in the end from the one that was left alone."""
+    """Hold one run or job: its kills, and its differences from an undisturbed one."""
 
     name: str
     processes: int
@@ -86,7 +88,7 @@ class Chain:
 
 
 class Bench:
-    """Lives and kills in one folder; what is done stands in chains.jsonl."""
+    """Run lives and kills in one folder. Finished chains are in chains.jsonl."""
 
     def __init__(self, folder: Path, *, seed: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +118,7 @@ class Bench:
         return ["train.py", "--config", CONFIG, *SETTINGS, *run]
 
     def reference(self, processes: int, job: str | None = None) -> Path:
-        """Make, once, what comes out when nothing is killed; the lengths of its phases are what kills are aimed by."""
+        """Make, once, the result without kills. The lengths of its phases decide the moments of kills."""
         name = f"reference-{job or processes}"
         record = self.folder / f"{name}.phases"
         if not (self.folder / f"{name}.done").exists():
@@ -139,7 +141,7 @@ class Bench:
             (self.folder / name).mkdir()
 
     def run_chain(self, processes: int, aims: Sequence[str], job: str | None = None) -> Chain:
-        """Kill once in each of the phases, finish, compare, write down."""
+        """Kill once in each of the phases, finish, compare, and record."""
         reference = self.reference(processes, job)
         chain = Chain(f"chain-{len(self.chains)}", processes)
         self.prepare(chain.name, job)
@@ -171,7 +173,7 @@ class Bench:
     def kill_once(self, chain: Chain, job: str | None, aimed: str, record: Path) -> Kill | None:
         """Start a life and end it by SIGKILL at a random moment of the aimed phase's first or a later turn.
 
-        None where it ended by itself before.
+        Returns None if it ended by itself before.
         """
         turn = self.rng.randint(1, 60) if aimed in ("sampling", "grading") else self.rng.choice((1, 1, 2))
         turn = 1 if aimed in ("start", "finish", *phases.SCRIPT_BY_JOB) else turn
@@ -195,7 +197,7 @@ def has_phase(phase: str, *, rank: int) -> bool:
 
 
 def different_files(left: Path, right: Path) -> list[str]:
-    """Return the names of files that differ between two folders, but for their own place where they name it."""
+    """Return the names of files that differ between two folders, apart from the folders' own paths inside them."""
 
     def content(root: Path, name: Path) -> bytes | None:
         file = root / name
@@ -211,14 +213,14 @@ def read_chains(file: Path) -> list[Chain]:
 
 
 def missing(chains: Sequence[Chain], processes: int, num_kills: int) -> list[str]:
-    """Return the phases, each as often as it still has to be killed in."""
+    """Return the phases, each as often as kills in it are missing."""
     done = Counter(kill.phase for chain in chains if chain.processes == processes for kill in chain.kills)
     wanted = {phase: round(shares[processes - 1] * num_kills / 200) for phase, shares in SHARES.items()}
     return [phase for phase in wanted for _ in range(wanted[phase] - done[phase])]
 
 
 def table(chains: Sequence[Chain]) -> list[dict]:
-    """Return a row a phase and number of processes: kills, and how many were in runs that ended bit for bit."""
+    """Return a row per phase and number of processes: kills, and how many were in runs that ended bit for bit."""
     rows: dict[tuple[str, int], dict] = {}
     order = [*SHARES, "between phases"]
     for chain in chains:
@@ -260,11 +262,11 @@ def main() -> None:
     (bench.folder / "table.md").write_text(markdown(rows) + "\n")
     print(markdown(rows))
     bad = [chain for chain in bench.chains if chain.differences or any(kill.leftovers for kill in chain.kills)]
-    sys.exit(1 if bad else 0 if next_chain(bench, args.kills) is None else 75)  # 75: not done, go on later
+    sys.exit(1 if bad else 0 if next_chain(bench, args.kills) is None else 75)  # 75: not done, to be continued
 
 
 def next_chain(bench: Bench, num_kills: int) -> tuple[int, list[str], str | None] | None:
-    """Return (processes, phases to aim at, job) of what has most left to do; None where all kills are done."""
+    """Return (processes, phases to aim at, job) with the most kills left, or None if all are done."""
     one, two = (missing(bench.chains, processes, num_kills) for processes in (1, 2))
     jobs = [phase for phase in one if phase in phases.SCRIPT_BY_JOB]
     one = [phase for phase in one if phase not in jobs]
@@ -280,7 +282,7 @@ def next_chain(bench: Bench, num_kills: int) -> tuple[int, list[str], str | None
 
 
 def preload() -> None:
-    """Import what every life needs, once, before the first fork: nothing is computed with it here."""
+    """Import what every life needs, once, before the first fork. Nothing is computed here."""
     import peft  # noqa: F401
     import transformers.models.qwen2.modeling_qwen2  # noqa: F401
 

@@ -9,7 +9,7 @@ MARK = "TRAPO_LITE_KILL_TEST"
 
 
 def left_behind(mark: str, folder: Path, shared_before: set[str]) -> list[str]:
-    """Return what is still there ten seconds after the kill: a worker may have been starting when it came."""
+    """Return what is still there ten seconds after the kill. The time is for a worker that was starting."""
     deadline = time.monotonic() + 10.0
     while True:
         found = [f"process {pid}: {command_line(pid)}" for pid in processes_with(mark)]
@@ -21,7 +21,7 @@ def left_behind(mark: str, folder: Path, shared_before: set[str]) -> list[str]:
 
 
 def processes_with(mark: str) -> list[int]:
-    """Return the processes, however deep below the run, that inherited its mark; this one does not have it."""
+    """Return the processes, at any depth below the run, that inherited its mark. This process does not have it."""
     wanted = f"{MARK}={mark}".encode()
     found = []
     for folder in Path("/proc").iterdir():
@@ -29,7 +29,7 @@ def processes_with(mark: str) -> list[int]:
             try:
                 if wanted in (folder / "environ").read_bytes().split(b"\0"):
                     found.append(int(folder.name))
-            except OSError:  # it ended meanwhile
+            except OSError:  # it has ended meanwhile
                 continue
     return found
 
@@ -37,7 +37,7 @@ def processes_with(mark: str) -> list[int]:
 def command_line(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:200]
-    except OSError:  # it ended meanwhile
+    except OSError:  # it has ended meanwhile
         return "ended"
 
 
@@ -46,7 +46,7 @@ def shared_memory() -> set[str]:
 
 
 def is_held(name: str) -> bool:
-    """Return whether a living process (another run, say) was given it, or has something of it open or mapped."""
+    """Return whether a living process, such as another run, was given it, or has a part of it open or mapped."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
@@ -55,7 +55,7 @@ def is_held(name: str) -> bool:
                 opened = [os.readlink(link) for link in (folder / "fd").iterdir()]
                 if any(target.startswith(name) for target in opened) or name in (folder / "maps").read_text():
                     return True
-            except OSError:  # it ended meanwhile
+            except OSError:  # it has ended meanwhile
                 continue
     return False
 

@@ -1,4 +1,4 @@
-"""One life of a run or job: started, watched, killed in a phase. Part of benchmarks/kill_resume.py."""
+"""Run one life of a run or job: start it, watch it, kill it in a phase. Part of benchmarks/kill_resume.py."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ SLOWEST_LIFE = 240.0  # seconds
 
 
 class Life:
-    """A run from its start until it ends or is killed."""
+    """A Life is a run from its start until it ends or is killed."""
 
     def __init__(self, command: Sequence[str], *, processes: int, record: Path, log: Path, mark: str) -> None:
         self.record, self.exit_code = record, None
@@ -35,7 +35,7 @@ class Life:
                 ).pid
 
     def wait(self) -> int:
-        """Return the exit status; SystemExit where it hangs."""
+        """Return the exit status. Raise SystemExit if it hangs."""
         deadline = time.monotonic() + SLOWEST_LIFE
         while self.exit_code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -49,7 +49,7 @@ class Life:
         return self.exit_code
 
     def wait_for(self, phase: str, *, turn: int, rank: str, then: float) -> bool:
-        """Wait until so many turns of the phase have begun in this rank, and a while; False where it ends before."""
+        """Wait until `turn` turns of the phase have begun in this rank, and a while. Return False if it ends before."""
         deadline = time.monotonic() + SLOWEST_LIFE
         while True:
             begins = [line for line in read_record(self.record) if line[1:] == (rank, line[2], "+", phase)]
@@ -63,7 +63,7 @@ class Life:
             time.sleep(0.001)
 
     def kill(self, target: str) -> str:
-        """Send SIGKILL; return the phase in which the process died."""
+        """Send SIGKILL. Return the phase in which the process died."""
         lines = read_record(self.record)
         rank = "1" if target == "rank 1" else "0"
         pids = {line[1]: int(line[0]) for line in lines}
@@ -84,7 +84,7 @@ class Life:
 
 
 def fork(command: Sequence[str], *, record: Path, output: int, mark: str) -> int:
-    """Start a child of this process that runs the script; return its id."""
+    """Start a child of this process that runs the script. Return its id."""
     sys.stdout.flush()
     pid = os.fork()
     if pid:

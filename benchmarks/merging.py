@@ -1,4 +1,4 @@
-"""What it costs and brings to serve the adapter in the base's own weights (rollout.merge).
+"""Measure the cost and the gain of serving the adapter in the base's own weights (rollout.merge).
 
 Part of benchmarks/rollout.py.
 """
@@ -19,7 +19,7 @@ REPEATS = 3
 
 
 def measure_merging(engine: RolloutEngine, world: World, folder: Path) -> dict[str, object]:
-    """Seconds of decoding, un-merged and merged in turns, and of merging; what each is off by from the trainer."""
+    """Measure seconds of decoding, un-merged and merged in turns, and of merging, and each one's error."""
     config = world.config()
     policy = Policy.load(config.model, config.lora, device="cuda" if config.model.dtype == "bfloat16" else "cpu")
     move(policy, seed=0)
@@ -30,7 +30,7 @@ def measure_merging(engine: RolloutEngine, world: World, folder: Path) -> dict[s
     mismatch: dict[str, float] = {}
     merging, kept = 0.0, 0.0
     version = engine.version or 0
-    for repeat in range(-1, REPEATS):  # -1: to warm up
+    for repeat in range(-1, REPEATS):  # -1 warms up
         version += 1
         engine.publish(folder / "adapter", version)
         for mode in seconds:
@@ -56,7 +56,7 @@ def measure_merging(engine: RolloutEngine, world: World, folder: Path) -> dict[s
 
 
 def decode(engine: RolloutEngine) -> float:
-    """Seconds for some tokens of many sequences."""
+    """Return the seconds for some tokens of many sequences."""
     started = time.perf_counter()
     for number in range(NUM_SEQUENCES):
         engine.submit(SampleRequest(str(number), tuple(range(5, 21)), seed=number, max_tokens=NUM_TOKENS))

@@ -1,4 +1,4 @@
-"""How much of an adapter's effect is rounding: scores of the probe in bfloat16 and in float32, by the adapter's size.
+"""Measure how much of an adapter's effect is rounding: probe scores in bfloat16 and float32, by the adapter's size.
 
     python benchmarks/parity_noise.py --model SmolLM2-135M-Instruct --steps 1 2 3 10 20
 
@@ -69,7 +69,7 @@ def measure(world: World, engine, folder: Path, sizes: list[int]) -> None:
 
 @torch.no_grad()
 def set_size(policy: Policy, exact: Policy, size: float) -> None:
-    """Give both the same adapter: A as the first has it, B of this size and random sign."""
+    """Give both the same adapter: A as in the first policy, B of this size and random sign."""
     generator = torch.Generator().manual_seed(5)
     into = exact.adapter_state()
     for name, tensor in policy.adapter_state().items():

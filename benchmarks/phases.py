@@ -1,7 +1,7 @@
-"""Run one of the scripts and record which phase it is in: `phases.py RECORD train.py|export.py|... [ARGUMENTS ...]`.
+"""Run one script and record its phase: `phases.py RECORD train.py|export.py|... [ARGUMENTS ...]`.
 
-Part of benchmarks/kill_resume.py. The package knows nothing of it: the functions that are the phases are wrapped here,
-in the process that is going to be killed. RECORD gets a line whenever a phase begins or ends:
+Part of benchmarks/kill_resume.py. The package does not know it: the functions that are the phases are wrapped here, in
+the process that will be killed. RECORD gets a line whenever a phase begins or ends:
 
     PID RANK SECONDS + update
     PID RANK SECONDS - update
@@ -22,7 +22,7 @@ START = "start"
 TRAINING = ("start", "publishing", "sampling", "grading", "update", "evaluation", "logging", "checkpoint", "finish")
 SCRIPT_BY_JOB = {"export": "export.py", "evaluation job": "evaluate.py", "data building": "prepare_data.py"}
 
-# Phase -> the function that it is. `start` lasts from the beginning of the process until the first of the others.
+# Phase -> its function. `start` lasts from the beginning of the process until the first of the others.
 FUNCTIONS = {
     "publishing": "trapo_lite.rollout.publisher:Publisher.publish",
     "sampling": "trapo_lite.rollout.phase:RolloutPhase.engine_step",
@@ -39,7 +39,7 @@ FUNCTIONS = {
 
 
 def record(file: Path) -> None:
-    """Have this process write down its phases from now on."""
+    """Make this process record its phases from now on."""
     descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     rank = os.environ.get("RANK", "0")
 

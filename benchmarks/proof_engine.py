@@ -1,4 +1,4 @@
-"""The engine's parts of benchmarks/gpu_proof.py: vLLM's start, noise, publishing, memory given back, decoding."""
+"""Measure the engine's parts of benchmarks/gpu_proof.py: start, noise, publishing, freed memory, decoding."""
 
 import random
 import statistics
@@ -66,7 +66,7 @@ def measure_engine(shape: str, setting: Setting, record: Record) -> None:
 
 
 def measure_publishing(engine: RolloutEngine, policy: Policy, folder: Path, record: Record) -> Publisher:
-    """Record the noise between engine and trainer on the bare base, then three versions handed over and probed."""
+    """Record the noise between engine and trainer on the bare base, then publish and probe three versions."""
     vocab_size = policy.model.config.vocab_size
     probe = probe_sequences(vocab_size=vocab_size, num_tokens=512, max_length=MAX_MODEL_LEN)
     record("base_noise_on_random_tokens", noise_on(probe, engine, policy))
@@ -90,7 +90,7 @@ def measure_publishing(engine: RolloutEngine, policy: Policy, folder: Path, reco
 
 
 def make_publisher(engine: RolloutEngine, policy: Policy, folder: Path) -> Publisher:
-    """Random weights know no text: their noise is recorded, and any is accepted."""
+    """Make a publisher that accepts any noise, because random weights know no text. The noise is recorded."""
     return Publisher(
         engine,
         policy,
@@ -106,11 +106,11 @@ def make_publisher(engine: RolloutEngine, policy: Policy, folder: Path) -> Publi
 
 
 def measure_release(engine: RolloutEngine, publisher: Publisher, setting: Setting, record: Record) -> None:
-    """Record three rounds of giving the cache's memory back and taking it again, each after a rollout phase."""
+    """Record three rounds of freeing and allocating the cache's memory, each after a rollout phase."""
     ids = [7 + number % 50 for number in range(100)]
     before = engine.score(ids)
     for number in range(3):
-        decode(engine, 8, 16)  # the requests that ended in the last step are still in vLLM's scheduler
+        decode(engine, 8, 16)  # the requests of the last step are still in vLLM's scheduler
         awake = card_gib(setting)
         started = time.perf_counter()
         engine.release()
@@ -133,7 +133,7 @@ def measure_release(engine: RolloutEngine, publisher: Publisher, setting: Settin
 
 
 def noise(setting: Setting, record: Record) -> None:
-    """Record how far engine and trainer are apart on a real model, on its data's text and on random tokens."""
+    """Record the difference of engine and trainer on a real model, on its data's text and on random tokens."""
     require_vllm_or_skip()
     world = World((f"model.name={setting.model}", f"model.dtype={servable_dtype()}", "run.deterministic=false"))
     config = world.config(f"data.train={setting.data}", "data.max_prompt_tokens=256", "data.on_bad_row=skip")
@@ -150,7 +150,7 @@ def noise(setting: Setting, record: Record) -> None:
 
 
 def noise_on(sequences: list[list[int]], engine: RolloutEngine, policy: Policy) -> dict[str, float]:
-    """Return how far the log-probs of the bare base differ between engine and trainer."""
+    """Return the difference of the bare base's log-probs between engine and trainer."""
     with policy.reference():
         trainer = [logprob for ids in sequences for logprob in policy.score(ids)]
     found = [logprob for ids in sequences for logprob in engine.score(ids)]
@@ -165,7 +165,7 @@ def noise_on(sequences: list[list[int]], engine: RolloutEngine, policy: Policy) 
 
 
 def schedules(setting: Setting, record: Record) -> None:
-    """Record what the three schedules cost with an engine of 1.5B shape; see benchmarks/rollout.py."""
+    """Record the cost of the three schedules with an engine of 1.5B shape; see benchmarks/rollout.py."""
     world = world_of("1.5B", setting)
     folder = Path(setting.work) / "schedules"
     folder.mkdir(exist_ok=True)
@@ -192,7 +192,7 @@ def require_vllm_or_skip() -> None:
 
 
 def decode(engine: RolloutEngine, num_sequences: int, num_tokens: int) -> float:
-    """Return tokens a second of sequences that begin and end together; each has a prompt of its own."""
+    """Return tokens per second of sequences that begin and end together, each with its own prompt."""
     rng = random.Random(num_sequences)
     prompts = [tuple(rng.randrange(5, 500) for _ in range(PROMPT_TOKENS)) for _ in range(num_sequences)]
     started = time.perf_counter()
@@ -205,7 +205,7 @@ def decode(engine: RolloutEngine, num_sequences: int, num_tokens: int) -> float:
 
 
 def card_gib(setting: Setting) -> float | None:
-    """Return what all processes together hold of the card, in GiB; None on the CPU."""
+    """Return the card's memory that all processes hold together, in GiB, or None on the CPU."""
     if not setting.has_gpu:
         return None
     free, total = torch.cuda.mem_get_info()

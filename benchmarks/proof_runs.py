@@ -1,4 +1,4 @@
-"""The whole runs of benchmarks/gpu_proof.py: the tiny world, and a real model."""
+"""Run the whole runs of benchmarks/gpu_proof.py: the tiny world, and a real model."""
 
 import json
 import shutil
@@ -97,7 +97,7 @@ def run(command: list[str]) -> None:
 
 
 def stop_after(command: list[str], *, seconds: float) -> float:
-    """Run a training until it ends or the time is over; returns the seconds it took."""
+    """Run a training until it ends or the time is over. Return its seconds."""
     print("$", " ".join(command), flush=True)
     started = time.monotonic()
     process = subprocess.Popen(command, cwd=Path(__file__).parents[1])
@@ -112,7 +112,7 @@ def stop_after(command: list[str], *, seconds: float) -> float:
 
 
 def describe(folder: Path, record: Record) -> None:
-    """Record what the run's metrics say: accuracy on the way, own reward at both ends, medians of times and checks."""
+    """Record the run's metrics: accuracy during the run, own reward at both ends, medians of times and checks."""
     rows = read_metrics(folder / "metrics.jsonl")
     record("steps", len(rows))
     record(
@@ -141,14 +141,14 @@ def median(values: list[float | None]) -> float | None:
 
 
 def summary_of(out: Path) -> dict[str, object]:
-    """Return what an evaluation's result says of accuracy."""
+    """Return the accuracy in an evaluation's result."""
     [file] = [file for file in out.glob("*.json") if not file.name.startswith(".")]
     result = json.loads(file.read_text())
     return {key: value for key, value in result.items() if isinstance(value, int | float | list | str)}
 
 
 def keep(folder: Path, setting: Setting, name: str) -> None:
-    """Copy what tells how the run went, also when it failed, beside the results."""
+    """Copy the files that describe the run beside the results, also if it failed."""
     for file in ("metrics.jsonl", "engine-0.log", "config.yaml"):
         if (folder / file).exists():
             shutil.copyfile(folder / file, Path(setting.out) / f"{name}-{file}")

@@ -1,4 +1,4 @@
-"""The trainer's parts of benchmarks/gpu_proof.py: kernels, gradients, updates at real shapes."""
+"""Measure the trainer's parts of benchmarks/gpu_proof.py: kernels, gradients, updates at real shapes."""
 
 import importlib.metadata
 import platform
@@ -19,7 +19,7 @@ PACKAGES = ("torch", "triton", "transformers", "peft", "accelerate", "bitsandbyt
 
 
 def machine(setting: Setting, record: Record) -> None:
-    """Record what this machine is, and its measured ceilings: matrix product in bfloat16, copy of memory."""
+    """Record this machine and its measured ceilings: matrix product in bfloat16, copy of memory."""
     record("python", platform.python_version())
     for package in PACKAGES:
         try:
@@ -42,7 +42,7 @@ def machine(setting: Setting, record: Record) -> None:
 
 
 def kernels(setting: Setting, record: Record) -> None:
-    """Record benchmarks/tree_kernels.py at the shapes that decide; what does not fit into the time is left out."""
+    """Record benchmarks/tree_kernels.py at the important shapes. What does not fit into the time is left out."""
     import tree_kernels
 
     device, started = torch.device("cuda"), time.monotonic()
@@ -69,7 +69,7 @@ def kernels(setting: Setting, record: Record) -> None:
 
 
 def gradient(setting: Setting, record: Record) -> None:
-    """Record how far the adapter's gradient on the packed tree is from padded rows', and the card's from the CPU's."""
+    """Record the adapter's gradient on the packed tree against padded rows, and the card's against the CPU's."""
     if setting.has_gpu:
         on_card, on_cpu = (gradient_of(TINY, device, "float32") for device in ("cuda", "cpu"))
         record("tiny_float32_card_against_cpu", relative(on_card.cpu(), on_cpu))
@@ -134,7 +134,7 @@ def weights(shape: str, setting: Setting) -> Path:
 
 
 def gradient_of(world: World, device: str, dtype: str) -> torch.Tensor:
-    """Return the packed gradient on one device; the adapter's weights are the same on each."""
+    """Return the packed gradient on one device. The adapter's weights are the same on each."""
     policy = load(World((*world.overrides, f"model.dtype={dtype}")), device=device)
     return timed(policy, WAYS["packed"], trapo_group(32, 128, 64))[1]
 
@@ -145,7 +145,7 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def seconds_of(compute: object, repeats: int = 10) -> float:
-    """Return the mean seconds of a call after three to warm up."""
+    """Return the mean seconds of a call after three calls that warm up."""
     assert callable(compute)
     for _ in range(3):
         compute()

@@ -1,4 +1,4 @@
-"""What a rollout phase costs, by schedule and by how the adapter is served; publishing; wrong adapters; engine kills.
+"""Measure rollout phases by schedule and by how the adapter is served, publishing, wrong adapters and engine kills.
 
     python benchmarks/rollout.py --quick                       # under 3 minutes on two cores
     python benchmarks/rollout.py --json rollout.json           # more sizes, and 10 engine kills in a 30-step run
@@ -41,7 +41,7 @@ MODES = ("barrier", "pipelined", "speculative", "grpo")
 
 @dataclass
 class DrawnLengths:
-    """The engine inside, with every completion as long as its request's seed says."""
+    """Wrap an engine so that every completion has the length that its request's seed says."""
 
     engine: object
     sigma: float
@@ -56,7 +56,7 @@ class DrawnLengths:
 
 
 class DrawnVerdicts:
-    """A verdict at once, a function of the answer; whole expert traces are correct."""
+    """Give a verdict at once, as a function of the answer. Whole expert traces are correct."""
 
     def submit(self, answer_text: str, gold: str) -> "concurrent.futures.Future[Verdict]":
         ticket: concurrent.futures.Future[Verdict] = concurrent.futures.Future()
@@ -98,10 +98,10 @@ def main() -> None:
 
 
 def measure_schedules(engine: object, *, num_problems: int, sigma: float, repeats: int) -> dict[str, object]:
-    """Seconds of the same phases by each schedule, summed over `repeats`, as ratios; the modes take turns."""
+    """Return the schedules' seconds for the same phases, summed over `repeats`, as ratios. The modes take turns."""
     seconds = dict.fromkeys(MODES, 0.0)
     requests = dict.fromkeys(MODES, 0)
-    phase(engine, "speculative", num_problems=num_problems, sigma=sigma, step=-1)  # to warm up
+    phase(engine, "speculative", num_problems=num_problems, sigma=sigma, step=-1)  # warms up
     for step in range(repeats):
         groups = {}
         for mode in MODES:

@@ -1,13 +1,13 @@
-"""What an update costs: the packed tree against rows, the head's memory, cost against length and group size.
+"""Measure the cost of an update: packed tree against rows, the head's memory, cost by length and group size.
 
     python benchmarks/train_step.py --quick                  # under 3 minutes on two cores
     python benchmarks/train_step.py --json train_step.json   # longer lengths, the head at 16k tokens
     python benchmarks/train_step.py --shape 1.5B             # on a GPU: random weights of that shape
 
 TRAPO groups of 4 + 2 + 1 + 1 rollouts at 0, 25, 50 and 100 % of one trace, random tokens. Three ways to the same
-gradient take turns, and only their ratios mean something: packed (the trainer's own), rows (our path, every rollout a
-chain of its own, nothing padded or shared) and padded (rows padded to the longest, transformers' attention with a
-mask). All of them use the chunked head.
+gradient take turns, and only their ratios mean something: packed (the trainer's own), rows (this project's path, with
+every rollout as its own chain, nothing padded or shared) and padded (rows padded to the longest, transformers'
+attention with a mask). All of them use the chunked head.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def load(world: World, *, device: str = "cuda" if torch.cuda.is_available() else "cpu") -> Policy:
-    """A policy whose adapter is not zero, so that every part of the gradient is there."""
+    """Load a policy whose adapter is not zero, so that no part of the gradient is zero."""
     config = world.config("model.config_overrides={max_position_embeddings: 8192}")
     torch.manual_seed(0)
     policy = Policy.load(config.model, config.lora, device=device)
@@ -81,7 +81,7 @@ def load(world: World, *, device: str = "cuda" if torch.cuda.is_available() else
 
 
 def trapo_group(prompt: int, trace: int, completion: int, *, num_free: int = 4, vocab_size: int = 40) -> Group:
-    """A problem whose policy fails now and then: free rollouts, then prefixes of 25, 25, 50 and 100 % of one trace."""
+    """Make a problem that the policy sometimes fails: free rollouts, then prefixes of 25, 25, 50, 100 % of a trace."""
     rng = random.Random(0)
 
     def ids(num: int) -> tuple[int, ...]:
@@ -137,7 +137,7 @@ def unpadded_rows(policy: Policy, group: Group) -> None:
 
 
 def padded_rows(policy: Policy, group: Group) -> None:
-    """All rollouts in one (rows, longest) batch through transformers' own attention."""
+    """Run all rollouts in one (rows, longest) batch through transformers' own attention."""
     rows = rows_of(group)
     sequences = [row.rollouts[0].prompt_ids + row.rollouts[0].response_ids for row in rows]
     width = max(map(len, sequences))
@@ -152,7 +152,7 @@ def padded_rows(policy: Policy, group: Group) -> None:
             input_ids=ids.to(policy.device), attention_mask=mask.to(policy.device), use_cache=False
         ).last_hidden_state
     base.set_attn_implementation("packed_tree")
-    batch = pack(rows).to(policy.device)  # the same rows as chains: their tokens come in the same order
+    batch = pack(rows).to(policy.device)  # the same rows as chains, because their tokens are then in the same order
     of_token = torch.cat([torch.arange(len(s)) + number * width for number, s in enumerate(sequences)])
     trained = batch.trained
     at = of_token.to(policy.device)[batch.parent[trained]]
@@ -165,7 +165,7 @@ WAYS: dict[str, Callable[[Policy, Group], None]] = {"packed": packed, "rows": un
 
 
 def timed(policy: Policy, way: Callable[[Policy, Group], None], group: Group) -> tuple[float, Tensor]:
-    """Seconds of forward and backward, and the gradient."""
+    """Return the seconds of forward and backward, and the gradient."""
     policy.clear_gradient()
     started = time.perf_counter()
     way(policy, group)
@@ -175,11 +175,11 @@ def timed(policy: Policy, way: Callable[[Policy, Group], None], group: Group) ->
 
 
 def measure_layouts(policy: Policy, *, repeats: int) -> dict[str, object]:
-    """Seconds by layout at (prompt, trace, completion) = TIMED, the ways taking turns, and how far gradients part."""
+    """Measure seconds by layout at (prompt, trace, completion) = TIMED, in turns, and the gradients' differences."""
     group = trapo_group(*TIMED)
     elapsed: dict[str, list[float]] = {name: [] for name in WAYS}
     gradients: dict[str, Tensor] = {}
-    for _ in range(1 + repeats):  # the first to warm up
+    for _ in range(1 + repeats):  # the first warms up
         for name, way in WAYS.items():
             once, gradients[name] = timed(policy, way, group)
             elapsed[name].append(once)
@@ -196,7 +196,7 @@ def measure_layouts(policy: Policy, *, repeats: int) -> dict[str, object]:
 
 
 def measure_series(policy: Policy, *, is_short: bool, repeats: int) -> dict[str, object]:
-    """(packed tokens, seconds) of forward and backward, by length of the completions and by group size."""
+    """Return (packed tokens, seconds) of forward and backward, by length of the completions and by group size."""
 
     def measured(groups: dict[int, Group]) -> dict[int, tuple[int, float]]:
         seconds: dict[int, list[float]] = {key: [] for key in groups}
@@ -217,7 +217,7 @@ def measure_series(policy: Policy, *, is_short: bool, repeats: int) -> dict[str,
 
 
 def measure_head(*, num_tokens: int) -> dict[str, object]:
-    """Peak memory of forward and backward through the head beyond hidden rows and their gradient, by vocabulary."""
+    """Measure the head's peak memory beyond hidden rows and their gradient, forward and backward, by vocabulary."""
     sizes = (HEAD_VOCABULARY // 8, HEAD_VOCABULARY // 4, HEAD_VOCABULARY // 2, HEAD_VOCABULARY)
     peaks = {vocabulary: head_peak(num_tokens, vocabulary) for vocabulary in sizes}
     return {
@@ -229,7 +229,7 @@ def measure_head(*, num_tokens: int) -> dict[str, object]:
 
 
 def head_peak(num_tokens: int, vocabulary: int) -> float:
-    """MB, in a process of its own: on the CPU the peak is that of the whole process."""
+    """Return MB, measured in a process of its own, because on the CPU the peak is that of the whole process."""
     command = [sys.executable, __file__, "--head", str(num_tokens), str(vocabulary)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
@@ -248,7 +248,7 @@ def print_head_peak(num_tokens: int, vocabulary: int) -> None:
         logprobs, entropy = token_logprobs(hidden[rows], head, ids[rows])
         (logprobs.sum() + entropy.sum()).backward()
 
-    once(slice(0, 1))  # what libraries take once
+    once(slice(0, 1))  # memory that libraries take once
     before = resident_mb(is_cuda)
     once(slice(None))
     gradient_mb = hidden.numel() * hidden.element_size() / 1e6
@@ -256,20 +256,20 @@ def print_head_peak(num_tokens: int, vocabulary: int) -> None:
 
 
 def resident_mb(is_cuda: bool, *, peak: bool = False) -> float:
-    """Now, or the most since it was last asked for now."""
+    """Return the memory now, or its peak since the last call without `peak`."""
     if is_cuda:
         if not peak:
             torch.cuda.reset_peak_memory_stats()
         return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 1e6
     if not peak:
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     name = "VmHWM" if peak else "VmRSS"
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024 / 1e6
 
 
 def plot(figures: dict[str, Any], file: Path) -> None:
-    """Seconds against packed tokens, twice, each with the best line through the origin; the head's peaks."""
+    """Plot seconds against packed tokens, twice, each with the best line through the origin, and the head's peaks."""
     from matplotlib.figure import Figure  # type: ignore[import-not-found]
 
     drawing = Figure(figsize=(12, 3.6), layout="constrained")

@@ -1,4 +1,4 @@
-"""Attention over packed trees, kernel by kernel: seconds, memory, gradient error and number of compilations.
+"""Measure attention over packed trees, kernel by kernel: seconds, memory, gradient error and compilations.
 
     python benchmarks/tree_kernels.py --json kernels.json                       # on a GPU: Qwen2.5's 1.5B and 7B shapes
     python benchmarks/tree_kernels.py --shapes 7B --tokens 8192 --dtypes bfloat16
@@ -14,9 +14,9 @@ same output and gradient:
     rows           SDPA over every rollout as a row of its own, nothing shared
     dense          SDPA with the (T, T) mask, up to --dense-tokens
 
-Errors are |gradient - reference| / |reference|, the largest of output, dq, dk and dv; the reference is `dense` in
+Errors are |gradient - reference| / |reference|, the largest of output, dq, dk and dv. The reference is `dense` in
 float64 up to --dense-tokens and `segments` in float32 beyond. FlexAttention has no backward pass on the CPU: there its
-rows hold the forward pass alone. What fails is a row with its error; nothing new is begun after --limit seconds.
+rows hold the forward pass only. A failed measurement is a row with its error. None starts after --limit seconds.
 """
 
 import argparse
@@ -90,10 +90,10 @@ def measure(
     limit: float = 240.0,
     json_file: Path | None = None,
 ) -> Row:
-    """Return every row of the comparison, and what several lengths compile, with and without `dynamic`.
+    """Return every row of the comparison, and the compilations for several lengths, with and without `dynamic`.
 
-    All shapes and dtypes at the smallest number of tokens; the larger numbers in the first dtype, without the tiny
-    shape.
+    All shapes and dtypes run at the smallest number of tokens; the larger numbers run in the first dtype, without the
+    tiny shape.
     """
     started = time.perf_counter()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -148,13 +148,13 @@ def shared_memory(device: torch.device) -> int | None:
 def make_batch(num_tokens: int, device: torch.device) -> PackedBatch:
     """Make a group of 4 + 2 + 1 + 1 rollouts of nearly `num_tokens` tokens, padded to exactly that many."""
     prompt = max(4, num_tokens // 64)
-    completion = (num_tokens - prompt) * 11 // 100  # seven of them, and a trace that is as long as two
+    completion = (num_tokens - prompt) * 11 // 100  # seven completions, and a trace as long as two of them
     group = trapo_group(prompt, 2 * completion, completion)
     return tree.pack([group], pad_to=num_tokens).to(device)
 
 
 def make_inputs(shape: str, num_tokens: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """Query, key, value and the gradient of the output: numbers that bfloat16 holds, the same in all dtypes."""
+    """Make query, key, value and the output's gradient from numbers that bfloat16 holds, the same in all dtypes."""
     heads, kv_heads, head_size = SHAPES[shape]
     generator = torch.Generator(device).manual_seed(0)
     widths = (heads, kv_heads, kv_heads, heads)
@@ -194,7 +194,7 @@ def flex_dynamic(batch: PackedBatch) -> Attend:
 
 @functools.cache
 def compiled_for_any_length() -> Callable[..., Tensor]:
-    """Compiled from a function of its own: kernels are kept by function, so a call of `flex` never gets this one."""
+    """Compile a function of its own. Kernels are kept by function, so a call of `flex` never uses this one."""
 
     def any_length(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scaling: float) -> Tensor:
         return flex_attention(query, key, value, block_mask=mask, scale=scaling, enable_gqa=True)
@@ -203,7 +203,7 @@ def compiled_for_any_length() -> Callable[..., Tensor]:
 
 
 def rows(batch: PackedBatch) -> Attend:
-    """Every path from a root to a leaf by itself; a token's output is taken from the first row that it is in."""
+    """Attend along every path from a root to a leaf. A token's output is from the first row that holds it."""
     chains = tree.segments(batch)
     inner = {above for _, _, path in chains for above in path}
     seen: set[int] = set()
@@ -251,7 +251,7 @@ def compare(
     dense_tokens: int,
     repeats: int,
 ) -> list[Row]:
-    """Measure every way on one batch, a row each; a way that fails is a row with its error."""
+    """Measure every way on one batch, one row each. A failed way is a row with its error."""
     batch, dtype = make_batch(num_tokens, device), getattr(torch, dtype_name)
     inputs = make_inputs(shape, num_tokens, dtype, device)
     is_small = num_tokens <= dense_tokens
@@ -265,14 +265,14 @@ def compare(
         has_backward = device.type == "cuda" or not name.startswith("flex")
         try:
             row |= timed(WAYS[name], batch, inputs, reference, repeats=repeats, has_backward=has_backward)
-        except RuntimeError as error:  # the compiler's too, and what memory that ran out raises
+        except RuntimeError as error:  # also the compiler's errors and out of memory
             row["error"] = f"{type(error).__name__}: {str(error).strip()[-600:]}"
         results.append(row)
     return results
 
 
 def once(attend: Attend, inputs: Sequence[Tensor], *, has_backward: bool = True) -> list[Tensor]:
-    """Return the output, and the gradients of query, key and value where there is a backward pass."""
+    """Return the output and, if there is a backward pass, the gradients of query, key and value."""
     query, key, value, upstream = (tensor.detach() for tensor in inputs)
     scaling = query.shape[-1] ** -0.5
     if not has_backward:
@@ -293,7 +293,7 @@ def timed(
     repeats: int,
     has_backward: bool,
 ) -> Row:
-    """Seconds of forward and backward; of the first time, with whatever is compiled; memory beyond inputs; errors."""
+    """Measure seconds of forward and backward, of the first call with compilation, memory beyond inputs, and errors."""
     is_cuda = inputs[0].device.type == "cuda"
     compiled_before = num_compiled()
     started = time.perf_counter()
@@ -341,9 +341,9 @@ def num_compiled() -> int:
 
 
 def over_lengths(lengths: Sequence[int], device: torch.device, *, dynamic: bool) -> Row:
-    """Padded batches of different lengths one after the other, as a run meets them, then all of them once more.
+    """Run padded batches of different lengths one after the other, as in a run, then all of them again.
 
-    On the CPU forward alone, of the tiny shape; on a GPU forward and backward at the 1.5B shape.
+    On the CPU it runs the forward pass of the tiny shape; on a GPU forward and backward at the 1.5B shape.
     """
     is_cuda = device.type == "cuda"
     shape = "1.5B" if is_cuda else "tiny"

@@ -1,4 +1,4 @@
-"""An update at real shapes: seconds, tokens a second, share of the peak operations, memory measured against planned.
+"""Measure an update at real shapes: seconds, tokens a second, share of the peak operations, memory against the plan.
 
     python benchmarks/update_memory.py --shape 7B --tokens 8192 32768    # on a GPU
     python benchmarks/update_memory.py --quick                           # the same paths, on anything
@@ -85,12 +85,12 @@ def load(
 
 
 def completion_tokens(num_tokens: int) -> int:
-    """Return how long the trace and the seven completions of a group are that packs into `num_tokens` tokens."""
+    """Return the length of the trace and the seven completions of a group with `num_tokens` packed tokens."""
     return (num_tokens - PROMPT) // 8
 
 
 def measure(config: Config, policy: Policy, ranks: Ranks) -> dict[str, object]:
-    """Measure the second of two updates on one group; the first compiles and makes the optimizer's state."""
+    """Measure the second of two updates on one group. The first compiles and makes the optimizer's state."""
     completion = completion_tokens(config.train.tokens_per_batch)
     group = trapo_group(PROMPT, completion, completion, vocab_size=policy.model.config.vocab_size)
     updater = Updater(

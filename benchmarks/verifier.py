@@ -1,14 +1,14 @@
-"""Verdicts a second and core: this verifier and math-verify called directly, on answers of 8,000 characters.
+"""Measure verdicts per second and core: this verifier and math-verify directly, on answers of 8,000 characters.
 
     python benchmarks/verifier.py --quick --json verifier.json     # half a minute
     python benchmarks/verifier.py                                  # more answers, more rounds
 
-An answer is a chain of thought with arithmetic in it and a box at its end; golds are integers, fractions, decimals,
-roots, expressions, intervals, lists and words, half of the answers wrong. Every round has answers that nobody has seen,
-so that what a worker keeps of earlier ones does not help; "repeated" are the same ones once more, as the rollouts of a
-group repeat their gold and often their answer. Ours: one worker process, answers submitted all at once, so that
-everything a verdict costs is in it. math-verify: parse and verify in this process as the official reward calls it (its
-timers on: it needs the main thread for them). The two take turns; the pool has graded 1,000 others before.
+An answer is a chain of thought with arithmetic and a box at its end. Golds are integers, fractions, decimals, roots,
+expressions, intervals, lists and words; half of the answers are wrong. Every round has new answers, so that a worker's
+cache does not help. "repeated" are the same answers again, as the rollouts of a group repeat their gold and often their
+answer. This verifier has one worker process and gets all answers at once, so that the whole cost of a verdict is
+included. math-verify parses and verifies in this process as the official reward calls it, with its timers, which need
+the main thread. The two take turns. The pool has graded 1,000 other answers before.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def timed(grade: Callable[[], list[bool]], num: int) -> tuple[list[bool], float]:
-    """(verdicts, verdicts a second)"""
+    """Return (verdicts, verdicts per second)."""
     started = time.perf_counter()
     verdicts = grade()
     return verdicts, num / (time.perf_counter() - started)
@@ -74,7 +74,7 @@ def by_ours(verifier: MathVerifier, pairs: Sequence[Pair]) -> list[bool]:
 
 
 def by_math_verify(pairs: Sequence[Pair]) -> list[bool]:
-    """As in the official reward: the gold in dollar signs, everything else by default."""
+    """Grade as the official reward does: the gold in dollar signs, everything else by default."""
     from math_verify import parse, verify
 
     return [bool(verify(parse(f"${gold}$"), parse(answer))) for answer, gold in pairs]

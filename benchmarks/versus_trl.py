@@ -1,17 +1,18 @@
-"""GRPO with LoRA, whole steps: this trainer against TRL's GRPOTrainer with PEFT.
+"""Compare whole steps of GRPO with LoRA: this trainer against TRL's GRPOTrainer with PEFT.
 
     pip install -e '.[benchmarks]'
     python benchmarks/versus_trl.py --quick                      # under 3 minutes on two cores
     python benchmarks/versus_trl.py --json versus_trl.json       # longer, more steps, twice, rollouts by vLLM as well
 
-Both sides: the same base in float32, the same LoRA (rank 32 on all linear layers), AdamW, the same prompts of 53 to 113
-tokens in the same steps, 8 rollouts of exactly the same length for each (nothing ends early), one update a step with
-one problem's rollouts in a forward pass, generation by transformers in the trainer's process, no gradient
-checkpointing, no reference model. Ours serves the adapter merged (rollout.merge: in_place), which TRL does for vLLM
-only. Each side verifies answers in its own way, TRL by its accuracy_reward, but reward is a coin's toss decided by the
-answer's text, because a random model earns none and groups without reward have no gradient.
+Both sides have the same base in float32, the same LoRA (rank 32 on all linear layers), AdamW, and the same prompts of
+53 to 113 tokens in the same steps. Each prompt has 8 rollouts of exactly the same length (nothing ends early). There
+is one update per step with one problem's rollouts in a forward pass, generation by transformers in the trainer's
+process, no gradient checkpointing, no reference model. This trainer serves the adapter merged (rollout.merge:
+in_place), which TRL does for vLLM only. Each side verifies answers in its own way, TRL by its accuracy_reward. But the
+answer's text decides the reward like a coin toss, because a random model earns none, and groups without reward have no
+gradient.
 
-Generation includes our publishing of the adapter. Scoring: TRL's rewards; our wait for verdicts, and the probe of
+Generation includes publishing of the adapter. Scoring is TRL's rewards, or here the wait for verdicts and the probe of
 engine and trainer after each publication.
 Every measurement is a process of its own, and the sides take turns. A step's seconds are the median over all steps but
 each process's first; the peak is the process's largest resident size.
@@ -44,7 +45,7 @@ STAGES = ("generation", "scoring", "update", "step")
 
 @dataclass(frozen=True)
 class Work:
-    """problems a step, tokens of each rollout, steps, threads (what is fastest on two cores, for both sides)"""
+    """Hold problems per step, tokens of each rollout, steps, and threads (the fastest on two cores, for both sides)."""
 
     num_problems: int
     length: int
@@ -76,7 +77,7 @@ def main() -> None:
 
 
 def compare(*, is_quick: bool) -> dict[str, Any]:
-    """The worse of both models for each ratio, and everything by itself."""
+    """Return the worse of both models for each ratio, and all results by themselves."""
     models = {}
     with scratch() as folder:
         write_prompts(folder / "prompts.jsonl")
@@ -110,13 +111,13 @@ def run_apart(side: str, model: str, folder: Path, *, is_quick: bool) -> dict[st
 
 
 def together(runs: list[dict[str, Any]]) -> dict[str, float]:
-    """Medians over the steps of several runs, their first ones left out; the largest peak."""
+    """Return medians over the steps of several runs without their first ones, and the largest peak."""
     seconds = {name: statistics.median([s for run in runs for s in run[name][1:]]) for name in STAGES}
     return {name: round(value, 4) for name, value in seconds.items()} | {"peak_gib": max(r["peak_gib"] for r in runs)}
 
 
 def write_prompts(file: Path) -> None:
-    """Sums of 25 to 55 terms: 53 to 113 tokens."""
+    """Write sums of 25 to 55 terms: 53 to 113 tokens."""
     rng = random.Random(SEED)
     lines = []
     for _ in range(64):
@@ -128,7 +129,7 @@ def write_prompts(file: Path) -> None:
 
 
 def write_model(shape: str, folder: Path) -> None:
-    """Random weights with the tiny world's tokenizer, which knows fewer tokens than the model has."""
+    """Write random weights with the tiny world's tokenizer, which has fewer tokens than the model."""
     World.random(shape, folder)
     for file in Path("trapo_lite/tiny_world/base").glob("tokenizer*"):
         (folder / file.name).write_bytes(file.read_bytes())
@@ -156,7 +157,7 @@ def lines_of(run: Path, step: int) -> list[str]:
 
 
 def prompts_of(texts: Iterable[str]) -> list[int]:
-    """What a step is on, whatever the order."""
+    """Return the checksums of a step's prompts, sorted."""
     return sorted({zlib.crc32(text.replace(" ", "").encode()) for text in texts})
 
 
@@ -247,7 +248,9 @@ def train_with_trl(model: str, folder: Path, work: Work) -> dict[str, list[Any]]
 
     rows = [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]
     sizes = {"batch_size": work.num_problems, "num_problems": len(rows), "seed": SEED}
-    rows = [rows[index] for step in range(work.num_steps) for index in batch_indices(step, **sizes)]  # our order
+    rows = [
+        rows[index] for step in range(work.num_steps) for index in batch_indices(step, **sizes)
+    ]  # in this trainer's order
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=reward,

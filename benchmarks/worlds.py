@@ -1,4 +1,4 @@
-"""Where the rollout benchmarks run: the tiny world, or random weights in the shape of a real model."""
+"""Build the worlds of the rollout benchmarks: the tiny world, or random weights in the shape of a real model."""
 
 import contextlib
 import json
@@ -28,13 +28,13 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class World:
-    """overrides of configs/tiny_cpu.yaml"""
+    """Hold overrides of configs/tiny_cpu.yaml."""
 
     overrides: tuple[str, ...] = ()
 
     @classmethod
     def random(cls, shape: str, folder: Path) -> "World":
-        """Write random weights of a shape in bfloat16, which are served in bfloat16 on a GPU and float32 elsewhere."""
+        """Write random weights of a shape in bfloat16. They are served in bfloat16 on a GPU and float32 elsewhere."""
         from transformers import Qwen2Config, Qwen2ForCausalLM
 
         hidden, layers, heads, kv_heads, intermediate, vocabulary = SHAPES[shape]
@@ -56,7 +56,7 @@ class World:
         model.save_pretrained(folder)
         del model
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # what is measured next in this process begins with an empty card
+            torch.cuda.empty_cache()  # the next measurement in this process starts with an empty card
         return cls((f"model.name={folder}", f"model.dtype={servable_dtype()}", "run.deterministic=false"))
 
     def config(self, *overrides: str) -> Config:
@@ -87,7 +87,7 @@ def scratch() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def start(world: World, folder: Path, *, can_merge: bool = False) -> Iterator[RolloutEngine]:
-    """The engine that a run in this world would have."""
+    """Start the engine that a run in this world would have."""
     config = world.config(f"rollout.merge={json.dumps('in_place' if can_merge else 'never')}")
     device = 0 if torch.cuda.is_available() else None
     engine = start_engine(config, max_model_len=MAX_MODEL_LEN, log_path=folder / "engine.log", device_index=device)

@@ -1,4 +1,4 @@
-"""A stale, a no-op, a doubled and a wrong-rank adapter, given to a real engine: is each stopped, by its own message?
+"""Give a real engine a stale, a no-op, a doubled and a wrong-rank adapter, and require each one's own error.
 
 Part of benchmarks/rollout.py.
 """
@@ -18,7 +18,7 @@ from trapo_lite.training.inputs import read_inputs
 
 
 class Injecting:
-    """The engine inside, given `folder` instead of what is published from now on."""
+    """Wrap an engine that loads `folder` instead of what is published from now on."""
 
     def __init__(self, engine: object) -> None:
         self.engine = engine
@@ -40,7 +40,7 @@ PHRASES = {
 
 
 def wrong_adapters(engine: RolloutEngine, folder: Path) -> dict[str, object]:
-    """A stale, a no-op, a doubled and a wrong-rank adapter: what stops each, in the step that published it.
+    """Return the error that stops a stale, a no-op, a doubled and a wrong-rank adapter in the step that published it.
 
     The engine must serve the tiny world's bare base; the doubled adapter stays in it.
     """

@@ -1,4 +1,4 @@
-"""Checks this machine before a first run: `doctor.py [--config FILE.yaml ... section.key=value ...] [--json]`."""
+"""Check this machine before a first run: `doctor.py [--config FILE.yaml ... section.key=value ...] [--json]`."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ if __name__ == "__main__":
     if sys.version_info < (3, 11):  # noqa: UP036 - pip checks it, a user who starts this file has not asked pip
         sys.exit(f"error: python {sys.version.split()[0]} is too old; use Python 3.11 to 3.13 (make setup finds one)")
     root = Path(__file__).resolve().parents[1]
-    sys.path.insert(1, str(root))  # also where the project is not installed
+    sys.path.insert(1, str(root))  # also if the project is not installed
 
     import setup_cuda
     import setup_env

@@ -1,4 +1,4 @@
-"""What a model, or a run's adapter, solves: `evaluate.py (--run DIR | --model PATH) [--benchmarks NAME ...] [...]`."""
+"""Evaluate a model, or a run's adapter: `evaluate.py (--run DIR | --model PATH) [--benchmarks NAME ...] [...]`."""
 
 import needs_setup  # noqa: F401 - ends with a message where the packages are missing
 

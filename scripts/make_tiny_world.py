@@ -1,4 +1,4 @@
-"""Makes the tiny world again: `make_tiny_world.py data` (rows, seconds) or `base` (the base model, by pretraining)."""
+"""Rebuild the tiny world: `make_tiny_world.py data` (rows, seconds) or `base` (the base model, by pretraining)."""
 
 import sys
 

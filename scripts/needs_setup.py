@@ -1,4 +1,4 @@
-"""Imported first by the scripts: ends with one line where this Python lacks the project's packages."""
+"""End with one line if this Python lacks the project's packages. The scripts import this module first."""
 
 import importlib.util
 import sys

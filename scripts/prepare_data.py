@@ -1,4 +1,4 @@
-"""What data.train holds, as the trainer will see it: `prepare_data.py --config A.yaml [section.key=value ...]`."""
+"""Show data.train as the trainer will see it: `prepare_data.py --config A.yaml [section.key=value ...]`."""
 
 import needs_setup  # noqa: F401 - ends with a message where the packages are missing
 

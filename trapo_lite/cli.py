@@ -1,4 +1,4 @@
-"""The command line: what the scripts share. A user's mistake ends in one message and exit code 2, no traceback."""
+"""Implement the scripts' common command line. A user's mistake gives one message and exit code 2, no traceback."""
 
 import argparse
 import contextlib
@@ -13,8 +13,8 @@ from trapo_lite.config import Config, load_config
 from trapo_lite.core.errors import ConfigError, TrapoLiteError
 
 DISK_ERRORS = {
-    errno.ENOSPC: "the disk is full; make room and give the same command again: it goes on with what is done",
-    errno.EDQUOT: "the disk is full; make room and give the same command again: it goes on with what is done",
+    errno.ENOSPC: "the disk is full; make room and run the same command again to resume",
+    errno.EDQUOT: "the disk is full; make room and run the same command again to resume",
     errno.ENOTDIR: "choose a folder you may write to (run.dir=...)",
     errno.EACCES: "choose a folder you may write to (run.dir=...)",
     errno.EROFS: "choose a folder you may write to (run.dir=...)",
@@ -25,7 +25,7 @@ REGISTRY = Path(__file__).with_name("evaluation") / "benchmarks.yaml"
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """An ArgumentParser that names the nearest option for each one that it does not know."""
+    """Parse arguments, and name the nearest option for each unknown one."""
 
     def error(self, message: str) -> NoReturn:
         head, is_unknown, given = message.partition("unrecognized arguments: ")
@@ -48,11 +48,11 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
 
 
 def train(arguments: Sequence[str] | None = None) -> None:
-    """scripts/train.py"""
-    parser = ArgumentParser(prog="train.py", description="Train a LoRA policy; a run that exists goes on.")
+    """Run scripts/train.py."""
+    parser = ArgumentParser(prog="train.py", description="Train a LoRA policy. An existing run is resumed.")
     add_config_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="validate, print the plan of a step and end")
-    parser.add_argument("--restart", action="store_true", help="set an existing run of this name aside and start anew")
+    parser.add_argument("--restart", action="store_true", help="rename an existing run of this name and start again")
     args = parser.parse_intermixed_args(arguments)
     with exit_on_user_error():
         config = load_config(args.config, args.overrides)
@@ -62,7 +62,7 @@ def train(arguments: Sequence[str] | None = None) -> None:
             from trapo_lite.training.inputs import check_paths, check_start_fits
 
             check_paths(config)
-            if Path(config.model.name).is_dir():  # else the hub would be asked
+            if Path(config.model.name).is_dir():  # otherwise the hub would be asked
                 check_model(config)
                 check_start_fits(config, reads_weights=False)
             print("\n".join(plan_lines(config)))
@@ -71,13 +71,13 @@ def train(arguments: Sequence[str] | None = None) -> None:
 
 
 def plan(arguments: Sequence[str] | None = None) -> None:
-    """scripts/plan.py"""
+    """Run scripts/plan.py."""
     parser = ArgumentParser(prog="plan.py", description="What a step takes of each GPU; nothing is loaded.")
     add_config_arguments(parser)
     parser.add_argument("--gpu-memory", metavar="24GB", help="of each, what CUDA gives out; default: that of --gpu")
     parser.add_argument("--gpu", metavar="NAME", help="such as A100, 3090 or 'RTX 4090' (default)")
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="trainer processes, one a GPU")
-    parser.add_argument("--sharded", action="store_true", help="the base spread over the GPUs, by FSDP2")
+    parser.add_argument("--sharded", action="store_true", help="shard the base over the GPUs, by FSDP2")
     args = parser.parse_intermixed_args(arguments)
     with exit_on_user_error():
         config = load_config(args.config, args.overrides)
@@ -111,7 +111,7 @@ def _check_benchmark_options(args: argparse.Namespace, *, option: str = "--bench
 
 
 def _without_overrides(args: argparse.Namespace) -> argparse.Namespace:
-    """Overrides that stand behind NAME[=FILE] ..., which takes all it finds, put where they belong."""
+    """Move overrides behind NAME[=FILE] ..., which takes all arguments, to their place."""
     strays = [text for text in args.benchmarks if "=" in text and "." in text.partition("=")[0]]
     args.benchmarks = [text for text in args.benchmarks if text not in strays]
     args.overrides = [*args.overrides, *strays]
@@ -119,7 +119,7 @@ def _without_overrides(args: argparse.Namespace) -> argparse.Namespace:
 
 
 def evaluate(arguments: Sequence[str] | None = None) -> None:
-    """scripts/evaluate.py"""
+    """Run scripts/evaluate.py."""
     parser = ArgumentParser(prog="evaluate.py", description="What a model, or a run's adapter, solves.")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--run", type=Path, metavar="DIR", help="a run's folder: its base with RUN/adapter, unmerged")
@@ -156,7 +156,7 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
 
 
 def compare(arguments: Sequence[str] | None = None) -> None:
-    """scripts/compare.py"""
+    """Run scripts/compare.py."""
     parser = ArgumentParser(prog="compare.py", description="Results side by side, with intervals and paired tests.")
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="folder of results (NAME.json); a run's: all in RUN/eval"
@@ -172,7 +172,7 @@ def compare(arguments: Sequence[str] | None = None) -> None:
 
 
 def export(arguments: Sequence[str] | None = None) -> None:
-    """scripts/export.py"""
+    """Run scripts/export.py."""
     parser = ArgumentParser(prog="export.py", description="Merge a run's adapter into its base, and compare the two.")
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="the run's folder")
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="default: RUN/adapter")
@@ -189,7 +189,7 @@ def export(arguments: Sequence[str] | None = None) -> None:
 
 
 def prepare(arguments: Sequence[str] | None = None) -> None:
-    """scripts/prepare_data.py"""
+    """Run scripts/prepare_data.py."""
     parser = ArgumentParser(prog="prepare_data.py", description="What data.train holds, as the trainer will see it.")
     add_config_arguments(parser, required=False)
     parser.add_argument("--out", metavar="FILE.jsonl", help="build a training set; killed, it goes on where it was")
@@ -230,7 +230,7 @@ def run_training(config: Config, *, restart: bool) -> None:
     with exit_when_stopped():
         from trapo_lite.run.launch import end_with_launcher
 
-        end_with_launcher()  # before what takes seconds to import
+        end_with_launcher()  # before imports that take seconds
         from trapo_lite.training.trainer import train as train_job
 
         train_job(config, restart=restart)
@@ -238,32 +238,37 @@ def run_training(config: Config, *, restart: bool) -> None:
 
 @contextlib.contextmanager
 def exit_when_interrupted() -> Iterator[None]:
-    """Inside, Ctrl-C is one line and exit code 130."""
+    """End with one line and exit code 130 on Ctrl-C inside."""
     try:
         yield
     except KeyboardInterrupt:
-        print("stopped by SIGINT; the same command resumes where it was; --restart begins anew", file=sys.stderr)
+        print(
+            "stopped by SIGINT; run the same command again to resume, or with --restart to start again", file=sys.stderr
+        )
         raise SystemExit(130) from None
 
 
 @contextlib.contextmanager
 def exit_when_stopped() -> Iterator[None]:
-    """Inside, a SIGTERM or SIGINT that the trainer took note of ends the process as a shell expects."""
+    """End the process as a shell expects, after a SIGTERM or SIGINT that the trainer handled inside."""
     from trapo_lite.run.launch import Stopped
 
     try:
         yield
     except Stopped as stopped:
-        print(f"{stopped}; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(f"{stopped}; run the same command again to resume from the last checkpoint", file=sys.stderr)
         raise SystemExit(stopped.exit_code) from None
-    except KeyboardInterrupt:  # before the loop began, or the second one
-        print("stopped by SIGINT; the same command resumes from the newest checkpoint, if any", file=sys.stderr)
+    except KeyboardInterrupt:  # before the loop began, or the second signal
+        print(
+            "stopped by SIGINT; run the same command again to resume from the newest checkpoint, if any",
+            file=sys.stderr,
+        )
         raise SystemExit(130) from None
 
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Inside, the project's own errors become one message on stderr and exit code 2."""
+    """Turn the project's own errors inside into one message on stderr and exit code 2."""
     try:
         yield
     except TrapoLiteError as error:
@@ -272,6 +277,6 @@ def exit_on_user_error() -> Iterator[None]:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        written = error.filename2 or error.filename or "the run folder"  # the second is where a copy was to go
+        written = error.filename2 or error.filename or "the run folder"  # filename2 is the target of a copy
         print(f"error: {written}: {error.strerror}; {DISK_ERRORS[error.errno]}", file=sys.stderr)
         raise SystemExit(2) from None

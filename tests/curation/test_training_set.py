@@ -329,7 +329,7 @@ def test_a_build_that_was_killed_goes_on_and_ends_the_same(tmp_path: Path) -> No
     with kept.open("a") as file:
         file.write('{"id": "half a li')  # as a kill in the middle of a write leaves it
     done = subprocess.run(command("killed.jsonl"), cwd=ROOT, check=True, capture_output=True, text=True, timeout=200)
-    assert "going on with" in done.stdout
+    assert "resuming" in done.stdout
     assert (tmp_path / "killed.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
     assert (tmp_path / "killed.report.json").read_text() == (tmp_path / "whole.report.json").read_text()
     assert len((tmp_path / "whole.jsonl").read_text().splitlines()) == num

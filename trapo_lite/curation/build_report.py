@@ -1,4 +1,4 @@
-"""What building a training set found: what was kept, dropped and joined in, how long things are."""
+"""Report the build of a training set: what was kept, dropped and added, and the lengths in tokens."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -12,16 +12,16 @@ NUM_BARS = 12
 
 @dataclass
 class BuildTally:
-    """What became of rows and traces. Counters as they stand in the report: name or number of tokens -> how many.
+    """Count rows and traces. Counters are as in the report: name or number of tokens -> how many.
 
-    num_second:          problems that got a second trace; None where there is no second source
-    num_second_rows:     of the second source, num_second_bad of which could not be read
-    found_overlap:       [id, names of the sets] of each kept or removed row that shares a run of words with sets that
-                         are evaluated on
-    prompt_warnings:     lines about prompts that the tokenizer would have made otherwise; None before the first prompt
-    num_graded:          traces put to the verifier, None without one
-    num_wrong:           whole solutions that it did not find correct
-    num_wrong_thoughts:  of the same traces, where only what stands inside <think> is read
+    num_second:          problems that got a second trace; None without a second source
+    num_second_rows:     rows of the second source, of which num_second_bad could not be read
+    found_overlap:       [id, names of the sets] of each kept or removed row that shares a run of words with evaluation
+                         sets
+    prompt_warnings:     lines about prompts that differ from the tokenizer's own; None before the first prompt
+    num_graded:          graded traces; None without a verifier
+    num_wrong:           whole solutions that the verifier did not find correct
+    num_wrong_thoughts:  the same count if only the text inside <think> is read
     """
 
     num_rows: int = 0
@@ -42,7 +42,7 @@ class BuildTally:
 
     @property
     def rows_by_set(self) -> Counter[str]:
-        """Name of a set -> how many rows share a run of words with it."""
+        """Return, by name of a set, the number of rows that share a run of words with it."""
         return Counter(name for _, names in self.found_overlap for name in names)
 
     @classmethod
@@ -54,12 +54,12 @@ class BuildTally:
         return {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()}
 
     def lines(self) -> list[str]:
-        """For people; whatever did not happen is left out."""
+        """Return the report as lines of text, without empty counts."""
         by_traces = ", ".join(f"{n} with {traces}" for traces, n in sorted(self.problems_by_traces.items()))
         lines = [f"{self.num_kept} of {self.num_rows} rows kept; problems by traces: {by_traces}"]
-        for what, counts in (("rows dropped", self.rows_dropped), ("traces dropped", self.traces_dropped)):
+        for kind, counts in (("rows dropped", self.rows_dropped), ("traces dropped", self.traces_dropped)):
             if counts:
-                lines.append(f"  {what}: " + ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items())))
+                lines.append(f"  {kind}: " + ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items())))
         if self.num_second is not None:
             lines.append(
                 f"  second traces: {self.num_second}; of the second source's {self.num_second_rows} rows "
@@ -73,13 +73,13 @@ class BuildTally:
                 f"{wrong} ({wrong / self.num_graded:.1%})" for wrong in (self.num_wrong, self.num_wrong_thoughts)
             )
             lines.append(f"  of {self.num_graded} traces {whole} do not verify, {thought} by their thoughts alone")
-        for what, lengths in (("prompt", self.prompt_lengths), ("trace", self.trace_lengths)):
-            lines += histogram(what, {int(length): count for length, count in lengths.items()})
+        for kind, lengths in (("prompt", self.prompt_lengths), ("trace", self.trace_lengths)):
+            lines += histogram(kind, {int(length): count for length, count in lengths.items()})
         return lines + [f"  {line}" for line in self.prompt_warnings or ()]
 
 
 def histogram(what: str, counts: Mapping[int, int]) -> list[str]:
-    """Quantiles, and a bar for each range of tokens."""
+    """Return a line of quantiles, and a bar for each range of tokens."""
     if not counts:
         return []
     quantiles = length_quantiles(Counter(counts).elements())
@@ -89,7 +89,7 @@ def histogram(what: str, counts: Mapping[int, int]) -> list[str]:
         bars[length // width] += count
     most = max(bars.values())
     lines = [f"  {what} tokens: " + ", ".join(f"{name} {length}" for name, length in quantiles.items())]
-    for number in range(max(bars) + 1):
-        bar = "#" * round(40 * bars[number] / most)
-        lines.append(f"    {number * width:>6} to {(number + 1) * width - 1:<6} {bars[number]:>7} {bar}".rstrip())
+    for index in range(max(bars) + 1):
+        bar = "#" * round(40 * bars[index] / most)
+        lines.append(f"    {index * width:>6} to {(index + 1) * width - 1:<6} {bars[index]:>7} {bar}".rstrip())
     return lines

@@ -1,19 +1,19 @@
-"""Which training problems stand, in whole or in part, in a set that is evaluated on: shared runs of words."""
+"""Find training problems that occur, in whole or in part, in an evaluation set, by shared runs of words."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 NUM_WORDS = 13  # as in the GPT-3 paper's decontamination (arXiv:2005.14165, appendix C)
-FEWEST_WORDS = 6  # of a shorter problem, only the whole text
+FEWEST_WORDS = 6  # of a shorter problem, only the whole text is compared
 _WORD = re.compile(r"[^\W_]+")
 
 
 class Overlap:
-    """The runs of `num_words` words of each set's problems; of a shorter problem, all its words as one run.
+    """Hold the runs of `num_words` words of each set's problems. A shorter problem is one run of all its words.
 
-    A run that problems share which are otherwise unlike is a way of speaking ("where m and n are relatively prime ...")
-    and not counted; a problem made of nothing else is found as a whole. Like are two that share half of their runs:
-    the same problem in two sets, or two questions on one text.
+    A run in two different problems is a phrase ("where m and n are relatively prime ...") and does not count. A problem
+    made only of phrases is found as a whole. Two problems that share half of their runs are not different: they are the
+    same problem in two sets, or two questions on one text.
 
     >>> overlap = Overlap({"amc": ["How many positive whole numbers divide 196?"]})
     >>> overlap.sets_with("7. How many positive whole-numbers divide 196? Box it."), overlap.sets_with("How many?")
@@ -39,16 +39,16 @@ class Overlap:
                 self._names.setdefault(run, set()).update(self._wholes[words])
 
     def sets_with(self, text: str) -> tuple[str, ...]:
-        """Names of the sets that share a run of words, or the whole text, with this one."""
+        """Return the names of the sets that share a run of words, or the whole text, with this text."""
         words = _words(text)
-        found = set(self._wholes.get(words, ()))
+        names = set(self._wholes.get(words, ()))
         for length in self._lengths:
-            found |= {name for run in _runs(words, length) for name in self._names.get(run, ())}
-        return tuple(sorted(found))
+            names |= {name for run in _runs(words, length) for name in self._names.get(run, ())}
+        return tuple(sorted(names))
 
 
 def _ways_of_speaking(texts: Iterable[frozenset[int]]) -> set[int]:
-    """Runs that stand in two texts which share less than half of their runs; each text is given as its runs."""
+    """Return the runs in two texts that share less than half of their runs. A text is given as the set of its runs."""
     first: dict[int, frozenset[int]] = {}
     return {
         run
@@ -63,6 +63,6 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _runs(words: Sequence[str], length: int) -> Iterator[int]:
-    """Hashes: of a process, which is all they are used in."""
+    """Yield the hashes of the runs. They are valid in this process only."""
     for start in range(len(words) - length + 1):
         yield hash(tuple(words[start : start + length]))

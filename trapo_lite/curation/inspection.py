@@ -1,4 +1,4 @@
-"""Show one problem with its prefixes and the losses that each of its tokens gets."""
+"""Show one problem with its prefixes and the losses on each of its tokens."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ CUT_STYLES = ("green", "cyan", "magenta", "yellow", "blue")
 
 
 def find_problem(problems: Sequence[Problem], key: str) -> Problem:
-    """Return the problem with this id, or else at this index from 0; raise DataError if there is neither."""
+    """Return the problem with this id, or else at this index from 0. Raise DataError if there is neither."""
     for problem in problems:
         if problem.id == key:
             return problem
@@ -38,14 +38,14 @@ def show_problem(
     _print_title(console, f"prompt, {len(problem.prompt_ids)} tokens")
     _print_lines(console, [text_of(tokenizer, problem.prompt_ids, with_special=True)])
     cuts: list[dict[int, int]] = [{} for _ in problem.expert_ids]
-    for number, micro_group in enumerate(micro_groups):
+    for group_index, micro_group in enumerate(micro_groups):
         help_lines = []
         for trace in _traces_for(micro_group, len(problem.expert_ids)):
             token_ids = problem.expert_ids[trace]
             keep = cut_prefix(token_ids, micro_group.prefix_ratio, is_boundary)
-            cuts[trace][number] = keep
+            cuts[trace][group_index] = keep
             help_lines.append(f"    {keep} of the {len(token_ids)} tokens of trace {trace}")
-        _print_title(console, _describe(number, micro_group, bool(help_lines)), style=_style(number))
+        _print_title(console, _describe(group_index, micro_group, bool(help_lines)), style=_style(group_index))
         _print_lines(console, [*help_lines, f"    {_losses(algorithm, micro_group, bool(help_lines))}"])
     for trace, token_ids in enumerate(problem.expert_ids):
         _print_title(console, f"trace {trace}, {len(token_ids)} tokens")
@@ -62,9 +62,9 @@ def _traces_for(micro_group: MicroGroup, num_traces: int) -> range:
     return range(own, own + 1)
 
 
-def _describe(number: int, micro_group: MicroGroup, is_helped: bool) -> str:
+def _describe(group_index: int, micro_group: MicroGroup, is_helped: bool) -> str:
     num = micro_group.num_rollouts
-    text = f"micro-group {number + 1}: {num} rollout{'s' if num > 1 else ''}"
+    text = f"micro-group {group_index + 1}: {num} rollout{'s' if num > 1 else ''}"
     if not is_helped:
         return f"{text}, no prefix"
     when = "always" if micro_group.help_below is None else f"if the mean return is below {micro_group.help_below:.3g}"
@@ -90,18 +90,18 @@ def _losses(algorithm: AlgorithmSection, micro_group: MicroGroup, is_helped: boo
 
 
 def _marked_trace(token_ids: Sequence[int], cuts: dict[int, int], tokenizer: PreTrainedTokenizerBase) -> Text:
-    """Return the text of a trace, coloured by the first micro-group to reach it, with <<number where a prefix ends."""
+    """Return the text of a trace in the colours of the first micro-group to reach it; <<number marks a prefix's end."""
     text = Text()
     start = 0
-    for number, keep in sorted(cuts.items(), key=lambda cut: cut[1]):
-        text.append(text_of(tokenizer, token_ids[start:keep], with_special=True), style=_style(number))
-        text.append(f"<<{number + 1}", style="bold reverse")
+    for group_index, keep in sorted(cuts.items(), key=lambda cut: cut[1]):
+        text.append(text_of(tokenizer, token_ids[start:keep], with_special=True), style=_style(group_index))
+        text.append(f"<<{group_index + 1}", style="bold reverse")
         start = keep
     return text.append(text_of(tokenizer, token_ids[start:], with_special=True), style="dim")
 
 
-def _style(number: int) -> str:
-    return CUT_STYLES[number % len(CUT_STYLES)]
+def _style(group_index: int) -> str:
+    return CUT_STYLES[group_index % len(CUT_STYLES)]
 
 
 def _print_title(console: Console, title: str, *, style: str = "") -> None:

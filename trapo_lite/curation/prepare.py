@@ -1,4 +1,4 @@
-"""The data job: what a data set holds as the trainer will see it, a cleaned copy, a closer look at one problem."""
+"""Show a data set as the trainer will see it, write a cleaned copy, or show one problem in detail."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -32,12 +32,12 @@ def prepare(
     verify: bool = False,
     inspect: str | None = None,
 ) -> None:
-    """Print what the data holds, or with `out` build a training set of it; show the problem `inspect` (id or index).
+    """Print what the data holds, or with `out` build a training set from it. Show the problem `inspect` (id or index).
 
     second, overlap, remove_overlap, restart: as in training_set.Build;  allow_part: as in benchmarks.read_benchmark
     verify: grade the expert traces, in both readings of data.expert_text
 
-    Loads a tokenizer, never a model. Raises ConfigError, DataError for anything wrong with what it is given.
+    Loads a tokenizer, never a model. Raises ConfigError or DataError for unusable arguments or data.
     """
     console = console or Console()
     sources = check_sources(config.data.train)
@@ -54,15 +54,17 @@ def prepare(
     tokenizer = load_tokenizer(config.model.name)
     with MathVerifier.from_config(config.reward) if verify else nullcontext() as grader:
         if out is not None:
-            problems = {name: _texts(name, one, allow_part=allow_part) for name, one in (overlap or {}).items()}
+            problems = {
+                name: _texts(name, benchmark, allow_part=allow_part) for name, benchmark in (overlap or {}).items()
+            }
             build = Build(
                 config,
                 Path(out),
                 second=second,
                 overlap=Overlap(problems) if problems else None,
                 overlap_names=tuple(
-                    f"{name}={one.source} {texts_fingerprint(problems[name])[:12]}"
-                    for name, one in (overlap or {}).items()
+                    f"{name}={benchmark.source} {texts_fingerprint(problems[name])[:12]}"
+                    for name, benchmark in (overlap or {}).items()
                 ),
                 remove_overlap=remove_overlap,
                 verifier=grader,
@@ -80,7 +82,7 @@ def prepare(
 
 
 def _texts(name: str, benchmark: Benchmark, *, allow_part: bool) -> list[str]:
-    """A benchmark's problems without what is put around them."""
+    """Return a benchmark's problems without the text of its template."""
     bare = benchmark.model_copy(update={"template": "{problem}"})
     pairs, _ = read_benchmark(name, bare, allow_part=allow_part)
     return [problem for problem, _ in pairs]
@@ -97,7 +99,7 @@ def _check_out(path: Path, sources: Sequence[str], *, restart: bool) -> None:
     if path.is_dir() or work.is_file():
         raise DataError(f"--out {path}: {path if path.is_dir() else work} is in the way; choose another name")
     if path.exists() and not restart and not (work / "state.json").exists():
-        raise DataError(f"--out {path}: is there already; choose another name, or give --restart to build it anew")
+        raise DataError(f"--out {path}: is there already; choose another name, or give --restart to build it again")
 
 
 def _load(config: Config, data: DataSection, tokenizer: PreTrainedTokenizerBase, grader: Grader | None) -> Loaded:
@@ -108,7 +110,7 @@ def _load(config: Config, data: DataSection, tokenizer: PreTrainedTokenizerBase,
 def _other_reading(
     config: Config, report: DataReport, tokenizer: PreTrainedTokenizerBase, grader: Grader | None
 ) -> str:
-    """One line: what the experts would be with the other data.expert_text."""
+    """Return a line on the expert traces with the other data.expert_text."""
     other = "full" if config.data.expert_text == "thought" else "thought"
     where = f"  with data.expert_text: {other}"
     try:

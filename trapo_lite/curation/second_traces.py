@@ -1,4 +1,4 @@
-"""More traces of the problems of a training set, looked up in a second source; a search that was killed goes on."""
+"""Look up more traces of a training set's problems in a second source. A killed search is resumed."""
 
 import json
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from trapo_lite.data.rows import read_example
 from trapo_lite.data.sources import read_rows
 from trapo_lite.run.files import append_bytes, errors_named, replace_text
 
-MAX_CANDIDATES = 3  # kept of a problem until one is found that differs from the first trace
+MAX_CANDIDATES = 3  # kept for each problem until one differs from the first trace
 
 
 def matching_key(problem: str) -> str:
-    """The same for problems that differ in blanks and case."""
+    """Return a key that is the same for problems that differ only in blanks and case."""
     return " ".join(problem.casefold().split())
 
 
@@ -28,7 +28,7 @@ def find_second_traces(
     state_file: Path,
     say: Callable[[str], None],
 ) -> None:
-    """Write what the source has on the problems: {key, solutions}, one line a problem."""
+    """Write the source's solutions of the problems, one line {key, solutions} for each problem."""
     if state.get("second_done"):
         return
     say(f"looking for second traces in {source}")
@@ -63,19 +63,19 @@ def find_second_traces(
 
 
 def places_of(file: Path) -> dict[str, int]:
-    """Key -> where its line begins."""
-    places = {}
+    """Return the byte position of each key's line."""
+    start_by_key = {}
     with file.open("rb") as lines:
         start = 0
         for line in lines:
-            places[json.loads(line)["key"]] = start
+            start_by_key[json.loads(line)["key"]] = start
             start += len(line)
-    return places
+    return start_by_key
 
 
 def cut_to(file: Path, length: int) -> None:
-    """To what the state knows of: lines after it are written again. DataError where there is less."""
+    """Cut the file to `length`, because later lines are written again. Raise DataError if it is shorter."""
     with errors_named(file), file.open("ab") as opened:
         if opened.tell() < length:
-            raise DataError(f"{file}: is shorter than {length} bytes; give --restart to begin anew")
+            raise DataError(f"{file}: is shorter than {length} bytes; give --restart to start again")
         opened.truncate(length)

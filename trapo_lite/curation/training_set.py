@@ -1,9 +1,9 @@
-"""Build a training set, row by row: second traces joined in, filtered, graded, compared with what is evaluated on.
+"""Build a training set row by row: add second traces, filter, grade, compare with evaluation sets.
 
-    sources -> ids -> traces of the second source that match -> rows that fit, in OUT, and OUT.report.json
+    sources -> ids -> matching traces of the second source -> rows that fit, in OUT, and OUT.report.json
 
-Traces are read where they are needed: ids, problems and counts are all that is held. OUT.work holds what is done, so
-that a build that was killed goes on from there.
+Traces are read when they are needed; only ids, problems and counts are held. OUT.work holds the finished part, so that
+a killed build is resumed.
 """
 
 import hashlib
@@ -34,13 +34,13 @@ ROWS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Build:
-    """What is built, and of what.
+    """A Build says what is built, and from what.
 
     second:     a source with more traces of the same problems, or None
-    overlap:    sets that are evaluated on, named with source and content by overlap_names
+    overlap:    evaluation sets; overlap_names names them with source and content
     remove_overlap: drop rows that share a run of words with them
     verifier:   grades every trace; None: no grading
-    restart:    forget what a build that was killed has done
+    restart:    discard the finished part of a killed build
     """
 
     config: Config
@@ -57,7 +57,7 @@ class Build:
         return [source for source in sources if Path(source).expanduser().is_file()]
 
     def described(self) -> dict[str, Any]:
-        """What decides what comes out, by the names users know: a build is only gone on with if it is the same."""
+        """Return the settings that decide the output, by their names for users. A build resumes if all are equal."""
         return {
             **{f"data.{key}": value for key, value in self.config.data.model_dump(mode="json").items()},
             "model.name": self.config.model.name,
@@ -76,8 +76,10 @@ def _content(file: Path) -> str:
 
 
 def build_training_set(build: Build, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]) -> BuildTally:
-    """Write build.out and build.out.report.json; returns what the report holds. DataError for what cannot be used,
-    ConfigError where another process is writing to the same `out`."""
+    """Write build.out and build.out.report.json, and return the content of the report.
+
+    Raises DataError for unusable data, ConfigError if another process is writing to the same `out`.
+    """
     work = build.out.with_suffix(".work")
     with errors_named(work):
         work.mkdir(parents=True, exist_ok=True)
@@ -117,7 +119,7 @@ def _build(build: Build, work: Path, tokenizer: PreTrainedTokenizerBase, say: Ca
         raise DataError(f"data {', '.join(sources)}: none of {counts.num_rows} rows is left ({reasons})")
     report = {**described, **counts.to_row()}
     replace_text(build.out.with_suffix(".report.json"), json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    state_file.unlink()  # killed from here on, the next build begins anew and finds the same
+    state_file.unlink()  # if it is killed after this, the next build starts again and writes the same rows
     with errors_named(build.out):
         kept_file.rename(build.out)
     shutil.rmtree(work)
@@ -130,16 +132,16 @@ def _open_work(work: Path, state_file: Path, described: dict[str, Any], say: Cal
             state = json.loads(state_file.read_text(encoding="utf-8"))
             before = state["described"]
         except (ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{state_file}: cannot be read ({error!r}); give --restart to begin anew") from None
-        is_begun = len(state) > 1  # else it only says what was asked for: a mistake, perhaps
+            raise DataError(f"{state_file}: cannot be read ({error!r}); give --restart to start again") from None
+        is_begun = len(state) > 1  # otherwise only the settings are stored, perhaps mistaken ones
         for key, wanted in described.items():
             if is_begun and before.get(key) != wanted:
                 raise DataError(
                     f"--out: {work} holds an unfinished build with {key} {before.get(key)!r:.200}, now it "
-                    f"is {wanted!r:.200}; choose another --out, or give --restart to begin anew"
+                    f"is {wanted!r:.200}; choose another --out, or give --restart to start again"
                 )
         if is_begun:
-            say(f"going on with {work}: {state.get('num_done', 0)} rows done")
+            say(f"resuming {work}: {state.get('num_done', 0)} rows done")
             return state
     _clear(work)
     state = {"described": described}
@@ -153,7 +155,7 @@ def _clear(work: Path) -> None:
 
 
 def _name_rows(sources: Sequence[str], tally: Tally) -> tuple[dict[str, str], set[str]]:
-    """(id of each row that can be read, by the row's place; keys of their problems)."""
+    """Return the id of each readable row, by the row's key, and the keys of their problems."""
     keys: set[str] = set()
 
     def light() -> Iterator[Example]:
@@ -167,7 +169,7 @@ def _name_rows(sources: Sequence[str], tally: Tally) -> tuple[dict[str, str], se
 
 
 def _examples(sources: Sequence[str], ids: Mapping[str, str]) -> Iterator[Example]:
-    """The rows that `_name_rows` gave a name, with it."""
+    """Yield the rows that `_name_rows` gave an id, with that id."""
     for example in read_examples(sources, Tally(skip_bad_rows=True)):
         if example.row_key in ids:
             yield replace(example, id=ids[example.row_key])
@@ -181,7 +183,7 @@ def _finished_rows(
     second_file: Path,
     counts: BuildTally,
 ) -> list[dict[str, Any]]:
-    """The rows of a batch that are kept, in the simple form; everything about it is counted."""
+    """Return the kept rows of a batch in the simple form. Count all of its rows in `counts`."""
     data, limit = build.config.data, build.config.rollout.max_response_tokens
     num_read = counts.num_kept + counts.rows_dropped.total() + len(batch)
     tally = Tally(skip_bad_rows=data.on_bad_row == "skip", num_rows=num_read)
@@ -199,7 +201,9 @@ def _finished_rows(
     counts.traces_dropped.update(tally.traces)
     _count_lengths(problems, counts)
     if counts.num_second is not None:
-        added = {two.id: two.solutions[-1] for one, two in zip(batch, joined, strict=True) if one is not two}
+        added = {
+            after.id: after.solutions[-1] for before, after in zip(batch, joined, strict=True) if before is not after
+        }
         counts.num_second += sum(added.get(example.id) in example.solutions for example in kept)
     if build.verifier is not None:
         _grade(build.verifier, kept, counts)
@@ -209,22 +213,24 @@ def _finished_rows(
 def _with_second(
     build: Build, example: Example, tokenizer: PreTrainedTokenizerBase, places: Mapping[str, int], file: Path
 ) -> Example:
-    """With the first trace of the second source that is another than those it has, fits and, where there is a verifier,
-    verifies; if it has fewer than two."""
+    """Return the example with a second trace, if it has fewer than two: the second source's first one that is usable.
+
+    A usable trace differs from the example's own, fits the limit and, with a verifier, verifies.
+    """
     start = places.get(matching_key(example.problem))
     if start is None or len(example.solutions) > 1:
         return example
     with file.open("rb") as lines:
         lines.seek(start)
-        found = json.loads(lines.readline())["solutions"]
+        candidates = json.loads(lines.readline())["solutions"]
     own = {matching_key(solution) for solution in example.solutions}
-    for other in found:
-        text = expert_text(other, build.config.data.expert_text)
+    for candidate in candidates:
+        text = expert_text(candidate, build.config.data.expert_text)
         fits = len(tokenizer(text, add_special_tokens=False)["input_ids"]) < build.config.rollout.max_response_tokens
-        if matching_key(other) in own or not fits:
+        if matching_key(candidate) in own or not fits:
             continue
-        if build.verifier is None or build.verifier.grade([(other, example.answer)])[0].is_correct:
-            return replace(example, solutions=(*example.solutions, other))
+        if build.verifier is None or build.verifier.grade([(candidate, example.answer)])[0].is_correct:
+            return replace(example, solutions=(*example.solutions, candidate))
     return example
 
 

@@ -1,4 +1,4 @@
-"""Problems from files or the hub, as tokens and in order.
+"""Load problems from files or the hub, tokenise them and distribute them in batches.
 
 `sources` reads rows, `rows` understands them, `template` and `tokens` make prompts and traces of them, `loading`
 filters and counts, `order` distributes.

@@ -1,8 +1,8 @@
-"""Say why one row of the data cannot be used."""
+"""Define the error for one row of the data that cannot be used."""
 
 
 class BadRow(ValueError):
-    """One row cannot be used: an error or, with `data.on_bad_row: skip`, one more of its `reason` in the report."""
+    """A BadRow says why a row cannot be used. With `data.on_bad_row: skip` the report counts it by `reason`."""
 
     def __init__(self, reason: str, *, field: str, found: str, fix: str) -> None:
         self.reason = reason

@@ -1,4 +1,4 @@
-"""From rows to problems: understood, tokenised, filtered by length, counted."""
+"""Turn rows into problems: read, tokenise, filter by length and count them."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,14 +19,14 @@ from trapo_lite.data.tokens import encode, end_of_text_id, end_trace, expert_tex
 
 
 class Grader(Protocol):
-    """What is needed of reward.MathVerifier."""
+    """A Grader is what loading needs of reward.MathVerifier."""
 
     def grade(self, pairs: Sequence[tuple[str, str]], /) -> list[Verdict]: ...
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """Problems and, in the same order, the texts behind them: `solutions` holds those that became `expert_ids`."""
+    """Hold problems and, in the same order, the texts behind them. `solutions` has those that became `expert_ids`."""
 
     problems: list[Problem]
     examples: list[Example]
@@ -38,7 +38,10 @@ MAX_SHOWN = 5  # bad rows in a message
 
 @dataclass
 class Tally:
-    """Rows and traces dropped so far, by reason; of num_rows rows read so far. first_bad: (where, what is wrong)."""
+    """Count the rows and traces dropped so far, by reason.
+
+    first_bad: (where, what is wrong) of the first bad rows.
+    """
 
     skip_bad_rows: bool
     num_rows: int = 0
@@ -52,14 +55,14 @@ class Tally:
             self.first_bad.append((where, str(bad)))
 
     def require_good_rows(self) -> None:
-        """Raise DataError for the bad rows so far, unless they are skipped."""
+        """Raise DataError if there were bad rows, unless they are skipped."""
         num_bad = self.rows.total()
         if num_bad == 0 or self.skip_bad_rows:
             return
         skip = ", or set data.on_bad_row: skip" if num_bad < self.num_rows else ""  # else nothing would be left
         if num_bad == 1:
-            [(where, what)] = self.first_bad
-            raise DataError(f"data {where}: {what}{skip}")
+            [(where, fault)] = self.first_bad
+            raise DataError(f"data {where}: {fault}{skip}")
         raise DataError(
             f"data: {num_bad} of {self.num_rows} rows read cannot be used ({self.reasons()}); correct them{skip}"
             f"{self.listed()}"
@@ -69,11 +72,11 @@ class Tally:
         return ", ".join(f"{count} {reason}" for reason, count in self.rows.items())
 
     def listed(self) -> str:
-        """Return the first bad rows, those with the same fault together, each fault on a line of its own."""
-        places: dict[str, list[str]] = {}
-        for where, what in self.first_bad:
-            places.setdefault(what, []).append(where)
-        lines = [f"{wheres[0]}: {what}{_so_in(wheres[1:])}" for what, wheres in places.items()]
+        """Return the first bad rows as text: one line for each fault, rows with the same fault together."""
+        rows_by_fault: dict[str, list[str]] = {}
+        for where, fault in self.first_bad:
+            rows_by_fault.setdefault(fault, []).append(where)
+        lines = [f"{wheres[0]}: {fault}{_so_in(wheres[1:])}" for fault, wheres in rows_by_fault.items()]
         more = self.rows.total() - len(self.first_bad)
         lines += [f"and {more} more"] if more else []
         return "".join(f"\n  {line}" for line in lines)
@@ -91,12 +94,11 @@ def load_problems(
     files: str | list[str] | None = None,
     verifier: Grader | None = None,
 ) -> tuple[list[Problem], DataReport]:
-    """The problems of `files` (default: data.train) that fit, as token ids, and what became of the rest.
+    """Return the problems of `files` (default: data.train) that fit, as token ids, and a report on all rows.
 
-    Prompts over data.max_prompt_tokens are dropped, and so are expert traces that with EOS exceed max_response_tokens.
-    With a verifier the expert traces are graded and the report says how many fail; none is dropped for that.
-    Raises DataError for a file, hub id, rows, template or end-of-text token that cannot be used, and when no row is
-    left.
+    Prompts over data.max_prompt_tokens are dropped, and so are expert traces that exceed max_response_tokens with EOS.
+    With a verifier the expert traces are graded and the report says how many fail. A failing trace is kept.
+    Raises DataError if a file, hub id, row, template or end-of-text token cannot be used, and if no row is left.
     """
     loaded = load_with_rows(data, tokenizer, max_response_tokens=max_response_tokens, files=files, verifier=verifier)
     return loaded.problems, loaded.report
@@ -110,7 +112,7 @@ def load_with_rows(
     files: str | list[str] | None = None,
     verifier: Grader | None = None,
 ) -> Loaded:
-    """As load_problems, with the texts of the rows beside the problems made of them."""
+    """Load problems as load_problems does, and return the texts of their rows beside them."""
     sources = check_sources(data.train if files is None else files)
     end_id = end_of_text_id(tokenizer, data.eos_token)
     require_known_tags(data.prompt_template, tokenizer)
@@ -147,7 +149,7 @@ def load_with_rows(
 
 
 def require_experts(report: DataReport) -> None:
-    """Raise DataError where a schedule that guides would find no expert trace at all."""
+    """Raise DataError if no problem has an expert trace."""
     if report.num_traces == 0:
         dropped = ", ".join(f"{count} {reason}" for reason, count in report.traces_dropped.items())
         raise DataError(
@@ -169,10 +171,10 @@ def _nothing_left(sources: Sequence[str], tally: Tally) -> DataError:
 
 
 def read_examples(sources: Sequence[str], tally: Tally) -> Iterator[Example]:
-    """The rows of all sources that can be understood; the others are counted, or an error."""
+    """Yield the rows of all sources that can be read. Count the others in `tally`."""
     names = [source_name(source) for source in sources]
-    for number, source in enumerate(sources):
-        name = names[number] if names.count(names[number]) == 1 else f"{names[number]}-{number}"
+    for source_index, source in enumerate(sources):
+        name = names[source_index] if names.count(names[source_index]) == 1 else f"{names[source_index]}-{source_index}"
         for row in read_rows(source, name=name):
             tally.num_rows += 1
             try:
@@ -182,7 +184,10 @@ def read_examples(sources: Sequence[str], tally: Tally) -> Iterator[Example]:
 
 
 def resolve_ids(examples: Iterable[Example], tally: Tally) -> list[Example]:
-    """Unique ids. A repeated name is a bad row; a repeated index of extra_info gives way to the row's own number."""
+    """Return the examples with unique ids.
+
+    A repeated name is a bad row. A repeated index of extra_info is replaced by the row's own key.
+    """
     examples = list(examples)
     uses = Counter(example.id for example in examples)
     unique: dict[str, Example] = {}
@@ -205,7 +210,7 @@ def drop_long_prompts(
         return prompt_text(data.prompt_template, example.problem, system=system)
 
     kept, prompts = [], []
-    for example, prompt_ids in zip(examples, encode(tokenizer, [prompt(one) for one in examples]), strict=True):
+    for example, prompt_ids in zip(examples, encode(tokenizer, [prompt(e) for e in examples]), strict=True):
         if len(prompt_ids) > data.max_prompt_tokens:
             reason = f"prompt over {data.max_prompt_tokens} tokens"
             found = f"{len(prompt_ids)} tokens with the template, the limit is {data.max_prompt_tokens}"
@@ -226,7 +231,7 @@ def with_traces(
     max_response_tokens: int,
     tally: Tally,
 ) -> tuple[list[Problem], list[Example]]:
-    """Problems with those of their expert traces that have text and fit."""
+    """Return the problems, each with those of its expert traces that have text and fit, and their examples."""
     texts = [expert_text(solution, data.expert_text) for example in examples for solution in example.solutions]
     encoded = encode(tokenizer, texts)
     problems, kept = [], []

@@ -1,4 +1,4 @@
-"""The order of problems: a function of the seed and the step, so that nothing of it needs saving."""
+"""Compute the order of problems from the seed and the step, so that no order needs saving."""
 
 import math
 from functools import lru_cache
@@ -6,29 +6,29 @@ from hashlib import sha256
 
 
 def batch_indices(step: int, *, batch_size: int, num_problems: int, seed: int) -> list[int]:
-    """Which problems step `step` (from 0) works on.
+    """Return the indices of the problems of step `step` (counted from 0).
 
     >>> [batch_indices(step, batch_size=2, num_problems=5, seed=0) for step in range(5)]
     [[4, 2], [0, 1], [3, 1], [3, 4], [0, 2]]
 
-    Every epoch goes through every problem once, in its own order; a batch may lie across two epochs (above: the third).
-    No problem stands twice in a batch unless it holds more than there are problems.
+    Every epoch visits every problem once, in an order of its own. A batch may span two epochs, as the third one above.
+    No problem occurs twice in a batch unless the batch is larger than the number of problems.
     """
     start = step * batch_size
-    return [_problem_at(place, batch_size, num_problems, seed) for place in range(start, start + batch_size)]
+    return [_problem_at(position, batch_size, num_problems, seed) for position in range(start, start + batch_size)]
 
 
-def _problem_at(place: int, batch_size: int, num_problems: int, seed: int) -> int:
-    epoch, offset = divmod(place, num_problems)
+def _problem_at(position: int, batch_size: int, num_problems: int, seed: int) -> int:
+    epoch, offset = divmod(position, num_problems)
     return _epoch_order(epoch, batch_size, num_problems, seed)[offset]
 
 
 @lru_cache(maxsize=4)
 def _epoch_order(epoch: int, batch_size: int, num_problems: int, seed: int) -> tuple[int, ...]:
-    """An epoch's problems. Those still in the batch begun before it wait until that batch is full.
+    """Return an epoch's problems in order. Problems of the batch begun in the epoch before come after that batch.
 
-    They depend on the epoch before and so on, back to one that began with a batch of its own; or on the epoch before
-    alone, where an epoch is long enough for that wait to leave its last batch as it was.
+    An order depends on the epoch before it, and so on back to an epoch that begins with a new batch. If an epoch has
+    at least two batches, the epoch before is enough, because this rule does not change its last batch.
     """
     period = batch_size // math.gcd(batch_size, num_problems)
     first = epoch - epoch % period
@@ -46,5 +46,5 @@ def _epoch_order(epoch: int, batch_size: int, num_problems: int, seed: int) -> t
 
 
 def _shuffled(epoch: int, num_problems: int, seed: int) -> list[int]:
-    """By hash, not by a library's generator, whose shuffle may change between versions."""
+    """Return problem indices in the order of their hashes. A library's shuffle may change between its versions."""
     return sorted(range(num_problems), key=lambda problem: sha256(f"{seed}/{epoch}/{problem}".encode()).digest())

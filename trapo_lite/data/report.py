@@ -1,4 +1,4 @@
-"""What loading found: how much was kept, what was dropped and why, how long things are."""
+"""Report what loading kept, what it dropped and why, and how long prompts and traces are."""
 
 import hashlib
 import math
@@ -14,14 +14,14 @@ QUANTILES = {"min": 0.0, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "max": 1.0}
 
 @dataclass(frozen=True)
 class DataReport:
-    """What became of the rows of `files`.
+    """A DataReport counts what was kept and what was dropped of `files`.
 
     rows_dropped, traces_dropped:  reason -> how many.
-    first_dropped:                 where the first of the rows dropped are.
+    first_dropped:                 where the first dropped rows are.
     problems_by_traces:            number of usable expert traces -> how many problems have that many.
-    prompt_lengths, trace_lengths: name of a quantile -> tokens; traces include EOS. Empty where there is nothing.
-    num_graded, unverified_ids:    expert traces put to the verifier; the problem of each it did not find correct.
-    prompt_warnings:               lines about prompts that the tokenizer would have made otherwise.
+    prompt_lengths, trace_lengths: name of a quantile -> tokens; traces include EOS. Empty without prompts or traces.
+    num_graded, unverified_ids:    number of graded expert traces; the problem id of each trace not found correct.
+    prompt_warnings:               lines about prompts that differ from the tokenizer's own.
     fingerprint:                   sha256 over ids, answers and tokens of the problems in their order.
     """
 
@@ -50,11 +50,11 @@ class DataReport:
 
     @property
     def unverified_share(self) -> float:
-        """NaN, never 0, where no trace was graded."""
+        """Return the share of graded traces that are not correct. It is NaN, never 0, if no trace was graded."""
         return self.num_unverified / self.num_graded if self.num_graded else math.nan
 
     def lines(self) -> list[str]:
-        """For people; whatever did not happen is left out."""
+        """Return the report as lines of text, without empty counts."""
         with_traces = ", ".join(f"{problems} with {traces}" for traces, problems in self.problems_by_traces.items())
         lines = [
             f"{', '.join(self.files)}: {self.num_problems} problems of {self.num_rows} rows",
@@ -83,7 +83,7 @@ class DataReport:
 
 
 def length_quantiles(lengths: Iterable[int]) -> dict[str, int]:
-    """Nearest-rank quantiles.
+    """Return nearest-rank quantiles of the lengths.
 
     >>> length_quantiles([5, 1, 3])
     {'min': 1, 'median': 3, '90 %': 5, '99 %': 5, 'max': 5}
@@ -95,7 +95,7 @@ def length_quantiles(lengths: Iterable[int]) -> dict[str, int]:
 
 
 def fingerprint(problems: Sequence[Problem]) -> str:
-    """sha256 of everything that decides what is trained on; it changes with any id, answer, token, or the order."""
+    """Return the sha256 of all ids, answers and tokens. It changes with any of them and with their order."""
     digest = hashlib.sha256()
     for problem in problems:
         traces = problem.expert_ids

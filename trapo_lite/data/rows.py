@@ -1,4 +1,4 @@
-r"""What a stored row says, in whatever of the known forms it is written: problem, gold answer, expert solutions, id.
+r"""Read problem, gold answer, expert solutions and id from a stored row in any of the known forms.
 
 OpenR1-Math-46k-8192:  prompt [system, user], target [assistant], reward_model {ground_truth}, extra_info {index}
   of the TRAPO loader: extra_info {answer_list, uuid}      of LUFFY: target_lst       of UFT: hint ["step\n", ...]
@@ -6,8 +6,8 @@ OpenR1-Math-220k:      problem, answer, generations, correctness_math_verify, is
 simple:                problem, answer, solution or solutions; optional id, source, system
 GSM8K:                 question, answer "48/2 = <<48/2=24>>24 ...\n#### 24"
 
-Messages hold one question and perhaps its answer, which then is the expert solution; a longer conversation is a bad
-row, because a part of it would be lost. A list of answers is one answer or a bad row.
+Messages hold one question and perhaps its answer, which then is the expert solution. A longer conversation is a bad
+row, because a part of it would be lost. A list of answers must hold one answer.
 """
 
 import difflib
@@ -31,10 +31,10 @@ GSM8K_MARK = re.compile(r"<<[^<>]*>>")
 
 @dataclass(frozen=True)
 class Example:
-    """A row understood: original texts, before template, cutting and tokens.
+    """An Example holds the texts of one row, before template, cutting and tokens.
 
-    id_is_given: the row names itself (`id`, `uuid`), so a repetition is a mistake and not a poor counter.
-    row_key:     a unique id in case `id` turns out not to be one.
+    id_is_given: the row names itself (`id`, `uuid`), so that a repeated id is a mistake.
+    row_key:     a unique id, used if `id` is not unique.
     """
 
     id: str
@@ -49,7 +49,7 @@ class Example:
 
 
 def read_example(row: Row) -> Example:
-    """Understand one row; raises BadRow where problem or gold answer is missing or not clear, or of another type."""
+    """Read one row. Raise BadRow if problem or gold answer is missing, ambiguous or of another type."""
     if row.bad is not None:
         raise row.bad
     fields = row.fields
@@ -115,9 +115,9 @@ def _found_roles(messages: list[Any]) -> str:
 
 
 def _answer(fields: dict[str, Any]) -> tuple[str, str]:
-    """(rationale, gold). The rationale is empty except in GSM8K's form, where one text holds both.
+    """Return (rationale, gold). The rationale is empty except in GSM8K's form, where one text holds both.
 
-    There it ends, like the prompt asks, in a box: without one the expert would stop short of an answer.
+    GSM8K's rationale ends in a box, as the prompt asks: without it the expert trace would give no answer.
     """
     field, value = _first(fields, ANSWER_FIELDS)
     try:
@@ -130,23 +130,23 @@ def _answer(fields: dict[str, Any]) -> tuple[str, str]:
     match = GSM8K_ANSWER.fullmatch(gold) if field == "answer" and "solutions" not in fields else None
     if match is None:
         return "", gold
-    number = match["gold"].strip().replace(",", "")
+    gold_number = match["gold"].strip().replace(",", "")
     rationale = GSM8K_MARK.sub("", match["rationale"]).strip()
-    return rationale and f"{rationale}\n\nThe answer is \\boxed{{{number}}}.", number
+    return rationale and f"{rationale}\n\nThe answer is \\boxed{{{gold_number}}}.", gold_number
 
 
 def _gold(value: Any, field: str, *, takes_all: bool) -> str:
     """Return an answer as text, or as JSON if it is a checker's own record.
 
-    takes_all: all answers of a list are asked for, as OlympiadBench's `is_multiple_answer` says. Without that, most
-    sets mean any of them, which one gold text cannot say: different answers are a bad row.
+    takes_all: all answers of a list are asked for, as OlympiadBench's `is_multiple_answer` says. Without it most data
+    sets mean any of them. One gold text cannot say that, so different answers are a bad row.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, str):
         value = _listed(value)
     if isinstance(value, list):
-        golds = [gold for one in value if (gold := _gold(one, field, takes_all=takes_all))]
+        golds = [gold for item in value if (gold := _gold(item, field, takes_all=takes_all))]
         if not takes_all and len(set(golds)) > 1:
             fix = "keep the one to grade by or, where all are asked for, write them as one text"
             raise BadRow("several answers", field=field, found=f"found several, {value!r:.80}", fix=fix)
@@ -168,11 +168,11 @@ def _listed(text: str) -> str | list[str]:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    return value if all(isinstance(one, str) for one in value) else text
+    return value if all(isinstance(item, str) for item in value) else text
 
 
 def _solutions(fields: dict[str, Any]) -> tuple[str, ...]:
-    """The expert's solutions in the row's order; blank ones are none. The first of SOLUTION_FIELDS with any counts."""
+    """Return the non-blank expert solutions of the first of SOLUTION_FIELDS that has any, in the row's order."""
     for field in SOLUTION_FIELDS:
         value = _lookup(fields, field)
         if value is None:
@@ -184,7 +184,7 @@ def _solutions(fields: dict[str, Any]) -> tuple[str, ...]:
         elif field == "generations":
             texts = _checked_generations(fields, _list(value, field))
         else:
-            texts = [_trace(one, field) for one in ([value] if isinstance(value, str) else _list(value, field))]
+            texts = [_trace(item, field) for item in ([value] if isinstance(value, str) else _list(value, field))]
         if solutions := tuple(text for text in texts if text.strip()):
             return solutions
     return ()
@@ -209,7 +209,7 @@ def _joined_steps(steps: list[str]) -> str:
 
 
 def _checked_generations(fields: dict[str, Any], generations: list[Any]) -> list[str]:
-    """OpenR1-Math-220k: only generations that were found correct and complete (METHOD 6)."""
+    """Return the generations that were found correct and complete (OpenR1-Math-220k, METHOD 6)."""
     texts = [_trace(generation, "generations") for generation in generations]
     for field in ("correctness_math_verify", "is_reasoning_complete"):
         flags = fields.get(field)
@@ -222,7 +222,7 @@ def _checked_generations(fields: dict[str, Any], generations: list[Any]) -> list
 
 
 def _lookup(fields: dict[str, Any], path: str) -> Any:
-    """The value at "outer.inner"; None where a part is missing or null."""
+    """Return the value at "outer.inner", or None if a part is missing or null."""
     outer, _, inner = path.partition(".")
     value = fields.get(outer)
     if not inner or value is None:
@@ -233,7 +233,7 @@ def _lookup(fields: dict[str, Any], path: str) -> Any:
 
 
 def _first(fields: dict[str, Any], paths: tuple[str, ...]) -> tuple[str, Any]:
-    """The first path that holds something, and what it holds; the last empty one otherwise."""
+    """Return the first path that has a value, and that value. If all are empty, return the last one."""
     present = ""
     for path in paths:
         value = _lookup(fields, path)
@@ -257,7 +257,7 @@ def _missing(reason: str, field: str, fields: dict[str, Any], names: tuple[str, 
 
 
 def _renaming(fields: dict[str, Any], names: tuple[str, ...]) -> str | None:
-    """Return what to rename, where a column is a conversation's or nearly has one of the names; ids are neither."""
+    """Return the advice to rename a column if one holds a conversation or has nearly one of the names; never an id."""
     for column in fields:
         if column.lower().endswith("id"):
             continue

@@ -1,4 +1,4 @@
-"""Rows as they are stored: parquet, JSON lines, a JSON array, or a data set of the hub."""
+"""Read rows as they are stored: parquet, JSON lines, a JSON array, or a data set of the hub."""
 
 import json
 import re
@@ -12,26 +12,26 @@ from trapo_lite.core.errors import DataError
 from trapo_lite.data.bad_row import BadRow
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
-# Never the end of a hub id, so a missing file with one is a missing file.
+# No hub id ends in one of these, so a missing file with such a suffix is reported as a missing file.
 FILE_SUFFIXES = (*SUFFIXES, ".csv", ".tsv", ".txt", ".gz", ".zip", ".zst", ".arrow", ".yaml")
 HUB_NAME = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?(:(?P<config>[^:/]*))?(:(?P<split>[^:/]+))?")
 
 
 @dataclass(frozen=True)
 class Row:
-    """`where` names it in messages; `key` is an id that depends only on the file's name and the row's place in it."""
+    """A Row is one stored row. `where` names it in messages. `key` is an id made of file name and position."""
 
     where: str
     key: str
     fields: dict[str, Any]
     bad: BadRow | None = None
-    """Why there are no fields: a line that could not be read."""
+    """The reason why `fields` is empty: the line could not be read."""
 
 
 def check_sources(files: str | Sequence[str], *, option: str = "data") -> list[str]:
-    """The sources as a list; DataError unless each is a file of a known kind or reads like a hub id. Opens nothing.
+    """Return the sources as a list. Raise DataError unless each is a file of a known kind or looks like a hub id.
 
-    option: what named them, for messages
+    No file is opened. option: the option that named the sources, for messages.
     """
     sources = [files] if isinstance(files, str) else list(files)
     if not sources:
@@ -64,16 +64,16 @@ def _check_source(source: str, option: str = "data") -> None:
 
 
 def source_name(source: str) -> str:
-    """What the ids of its rows begin with where they have none of their own: stem of the file, name of the data set."""
+    """Return the start of the ids of rows without an id: the stem of the file, or the name of the data set."""
     path = Path(source).expanduser()
     return path.stem if path.is_file() else re.split("[:@]", source)[0].split("/")[-1]
 
 
 def read_rows(source: str, *, name: str | None = None) -> Iterator[Row]:
-    """The rows of one source, in its order; `name` (default: the file's stem) begins their keys.
+    """Yield the rows of one source, in its order. Their keys begin with `name` (default: the file's stem).
 
     source: a .parquet, .jsonl or .json file, or a hub id as owner/name[@revision][:config][:split] (split: train).
-    Raises DataError where the file is missing, empty or damaged, or the hub does not give the data.
+    Raises DataError if the file is missing, empty or damaged, or if the hub does not give the data.
     """
     _check_source(source)
     path = Path(source).expanduser()
@@ -106,13 +106,13 @@ def _from_parquet(path: Path, name: str) -> Iterator[Row]:
 def _from_lines(path: Path, name: str) -> Iterator[Row]:
     index = 0
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for line_number, line in enumerate(file, start=1):
             if line.strip():
                 try:
                     fields, bad = _object(_parse_json(line.rstrip())), None
                 except BadRow as error:
                     fields, bad = {}, error
-                yield Row(f"{path} line {number}", f"{name}-{index}", fields, bad)
+                yield Row(f"{path} line {line_number}", f"{name}-{index}", fields, bad)
                 index += 1
 
 
@@ -132,10 +132,10 @@ def _parse_json(text: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise _no_object(f"not UTF-8 ({error})", "save the file as UTF-8") from None
     except json.JSONDecodeError as error:
-        place = f"character {error.pos + 1}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
-        raise _no_object(f"not JSON ({error.msg.removesuffix(' at')} at {place})", "mend or remove it") from None
+        position = f"character {error.pos + 1}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+        raise _no_object(f"not JSON ({error.msg.removesuffix(' at')} at {position})", "fix or remove it") from None
     except (ValueError, RecursionError) as error:
-        raise _no_object(f"not JSON ({error})", "mend or remove it") from None
+        raise _no_object(f"not JSON ({error})", "fix or remove it") from None
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Does the prompt template fit the tokenizer? Its tags, its first token, and the model's own chat template."""
+"""Check the prompt template against the tokenizer: its tags, its first token and the model's own chat template."""
 
 import json
 import re
@@ -10,16 +10,16 @@ from transformers import PreTrainedTokenizerBase
 from trapo_lite.core.errors import DataError
 from trapo_lite.data.tokens import text_of
 
-# What cannot be meant as plain text: <|user|>, <｜User｜>, <|turn> and <turn|>, the tags of sentencepiece vocabularies.
+# Tags that cannot be plain text: <|user|>, <｜User｜>, <|turn> and <turn|>, and those of sentencepiece vocabularies.
 TAG = re.compile(r"<[|｜][^<>{}\s]+[|｜]?>|<[^<>{}\s|｜]+[|｜]>|</?s>|<[be]os>|<(?:start|end)_of_turn>")
 SYSTEM, PROBLEM = "{system}", "{problem}"
 NUM_FIRST, NUM_LAST = 16, 8  # tokens shown of a prompt
 
 
 def require_known_tags(template: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise DataError for a tag of the template that is neither one token of the tokenizer nor in its chat template.
+    """Raise DataError if a tag of the template is neither one token of the tokenizer nor part of its chat template.
 
-    The tokenizer would split it into letters, a marker that the model has never seen.
+    The tokenizer would split such a tag into several tokens, a marker that the model has never seen.
     """
     own = _own_form(tokenizer, PROBLEM)
     unknown = [tag for tag in _unknown_tags(template, tokenizer) if tag not in (own or "")]
@@ -43,7 +43,7 @@ def _unknown_tags(template: str, tokenizer: PreTrainedTokenizerBase) -> list[str
 
 
 def _is_token(tag: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether the tag is read as the token of that name; a sentencepiece tokenizer may put a blank before it."""
+    """Return whether the tokenizer reads the tag as the token of that name. Sentencepiece may put a blank before it."""
     token_id = tokenizer.convert_tokens_to_ids(tag)
     if token_id is None or (token_id == tokenizer.unk_token_id and tag != tokenizer.unk_token):
         return False
@@ -53,9 +53,9 @@ def _is_token(tag: str, tokenizer: PreTrainedTokenizerBase) -> bool:
 def template_warnings(
     template: str, tokenizer: PreTrainedTokenizerBase, first_prompt: Sequence[int]
 ) -> tuple[str, ...]:
-    """Return warnings about prompts that differ from those the tokenizer would make, and the first prompt's tokens.
+    """Return warnings about prompts that differ from the tokenizer's own, followed by the first prompt's tokens.
 
-    Empty if nothing differs. Another system message, and text around the problem in the user's turn, are no difference.
+    Empty if nothing differs. Another system message and text around the problem in the user's turn don't count.
     """
     own, bos = _own_form(tokenizer, PROBLEM), tokenizer.bos_token
     lines = []
@@ -82,9 +82,9 @@ def template_warnings(
 
 
 def _follows(template: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether the template is the chat template's form around a text that contains the problem.
+    """Return whether the template is the chat template around a text that contains the problem.
 
-    With or without a system message of its own. A BOS in front is compared elsewhere.
+    A system message of its own is allowed. A leading BOS is not compared here.
     """
     forms = (_own_form(tokenizer, PROBLEM), _own_form(tokenizer, SYSTEM, PROBLEM))
     bos = str(tokenizer.bos_token or "")
@@ -102,7 +102,7 @@ def _pattern(form: str) -> re.Pattern[str]:
 
 
 def _own_form(tokenizer: PreTrainedTokenizerBase, *contents: str) -> str | None:
-    """Return what the tokenizer's chat template makes of the user's message, or of a system message and the user's.
+    """Return the prompt that the tokenizer's chat template makes of a user message, or of a system and a user message.
 
     None if there is no chat template, or if it does not take such messages.
     """
@@ -118,7 +118,7 @@ def _own_form(tokenizer: PreTrainedTokenizerBase, *contents: str) -> str | None:
 
 
 def _shown(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Return text and id of each token; of a long prompt only of its beginning and end, where the template is."""
+    """Return text and id of each token. Of a long prompt only the beginning and the end are shown."""
     shown = [f"{text_of(tokenizer, [token], with_special=True)!r} {token}" for token in ids]
     if len(shown) > NUM_FIRST + NUM_LAST:
         shown[NUM_FIRST:-NUM_LAST] = ["..."]

@@ -1,4 +1,4 @@
-"""From texts to token ids: the prompt, the expert's text, the token that ends it, and where a prefix may end."""
+"""Encode texts as token ids: prompts, expert texts, the token that ends them, and where a prefix may end."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -13,11 +13,11 @@ from trapo_lite.core.errors import DataError
 
 THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 SYSTEM_BLOCK = re.compile(r"(<\|im_start\|>system\n).*?(<\|im_end\|>)", re.DOTALL)
-TEXTS_AT_ONCE = 128  # a thousand of 8,000 tokens took 0.9 GB while they were in the tokenizer
+TEXTS_AT_ONCE = 128  # 1,000 texts of 8,000 tokens at once took 0.9 GB in the tokenizer
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model's folder or hub id, without the model; DataError where there is none."""
+    """Load the tokenizer of a model's folder or hub id, without the model. Raise DataError if there is none."""
     check_model_files(name)
     try:
         return AutoTokenizer.from_pretrained(name)
@@ -25,7 +25,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         reason = str(error).splitlines()[0]
         raise DataError(f"model.name: no tokenizer at {name!r} ({reason}); give a model's folder or hub id") from None
     except Exception as error:
-        # What damaged files lead to: the library in Rust raises Exception itself, transformers trips over wrong types.
+        # Errors of damaged files: the Rust library raises Exception itself, transformers fails on wrong types.
         if type(error) not in (Exception, TypeError, KeyError, AttributeError, RecursionError):
             raise
         raise DataError(
@@ -34,7 +34,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def end_of_text_id(tokenizer: PreTrainedTokenizerBase, eos_token: str | None = None) -> int:
-    """The id that ends expert traces and sampling: `data.eos_token`, or the tokenizer's own.
+    """Return the id that ends expert traces and sampling: that of `data.eos_token`, or the tokenizer's own.
 
     Raises DataError unless it is exactly one known token.
     """
@@ -51,12 +51,12 @@ def end_of_text_id(tokenizer: PreTrainedTokenizerBase, eos_token: str | None = N
 
 
 def prompt_text(template: str, problem: str, *, system: str | None = None) -> str:
-    r"""The template with the problem in its place, to the letter; braces mean nothing else.
+    r"""Return the template with {problem} replaced by the problem. All other braces stay as they are.
 
     >>> prompt_text("Q: {problem} In \\boxed{}. A:", "What is {1, 2}?")
     'Q: What is {1, 2}? In \\boxed{}. A:'
 
-    system: replaces the content of the template's <|im_start|>system block; DataError where the template has none.
+    system: replaces the content of the template's <|im_start|>system block; DataError if the template has none.
     """
     before, after = template.split("{problem}")
     if system is not None:
@@ -70,23 +70,23 @@ def prompt_text(template: str, problem: str, *, system: str | None = None) -> st
 
 
 def expert_text(solution: str, mode: Literal["thought", "full"]) -> str:
-    """What of a solution the expert says: `full`, all of it; `thought`, the inside of the first <think>...</think>.
+    """Return the part of a solution that becomes the trace: all of it (`full`) or its first <think> block (`thought`).
 
     >>> expert_text("<think> 6 * 7 = 42 </think> So it is 42.", "thought")
     '6 * 7 = 42'
     >>> expert_text("<think> 6 * 7 = 42", "thought")
     '<think> 6 * 7 = 42'
 
-    Without a closed block a thought is the whole solution, as in the official code (METHOD 3).
+    Without a closed block `thought` returns the whole solution, as the official code does (METHOD 3).
     """
     thought = THOUGHT.search(solution) if mode == "thought" else None
     return solution if thought is None else thought[1].strip()
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[tuple[int, ...]]:
-    """Token ids of each text: special tokens in it are recognised, none is added.
+    """Yield the token ids of each text. Special tokens in a text are recognised, none is added.
 
-    Equal ids are one object: a data set of 46k solutions is 190M tokens, 8 bytes each instead of 36.
+    Equal ids share one object: 46k solutions with 190M tokens then take 8 bytes a token instead of 36.
     """
     shared = list(range(max(tokenizer.get_vocab().values()) + 1))
     remaining = iter(texts)
@@ -97,13 +97,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], *, with_special: bool = False) -> str:
-    """What the tokens say. Without special tokens it is what the verifier reads, with them what the model sees."""
+    """Return the tokens' text. The verifier reads it without special tokens, the model sees it with them."""
     ids = list(token_ids)
     return str(tokenizer.decode(ids, skip_special_tokens=not with_special, clean_up_tokenization_spaces=False))
 
 
 def end_trace(token_ids: tuple[int, ...], end_id: int) -> tuple[int, ...]:
-    """The trace through its first EOS; one is appended where there is none. Nothing after it would be scored.
+    """Return the trace up to its first EOS, or with EOS appended if it has none. Tokens after EOS are not scored.
 
     >>> end_trace((5, 6), 0), end_trace((5, 0, 6), 0)
     ((5, 6, 0), (5, 0))
@@ -113,10 +113,10 @@ def end_trace(token_ids: tuple[int, ...], end_id: int) -> tuple[int, ...]:
 
 
 def is_boundary_fn(tokenizer: PreTrainedTokenizerBase) -> Callable[[int], bool]:
-    """For schedule.cut_prefix: does this single token's text contain a blank line?
+    """Return a function for schedule.cut_prefix that says whether a token's text contains a blank line.
 
-    The token is decoded by itself, so byte-level spellings of a line break count too; each id once, when first asked
-    for: about 17 us, against 2.6 s for a vocabulary of 152k in advance.
+    The token is decoded by itself, so byte-level spellings of a line break count too. Each id is decoded once, on first
+    use: about 17 us, against 2.6 s for a vocabulary of 152k in advance.
     """
 
     @cache

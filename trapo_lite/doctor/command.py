@@ -1,4 +1,4 @@
-"""The command behind scripts/doctor.py: arguments, report and exit code."""
+"""Run the command behind scripts/doctor.py: read its arguments, print the report, return the exit code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # pydantic may be missing
     from trapo_lite.config import Config
 
 BROKEN_PACKAGE = (ImportError, OSError, AttributeError, RuntimeError, TypeError, NameError, ValueError)
-"""What importing a package raises that is missing, half installed or built for something else."""
+"""The errors from importing a package that is missing, half installed or built for something else."""
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -32,7 +32,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", action="append", default=[], metavar="FILE.yaml", help="merged left to right")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="such as rollout.engine=transformers")
     parser.add_argument("--num-gpus", type=int, metavar="N", help="trainer processes, one a GPU (default 1)")
-    parser.add_argument("--sharded", action="store_true", help="the base spread over the GPUs, by FSDP2")
+    parser.add_argument("--sharded", action="store_true", help="shard the base over the GPUs, by FSDP2")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     args = parser.parse_intermixed_args(arguments)
     if args.num_gpus is not None and args.num_gpus < 1:
@@ -43,9 +43,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(needs: Needs, *, compiler: str | None, arguments: Sequence[str] | None = None) -> int:
-    """Print the report. Return 0, or 1 where something is an error, or 2 where the configuration is wrong.
+    """Print the report. Return 0, 1 if a finding is an error, or 2 if the configuration is wrong.
 
-    compiler: what scripts/setup_cuda.py says of the C compiler; None where it is there
+    compiler: what scripts/setup_cuda.py says about the C compiler; None if it is there
     """
     args = parse_arguments(arguments)
     config, findings = None, []
@@ -76,7 +76,7 @@ def main(needs: Needs, *, compiler: str | None, arguments: Sequence[str] | None 
 
 
 def import_what_checks_need() -> Finding | None:
-    """Import what the checks of a configuration need; return what is wrong with a package that is broken."""
+    """Import what the checks of a configuration need. Return a finding if a package is broken."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # the report is all that is printed
     try:
         importlib.import_module("trapo_lite.doctor.configuration")
@@ -95,13 +95,13 @@ def check_config(config: Config, facts: Facts, args: argparse.Namespace, answers
 
 def cannot_check(error: Exception) -> Finding:
     text = " ".join(str(error).split()) or type(error).__name__
-    return Finding("error", "configuration", f"cannot be checked: {text}", "cure the packages above, then try again")
+    return Finding("error", "configuration", f"cannot be checked: {text}", "fix the packages above, then try again")
 
 
 def report_lines(findings: Sequence[Finding]) -> Iterator[str]:
-    """Yield one line a finding, and a last one that counts.
+    r"""Yield one line for each finding, and a last line with the counts.
 
-    >>> print(*report_lines([Finding("warning", "hub", "no answer", "check the network")]), sep="\\n")
+    >>> print(*report_lines([Finding("warning", "hub", "no answer", "check the network")]), sep="\n")
     warning  hub  no answer; check the network
     <BLANKLINE>
     0 errors, 1 warning

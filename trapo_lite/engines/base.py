@@ -1,4 +1,4 @@
-"""What the trainer asks of whatever samples: tokens in, tokens out, under a versioned adapter (DESIGN 7)."""
+"""Define what the trainer asks of an engine: tokens in, tokens out, under a versioned adapter (DESIGN 7)."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,23 +8,23 @@ from typing import Literal, Protocol
 from trapo_lite.core.errors import EngineError
 
 FIRST_ADAPTER_ID = 1000  # vLLM's warm-up registers dummy adapters under the small ids
-MIN_TEMPERATURE = 0.01  # vLLM takes less than this for it, or for greedy sampling without a temperature
+MIN_TEMPERATURE = 0.01  # vLLM raises lower temperatures to this, or samples greedily at 0
 
 
 class EngineDied(EngineError):
-    """The engine's process has ended, or was ended because it kept silent: a new one can take over."""
+    """Raised if the engine's process has ended, or was killed because it did not answer. A new one can replace it."""
 
 
 class EngineRestarted(EngineError):
-    """A new process has taken over with the same adapter; what was in flight is lost and must be submitted again."""
+    """Raised if a new process serves the same adapter. Requests in flight are lost and must be submitted again."""
 
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """One sequence to continue.
+    """A SampleRequest is one sequence to continue.
 
-    `seed` alone decides the draw: the same request gives the same tokens whatever else is in flight. `max_tokens` is at
-    least 1. A token of `stop_ids` ends the completion and stays in it.
+    `seed` alone decides the draw: the same request gives the same tokens, whatever else is in flight. `max_tokens` is
+    at least 1. A token of `stop_ids` ends the completion and is its last token.
     """
 
     request_id: str
@@ -39,9 +39,9 @@ class SampleRequest:
 
 @dataclass(frozen=True)
 class Completion:
-    """What came back: one log-prob per token (after temperature), and which adapter drew it (None: the bare base).
+    """Hold the result: one log-prob per token (after temperature), and the adapter version (None: the bare base).
 
-    num_cached_tokens: how many of the request's tokens were found in the prefix cache; None: the engine does not say
+    num_cached_tokens: the request's tokens that were in the prefix cache; None: the engine does not say
     """
 
     request_id: str
@@ -65,7 +65,7 @@ def require_newer(version: int, *, current: int | None) -> None:
 
 
 def check_request(request: SampleRequest, *, max_model_len: int, in_flight: Iterable[str]) -> None:
-    """EngineError if no engine could serve this request as it stands; in_flight: ids of other requests."""
+    """Raise EngineError if no engine could serve this request; in_flight: ids of other requests."""
     where = f"request {request.request_id!r}"
     if request.request_id in in_flight:
         raise EngineError(f"submit: {where} is in flight already; give each its own id")
@@ -89,67 +89,69 @@ def check_request(request: SampleRequest, *, max_model_len: int, in_flight: Iter
 
 
 class SamplingEngine(Protocol):
-    """What the sampler needs: something that continues sequences."""
+    """A SamplingEngine continues sequences. This is all that the sampler needs."""
 
     def submit(self, request: SampleRequest) -> None: ...
 
     def abort(self, request_id: str) -> None:
-        """Forget a request; it will not come back from `poll`. Unknown or finished ids are no error."""
+        """Forget a request, so that `poll` does not return it. Unknown or finished ids are no error."""
         ...
 
     def poll(self) -> list[Completion]:
-        """Drive the engine one step and return what has finished, in no promised order; [] when nothing did."""
+        """Drive the engine one step. Return the finished completions in any order, or [] if there are none."""
         ...
 
     def reset_prefix_cache(self) -> None: ...
 
 
 class RolloutEngine(SamplingEngine, Protocol):
-    """What the trainer needs: one whose adapter can be changed and checked."""
+    """A RolloutEngine has an adapter that can be changed and checked, as the trainer needs."""
 
     version: int | None
-    """The adapter version it samples from; None: the bare base."""
+    """The adapter version that the engine samples from; None: the bare base."""
     scratch: Path | None
-    """The folder in which an adapter is best written that is to be published; None: any will do."""
+    """The best folder to write an adapter that is then published; None: any folder."""
     publish_bytes: int
-    """Of the latest publish (metric engine/publish_bytes)."""
+    """Bytes of the latest publish (metric engine/publish_bytes)."""
 
     def publish(self, adapter_dir: Path, version: int) -> None:
-        """Sample from this PEFT adapter, un-merged, from now on; the folder may vanish once the call returns, but its
-        files must not be written over. No request may be in flight. Versions only grow; publishing one again, or an
-        older one, is an EngineError."""
+        """Sample from this PEFT adapter, un-merged, from now on.
+
+        The folder may be deleted after the call, but its files must not be overwritten. No request may be in flight.
+        Versions only grow: publishing the same or an older one again is an EngineError.
+        """
         ...
 
     def merge(self) -> float:
-        """Serve the published adapter folded into the base's own weights, until `unmerge` or the next publish: the same
-        policy but for one rounding of each weight, without the cost of LoRA's kernels. No request may be in flight.
+        """Serve the published adapter merged into the base's own weights, until `unmerge` or the next publish.
 
-        Returns the share of the adapter's update that the rounding leaves (1: all of it). EngineError where there is no
-        adapter, or by an engine that cannot (`server`).
+        The policy is the same except for one rounding of each weight, without the cost of LoRA's kernels. No request
+        may be in flight. Returns the share of the adapter's update that rounding leaves (1: all of it). Raises
+        EngineError if there is no adapter, or if the engine cannot merge (`server`).
         """
         ...
 
     def unmerge(self) -> None:
-        """The adapter beside the base again, which is restored bit for bit."""
+        """Serve the adapter beside the base again. The base is restored bit for bit."""
         ...
 
     def score(self, token_ids: Sequence[int]) -> list[float]:
-        """Log-probs at temperature 1 of token_ids[1:] given what precedes each, under the published adapter."""
+        """Return the log-probs at temperature 1 of token_ids[1:], each given the tokens before, under the adapter."""
         ...
 
     def adapter_checksum(self) -> str | None:
-        """Checksum of the adapter tensors the engine holds right now (`parity.checksum`), None before any publish."""
+        """Return the checksum of the adapter tensors in the engine (`parity.checksum`), or None before any publish."""
         ...
 
     def release(self) -> None:
-        """Give the memory of the KV cache back while the trainer updates. No request may be in flight.
+        """Free the memory of the KV cache while the trainer updates. No request may be in flight.
 
-        Releasing twice is the same as releasing once.
+        Releasing twice has no further effect.
         """
         ...
 
     def resume(self) -> None:
-        """Take it again; nothing to do where it was not released."""
+        """Allocate the KV cache again, if it was released."""
         ...
 
     def close(self) -> None: ...

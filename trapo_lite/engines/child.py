@@ -1,4 +1,4 @@
-"""A Python child process that answers calls over a socket, and never outlives its parent."""
+"""Run a Python child process that answers calls over a socket and never outlives its parent."""
 
 import atexit
 import collections
@@ -30,9 +30,9 @@ LAUNCHER_PREFIXES = ("MASTER_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_"
 
 
 def environment_without_launcher() -> dict[str, str]:
-    """This process's environment without what torchrun and accelerate put there.
+    """Return this process's environment without the variables of torchrun and accelerate.
 
-    An engine that saw it would take itself for one rank of the trainer's group and wait for the others.
+    With them an engine would act as a rank of the trainer's group and wait for the other ranks.
     """
     return {
         name: value
@@ -42,10 +42,10 @@ def environment_without_launcher() -> dict[str, str]:
 
 
 class ChildProcess:
-    """`python -m module FD PARENT_PID ...`, to be spoken to by `send` and `call`; its output goes to `log_path`.
+    """Run `python -m module FD PARENT_PID ...`, and talk to it by `send` and `call`. Its output goes to `log_path`.
 
-    A child that fails simply dies with its traceback in the log: whoever waits for it gets an EngineDied with the last
-    lines. A child that is silent beyond a deadline, or does not read what it is sent, is killed.
+    A child that fails dies with its traceback in the log. The caller gets an EngineDied with the last lines. A child
+    that is silent beyond a deadline, or does not read its messages, is killed.
     """
 
     def __init__(self, module: str, *arguments: str, environment: dict[str, str], log_path: Path) -> None:
@@ -53,7 +53,7 @@ class ChildProcess:
         log_path.parent.mkdir(parents=True, exist_ok=True)
         ours, theirs = socket.socketpair()
         with theirs, log_path.open("ab") as log:
-            # A session of its own: Ctrl-C is for the parent, which ends the child by closing the socket.
+            # A session of its own, because Ctrl-C is for the parent, which ends the child by closing the socket.
             self.process = subprocess.Popen(
                 [sys.executable, "-u", "-m", module, str(theirs.fileno()), str(os.getpid()), *arguments],
                 pass_fds=[theirs.fileno()],
@@ -71,7 +71,7 @@ class ChildProcess:
         return self.connection.closed
 
     def limit_sending(self, seconds: int) -> None:
-        """How long a call may wait for the child to read it."""
+        """Set how long a call may wait until the child reads it."""
         self._send_limit_s = seconds
         with socket.socket(fileno=os.dup(self.connection.fileno())) as same:
             same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", seconds, 0))
@@ -87,7 +87,7 @@ class ChildProcess:
             raise self._has_died() from None
 
     def call(self, method: str, *arguments: Any, limit_s: float) -> Any:
-        """The child's answer to one method; EngineDied if it dies, or says nothing for `limit_s` seconds."""
+        """Return the child's answer to one method. Raise EngineDied if it dies, or is silent for `limit_s` seconds."""
         self.send(method, *arguments)
         return self.receive(limit_s=limit_s, waiting_for=method)
 
@@ -99,9 +99,9 @@ class ChildProcess:
         on_wait: Callable[[float], None] | None = None,
         restarts_with_log: bool = False,
     ) -> Any:
-        """Return the child's next message. `on_wait(seconds so far)` is called every few seconds of waiting.
+        """Return the child's next message. `on_wait(seconds so far)` is called every few seconds.
 
-        restarts_with_log: count `limit_s` anew whenever the child has written into its log
+        restarts_with_log: restart `limit_s` whenever the child has written to its log
         """
         start = last_sign = time.monotonic()
         log_size = self._log_size()
@@ -119,7 +119,7 @@ class ChildProcess:
         raise self._has_hung(f"no answer to {waiting_for!r} within {limit_s:.0f} s{silence}")
 
     def close(self) -> None:
-        """End the child: it leaves when the socket closes, and is killed if it does not within 5 seconds."""
+        """End the child. It leaves when the socket closes, and is killed if it does not within 5 seconds."""
         self.connection.close()
         try:
             self.process.wait(timeout=5.0)
@@ -127,10 +127,10 @@ class ChildProcess:
             self.process.kill()
             self.process.wait()
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # what it started and, killed itself, could not end
+            os.killpg(self.process.pid, signal.SIGKILL)  # processes that it started and, when killed, could not end
 
     def _has_hung(self, how: str) -> EngineDied:
-        self.process.kill()  # first: when the socket closes, a child that still runs removes its folder
+        self.process.kill()  # before the socket closes, because a living child would then remove its folder
         self.close()
         return EngineDied(
             f"rollout engine: {how}, so its process was killed.\nThe whole log is in {self.log_path}, its last lines:\n"
@@ -147,7 +147,7 @@ class ChildProcess:
         )
 
     def _log_size(self) -> int:
-        """Return the bytes of the log; 0 where somebody has removed it, which must not end a run."""
+        """Return the bytes of the log, or 0 if somebody removed it, which must not end a run."""
         return self.log_path.stat().st_size if self.log_path.exists() else 0
 
     def _log_tail(self, num_lines: int = 25) -> str:
@@ -158,16 +158,16 @@ class ChildProcess:
 
 
 def die_with_parent(fd: int, parent_pid: int, *folders: Path) -> None:
-    """Called first thing in the child: a thread that removes the folders and ends the process once the parent is gone.
+    """Start a thread, first thing in the child, that removes the folders and ends the process when the parent is gone.
 
-    Gone means: the parent closed its end of the socket, or this process has another parent. The second test is for a
-    sibling forked by the parent that keeps a copy of the socket open. PR_SET_PDEATHSIG would not do: it fires when the
-    THREAD that started the child ends, and it leaves the folders behind.
+    The parent is gone if it closed its end of the socket, or if this process has another parent. The second test is for
+    a sibling forked by the parent that keeps a copy of the socket open. PR_SET_PDEATHSIG is not enough: it fires when
+    the THREAD that started the child ends, and it leaves the folders behind.
     """
 
     def is_parent_gone(*, within_ms: int) -> bool:
         poller = select.poll()
-        poller.register(fd, 0)  # asks for no event: a hang-up wakes it all the same, and so does a closed descriptor
+        poller.register(fd, 0)  # asks for no event, because a hang-up or a closed descriptor wakes it anyway
         has_hung_up = any(event & select.POLLHUP for _, event in poller.poll(within_ms))
         return has_hung_up or os.getppid() != parent_pid
 
@@ -177,11 +177,11 @@ def die_with_parent(fd: int, parent_pid: int, *folders: Path) -> None:
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
         if os.getpgrp() == os.getpid():
-            os.killpg(os.getpgrp(), signal.SIGKILL)  # compilers that vLLM has started end with it
+            os.killpg(os.getpgrp(), signal.SIGKILL)  # ends also the compilers that vLLM has started
         os._exit(0)
 
     def let_the_watch_finish() -> None:
-        """The main thread reads the end of the socket too, and would take this thread with it before it is done."""
+        """Wait for the watching thread, because the end of the main thread would stop it early."""
         if is_parent_gone(within_ms=0):
             watcher.join()
 

@@ -1,4 +1,4 @@
-"""Several engines as one, each on a card of its own: requests go to the one with the fewest in flight."""
+"""Run several engines as one, each on its own card. Requests go to the engine with the fewest in flight."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,15 +12,15 @@ T = TypeVar("T")
 
 
 class EngineGroup:
-    """A SamplingEngine whose adapter can be published and checked; what an evaluation needs.
+    """Combine engines into a SamplingEngine whose adapter can be published and checked, as an evaluation needs.
 
-    start: makes one engine each; all start at the same time
+    start: functions that make one engine each; all run at the same time
     """
 
     def __init__(self, start: Sequence[Callable[[], RolloutEngine]]) -> None:
         self._threads = ThreadPoolExecutor(max_workers=len(start))
         self._engines: list[RolloutEngine] = []
-        self._engine_of: dict[str, RolloutEngine] = {}  # by request in flight
+        self._engine_of: dict[str, RolloutEngine] = {}  # by id of the request in flight
         starting = [self._threads.submit(make) for make in start]
         failures = [error for future in starting if (error := future.exception()) is not None]
         self._engines = [future.result() for future in starting if future.exception() is None]
@@ -32,7 +32,7 @@ class EngineGroup:
         self._of_all(lambda engine: engine.publish(adapter_dir, version))
 
     def adapter_checksum(self) -> str | None:
-        """Return what all of them hold; EngineError where they differ."""
+        """Return the checksum that all engines hold. Raise EngineError if they differ."""
         checksums = set(self._of_all(lambda engine: engine.adapter_checksum()))
         if len(checksums) > 1:
             raise EngineError("rollout engines: they hold different adapters; see their logs")
@@ -50,7 +50,7 @@ class EngineGroup:
             engine.abort(request_id)
 
     def poll(self) -> list[Completion]:
-        """Have each engine make a step. Where one was started again, all requests must be submitted again."""
+        """Let each engine make a step. If one was restarted, all requests must be submitted again."""
         try:
             finished = self._of_all(lambda engine: engine.poll())
         except EngineRestarted:
@@ -71,7 +71,7 @@ class EngineGroup:
         self._threads.shutdown()
 
     def _of_all(self, method: Callable[[RolloutEngine], T]) -> list[T]:
-        """Return what each engine answers; all have answered before an error of one is raised."""
+        """Return each engine's answer. All have answered before an error of one is raised."""
         futures = [self._threads.submit(method, engine) for engine in self._engines]
         for future in futures:
             future.exception()

@@ -1,9 +1,9 @@
-"""An adapter folded into the weights of its layers, and the weights restored bit for bit.
+"""Merge an adapter into the weights of its layers, and restore the weights bit for bit.
 
     M = round(W + B A)       in float32, rounded once to the type of W
 
-`round(M - B A)` gives W back but for a few elements where the rounding went across; those are kept. So the price of
-going back is some ten bytes for each of them, instead of a second copy of the base.
+`round(M - B A)` restores W except for a few elements with a rounding step between; those are stored. So the cost is
+about ten bytes for each of them, instead of a second copy of the base.
 """
 
 from collections.abc import Iterator
@@ -12,29 +12,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = 2**22  # of a weight at a time, so that float32 copies stay small
+CHUNK_ELEMENTS = 2**22  # elements of a weight at a time, so that float32 copies stay small
 
 
 class MergeError(RuntimeError):
-    """The weights that came back are not those that went in: the engine must be started again."""
+    """Raised if the restored weights differ from the original: the engine must be started again."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """B A for one weight: a (r, in), b (out, r) with the scale in it."""
+    """Hold B A for one weight: a (r, in), b (out, r) with the scale included."""
 
     a: Tensor
     b: Tensor
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """(stop - start, in), float32."""
+        """Return these rows of B A: (stop - start, in), float32."""
         return self.b[start:stop].float() @ self.a.float()
 
 
 @dataclass(frozen=True)
 class Undo:
-    """What `restore` needs besides the update: the elements that subtraction does not bring back, and a fingerprint of
-    the whole weight's bits to know whether it has."""
+    """Hold what `restore` needs besides the update.
+
+    It has the elements that subtraction does not restore, and a fingerprint of the weight's bits to check the result.
+    """
 
     positions: Tensor
     values: Tensor
@@ -43,7 +45,7 @@ class Undo:
 
 @dataclass(frozen=True)
 class Kept:
-    """How much of the update is in the merged weights: sums over elements of (M - W) * U and of U * U, U = B A."""
+    """Hold the part of the update in the merged weights: sums over elements of (M - W) * U and of U * U, U = B A."""
 
     along: float
     whole: float
@@ -53,7 +55,7 @@ class Kept:
 
     @property
     def share(self) -> float:
-        """1: all; 0: rounding has deleted the update. 1 where there is nothing to keep."""
+        """Return the kept share. 1: all; 0: rounding deleted the update. It is 1 if the update is empty."""
         return self.along / self.whole if self.whole > 0 else 1.0
 
 
@@ -77,7 +79,7 @@ def merge(weight: Tensor, update: Update) -> tuple[Undo, Kept]:
 
 @torch.no_grad()
 def restore(weight: Tensor, update: Update, undo: Undo) -> None:
-    """Undo `merge`, in place; MergeError unless every bit is back (the matrix product was not repeatable, say)."""
+    """Undo `merge` in place. Raise MergeError unless every bit is restored, for example if B A is not repeatable."""
     for start, rows in _chunks(weight):
         rows.copy_((rows.float() - update.rows(start, start + len(rows))).to(weight.dtype))
     weight.view(-1)[undo.positions] = undo.values
@@ -86,13 +88,13 @@ def restore(weight: Tensor, update: Update, undo: Undo) -> None:
 
 
 def fingerprint(weight: Tensor) -> int:
-    """A sum, modulo 2^64, of the bit patterns of (rows, columns), each times 2 n + 1 for the n-th place.
+    """Sum, modulo 2^64, the bit patterns of (rows, columns), each times 2 n + 1 for position n.
 
-    So neither an element that differs goes unseen, nor two that differ by as much or have changed places. It is made
-    of the sums of rows and columns, so that the weight is read twice and nothing as large as it is written.
+    So the sum changes with any element, and if two elements change by as much or are swapped. It is computed from the
+    sums of rows and columns, so that the weight is read twice and nothing of its size is written.
 
-    >>> one = fingerprint(torch.tensor([[1.0, 2.0]]))
-    >>> [fingerprint(torch.tensor([other])) == one for other in ([1.0, 2.0], [1.0, 2.0000002], [2.0, 1.0])]
+    >>> expected = fingerprint(torch.tensor([[1.0, 2.0]]))
+    >>> [fingerprint(torch.tensor([row])) == expected for row in ([1.0, 2.0], [1.0, 2.0000002], [2.0, 1.0])]
     [True, False, False]
     """
     bits, (num_rows, num_columns) = _bits(weight), weight.shape
@@ -107,7 +109,7 @@ def _bits(weight: Tensor) -> Tensor:
 
 
 def _chunks(weight: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """(first row, rows) over the whole of it, each a view."""
+    """Yield (first row, rows) of the whole weight. Each chunk is a view."""
     size = max(1, CHUNK_ELEMENTS // weight.shape[1])
     for start in range(0, weight.shape[0], size):
         yield start, weight[start : start + size]

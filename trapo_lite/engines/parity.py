@@ -1,7 +1,7 @@
-"""Does the engine sample from the adapter the trainer just published? Two independent answers (DESIGN 7).
+"""Check that the engine samples from the adapter that the trainer just published, in two independent ways (DESIGN 7).
 
-`checksum`: are the published tensors the ones the engine holds? Exact, but blind to kernels that do not use them.
-`verdict`: do the engine's log-probs move the way the trainer's do? Sees the whole path, as far as noise allows.
+`checksum`: does the engine hold the published tensors? Exact, but it cannot see kernels that do not use them.
+`verdict`: do the engine's log-probs change as the trainer's do? It tests the whole path, within the noise.
 Before any adapter, `require_same_base` compares the two on text of the run's own data.
 """
 
@@ -21,8 +21,8 @@ from trapo_lite.core.errors import EngineError
 from trapo_lite.core.types import Problem
 
 MIN_PROBE_TOKENS = 512
-NOISE_FACTOR = 4.0  # what is not this many times the noise is not judged by its size
-MOVED = 0.5  # share of the noise by which the trainer's log-probs move at least when rounding is reshuffled
+NOISE_FACTOR = 4.0  # effects below this many times the noise are not judged by their size
+MOVED = 0.5  # least change of the trainer's log-probs by new rounding, as a share of the noise
 # Without an adapter, engine and trainer may differ by this share of the spread of the log-probs, or by these nats.
 # Measured in bfloat16: 0.0035 of the spread for the tiny base, about 0.015 for Qwen2.5-7B; a rotary base of twice the
 # right one is 0.13, a layer without its norm 0.2 to 1.3.
@@ -35,12 +35,14 @@ ParityKind = Literal["applied", "no_op", "stale", "wrong", "cannot_tell"]
 
 @dataclass(frozen=True)
 class ParityResult:
-    """projection: of (engine - base) on (trainer - base): 1 applied, 0 no-op, up to 2 the adapter twice over
-    freshness:  of (engine - previous) on (trainer - previous): 1 this version, 0 the previous one; None where the two
-                versions are too near each other for the noise, or there is no previous one
-    effect:     root mean square of what the adapter does to a token's log-prob, in nats
-    noise:      the same of what engine and trainer differ by without any adapter
-    mismatch:   the same of what they differ by with it
+    """Hold the verdict and the numbers behind it.
+
+    projection: of (engine - base) on (trainer - base): 1 applied, 0 no-op, up to 2 the adapter twice over
+    freshness:  of (engine - previous) on (trainer - previous): 1 this version, 0 the previous one; None if the two
+                versions are too close for the noise, or if there is no previous one
+    effect:     root mean square change of a token's log-prob by the adapter, in nats
+    noise:      root mean square difference of engine and trainer without an adapter
+    mismatch:   the same with the adapter
     """
 
     kind: ParityKind
@@ -53,10 +55,10 @@ class ParityResult:
 
 
 def checksum(adapter_dir: str | Path, *, dtype: torch.dtype) -> str:
-    """What `engine.adapter_checksum()` must return after `engine.publish(adapter_dir, ...)`, bit for bit.
+    """Return what `engine.adapter_checksum()` must return after `engine.publish(adapter_dir, ...)`, bit for bit.
 
-    dtype: the type in which the engine holds adapters (that of its base). A and B are cast to it, then B is multiplied
-    by alpha / r in it: the very operations by which vLLM and PEFT come to the numbers they compute with.
+    dtype: the engine's type for adapters (that of its base). A and B are cast to it, then B is multiplied by alpha / r
+    in it. These are the operations of vLLM and PEFT.
     """
     adapter_dir = Path(adapter_dir)
     config = json.loads((adapter_dir / "adapter_config.json").read_text(encoding="utf-8"))
@@ -71,7 +73,7 @@ def checksum(adapter_dir: str | Path, *, dtype: torch.dtype) -> str:
 
 
 def scaling_of(adapter_config: Mapping, module: str) -> float:
-    """alpha / r (or alpha / sqrt(r), rsLoRA) of one adapter; per-module patterns are refused."""
+    """Return alpha / r (or alpha / sqrt(r), rsLoRA) of one adapter. Raise EngineError for per-module patterns."""
     if adapter_config.get("rank_pattern") or adapter_config.get("alpha_pattern"):
         raise EngineError(f"{module}: adapters with rank_pattern or alpha_pattern are not supported; train with one r")
     rank, alpha = adapter_config["r"], adapter_config["lora_alpha"]
@@ -79,10 +81,10 @@ def scaling_of(adapter_config: Mapping, module: str) -> float:
 
 
 def checksum_of_pairs(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> str:
-    """SHA-256 over (A (r, in), scaled B (out, r)) by module name, every bit of every weight.
+    """Return the SHA-256 over (A (r, in), scaled B (out, r)) by module name, every bit of every weight.
 
-    The padding of engines is no part of it: ranks beyond the last that is non-zero in A or B are dropped, and so are
-    modules that are all zero.
+    The padding of engines does not count: ranks beyond the last non-zero one in A or B are dropped, and so are modules
+    that are all zero.
 
     >>> a, b = torch.ones(2, 3), torch.ones(4, 2)
     >>> padded = (torch.nn.functional.pad(a, (0, 0, 0, 6)), torch.nn.functional.pad(b, (0, 6)))
@@ -106,8 +108,9 @@ def checksum_of_pairs(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> str:
 
 
 def text_sequences(problems: Sequence[Problem], *, num_tokens: int, max_length: int) -> list[list[int]]:
-    """Return prompts with their first expert solutions, whose scores are together `num_tokens` log-probs if there are
-    that many. max_length: as in `probe_sequences`.
+    """Return prompts with their first expert solutions, for `num_tokens` log-probs or as many as the data has.
+
+    max_length: as in `probe_sequences`.
 
     >>> problems = [Problem("a", (1, 2), "5", ((3, 4, 5),)), Problem("b", (6,), "7"), Problem("c", (7, 8), "9")]
     >>> text_sequences(problems, num_tokens=5, max_length=5)
@@ -138,9 +141,9 @@ def measured_noise(engine_base: Sequence[float] | Tensor, trainer_base: Sequence
 def largest_noise(
     trainer_base: Sequence[float] | Tensor, *, dtype: torch.dtype, tolerance: float | None = None
 ) -> float:
-    """Return the largest `measured_noise` that rounding explains, in nats, on text that the trainer scores like this.
+    """Return the largest `measured_noise` that rounding explains, in nats, on text with these scores of the trainer.
 
-    A share of the standard deviation of the log-probs, because rounding scales with the logits; at least a floor.
+    It is a share of the standard deviation of the log-probs, because rounding scales with the logits, but has a floor.
     tolerance: that share; None: BASE_TOLERANCE of the type the base computes in
     """
     spread = float(_float64(trainer_base).std(unbiased=False))
@@ -148,7 +151,7 @@ def largest_noise(
 
 
 def require_same_base(noise: float, *, limit: float) -> None:
-    """EngineError if engine and trainer differ by more than `limit` nats (root mean square) before any adapter."""
+    """Raise EngineError if engine and trainer differ by more than `limit` nats (root mean square), without adapter."""
     if not noise <= limit:
         raise EngineError(
             f"parity: without any adapter, engine and trainer differ by {noise:.2g} nats a token on text of the data "
@@ -168,18 +171,18 @@ def verdict(
     engine_previous: Sequence[float] | Tensor | None = None,
     noise: float,
 ) -> ParityResult:
-    """What the engine serves, judged from log-probs of the same probe tokens.
+    """Judge what the engine serves, from log-probs of the same probe tokens.
 
-    engine:   as the engine scores them      base:     as the trainer does with the adapter disabled
-    trainer:  ... with the adapter of now    previous: ... with the one published before, None: there was none
-    engine_base, engine_previous: as the engine scored them without an adapter, and with the one before; None: not asked
+    engine:   the engine's scores            base:     the trainer's, with the adapter disabled
+    trainer:  with the current adapter       previous: with the adapter published before, None: there was none
+    engine_base, engine_previous: the engine's without an adapter, and with the one before; None: not measured
     noise:    from `measured_noise`
 
-    The hypothesis nearest to `engine` wins, if it explains it to a quarter of the adapter's effect. Rounding moves the
-    log-probs of a model by as much as the noise whenever its weights change at all, in the trainer as in the engine.
-    So an effect below four times the noise may be rounding alone, and there is no verdict on it: "cannot_tell". It
-    shows all the same when the engine does not use what it was given: then its numbers are those without an adapter, or
-    of the one before, to the last bit, while the trainer's have moved.
+    The hypothesis nearest to `engine` wins, if it explains it to a quarter of the adapter's effect. Whenever the
+    weights change, rounding moves a model's log-probs by as much as the noise, in the trainer as in the engine. So an
+    effect below four times the noise may be rounding alone, and the verdict is "cannot_tell". One failure is visible
+    even then: an engine that does not use the new adapter returns the numbers without an adapter, or of the one before,
+    to the last bit, while the trainer's have changed.
     """
     engine, base, trainer = _float64(engine), _float64(base), _float64(trainer)
     previous = None if previous is None else _float64(previous)
@@ -209,11 +212,11 @@ def verdict(
         expected["no_op"] = base
     freshness = None
     if previous is not None:
-        # Rounding of the adapter itself (bf16 in the engine) is no part of `noise`; the best fit's residual shows it.
+        # Rounding of the adapter itself (bf16 in the engine) is not in `noise`; the best fit's residual shows it.
         residual = min(_rms(engine - trainer), _rms(engine - previous))
         if _is_seen(trainer - previous, max(noise, residual)):
             freshness = _projection(engine - previous, trainer - previous)
-            if _is_seen(previous - base, noise):  # else the previous one is the base: that is a no-op
+            if _is_seen(previous - base, noise):  # otherwise the previous one equals the base, which is a no-op
                 expected["stale"] = previous
     kind = min(expected, key=lambda name: _rms(engine - expected[name]))
     if _rms(engine - expected[kind]) > max(NOISE_FACTOR * noise, 0.25 * effect_rms):
@@ -222,10 +225,10 @@ def verdict(
 
 
 def require_applied(result: ParityResult, *, version: int) -> None:
-    """EngineError unless the verdict is "applied" or "cannot_tell" (which the caller counts)."""
+    """Raise EngineError unless the verdict is "applied" or "cannot_tell" (which the caller counts)."""
     if result.kind in ("applied", "cannot_tell"):
         return
-    what, cure = {
+    problem, cure = {
         "no_op": (
             "the engine samples from the bare base",
             "compare the adapter's module names with the engine's; with rollout.merge, set it to never",
@@ -236,16 +239,17 @@ def require_applied(result: ParityResult, *, version: int) -> None:
             "compare base, config_overrides, dtype and lora.alpha / lora.r; with rollout.merge, set it to never",
         ),
     }[result.kind]
+    after = f"after publishing adapter version {version}"
     sizes = f"effect {result.effect:.2g}, noise {result.noise:.2g}, mismatch {result.mismatch:.2g} nats"
     raise EngineError(
-        f"parity: after publishing adapter version {version}, {what} (projection {result.projection:.3f}; where the "
-        f"effect is far above the noise, 1 is right and up to 2 is the adapter twice over; {sizes}); {cure}. The run "
-        "must not go on: every rollout would come from another policy than the one that is trained"
+        f"parity: {after}, {problem} (projection {result.projection:.3f}; where the effect is far above the noise, "
+        f"1 is right and up to 2 is the adapter twice over; {sizes}); {cure}. The run must not go on: every rollout "
+        "would come from another policy than the one that is trained"
     )
 
 
 def require_checksum(found: str | None, *, expected: str, version: int) -> None:
-    """EngineError if the engine holds other tensors than the published ones."""
+    """Raise EngineError if the engine holds other tensors than the published ones."""
     if found != expected:
         raise EngineError(
             f"parity: after publishing adapter version {version} the engine does not hold the published tensors "

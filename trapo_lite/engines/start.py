@@ -25,15 +25,15 @@ def start_engine(
     most_sequences: int | None = None,
     notify: Callable[[str], None] = logger.info,
 ) -> RolloutEngine:
-    """One rank's engine, as `rollout` and `model` say.
+    """Start one rank's engine, as `rollout` and `model` say.
 
     max_model_len: the longest prompt + response, in tokens
-    log_path:      where the engine's process writes (vllm)
+    log_path:      log of the engine's process (vllm)
     device_index:  the rank's card among the visible ones; None: the CPU, or the first card
-    num_engines:   how many there are on this machine, one a rank
-    most_sequences: how many can be in flight at most; it is not made for more (on CUDA, graphs are captured for each
-                   size), and not for more than rollout.max_num_seqs
-    notify:        told what is waited for, and of an engine that died and was started again
+    num_engines:   number of engines on this machine, one per rank
+    most_sequences: most requests that can be in flight; the engine is made for no more (on CUDA, graphs are captured
+                   for each size), and for no more than rollout.max_num_seqs
+    notify:        told what is waited for, and of an engine that died and was restarted
 
     On the CPU the vllm engine returns at once and loads in the background; its first call waits for it.
     """
@@ -64,7 +64,7 @@ def start_engine(
             engine = VLLMEngine(options, log_path=log_path, device_index=device_index, folder=folder, notify=notify)
             if device_index is not None:
                 try:
-                    engine.wait()  # it measures the card's free memory: nothing else may be loading meanwhile
+                    engine.wait()  # it measures the card's free memory, so that nothing else may load meanwhile
                 except EngineError:
                     engine.close()
                     raise
@@ -115,7 +115,7 @@ def start_engine(
 
 
 def _folder_room(config: Config, num_engines: int) -> int:
-    """Return the bytes to be free in memory for this run's adapters to be kept there."""
+    """Return the bytes that must be free in memory to keep this run's adapters there."""
     from trapo_lite.engines.adapter_folder import room_for
     from trapo_lite.model.base import model_shape
 

@@ -1,4 +1,4 @@
-"""An engine that is started again when its process crashes or hangs, with the adapter it served."""
+"""Restart an engine when its process crashes or hangs, with the adapter that it served."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -15,17 +15,17 @@ MAX_FAILURES = 3
 
 
 class SupervisedEngine:
-    """A RolloutEngine around one that may die (`EngineDied`).
+    """Wrap an engine that may die (`EngineDied`), as a RolloutEngine.
 
-    A call that finds it dead starts it anew, publishes the adapter it served under the same version, checks that the
-    new process holds the same tensors, and is made again. Requests in flight are lost with the process: the next `poll`
-    raises EngineRestarted, and whoever submitted them submits them again. An engine that dies `max_failures` times
-    under one adapter version, or before it has ever answered, is an EngineError.
+    A call that finds it dead starts a new one, publishes the served adapter under the same version, checks that the new
+    process holds the same tensors, and is repeated. Requests in flight are lost with the process: the next `poll`
+    raises EngineRestarted, and they must be submitted again. An engine that dies `max_failures` times under one adapter
+    version, or before its first answer, is an EngineError.
 
     start:  makes the engine; called again after each death
-    folder: where the adapter that is served is kept, so that the next engine can be given it
+    folder: keeps the served adapter for the next engine
     scratch: as RolloutEngine.scratch
-    on_close: called at the end, with no engine left
+    on_close: called at the end, when there is no engine
     notify: told in one line of every restart
     """
 
@@ -50,7 +50,7 @@ class SupervisedEngine:
         self._has_answered = self._is_closed = False
         self._failures = 0
         self._in_flight: set[str] = set()
-        self._lost: EngineDied | None = None  # the death that took requests with it, until `poll` has said so
+        self._lost: EngineDied | None = None  # the death that lost requests, until `poll` has reported it
         self.num_restarts = 0
         self.scratch = scratch
         self.version: int | None = None
@@ -61,7 +61,7 @@ class SupervisedEngine:
         adapter = self._folder / f"version-{version}"
         adapter.mkdir(parents=True)
         for name in ADAPTER_FILES:
-            if (adapter_dir / name).is_file():  # what is missing the engine names
+            if (adapter_dir / name).is_file():  # the engine reports missing files
                 take_file(adapter_dir / name, adapter / name, is_own=adapter_dir == self.scratch)
         try:
             self._call(lambda engine: engine.publish(adapter, version))
@@ -123,7 +123,7 @@ class SupervisedEngine:
         self._call(lambda engine: engine.resume())
 
     def close(self) -> None:
-        self._is_closed = True  # another thread may be waiting in it, and must not start it again
+        self._is_closed = True  # a waiting thread may use the engine, and must not restart it
         self._engine.close()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._on_close()
@@ -139,7 +139,7 @@ class SupervisedEngine:
                 return answer
 
     def _restart(self, death: EngineDied) -> None:
-        """A new process that serves what the dead one served; EngineError where that has failed too often."""
+        """Start a new process that serves what the dead one served. Raise EngineError if it failed too often."""
         if self._in_flight:
             self._in_flight, self._lost = set(), death
         while True:

@@ -1,9 +1,9 @@
-"""Answers on disk while they are drawn: an evaluation that was killed goes on with the problems it has not finished.
+"""Keep answers on disk while they are drawn, so that a killed evaluation resumes with its unfinished problems.
 
-DIR/NAME.partial.jsonl   what the answers are of, then every answer, a problem at a time, as problems are completed;
+DIR/NAME.partial.jsonl   first the settings of the answers, then all answers of each problem once it is complete;
                          finished results of other settings beside it stay until it is complete
-DIR/NAME.jsonl           all answers, in the order of problems and samples, once there are no more to draw
-DIR/NAME.json            the numbers made of them
+DIR/NAME.jsonl           all answers, in the order of problems and samples, once none is left to draw
+DIR/NAME.json            the numbers computed from them
 """
 
 import json
@@ -17,7 +17,7 @@ from trapo_lite.evaluation.results import Answer, EvalResult
 from trapo_lite.run.environment import changes, is_environment
 from trapo_lite.run.files import errors_named, replace_text
 
-SAID = {  # of what only a fingerprint is kept
+DESCRIPTION_BY_KEY = {  # descriptions of settings of which only a fingerprint is kept
     "weights": "of other weights than model.name has now",
     "adapter_weights": "of another adapter",
     "fingerprint": "to other problems than the file holds now",
@@ -26,12 +26,12 @@ SAID = {  # of what only a fingerprint is kept
 
 
 class AnswerLog:
-    """The answers to one set of problems.
+    """Keep the answers to one set of problems.
 
-    described:   all that decides what is drawn, and graded how; other answers are not mixed in
-    noted:       also goes into NAME.json, whatever it was before
-    problem_ids: in their order;  num_samples: of each
-    ConfigError where the folder holds answers of something else, unless `restart` says to forget them.
+    described:   all settings that decide the draws and their grading; answers of other settings are not mixed in
+    noted:       more entries for NAME.json; they may differ from an earlier run's
+    problem_ids: in order;  num_samples: answers for each problem
+    Raises ConfigError if the folder holds answers of other settings, unless `restart` says to discard them.
     """
 
     def __init__(
@@ -50,18 +50,18 @@ class AnswerLog:
         self._described, self._noted, self._num_samples = dict(described), dict(noted or {}), num_samples
         self._ids = dict.fromkeys(problem_ids)
         self._groups: dict[str, tuple[Answer, ...]] = {}
-        found, begun = ({}, []) if restart else self._read_partial()
+        settings, begun = ({}, []) if restart else self._read_partial()
         finished = read_summary(self.summary_file) if self.summary_file.exists() and not restart else None
         is_asked_for = finished is not None and self._differs_in(finished) is None
-        goes_on = bool(begun) and (self._differs_in(found) is None or not is_asked_for)
-        if goes_on:
-            self._require_same(self.partial_file, found)
+        is_resumed = bool(begun) and (self._differs_in(settings) is None or not is_asked_for)
+        if is_resumed:
+            self._require_same(self.partial_file, settings)
             self._take(begun)
         elif finished is not None:
             self._require_same(self.summary_file, finished)
             self._take(read_answers(self.answers_file, num=len(self._ids) * num_samples))
-        self._is_finished = finished is not None and not goes_on
-        self._begun_by = found.get("environment") if goes_on else None
+        self._is_finished = finished is not None and not is_resumed
+        self._begun_by = settings.get("environment") if is_resumed else None
         if not self._is_finished:
             self._begin()
 
@@ -71,7 +71,7 @@ class AnswerLog:
 
     @property
     def code_changes(self) -> list[str]:
-        """Return what differs between code and versions that began an unfinished evaluation and those of now.
+        """Return what code and versions changed since an unfinished evaluation was begun.
 
         Both are read from `environment` in `noted`.
         """
@@ -80,11 +80,11 @@ class AnswerLog:
 
     @property
     def done(self) -> frozenset[str]:
-        """Ids of the problems whose answers are all there."""
+        """Return the ids of the problems whose answers are complete."""
         return frozenset(self._groups)
 
     def append(self, group: Sequence[Answer]) -> None:
-        """One problem's answers, in one write: a kill leaves all of them or a piece that is dropped. Once is enough."""
+        """Append one problem's answers in one write, once. After a kill all of them are kept or none."""
         if group[0].problem_id in self._groups:
             return
         self._take(group)
@@ -92,9 +92,11 @@ class AnswerLog:
             file.write(_lines(group))
 
     def finish(self, *, seed: int) -> EvalResult:
-        """What all answers come to, in the order of the problems; unless that is done, the answers are put in order and
-        the numbers beside them: answers first, so that numbers never stand alone or beside others."""
-        result = EvalResult(tuple(self._groups[one] for one in self._ids), seed)
+        """Return the result of all answers, in the order of the problems, and write it if that is not done.
+
+        The answers are written before the numbers, so that numbers never stand without their answers.
+        """
+        result = EvalResult(tuple(self._groups[problem_id] for problem_id in self._ids), seed)
         if not self._is_finished:
             self.summary_file.unlink(missing_ok=True)
             replace_text(self.answers_file, _lines(result.answers))
@@ -105,7 +107,7 @@ class AnswerLog:
         return result
 
     def _read_partial(self) -> tuple[dict[str, Any], list[Answer]]:
-        """(what the answers are of, whole lines) of an evaluation that was not finished."""
+        """Return (settings of the answers, whole lines) of an unfinished evaluation."""
         if not self.partial_file.exists():
             return {}, []
         head, *lines = _whole_lines(self.partial_file) or ["{}"]
@@ -116,39 +118,40 @@ class AnswerLog:
             return described, [Answer.from_row(json.loads(line)) for line in lines]
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(
-                f"{self.partial_file}: a line cannot be read ({error}); give --restart to draw anew"
+                f"{self.partial_file}: a line cannot be read ({error}); give --restart to draw again"
             ) from None
 
     def _begin(self) -> None:
-        """Write what was kept again: a line that was cut off must not run into the next one."""
+        """Rewrite the kept answers, so that the next line does not continue one that was cut off."""
         head = json.dumps({**self._noted, **self._described}, ensure_ascii=False) + "\n"
         kept = [answer for group in self._groups.values() for answer in group]
         replace_text(self.partial_file, head + _lines(kept))
 
     def _take(self, answers: Sequence[Answer]) -> None:
-        """Keep the problems that are complete."""
-        found: dict[str, list[Answer]] = {}
+        """Keep the answers of the complete problems."""
+        by_problem: dict[str, list[Answer]] = {}
         for answer in answers:
-            found.setdefault(answer.problem_id, []).append(answer)
-        for problem_id, group in found.items():
+            by_problem.setdefault(answer.problem_id, []).append(answer)
+        for problem_id, group in by_problem.items():
             if problem_id in self._ids and len(group) == self._num_samples:
                 self._groups[problem_id] = tuple(sorted(group, key=lambda answer: answer.sample))
 
-    def _differs_in(self, found: Mapping[str, Any]) -> str | None:
-        return next((key for key, wanted in self._described.items() if found.get(key) != wanted), None)
+    def _differs_in(self, settings: Mapping[str, Any]) -> str | None:
+        return next((key for key, wanted in self._described.items() if settings.get(key) != wanted), None)
 
-    def _require_same(self, file: Path, found: Mapping[str, Any]) -> None:
-        key = self._differs_in(found)
+    def _require_same(self, file: Path, settings: Mapping[str, Any]) -> None:
+        key = self._differs_in(settings)
         if key is not None:
-            what = SAID.get(key, f"with {key} {found.get(key)!r}, now it is {self._described[key]!r}")
+            values = f"with {key} {settings.get(key)!r}, now it is {self._described[key]!r}"
             regrade = f", --regrade {file.parent} to grade them again" if key == "verifier" else ""
             raise ConfigError(
-                f"{file}: holds answers {what}; choose another --out{regrade}, or give --restart to draw them again"
+                f"{file}: holds answers {DESCRIPTION_BY_KEY.get(key, values)}; choose another --out{regrade}, or give "
+                "--restart to draw them again"
             )
 
 
 def result_of(answers: Sequence[Answer], seed: int) -> EvalResult:
-    """Of answers in the order of their problems."""
+    """Return the result of answers, grouped by problem in the order of their first answers."""
     groups: dict[str, list[Answer]] = {}
     for answer in answers:
         groups.setdefault(answer.problem_id, []).append(answer)
@@ -156,7 +159,7 @@ def result_of(answers: Sequence[Answer], seed: int) -> EvalResult:
 
 
 def result_files(folder: Path) -> list[Path]:
-    """Each NAME.json of results, whether or not its answers are still beside it."""
+    """Return each NAME.json of results, whether or not its answers are still beside it."""
 
     def is_one(file: Path) -> bool:
         if file.with_suffix(".jsonl").is_file():
@@ -170,7 +173,7 @@ def result_files(folder: Path) -> list[Path]:
 
 
 def read_answers(file: Path, *, num: int | None = None) -> list[Answer]:
-    """All lines of NAME.jsonl. DataError for a file that is missing, changed by hand, or has not `num` answers."""
+    """Return all answers in NAME.jsonl. Raise DataError if it is missing, damaged or has not `num` answers."""
     try:
         answers = [Answer.from_row(json.loads(line)) for line in _whole_lines(file)]
         if num is not None and len(answers) != num:
@@ -191,17 +194,17 @@ def _lines(answers: Sequence[Answer]) -> str:
 
 
 def _whole_lines(file: Path) -> list[str]:
-    """Not by `splitlines`, to which a line may end inside a text."""
+    """Return the lines that end in a line feed. `splitlines` would also split inside a text."""
     return file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
 
 
 def read_summary(file: Path) -> dict[str, Any]:
     try:
-        found = read_object(file)
+        summary = read_object(file)
         for name in ("num_problems", "num_samples", "seed"):
-            if type(found.get(name)) is not int or found[name] < 0:
-                raise ValueError(f"{name}: found {found.get(name)!r:.60}")
-        return found
+            if type(summary.get(name)) is not int or summary[name] < 0:
+                raise ValueError(f"{name}: found {summary.get(name)!r:.60}")
+        return summary
     except (OSError, ValueError) as error:
         raise DataError(
             f"{file}: cannot be read ({error}); give the evaluation's command again, with --restart"

@@ -1,4 +1,4 @@
-"""The comparison job: results of several evaluations in one table, with intervals and paired tests."""
+"""Compare the results of several evaluations in one table, with intervals and paired tests."""
 
 import json
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ SAME = (*SAME_PROBLEMS, *SAME_DRAWING, *SAME_ENGINE, *SAME_GRADING)
 
 @dataclass(frozen=True)
 class Score:
-    """One set of problems under one run.  summary: what NAME.json says"""
+    """A Score is the result on one set of problems under one run. summary: the content of NAME.json."""
 
     summary: dict[str, Any]
     result: EvalResult
@@ -43,23 +43,24 @@ class Score:
 
 @dataclass(frozen=True)
 class ResultRow:
-    """name: folder of the results;  scores: by name of the set"""
+    """Hold one row of results. name: folder of the results;  scores: by name of the set."""
 
     name: str
     scores: dict[str, Score]
 
     def average(self) -> tuple[float, tuple[float, float]] | None:
-        """Of the five sets of the paper, with its interval; None unless all are there, whole. Each counts the same."""
-        found = [self.scores.get(name) for name in PAPER_SETS]
-        results = [score.result for score in found if score is not None and not score.summary.get("is_part")]
+        """Return the mean accuracy over the paper's five sets and its interval, or None if one is incomplete."""
+        paper_scores = [self.scores.get(name) for name in PAPER_SETS]
+        results = [score.result for score in paper_scores if score is not None and not score.summary.get("is_part")]
         if len(results) < len(PAPER_SETS):
             return None
         accuracies = [result.accuracy for result in results]
-        return scores.mean(accuracies), scores.interval_of_mean(accuracies, [one.interval_95 for one in results])
+        intervals = [result.interval_95 for result in results]
+        return scores.mean(accuracies), scores.interval_of_mean(accuracies, intervals)
 
 
 class PublishedRow(Section):
-    """A row of published.yaml; percent."""
+    """A PublishedRow is a row of published.yaml, in percent."""
 
     name: str
     source: str
@@ -67,16 +68,16 @@ class PublishedRow(Section):
 
 
 def compare(folders: Sequence[Path], *, published: Path | None, out: Path | None) -> None:
-    """Print the table and, of every further row against the first, a paired test per set; write both to `out`.
+    """Print the table and a paired test of every further row against the first, per set. Write both to `out`.
 
-    ConfigError for a folder without results or a damaged file of published rows.
+    Raises ConfigError for a folder without results or a damaged file of published rows.
     """
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise ConfigError(f"--json {out}: {'is a folder' if out.is_dir() else 'its folder is not there'}; name a file")
     if out is not None and out.exists() and out.suffix != ".json":
         raise ConfigError(f"--json {out}: is there already and no .json file; name another file")
-    for number, folder in enumerate(folders):
-        if folder.resolve() in [earlier.resolve() for earlier in folders[:number]]:
+    for index, folder in enumerate(folders):
+        if folder.resolve() in [earlier.resolve() for earlier in folders[:index]]:
             raise ConfigError(f"{folder}: is named twice; give each folder of results once")
     console = Console()
     rows = [row for folder in folders for row in read_rows(folder)]
@@ -84,7 +85,7 @@ def compare(folders: Sequence[Path], *, published: Path | None, out: Path | None
     names = list(dict.fromkeys(name for row in rows for name in row.scores))
     table = _table(rows, literature, names)
     needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
-    Console(width=max(console.width, needed)).print(table)  # a terminal's lines break sooner than a number may
+    Console(width=max(console.width, needed)).print(table)  # a terminal's line may be shorter than the table
     sources = dict.fromkeys(row.source for row in literature)
     cited = [f"{'; '.join(row.name for row in literature if row.source == source)}: {source}" for source in sources]
     say = [*_parts(rows), *_differences_in_drawing(rows), *cited]
@@ -95,12 +96,12 @@ def compare(folders: Sequence[Path], *, published: Path | None, out: Path | None
         own = [
             {"name": row.name, "scores": {name: score.summary for name, score in row.scores.items()}} for row in rows
         ]
-        found = {"rows": own, "tests": tests, "published": [row.model_dump() for row in literature]}
-        replace_text(out, json.dumps(found, indent=1, ensure_ascii=False) + "\n", option="--json")
+        contents = {"rows": own, "tests": tests, "published": [row.model_dump() for row in literature]}
+        replace_text(out, json.dumps(contents, indent=1, ensure_ascii=False) + "\n", option="--json")
 
 
 def read_rows(folder: Path) -> list[ResultRow]:
-    """Return the results in a folder; in a run's folder those of each of its evaluations, the base's before all others.
+    """Return the results in a folder. Of a run's folder, return those of each evaluation, the base's first.
 
     The quickstart evaluates its base under the name `before`.
     """
@@ -108,18 +109,18 @@ def read_rows(folder: Path) -> list[ResultRow]:
         raise ConfigError(f"{folder}: is no folder; give the --out of an evaluation, or a run that was evaluated")
     parent = folder / "eval" if (folder / "eval").is_dir() else folder
     evaluations = [path for path in parent.glob("*") if path.is_dir()]
-    places = [folder, *sorted(evaluations, key=lambda path: (path.name not in ("base", "before"), path.name))]
+    searched = [folder, *sorted(evaluations, key=lambda path: (path.name not in ("base", "before"), path.name))]
     rows = []
-    for place in places:
-        found = {}
-        for file in result_files(place):
+    for evaluation in searched:
+        score_by_set = {}
+        for file in result_files(evaluation):
             summary = read_summary(file)
             answers = read_answers(file.with_suffix(".jsonl"), num=summary["num_problems"] * summary["num_samples"])
-            found[file.stem] = Score(summary, result_of(answers, summary["seed"]))
-        if found:
-            rows.append(ResultRow(str(place), found))
+            score_by_set[file.stem] = Score(summary, result_of(answers, summary["seed"]))
+        if score_by_set:
+            rows.append(ResultRow(str(evaluation), score_by_set))
     if not rows:
-        unfinished = [str(file) for place in places for file in place.glob("*.partial.jsonl")]
+        unfinished = [str(file) for evaluation in searched for file in evaluation.glob("*.partial.jsonl")]
         if unfinished:
             raise ConfigError(f"{unfinished[0]}: is unfinished; give the command that began it again")
         raise ConfigError(f"{folder}: holds no results; give the --out of an evaluation, or a run that was evaluated")
@@ -130,17 +131,17 @@ def read_published(file: Path) -> list[PublishedRow]:
     try:
         return TypeAdapter(list[PublishedRow]).validate_python(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}; mend the file") from None
+        raise ConfigError(f"{file}: cannot be read: {error}; fix the file") from None
 
 
 def paired_tests(first: ResultRow, second: ResultRow) -> list[dict[str, Any]]:
-    """On each set that both were evaluated on with the same problems: second minus first, its interval, a p-value."""
+    """Test second minus first on each set that both hold with the same problems: difference, interval, p-value."""
     tests = []
     for name in _shared(first, second):
         ours, theirs = first.scores[name], second.scores[name]
         if any(ours.summary.get(key) != theirs.summary.get(key) for key in SAME_PROBLEMS):
             continue
-        found = scores.paired_difference(
+        test = scores.paired_difference(
             ours.result.problem_accuracies, theirs.result.problem_accuracies, seed=ours.result.seed
         )
         tests.append(
@@ -148,16 +149,16 @@ def paired_tests(first: ResultRow, second: ResultRow) -> list[dict[str, Any]]:
                 "set": name,
                 "first": first.name,
                 "second": second.name,
-                "difference": found.mean,
-                "interval_95": list(found.interval_95),
-                "p_value": found.p_value,
+                "difference": test.mean,
+                "interval_95": list(test.interval_95),
+                "p_value": test.p_value,
             }
         )
     return tests
 
 
 def _shared(first: ResultRow, second: ResultRow) -> list[str]:
-    """Names of the sets that both have, in order."""
+    """Return the names of the sets that both have, in order."""
     return [name for name in first.scores if name in second.scores]
 
 
@@ -168,8 +169,8 @@ def _table(rows: Sequence[ResultRow], literature: Sequence[PublishedRow], names:
         average = row.average()
         table.add_row(escape(row.name), *cells, "" if average is None else _percent(*average))
     for published in literature:
-        found = [published.scores.get(name) for name in (*names, AVERAGE)]
-        table.add_row(published.name, *("" if value is None else f"{value:.1f}" for value in found), style="dim")
+        cells_of_row = [published.scores.get(name) for name in (*names, AVERAGE)]
+        table.add_row(published.name, *("" if value is None else f"{value:.1f}" for value in cells_of_row), style="dim")
     return table
 
 
@@ -191,7 +192,7 @@ def _percent(value: float, interval: tuple[float, float], mark: str = "") -> str
 
 
 def _parts(rows: Sequence[ResultRow]) -> list[str]:
-    """A line where a score is not of a whole set."""
+    """Return a line for each score that is not of a whole set."""
     return [
         f"* {name} of {row.name}: {score.summary.get('benchmark', 'not the whole set')}"
         for row in rows
@@ -201,7 +202,7 @@ def _parts(rows: Sequence[ResultRow]) -> list[str]:
 
 
 def _differences_in_drawing(rows: Sequence[ResultRow]) -> list[str]:
-    """A line where two rows of a column were not made alike: other problems, or drawn in another way."""
+    """Return a line for each set on which two rows differ in their problems or in how answers were drawn."""
     lines = []
     for row in rows[1:]:
         if not _shared(rows[0], row):
@@ -210,14 +211,14 @@ def _differences_in_drawing(rows: Sequence[ResultRow]) -> list[str]:
             ours, theirs = rows[0].scores[name].summary, row.scores[name].summary
             keys = [key for key in SAME if ours.get(key) != theirs.get(key)]
             if keys:
-                what = ", ".join(f"{key} {_short(ours.get(key))} and {_short(theirs.get(key))}" for key in keys)
+                differences = ", ".join(f"{key} {_short(ours.get(key))} and {_short(theirs.get(key))}" for key in keys)
                 untested = "; not tested against each other" if set(keys) & set(SAME_PROBLEMS) else ""
-                lines.append(f"WARNING {name}: {rows[0].name} and {row.name} differ in {what}{untested}")
+                lines.append(f"WARNING {name}: {rows[0].name} and {row.name} differ in {differences}{untested}")
     return lines
 
 
 def _short(value: Any) -> str:
-    """Return a value as Python writes it, a long one cut.
+    """Return a value as Python writes it, shortened if it is long.
 
     >>> print(_short("transformers"), _short("57f56d629a1c0ffee"))
     'transformers' '57f56d629a1c...'

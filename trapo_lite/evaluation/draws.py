@@ -26,20 +26,20 @@ def evaluate_problems(
 ) -> EvalResult:
     """Sample `num_samples` answers a problem from whatever the engine serves, and grade them.
 
-    Each answer has its own seed, a function of (settings.seed, problem id, sample): so the draws are independent, none
-    is drawn in training, and two checkpoints are compared with the same random numbers.
+    Each answer has a seed of its own, a function of (settings.seed, problem id, sample). So the draws are independent,
+    none repeats a training draw, and two checkpoints are compared with the same random numbers.
 
-    on_group: given a problem's answers as soon as the last of them is graded, whichever problem is done first
+    on_group: called with a problem's answers as soon as the last of them is graded, in the order of completion
     """
     if num_samples < 1:
         raise ValueError(f"eval.num_samples: found {num_samples}; draw at least one answer a problem")
 
-    def answers(number: int, group: Sequence[Rollout]) -> tuple[Answer, ...]:
-        return tuple(Answer.of(rollout, problems[number].answer, decode) for rollout in group)
+    def answers(problem_index: int, group: Sequence[Rollout]) -> tuple[Answer, ...]:
+        return tuple(Answer.of(rollout, problems[problem_index].answer, decode) for rollout in group)
 
-    def hand_on(number: int, group: Sequence[Rollout]) -> None:
+    def hand_on(problem_index: int, group: Sequence[Rollout]) -> None:
         if on_group is not None:
-            on_group(answers(number, group))
+            on_group(answers(problem_index, group))
 
     groups, _ = sample_groups(
         engine,

@@ -1,4 +1,4 @@
-"""The evaluation job: what a model, or a run's adapter on its base, solves of one or more sets of problems."""
+"""Evaluate a model, or a run's adapter on its base, on one or more sets of problems."""
 
 import contextlib
 import time
@@ -36,14 +36,14 @@ from trapo_lite.run.environment import this_environment
 from trapo_lite.run.files import lock, make_folder
 from trapo_lite.run.launch import set_threads
 
-SECONDS_BETWEEN_LINES = 15.0  # of progress, where the output is no terminal
+SECONDS_BETWEEN_LINES = 15.0  # between progress lines, if the output is no terminal
 
 
 def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
-    """Sample, grade, write the results, print a table; by name of the set of problems.
+    """Sample, grade, write the results and print a table. Return the results by name of the set.
 
-    What was interrupted goes on where it was, what is complete is only read.
-    Raises ConfigError, DataError, ModelError or EngineError; nothing is loaded before what can be checked is checked.
+    An interrupted evaluation is resumed, a complete one is only read. Raises ConfigError, DataError, ModelError or
+    EngineError. All checks that need no model run before it is loaded.
     """
     config, console = target.config, Console()
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
@@ -60,7 +60,7 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
         num_problems=target.num_problems,
         allow_part=target.allow_part,
     )
-    require_embeddings(config, tokenizer, [problem for one in sets for problem in one.problems])
+    require_embeddings(config, tokenizer, [problem for problem_set in sets for problem in problem_set.problems])
     base = model_config(config.model)
     check_weight_files(config.model.name)
     max_model_len = require_positions(config, sets, available=num_positions(base))
@@ -68,11 +68,11 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
         require_one_end(config, tokenizer)
     else:
         _require_adapter_fits(config, target.adapter_dir, base)
-    say("\n".join(line for one in sets for line in one.report))
+    say("\n".join(line for problem_set in sets for line in problem_set.report))
     make_folder(target.out)
     with contextlib.ExitStack() as stack:
         stack.enter_context(lock(target.out, option="--out"))
-        logs = [_log_of(target, one, tokenizer) for one in sets]
+        logs = [_log_of(target, problem_set, tokenizer) for problem_set in sets]
         for log in logs:
             if changed := "; ".join(log.code_changes):
                 say(f"WARNING: {log.partial_file}: was begun by other code or versions ({changed})")
@@ -87,20 +87,21 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
             if target.adapter_dir is not None:
                 _publish(engine, target.adapter_dir, dtype=getattr(torch, config.model.dtype))
         results = {}
-        for one, log in zip(sets, logs, strict=True):
+        for problem_set, log in zip(sets, logs, strict=True):
             if engine is not None and verifier is not None and not log.is_complete:
-                _draw(config, one, log, engine, verifier, tokenizer, console)
-            results[one.name] = log.finish(seed=config.run.seed)
+                _draw(config, problem_set, log, engine, verifier, tokenizer, console)
+            results[problem_set.name] = log.finish(seed=config.run.seed)
     if len(sets) == 1:
         say("\n".join(table_lines(target, sets[0], results[sets[0].name])))
     else:
-        say("\n".join([target.model_name, *(brief_line(one, results[one.name]) for one in sets)]))
+        lines = [brief_line(problem_set, results[problem_set.name]) for problem_set in sets]
+        say("\n".join([target.model_name, *lines]))
         say(f"  results    {target.out}; python scripts/compare.py {target.out} [OTHERS ...] [--published]")
     return results
 
 
 def _require_adapter_fits(config: Config, adapter_dir: Path, base: PreTrainedConfig) -> None:
-    """Refuse an adapter of another base, or of another rank than the vLLM engine will be started for."""
+    """Raise an error if the adapter fits another base, or has another rank than the vLLM engine is started for."""
     adapter = read_config(adapter_dir, option="--adapter")
     check_fit(adapter, base)
     read_tensors(adapter)
@@ -133,7 +134,7 @@ def _draw(
     tokenizer: PreTrainedTokenizerBase,
     console: Console,
 ) -> None:
-    """What is missing of one set; each problem's answers are on disk as soon as they are graded."""
+    """Draw the missing answers of one set. Each problem's answers are on disk as soon as they are graded."""
     missing = [problem for problem in problem_set.problems if problem.id not in log.done]
     started = last_line = time.monotonic()
 
@@ -159,7 +160,7 @@ def _draw(
 
 
 def brief_line(problem_set: ProblemSet, result: EvalResult) -> str:
-    """One set among several."""
+    """Return the line for one set among several."""
     low, high = result.interval_95
     drawn = f"{len(result.groups)} problems x {result.num_samples}"
     return (
@@ -169,7 +170,7 @@ def brief_line(problem_set: ProblemSet, result: EvalResult) -> str:
 
 
 def table_lines(target: EvalTarget, problem_set: ProblemSet, result: EvalResult) -> list[str]:
-    """For people."""
+    """Return the lines of a set's report."""
     low, high = result.interval_95
     verdicts = ", ".join(f"{count} {kind}" for kind, count in result.verdicts.items())
     drawn = f"{len(result.groups)} problems x {result.num_samples}"
@@ -179,7 +180,7 @@ def table_lines(target: EvalTarget, problem_set: ProblemSet, result: EvalResult)
         f"  accuracy   {result.accuracy:.3f}  (95 %: {low:.3f} to {high:.3f})",
     ]
     if result.num_samples > 1:
-        passes = ", ".join(f"@{k} {found['value']:.3f}" for k, found in summary["pass_at_k"].items())
+        passes = ", ".join(f"@{k} {estimate['value']:.3f}" for k, estimate in summary["pass_at_k"].items())
         lines.append(f"  pass       {passes}; majority of {result.num_samples}: {summary['majority']['value']:.3f}")
     lines += [
         f"  drawn      {drawn} at temperature {target.config.eval.temperature:g}",

@@ -1,4 +1,4 @@
-"""Multiple-choice rows as problems whose gold is a letter."""
+"""Turn multiple-choice rows into problems whose gold is a letter."""
 
 import hashlib
 import random
@@ -11,10 +11,10 @@ from trapo_lite.data.bad_row import BadRow
 
 
 class OptionColumns(BaseModel):
-    """Where a row holds its question, options and answer; "a.b" is column b inside a.
+    """Name the columns of a row's question, options and answer; "a.b" is column b inside a.
 
     texts, labels, answer:  a list of options, their labels (A, B, ... if there are none) and the right one's label
-    correct, incorrect:     one column an option, the right one first; they are put in an order drawn from the question
+    correct, incorrect:     one column for each option, the right one first; the question seeds the order of the options
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,7 +34,7 @@ class OptionColumns(BaseModel):
 
 
 def choice_problem(fields: dict[str, Any], columns: OptionColumns) -> tuple[str, str]:
-    r"""(question with its options under it, letter of the right one). BadRow where that cannot be told.
+    r"""Return (question with its options, letter of the right one). Raise BadRow if the right option is unclear.
 
     >>> columns = OptionColumns(question="q", texts="o.text", labels="o.label", answer="key")
     >>> choice_problem({"q": "Even?", "o": {"text": ["1", "2"], "label": ["1", "2"]}, "key": "2"}, columns)
@@ -45,7 +45,7 @@ def choice_problem(fields: dict[str, Any], columns: OptionColumns) -> tuple[str,
         texts = [str(column(fields, name)).strip() for name in (columns.correct, *columns.incorrect)]
         order = list(range(len(texts)))
         random.Random(hashlib.sha256(question.encode()).digest()).shuffle(order)
-        texts, right = [texts[place] for place in order], order.index(0)
+        texts, right = [texts[index] for index in order], order.index(0)
     else:
         assert columns.texts is not None and columns.answer is not None
         texts = [str(text).strip() for text in column(fields, columns.texts)]
@@ -61,7 +61,7 @@ def choice_problem(fields: dict[str, Any], columns: OptionColumns) -> tuple[str,
 
 
 def column(fields: dict[str, Any], path: str) -> Any:
-    """What the row holds there; "a.b" is column b inside a. BadRow where there is nothing."""
+    """Return the value at the path; "a.b" is column b inside a. Raise BadRow if there is none."""
     value: Any = fields
     for name in path.split("."):
         value = value.get(name) if isinstance(value, dict) else None

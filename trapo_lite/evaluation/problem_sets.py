@@ -1,4 +1,4 @@
-"""What an evaluation is on: benchmarks or a file of problems, as tokens."""
+"""Read the problems of an evaluation, from benchmarks or a file, as tokens."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +16,11 @@ from trapo_lite.evaluation.registry import Benchmark, read_benchmark, texts_fing
 
 @dataclass(frozen=True)
 class ProblemSet:
-    """name: of its files among the results;  report: lines for people, of what was read;  texts: problems and golds;
-    is_part: it is not the whole of what the benchmark or the file holds."""
+    """A ProblemSet holds the problems of one benchmark or file.
+
+    name: stem of its result files;  report: lines on what was read;  texts: problems and golds;
+    is_part: it is not the whole benchmark or file
+    """
 
     name: str
     title: str
@@ -33,7 +36,7 @@ class ProblemSet:
         return max(len(problem.prompt_ids) for problem in self.problems)
 
     def described(self) -> dict[str, Any]:
-        """For the results: what tells this set from another."""
+        """Return the settings in the results that distinguish this set from others."""
         return {
             "benchmark": self.title,
             "is_part": self.is_part,
@@ -52,11 +55,12 @@ def read_sets(
     num_problems: int | None,
     allow_part: bool,
 ) -> list[ProblemSet]:
-    """The benchmarks, or eval.data where there are none. ConfigError, DataError for what cannot be evaluated on.
+    """Return the benchmarks, or eval.data if there are none.
 
-    num_samples:  draws a problem instead of what the benchmark says
-    num_problems: the first ones of each benchmark; None: all (eval.num_problems is of eval.data)
-    allow_part:   a benchmark's file may hold fewer problems than it has
+    num_samples:  draws for each problem, instead of the benchmark's own number
+    num_problems: use the first ones of each benchmark; None: all (eval.num_problems limits eval.data)
+    allow_part:   a benchmark's file may hold fewer problems than the benchmark
+    Raises ConfigError or DataError if a set cannot be evaluated on.
     """
     require_known_tags(config.data.prompt_template, tokenizer)
     sets = [
@@ -76,7 +80,7 @@ def read_sets(
 
 
 def _read_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> ProblemSet:
-    """Whether there are expert solutions does not matter here."""
+    """Read eval.data. Expert solutions are not needed."""
     source = config.eval.data
     if source is None:
         raise ConfigError(
@@ -111,8 +115,8 @@ def _read_benchmark(
     chosen = pairs[:num_problems]
     prompts = encode(tokenizer, [prompt_text(config.data.prompt_template, problem) for problem, _ in chosen])
     problems = tuple(
-        Problem(f"{name}-{number}", prompt_ids, gold, source=name)
-        for number, (prompt_ids, (_, gold)) in enumerate(zip(prompts, chosen, strict=True))
+        Problem(f"{name}-{index}", prompt_ids, gold, source=name)
+        for index, (prompt_ids, (_, gold)) in enumerate(zip(prompts, chosen, strict=True))
     )
     whole = num_of_whole or len(pairs)
     is_part = len(problems) < whole
@@ -122,7 +126,7 @@ def _read_benchmark(
 
 
 def require_positions(config: Config, sets: Sequence[ProblemSet], *, available: int) -> int:
-    """Tokens of the longest prompt and answer; ConfigError if the model has not the positions for them."""
+    """Return the tokens of the longest prompt and answer. Raise ConfigError if the model has fewer positions."""
     longest = max(sets, key=lambda one: one.longest_prompt)
     prompt, answer = longest.longest_prompt, config.eval.max_response_tokens or config.rollout.max_response_tokens
     needed = prompt + answer

@@ -1,4 +1,4 @@
-"""Sets of problems whose scores are compared with other people's: where they are, how they are put, what they hold."""
+"""Read benchmarks, whose scores are compared with other people's: their source, prompt form and size."""
 
 import difflib
 import hashlib
@@ -23,14 +23,14 @@ Counts = Annotated[list[PositiveInt], Field(min_length=1)]
 
 
 class Columns(Section):
-    """Where a row holds its problem and its gold answer, under names that are not found by themselves."""
+    """Name the columns of a row's problem and gold answer, if the loader does not know them."""
 
     problem: str
     answer: str
 
 
 class Benchmark(Section):
-    """One entry of benchmarks.yaml, which explains the keys."""
+    """A Benchmark is one entry of benchmarks.yaml, which explains the keys."""
 
     title: str
     source: str
@@ -60,7 +60,7 @@ class Benchmark(Section):
 
 
 def load_registry(path: Path) -> dict[str, Benchmark]:
-    """The benchmarks of a YAML file, by name; ConfigError where it is none."""
+    """Return the benchmarks of a YAML file, by name. Raise ConfigError if the file is not a registry."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -68,7 +68,7 @@ def load_registry(path: Path) -> dict[str, Benchmark]:
             f"--registry {path}: {error.strerror}; name a file like trapo_lite/evaluation/benchmarks.yaml"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--registry {path}: not valid YAML: {error}; mend the file") from None
+        raise ConfigError(f"--registry {path}: not valid YAML: {error}; fix the file") from None
     if not isinstance(content, dict) or not content:
         raise ConfigError(
             f"--registry {path}: holds no benchmarks; write NAME: {{title: ..., source: ..., num_problems: ...}}"
@@ -93,8 +93,10 @@ def load_registry(path: Path) -> dict[str, Benchmark]:
 def choose(
     registry: dict[str, Benchmark], names: Sequence[str], *, option: str = "--benchmarks"
 ) -> dict[str, Benchmark]:
-    """Those that `option` names, in that order; NAME=SOURCE reads it from another file or hub id. ConfigError for
-    others, DataError for a file that is not there."""
+    """Return the benchmarks that `option` names, in that order. NAME=SOURCE reads one from another file or hub id.
+
+    Raises ConfigError for unknown names, DataError for a missing file.
+    """
     chosen: dict[str, Benchmark] = {}
     for text in names:
         name, equals, source = text.partition("=")
@@ -123,14 +125,13 @@ def _hint(name: str, registry: dict[str, Benchmark]) -> str:
 def read_benchmark(
     name: str, benchmark: Benchmark, *, allow_part: bool = False
 ) -> tuple[list[tuple[str, str]], int | None]:
-    """(problem as it is put, gold answer) of each problem once, in the order of the source; and how many there would
-    be, or None if these are all.
+    """Return (problem as it is put, gold answer) of each problem once, in order, and the size of the whole set.
 
-    The official evaluation files hold a problem once for every draw. DataError for a row that cannot be read, and
-    where neither the rows nor the different problems are as many as the set has (unless `allow_part`: or fewer): its
-    score would be of something else.
+    The size is None if these are all problems. The official evaluation files hold a problem once for every draw.
+    Raises DataError for a row that cannot be read, and if the number of rows or of different problems is not the set's,
+    because the score would be of another set. `allow_part` allows fewer.
     """
-    found: dict[tuple[str, str], None] = {}
+    pairs: dict[tuple[str, str], None] = {}
     num_rows = 0
     for row in read_rows(benchmark.source, name=name):
         num_rows += 1
@@ -138,26 +139,26 @@ def read_benchmark(
             problem, gold = _question(row, benchmark)
         except BadRow as bad:
             raise DataError(f"data {row.where}: {bad}") from None
-        found[benchmark.template.replace("{problem}", problem), gold] = None
-    is_whole = bool({len(found), num_rows} & set(benchmark.num_problems))
-    is_part = not is_whole and allow_part and len(found) < min(benchmark.num_problems)
+        pairs[benchmark.template.replace("{problem}", problem), gold] = None
+    is_whole = bool({len(pairs), num_rows} & set(benchmark.num_problems))
+    is_part = not is_whole and allow_part and len(pairs) < min(benchmark.num_problems)
     if not is_whole and not is_part:
         expected = " or ".join(f"{count:,}" for count in benchmark.num_problems)
         raise DataError(
-            f"benchmark {name}: {benchmark.source} holds {len(found):,} different problems, {benchmark.title} has "
+            f"benchmark {name}: {benchmark.source} holds {len(pairs):,} different problems, {benchmark.title} has "
             f"{expected}; give the whole set"
-            + (", or say --partial" if len(found) < min(benchmark.num_problems) else "")
+            + (", or say --partial" if len(pairs) < min(benchmark.num_problems) else "")
         )
-    return list(found), benchmark.num_problems[0] if is_part else None
+    return list(pairs), benchmark.num_problems[0] if is_part else None
 
 
 def texts_fingerprint(texts: Sequence[object]) -> str:
-    """What tells one set of problems, or of problems and golds, from another."""
+    """Return a hash that identifies a set of problems, or of problems and golds."""
     return hashlib.sha256(repr(tuple(texts)).encode()).hexdigest()
 
 
 def _question(row: Row, benchmark: Benchmark) -> tuple[str, str]:
-    """Rows that already hold one text and its answer are read as any other, whatever columns the set has on the hub."""
+    """Return (problem, gold). A row with `reward_model` is a training row, whatever columns the hub's set has."""
     if benchmark.columns is not None and "reward_model" not in row.fields and row.bad is None:
         named = benchmark.columns.model_dump()
         row = replace(row, fields={key: column(row.fields, name) for key, name in named.items()})

@@ -1,4 +1,4 @@
-"""Grade the answers of an evaluation again, by the rules of this version; nothing is drawn."""
+"""Grade the answers of an evaluation again by the rules of this version. Nothing is drawn."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from trapo_lite.run.files import lock, make_folder, replace_text
 
 @dataclass(frozen=True)
 class Regraded:
-    """The answers beside NAME.json with new verdicts, and the numbers made of them."""
+    """Hold the answers beside NAME.json with new verdicts, and the numbers computed from them."""
 
     summary_file: Path
     summary: dict[str, Any]
@@ -26,21 +26,21 @@ class Regraded:
     num_changed: int
 
     def write(self, folder: Path) -> None:
-        """Both files, under their old names."""
+        """Write both files, under their old names."""
         replace_text(folder / self.summary_file.with_suffix(".jsonl").name, _lines(self.result.answers))
         replace_text(folder / self.summary_file.name, _to_json(self.summary))
 
 
 def regrade(folder: Path, overrides: Sequence[str], *, out: Path | None = None) -> dict[str, EvalResult]:
-    """Grade the answers in a folder of results again, by the verifier as it is now; nothing is drawn.
+    """Grade the answers in a folder of results again, by the current verifier.
 
-    A box is required if it was, unless an override says otherwise. out: for the new verdicts; None: over the old ones.
-    ConfigError where the folder holds none, DataError where they cannot be read.
+    A box is required if it was before, unless an override says otherwise. out: for the new verdicts; None: replace the
+    old ones. Raises ConfigError if the folder holds no answers, DataError if they cannot be read.
     """
     config = load_config(overrides=overrides)
-    other = next((text for text in overrides if not text.startswith("reward.")), None)
-    if other is not None:
-        raise ConfigError(f"--regrade: draws nothing, so {other} says nothing; leave it out")
+    unused_override = next((text for text in overrides if not text.startswith("reward.")), None)
+    if unused_override is not None:
+        raise ConfigError(f"--regrade: draws nothing, so {unused_override} says nothing; leave it out")
     kept_rules = () if sets("reward.require_box", overrides) else ("require_box",)
     files = result_files(folder)
     if not files:
@@ -50,23 +50,23 @@ def regrade(folder: Path, overrides: Sequence[str], *, out: Path | None = None) 
         if taken:
             raise ConfigError(f"--out {out}: holds {taken[0]} already; choose another folder for the new verdicts")
         make_folder(out)
-    found: list[Regraded] = []
+    regraded_sets: list[Regraded] = []
     with lock(out or folder, option="--regrade" if out is None else "--out"):
         for file in files:
             summary = read_summary(file)
             section = config.reward.model_copy(update={key: summary[key] for key in kept_rules if key in summary})
             rules = {"require_box": section.require_box, "verifier": verifier_fingerprint()}
             with MathVerifier.from_config(section) as verifier:
-                found.append(regraded(file, verifier, rules=rules))
-        for one in found:  # all of them, or none where it was interrupted
-            one.write(out or folder)
-            changed = f"{one.num_changed} of {len(one.result.answers)} verdicts changed"
-            print(f"{one.summary_file.stem}: {one.result.accuracy:.3f}; {changed}")
-    return {one.summary_file.stem: one.result for one in found}
+                regraded_sets.append(regraded(file, verifier, rules=rules))
+        for regraded_set in regraded_sets:  # write all of them, or none if grading was interrupted
+            regraded_set.write(out or folder)
+            changed = f"{regraded_set.num_changed} of {len(regraded_set.result.answers)} verdicts changed"
+            print(f"{regraded_set.summary_file.stem}: {regraded_set.result.accuracy:.3f}; {changed}")
+    return {regraded_set.summary_file.stem: regraded_set.result for regraded_set in regraded_sets}
 
 
 def regraded(summary_file: Path, verifier: Grader, *, rules: Mapping[str, Any]) -> Regraded:
-    """Grade the answers beside NAME.json again. rules: what to say of the verifier. Nothing is written."""
+    """Return the answers beside NAME.json with new verdicts. rules: the verifier's entries. Nothing is written."""
     answers_file, summary = summary_file.with_suffix(".jsonl"), read_summary(summary_file)
     before = read_answers(answers_file, num=summary["num_problems"] * summary["num_samples"])
     verdicts = verifier.grade([(answer.completion, answer.gold) for answer in before])

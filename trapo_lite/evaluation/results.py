@@ -1,4 +1,4 @@
-"""How often a policy solves problems by itself: independent unguided draws, graded."""
+"""Hold graded answers, and how often a policy solves problems without guidance."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from trapo_lite.reward.spelling import spelling
 
 @dataclass(frozen=True)
 class Answer:
-    """One draw, with all that it takes to grade it again: a line of the results.
+    """An Answer is one draw, one line of the results, with all that is needed to grade it again.
 
     completion: its text, without special tokens;  answer: the part of it that was graded
     """
@@ -48,13 +48,13 @@ class Answer:
 
     @classmethod
     def from_row(cls, row: Any) -> "Answer":
-        """Return the answer that `to_row` gave; ValueError for anything that it cannot have given."""
+        """Return the answer that `to_row` wrote. Raise ValueError for anything else."""
         if not isinstance(row, dict) or row.keys() != {field.name for field in fields(cls)}:
             raise ValueError("it is no answer, or not of this version")
         answer = cls(**row)
         texts = (answer.problem_id, answer.completion, answer.finish_reason, answer.gold)
         are_texts = all(isinstance(text, str) for text in texts) and isinstance(answer.answer, str | None)
-        are_counts = all(type(number) is int and number >= 0 for number in (answer.sample, answer.num_tokens))
+        are_counts = all(type(count) is int and count >= 0 for count in (answer.sample, answer.num_tokens))
         if not (are_texts and are_counts and answer.verdict in get_args(VerdictKind)):
             raise ValueError(f"its fields are not those of an answer: {row!r:.200}")
         return answer
@@ -62,7 +62,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """groups[i]: all answers to one problem, equally many to each. NaN without problems. seed: of the bootstrap."""
+    """Hold all answers by problem, equally many for each. Shares are NaN without problems. seed: of the bootstrap."""
 
     groups: tuple[tuple[Answer, ...], ...]
     seed: int
@@ -77,16 +77,16 @@ class EvalResult:
 
     @property
     def problem_accuracies(self) -> list[float]:
-        """Share of a problem's samples that are correct."""
+        """Return the share of correct samples of each problem."""
         return self.problem_pass_rates(1)
 
     def problem_pass_rates(self, k: int) -> list[float]:
-        """pass@k of each problem."""
+        """Return pass@k of each problem."""
         return [scores.pass_at_k(len(group), sum(a.is_correct for a in group), k) for group in self.groups]
 
     @property
     def problem_majorities(self) -> list[float]:
-        """maj@k of each problem, over all its samples; answers that say the same number in the same way are one."""
+        """Return maj@k of each problem, over all its samples. Answers with the same spelling are one answer."""
         return [
             scores.majority_at_k(
                 [None if a.answer is None else spelling(a.answer) for a in group], [a.is_correct for a in group]
@@ -96,17 +96,17 @@ class EvalResult:
 
     @property
     def accuracy(self) -> float:
-        """Mean over problems of the mean over samples (avg@k)."""
+        """Return the mean over problems of the mean over samples (avg@k)."""
         return scores.mean(self.problem_accuracies)
 
     @property
     def interval_95(self) -> tuple[float, float]:
-        """Of the accuracy on problems like these."""
+        """Return the 95 % interval of the accuracy on such problems."""
         return scores.interval_95(self.problem_accuracies, seed=self.seed)
 
     @property
     def verdicts(self) -> dict[str, int]:
-        """Verdict -> how many answers."""
+        """Return the number of answers by verdict."""
         return dict(sorted(Counter(answer.verdict for answer in self.answers).items()))
 
     @property
@@ -115,7 +115,7 @@ class EvalResult:
 
     @property
     def truncated_share(self) -> float:
-        """Share of answers cut at the length limit."""
+        """Return the share of answers cut at the length limit."""
         return scores.mean([answer.finish_reason == "length" for answer in self.answers])
 
     @property
@@ -123,7 +123,7 @@ class EvalResult:
         return scores.mean([answer.num_tokens for answer in self.answers])
 
     def metrics(self) -> dict[str, Mean]:
-        """Names from `metrics.TABLE`, to be added up over ranks."""
+        """Return sums under names of `metrics.TABLE`, to be added up over ranks."""
         correct = sum(answer.is_correct for answer in self.answers)
         cut = sum(answer.finish_reason == "length" for answer in self.answers)
         late = sum(answer.verdict == "timeout" for answer in self.answers)
@@ -131,7 +131,7 @@ class EvalResult:
         return {name: Mean(float(count), len(self.answers)) for name, count in counts.items()}
 
     def summary(self) -> dict[str, Any]:
-        """For JSON: null where there is no data. `accuracy` is avg@num_samples."""
+        """Return the numbers for JSON, null if there is no data. `accuracy` is avg@num_samples."""
         numbers: dict[str, Any] = {
             "accuracy": self.accuracy,
             "interval_95": list(self.interval_95),
@@ -153,6 +153,6 @@ class EvalResult:
         return {"value": scores.mean(values), "interval_95": list(scores.interval_95(values, seed=self.seed))}
 
     def _powers_of_two(self) -> list[int]:
-        """1, 2, 4, ... and all samples."""
+        """Return 1, 2, 4, ... and the number of samples."""
         powers = [2**n for n in range(self.num_samples.bit_length()) if 2**n < self.num_samples]
         return [*powers, self.num_samples]

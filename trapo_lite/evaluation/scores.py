@@ -1,6 +1,6 @@
-"""Numbers of an evaluation, from verdicts: avg@k, pass@k, maj@k, their intervals, and whether two runs differ.
+"""Compute an evaluation's numbers from verdicts: avg@k, pass@k, maj@k, intervals, and whether two runs differ.
 
-Everywhere a benchmark is a sequence of problems, each with equally many independent draws.
+A benchmark is a sequence of problems here, each with equally many independent draws.
 """
 
 import math
@@ -13,17 +13,17 @@ from torch import Tensor
 
 NUM_RESAMPLES = 10_000
 RESAMPLES_AT_ONCE = 500
-_Z = 1.959964  # of a normal distribution, 95 % lie within
+_Z = 1.959964  # 95 % of a normal distribution lie within this many standard deviations
 
 
 def pass_at_k(num_draws: int, num_correct: int, k: int) -> float:
-    """Probability that k draws without replacement from these hold a correct one (Chen et al. 2021, arXiv:2107.03374).
+    """Return the probability that k draws without replacement from these hold a correct one.
 
     >>> pass_at_k(4, 1, 1), pass_at_k(4, 1, 2), pass_at_k(4, 3, 2)
     (0.25, 0.5, 1.0)
 
-    Its mean over sets of draws is the probability that k fresh draws hold one: unbiased. ValueError unless
-    1 <= k <= num_draws.
+    Its mean over sets of draws is the probability that k fresh draws hold one, so it is unbiased. Raises ValueError
+    unless 1 <= k <= num_draws. Source: Chen et al. 2021, arXiv:2107.03374.
     """
     if not 1 <= k <= num_draws:
         raise ValueError(f"pass_at_k: k={k} of {num_draws} draws; take 1 to {num_draws}")
@@ -31,15 +31,15 @@ def pass_at_k(num_draws: int, num_correct: int, k: int) -> float:
 
 
 def majority_at_k(answers: Sequence[str | None], are_correct: Sequence[bool]) -> float:
-    """Is the answer that most draws gave correct? 1 or 0; the correct share of the answers that are equally frequent.
+    """Return 1 if the most frequent answer is correct, else 0. Of equally frequent answers, return the correct share.
 
     >>> majority_at_k(["7", "8", "7", None], [True, False, True, False])
     1.0
     >>> majority_at_k(["7", "8"], [True, False]), majority_at_k([None, None, "8"], [False, False, True])
     (0.5, 1.0)
 
-    answers: spelt alike where they are the same; None, no answer, has no vote. Without any vote it is 0. Draws that are
-    spelt alike but judged differently (a verdict that timed out) count by their correct share.
+    answers: the same spelling for the same answer; None has no vote, and without any vote the result is 0. Draws of one
+    spelling with different verdicts (one timed out) count by their correct share.
     """
     votes = Counter(answer for answer in answers if answer is not None)
     if not votes:
@@ -53,20 +53,22 @@ def majority_at_k(answers: Sequence[str | None], are_correct: Sequence[bool]) ->
 
 
 def mean(values: Sequence[float]) -> float:
-    """NaN, never 0, of nothing."""
+    """Return the mean, or NaN (never 0) of no values."""
     return sum(values) / len(values) if values else math.nan
 
 
 def interval_95(values: Sequence[float], *, seed: int) -> tuple[float, float]:
-    """Of the mean over problems like these: bootstrap, or Wilson's where all values are 0 or all are 1: every resample
-    is the same then, and says nothing. NaN without values."""
+    """Return the 95 % interval of the mean: bootstrap, or Wilson's if all values are 0 or all are 1.
+
+    Every resample is the same then, and says nothing. Returns NaN without values.
+    """
     if values and set(values) in ({0.0}, {1.0}):
         return wilson_interval(round(sum(values)), len(values))
     return bootstrap_interval(values, seed=seed)
 
 
 def bootstrap_interval(values: Sequence[float], *, seed: int) -> tuple[float, float]:
-    """Percentiles 2.5 and 97.5 of the mean of `values` resampled with replacement.
+    """Return percentiles 2.5 and 97.5 of the mean of `values` resampled with replacement.
 
     >>> bootstrap_interval([0.0, 1.0], seed=0)
     (0.0, 1.0)
@@ -77,8 +79,9 @@ def bootstrap_interval(values: Sequence[float], *, seed: int) -> tuple[float, fl
 
 
 def interval_of_mean(estimates: Sequence[float], intervals: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Of the mean of independent estimates, from the interval of each: distances to the ends add up as variances do
-    (MOVER; Zou and Donner, Statistics in Medicine 27, 2008).
+    """Return the interval of the mean of independent estimates, from the interval of each.
+
+    Distances to the ends add up as variances do (MOVER; Zou and Donner, Statistics in Medicine 27, 2008).
 
     >>> low, high = interval_of_mean([0.5, 0.5], [(0.2, 0.9), (0.1, 0.8)])
     >>> round(low, 3), round(high, 3)
@@ -90,7 +93,7 @@ def interval_of_mean(estimates: Sequence[float], intervals: Sequence[tuple[float
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a share.
+    """Return Wilson's 95 % score interval of a share.
 
     >>> low, high = wilson_interval(10, 10)
     >>> round(low, 3), round(high, 3)
@@ -99,16 +102,16 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     share = successes / trials
     centre = (share + _Z * _Z / (2 * trials)) / (1 + _Z * _Z / trials)
     half = _Z / (1 + _Z * _Z / trials) * math.sqrt(share * (1 - share) / trials + _Z * _Z / (4 * trials * trials))
-    low = 0.0 if successes == 0 else centre - half  # by arithmetic 0 up to rounding; and so at the other end
+    low = 0.0 if successes == 0 else centre - half  # exactly 0, without rounding; the other end likewise
     return low, 1.0 if successes == trials else centre + half
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two runs on the same problems: second minus first.
+    """Compare two runs on the same problems: second minus first.
 
-    p_value: how often a difference at least as large comes out when each problem's two values change places at random,
-             which they may where the runs are equally good (two-sided permutation test)
+    p_value: how often a difference at least as large results if each problem's two values are swapped at random, as
+             if the runs were equally good (two-sided permutation test)
     """
 
     mean: float
@@ -117,15 +120,15 @@ class Difference:
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float], *, seed: int) -> Difference:
-    """first[i], second[i]: values of one problem under two runs, such as its avg@k. ValueError without problems."""
+    """Compare the values of each problem under two runs, such as its avg@k. Raise ValueError without problems."""
     if not first or len(first) != len(second):
         raise ValueError(f"paired_difference: {len(first)} and {len(second)} values; give two of each problem")
     gaps = torch.tensor(second, dtype=torch.float64) - torch.tensor(first, dtype=torch.float64)
-    found = gaps.mean().abs().item()
+    observed = gaps.mean().abs().item()
     generator = torch.Generator().manual_seed(seed)
-    # The observed difference is one of the possible ones: no p-value is 0.
+    # The observed difference is one of the possible ones, so that no p-value is 0.
     as_large = 1 + sum(
-        int((_swapped_means(gaps, generator).abs() >= found - 1e-12).sum())
+        int((_swapped_means(gaps, generator).abs() >= observed - 1e-12).sum())
         for _ in range(NUM_RESAMPLES // RESAMPLES_AT_ONCE)
     )
     return Difference(gaps.mean().item(), bootstrap_interval(gaps.tolist(), seed=seed), as_large / (NUM_RESAMPLES + 1))

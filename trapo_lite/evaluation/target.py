@@ -13,19 +13,20 @@ from trapo_lite.evaluation.registry import Benchmark, choose, load_registry
 from trapo_lite.model.saved_adapter import read_config, read_shapes
 from trapo_lite.run.folder import final_adapter, load_run_config
 
-WHOLE_CARD = 0.9  # rollout.gpu_memory_fraction where no trainer shares the card
+WHOLE_CARD = 0.9  # rollout.gpu_memory_fraction if no trainer shares the card
 
 
 @dataclass(frozen=True)
 class EvalTarget:
-    """What is evaluated, on what, and where the results go: `out`/NAME.json and, beside it, the answers in NAME.jsonl.
+    """Hold what is evaluated, on which problems, and where the results go.
 
+    out:          folder for NAME.json and, beside it, the answers in NAME.jsonl
     adapter_dir:  a PEFT adapter on config.model; None: the model by itself
     benchmarks:   by name; empty: config.eval.data
-    num_samples:  draws a problem of the benchmarks; None: what each says
-    num_problems: the first ones of each benchmark; None: all
-    allow_part:   a benchmark's file may hold fewer problems than it has
-    restart:      forget what is in `out` of the same names
+    num_samples:  draws for each problem of the benchmarks; None: each benchmark's own number
+    num_problems: use the first ones of each benchmark; None: all
+    allow_part:   a benchmark's file may hold fewer problems than the benchmark
+    restart:      discard results of the same names in `out`
     """
 
     config: Config
@@ -59,11 +60,11 @@ def target_from_arguments(
     config: Sequence[str],
     overrides: Sequence[str],
 ) -> EvalTarget:
-    """What scripts/evaluate.py was asked for; ConfigError where options contradict each other or name nothing.
+    """Return the target of scripts/evaluate.py's arguments. Raise ConfigError if they contradict or name nothing.
 
-    run:   its adapter (`adapter`, by default run/adapter) unmerged on its base, or with `base` the base alone;
+    run:   evaluate its adapter (`adapter`, by default run/adapter) unmerged on its base, or the base alone with `base`;
            results in run/eval/NAME
-    model: by itself; results in ./eval/NAME, or ./eval/RUN-merged of RUN/merged
+    model: evaluate it by itself; results in ./eval/NAME, or ./eval/RUN-merged for RUN/merged
     """
     if num_samples is not None and num_samples < 1:
         raise ConfigError(f"--num-samples: found {num_samples}; draw at least one answer a problem")
@@ -86,7 +87,7 @@ def target_from_arguments(
     else:
         adapter_dir = _adapter_of(run, adapter, base=base)
         name = "base" if adapter_dir is None else adapter_dir.resolve().name
-    if not sets("rollout.gpu_memory_fraction", overrides):  # the configuration's leaves room for a trainer
+    if not sets("rollout.gpu_memory_fraction", overrides):  # the configuration's value leaves room for a trainer
         rollout = resolved.rollout.model_copy(update={"gpu_memory_fraction": WHOLE_CARD})
         resolved = resolved.model_copy(update={"rollout": rollout})
     if data is not None:
@@ -99,7 +100,7 @@ def target_from_arguments(
         out=out or (Path("eval") if run is None else run / "eval") / name,
         benchmarks=choose(load_registry(registry), benchmarks) if benchmarks else {},
         num_samples=num_samples,
-        # The configuration's is for the small set that training looks at now and then.
+        # The configuration's number is for the small set that is evaluated during training.
         num_problems=resolved.eval.num_problems if sets("eval.num_problems", overrides) else None,
         allow_part=allow_part,
         restart=restart,
@@ -107,7 +108,7 @@ def target_from_arguments(
 
 
 def _name_of(model: str) -> str:
-    """RUN-merged of a folder RUN/merged, NAME of a hub id OWNER/NAME."""
+    """Return RUN-merged for a folder RUN/merged, NAME for a hub id OWNER/NAME."""
     folder = Path(model)
     return "-".join(folder.resolve().parts[1:][-2:]) if folder.is_dir() else folder.name
 

@@ -1,8 +1,8 @@
-"""Merge base and adapter into one checkpoint, and refuse it if it is not the policy that was trained.
+"""Merge base and adapter into one checkpoint, and refuse it if it is not the trained policy.
 
     base in float32 -> + alpha / r * B A -> rounded once -> saved beside `out` -> loaded again, compared -> renamed
 
-A checkpoint that fails the comparison is deleted; one that stands at `out` has passed it.
+A checkpoint that fails the comparison is deleted, so that a checkpoint at `out` has passed it.
 """
 
 import json
@@ -81,8 +81,8 @@ def export_merged(
     """Write base + adapter to the folder `out` as one safetensors checkpoint with tokenizer and generation config.
 
     eos_token: the token that ends answers; None: the tokenizer's own
-    trained:   the environment.json of the run that the adapter is from; kept in that of the checkpoint
-    An nf4 base is the de-quantised one: that is what the adapter was trained on.
+    trained:   the environment.json of the adapter's run; it is kept in that of the checkpoint
+    An nf4 base is de-quantised, because the adapter was trained on the de-quantised weights.
     Raises ExportError, and leaves `out` as it was, for a missing or foreign adapter, an `out` in use, a full disk, and
     a checkpoint that differs from base + adapter by more than `ExportReport.refusal` allows.
     """
@@ -103,7 +103,7 @@ def export_merged(
         record = json.dumps({"exported": made_by, "trained": list(trained)}, indent=1, ensure_ascii=False)
         (partial / "environment.json").write_text(record + "\n", encoding="utf-8")
         _move_into_place(partial, out)
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         raise ExportError(f"{out}: cannot be written: {error}; make room or choose another --out") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -141,16 +141,16 @@ def _write_checked(
 
 
 def load_float32_base(section: ModelSection) -> PreTrainedModel:
-    """The base in float32 on the CPU. nf4: loaded as for training, then de-quantised."""
+    """Load the base in float32 on the CPU. An nf4 base is loaded as for training, then de-quantised."""
     if section.quantize == "none":
         return load_base(section.model_copy(update={"dtype": "float32"}), device="cpu", attention="sdpa").eval()
     base = load_base(section, device="cpu", attention="sdpa").dequantize(dtype=torch.float32)
-    return _rounded_(base, torch.float32).eval()  # what is not quantised is still in section.dtype
+    return _rounded_(base, torch.float32).eval()  # unquantised weights are still in section.dtype
 
 
 @torch.inference_mode()
 def logprobs(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
-    """log p of every token after the first of its sequence, one sequence after the other: (n,), float64."""
+    """Return log p of every token after the first of its sequence, all sequences in one tensor: (n,), float64."""
     values = []
     for token_ids in sequences:
         ids = torch.tensor([list(token_ids)])
@@ -173,27 +173,27 @@ def _with_adapter(base: PreTrainedModel, adapter: AdapterConfig) -> Any:
 
 
 def _rounded_(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """In place, weights only: RoPE's frequencies are buffers and stay in float32."""
+    """Round the weights in place. RoPE's frequencies are buffers and stay in float32."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model
 
 
 def _dithered_(model: PreTrainedModel) -> PreTrainedModel:
-    """In place: every weight moved at random by up to half a unit in bfloat16's last place, as rounding moves it.
+    """Move every weight in place at random by up to half a unit in bfloat16's last place, as rounding does.
 
-    What is in bfloat16 already cannot be rounded again to see what rounding costs.
+    Weights that are in bfloat16 already cannot be rounded again to measure the error of rounding.
     """
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         _, exponent = torch.frexp(parameter.data)
-        unit = torch.ldexp(parameter.data.ne(0).float(), exponent - 8)  # 8 bits of precision, the leading one included
+        unit = torch.ldexp(parameter.data.ne(0).float(), exponent - 8)  # 8 bits of precision, including the leading one
         parameter.data += (torch.rand(parameter.shape, generator=generator) - 0.5) * unit
     return model
 
 
 def _save(merged: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase, eos_id: int) -> None:
-    """Sampling defaults are those of training, temperature 1 and nothing cut off, whatever the base came with."""
+    """Save model and tokenizer. Sampling defaults are those of training: temperature 1, no truncation."""
     needed = sum(p.numel() * p.element_size() for p in merged.parameters())
     free = shutil.disk_usage(folder.parent).free
     if needed > free:
@@ -206,10 +206,10 @@ def _save(merged: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerB
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, eos_id: int) -> None:
-    """Save the tokenizer, with the token that ends answers as its EOS, so that the checkpoint by itself stops there.
+    """Save the tokenizer, with the token that ends answers as its EOS, so that serving stops there.
 
-    A token of the plain vocabulary is not made the EOS: as a special token it would be cut out of every text. Then only
-    config.json and generation_config.json name it, and evaluation asks for data.eos_token.
+    A token of the plain vocabulary is not made the EOS: as a special token it would be removed from every text. Then
+    only config.json and generation_config.json name it, and evaluation needs data.eos_token.
     """
     if eos_id in tokenizer.added_tokens_decoder:
         tokenizer.eos_token = tokenizer.added_tokens_decoder[eos_id].content
@@ -218,13 +218,13 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, eos_id: in
     except Exception as error:
         if type(error) is not Exception:
             raise
-        raise OSError(str(error)) from None  # the library of fast tokenizers has no other class for a failed write
+        raise OSError(str(error)) from None  # the Rust library has no other class for a failed write
     if eos_id in tokenizer.added_tokens_decoder and end_of_text_id(load_tokenizer(str(folder))) != eos_id:
         raise ExportError(f"{folder}: the saved tokenizer does not end texts with token {eos_id}; report this")
 
 
 def _move_into_place(partial: Path, out: Path) -> None:
-    for weights in partial.glob("*.safetensors"):  # written for their owner only
+    for weights in partial.glob("*.safetensors"):  # safetensors makes them readable for their owner only
         weights.chmod((partial / "config.json").stat().st_mode)
     for path in (*partial.iterdir(), partial):
         handle = os.open(path, os.O_RDONLY)
@@ -236,7 +236,7 @@ def _move_into_place(partial: Path, out: Path) -> None:
 
 
 def _checked_adapter(adapter_dir: Path, model: ModelSection) -> AdapterConfig:
-    """Read the adapter's configuration; ExportError unless it is a plain LoRA adapter that fits the model."""
+    """Read the adapter's configuration. Raise ExportError unless it is a plain LoRA adapter that fits the model."""
     try:
         adapter = read_config(adapter_dir, option="--adapter")
         check_fit(adapter, model_config(model))

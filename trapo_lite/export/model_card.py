@@ -1,4 +1,4 @@
-"""README.md of an exported checkpoint, and of an adapter."""
+"""Write README.md of an exported checkpoint, and of an adapter."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -72,9 +72,10 @@ def model_card(
     results: Sequence[str],
     environment: Mapping[str, Any],
 ) -> str:
-    """adapter: PEFT's adapter_config.json.   results: lines of the log-prob comparison.
+    """Return the README of a merged checkpoint.
 
-    environment: what merges, by `environment.this_environment`
+    adapter: PEFT's adapter_config.json.   results: lines of the log-prob comparison.
+    environment: of the merging process, from `environment.this_environment`
     """
     versions = environment["versions"]
     overrides = "".join(f"| config override | `{key}: {value}` |\n" for key, value in model.config_overrides.items())
@@ -97,11 +98,11 @@ def model_card(
 def adapter_card(*, model: ModelSection, adapter: Mapping[str, Any], eos_token: str, max_rank: int) -> str:
     """Return the README of an adapter that has not been merged.
 
-    adapter: PEFT's adapter_config.json.   max_rank: what vLLM has to be told
+    adapter: PEFT's adapter_config.json.   max_rank: for vLLM's --max-lora-rank
     """
     base = adapter["base_model_name_or_path"]
     return ADAPTER_CARD.format(
-        hub_base="" if base.startswith("/") else f"base_model: {base}\n",  # the hub refuses a folder's name
+        hub_base="" if base.startswith("/") else f"base_model: {base}\n",  # the hub rejects a folder's name
         base=base,
         quantized=QUANTIZED_BASE if model.quantize == "nf4" else "",
         r=adapter["r"],

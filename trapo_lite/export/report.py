@@ -1,4 +1,4 @@
-"""How near a merged checkpoint comes to the policy it was made of, and how near it must come."""
+"""Measure how far a merged checkpoint is from its policy, and how far it may be."""
 
 import math
 from dataclasses import dataclass
@@ -10,25 +10,26 @@ from torch import Tensor
 ExportDtype = Literal["float32", "bfloat16"]
 
 FLOAT32_MEAN_ERROR, FLOAT32_MAX_ERROR = 1e-4, 1e-3
-"""nats: nothing is rounded, only the order of the sums differs. On random tokens, which a trained model finds most
-unlikely, a million parameters came to a mean of 4e-6 and a max of 8e-5."""
+"""Largest errors of a float32 checkpoint, in nats. Nothing is rounded, only the order of the sums differs. On random
+tokens, which a trained model finds most unlikely, a million parameters gave a mean of 4e-6 and a max of 8e-5.
+"""
 ROUNDING_FACTOR = 3.0
-"""A bfloat16 checkpoint may be this many times as far off as moving its weights at random, within half a unit in the
-last place, takes it. Found: 0.1 to 1."""
+"""Largest accepted error of a bfloat16 checkpoint, as a multiple of the error that random rounding causes. Measured:
+0.1 to 1.
+"""
 SURVIVAL = (0.8, 1.2)
-"""Projection of what the checkpoint changes on what the adapter changes: 1 all of it, 0 lost in the rounding."""
+"""Allowed projection of the checkpoint's change on the adapter's change: 1 is all of it, 0 is lost in rounding."""
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """How the saved checkpoint's log-probs, computed in float32, differ from those of base + adapter; all in nats.
+    """Hold how the saved checkpoint's log-probs differ from those of base + adapter, in nats, computed in float32.
 
     mean_error, max_error: of |saved - policy|, over num_tokens tokens
-    rounding_noise:        mean |change| when every saved weight is moved at random as far as rounding moved it; 0 for
+    rounding_noise:        mean |change| if every saved weight is moved at random as far as rounding moved it; 0 for
                            float32
-    effect:                mean |policy - base|: what the adapter does
-    survival:              projection of (saved - base) on (policy - base); None where the error is so large beside the
-                           effect that it cannot be told
+    effect:                mean |policy - base|: the effect of the adapter
+    survival:              projection of (saved - base) on (policy - base); None if the error is too large to measure it
     """
 
     out: Path
@@ -41,7 +42,7 @@ class ExportReport:
     survival: float | None
 
     def refusal(self) -> str | None:
-        """What is wrong with the checkpoint and what to do, or None."""
+        """Return what is wrong with the checkpoint and what to do, or None."""
         cure = "; export with --dtype float32, or serve the adapter unmerged" if self.dtype == "bfloat16" else ""
         errors = f"mean |error| {self.mean_error:.3g}, max {self.max_error:.3g} nats over {self.num_tokens} tokens"
         if not math.isfinite(self.mean_error):
@@ -62,7 +63,7 @@ class ExportReport:
         return None
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the report as lines of text."""
         kept = "too small to tell from rounding" if self.survival is None else f"{self.survival:.3f} of it kept"
         return [
             f"{self.out}: merged checkpoint in {self.dtype}",
@@ -75,10 +76,10 @@ class ExportReport:
 def compare(
     saved: Tensor, policy: Tensor, base: Tensor, *, out: Path, dtype: ExportDtype, rounding_noise: float
 ) -> ExportReport:
-    """The report on log-probs of the same tokens, each (n,), float64.
+    """Compare log-probs of the same tokens, each (n,), float64.
 
-    The projection on the effect d has the standard error |r| / |d| / sqrt(n), r being what is orthogonal to d; it is
-    reported if four of them fit into what `SURVIVAL` allows.
+    The projection on the effect d has the standard error |r| / |d| / sqrt(n), where r is orthogonal to d. It is
+    reported if four standard errors fit into the range that `SURVIVAL` allows.
     """
     error, effect, change = saved - policy, policy - base, saved - base
     survival = None

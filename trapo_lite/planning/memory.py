@@ -1,8 +1,7 @@
-"""How much memory of each GPU a step takes, part by part, and how long it takes: arithmetic, nothing is loaded.
+"""Estimate the memory of each GPU in a step, part by part, and the step's time, by arithmetic. Nothing is loaded.
 
 Weights, adapter and optimizer are exact. What autograd keeps of a decoder layer was counted with saved-tensor hooks
-(tests/planning/test_memory_plan.py counts again); allocator and CUDA contexts are allowed for by `RESERVE` and
-`FRAGMENTATION`.
+(tests/planning/test_memory_plan.py counts again). `RESERVE` and `FRAGMENTATION` allow for allocator and CUDA contexts.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,25 +17,25 @@ from trapo_lite.run.gpus import GIB, Gpu
 
 Change = Callable[[Config], Config]
 
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, a byte for 64 of them, and 4 bytes for 256 of those
-ENGINE_NF4_BYTES = 0.5 + 4 / 64  # the engine keeps a float32 for 64 of them
-ADAPTER_SLOTS = 2  # the engine's max_loras: the adapter that it serves and the next
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, a byte per 64 weights, 4 bytes per 256 of these bytes
+ENGINE_NF4_BYTES = 0.5 + 4 / 64  # the engine keeps a float32 per 64 weights
+ADAPTER_SLOTS = 2  # the engine's max_loras: the adapter in use and the next one
 RESERVE = 1.5 * GIB  # CUDA contexts and kernels of trainer and engine
-FRAGMENTATION = 0.1  # of what is allocated and freed in every batch: what the allocator cannot use of it
-ENGINE_RESERVE = 1.5 * GIB  # of the engine: activations and CUDA graphs
+FRAGMENTATION = 0.1  # share of what is allocated and freed in every batch that the allocator loses
+ENGINE_RESERVE = 1.5 * GIB  # the engine's activations and CUDA graphs
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "sgd": 0}
-UTILISATION = 0.35  # of the peak, in the update
-DECODE_EFFICIENCY = 0.6  # of the memory's bandwidth, in decoding
+UTILISATION = 0.35  # share of the peak FLOPs in the update
+DECODE_EFFICIENCY = 0.6  # share of the memory's bandwidth in decoding
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of one GPU, part by part. The engine's are 0 where it is elsewhere.
+    """Hold the bytes of one GPU, part by part. The engine's are 0 if it is elsewhere.
 
-    base: this GPU's share of the weights;  gathered: of the others' shares, what it holds at a time
-    activations: what the forward pass keeps of all layers;  layer: what the backward pass of one takes besides
+    base: this GPU's share of the weights;  gathered: the most it holds of the others' shares at a time
+    activations: what the forward pass keeps of all layers;  layer: what one layer's backward pass needs in addition
     head: hidden rows, their gradient and chunks of logits, before the backward pass reaches the first layer
-    step: what the optimizer's step takes besides, when all of these are gone
+    step: what the optimizer's step needs in addition, when these three are freed
     """
 
     base: float
@@ -55,12 +54,12 @@ class MemoryPlan:
 
     @property
     def trainer(self) -> float:
-        """What stays between updates."""
+        """Return the bytes that stay between updates."""
         return self.base + self.adapter + self.optimizer
 
     @property
     def passing(self) -> float:
-        """The most that forward pass, backward pass and step hold at a time, of tensors."""
+        """Return the most bytes of tensors that forward pass, backward pass and step hold at a time."""
         return max(self.activations + max(self.layer, self.head), self.step)
 
     @property
@@ -79,9 +78,9 @@ class MemoryPlan:
 
 
 def plan_memory(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int = 1) -> MemoryPlan:
-    """Of one GPU, shared by a trainer process and its engine, unless that is on servers.
+    """Plan one GPU, shared by a trainer process and its engine, unless the engine is on servers.
 
-    num_shards: over how many GPUs FSDP2 spreads the trainer's base; the engine's copy is whole.
+    num_shards: number of GPUs over which FSDP2 shards the trainer's base; the engine's copy is whole.
     """
     model, train, rollout = config.model, config.train, config.rollout
     width = 4 if model.dtype == "float32" else 2
@@ -93,18 +92,18 @@ def plan_memory(config: Config, shape: ModelShape, *, gpu_memory: float, num_sha
     if not model.gradient_checkpointing:
         kept = layer * shape.num_layers
     else:
-        in_backward += layer  # computed again
+        in_backward += layer  # recomputed
         kept = 0.0 if model.offload_activations else shape.hidden_size * width * shape.num_layers
     engine = rollout.engine if config.algorithm.samples or config.eval.every > 0 else "server"
     engine_weights = {"vllm": _vllm_bytes(config, shape, width=width), "transformers": base, "server": 0.0}[engine]
     kv_cache = rollout.gpu_memory_fraction * gpu_memory - engine_weights if engine == "vllm" else 0.0
     return MemoryPlan(
         base=base / num_shards,
-        # two layers, of which one is being fetched, and all that is outside the layers
+        # two layers, one of which is being fetched, and everything outside the layers
         gathered=(shape.other_parameters + 2 * shape.linear_parameters / shape.num_layers) * width
         if num_shards > 1
         else 0.0,
-        # master weights and gradient; under autocast a copy in bfloat16
+        # master weights and gradient; under autocast also a copy in bfloat16
         adapter=shape.adapter_parameters * (8 + (2 if width == 2 else 0)),
         optimizer=shape.adapter_parameters * OPTIMIZER_BYTES[config.optim.name],
         activations=tokens * kept,
@@ -121,26 +120,26 @@ def plan_memory(config: Config, shape: ModelShape, *, gpu_memory: float, num_sha
 
 
 def _vllm_bytes(config: Config, shape: ModelShape, *, width: int) -> float:
-    """Return what vLLM takes besides its cache: its base, slots for adapters on all linear layers, and the rest."""
+    """Return the bytes of vLLM without its cache: its base, adapter slots on all linear layers, and the rest."""
     linear = ENGINE_NF4_BYTES if config.model.quantize == "nf4" else width
     slots = ADAPTER_SLOTS * shape.lora_width * round_up_lora_rank(config.lora.r) * width
     return shape.other_parameters * width + shape.linear_parameters * linear + slots + ENGINE_RESERVE
 
 
 def layer_bytes(shape: ModelShape, *, rank: int, width: int, is_grouped: bool) -> float:
-    """What autograd keeps of one decoder layer for one token; `width` bytes a number, but norms are in float32.
+    """Return the bytes that autograd keeps of one decoder layer for one token, with norms in float32.
 
-    is_grouped: attention takes keys and values as they are (FlexAttention); else they are repeated to the width of the
-    queries. 7 adapted layers keep their inner product each.
+    width: bytes of a number.  is_grouped: attention takes keys and values as they are (FlexAttention); otherwise they
+    are repeated to the width of the queries. Each of 7 adapted layers keeps its inner product.
     """
     norms = 12 if width == 2 else 16
     keys = shape.kv_width if is_grouped else shape.attention_width
-    attention = 3 * shape.attention_width + 2 * keys  # queries, what comes out, that in the order of tokens, and k, v
+    attention = 3 * shape.attention_width + 2 * keys  # queries, output, output in the order of tokens, then k and v
     return norms * shape.hidden_size + width * (attention + 4 * shape.mlp_width + 7 * rank)
 
 
 def shortcoming(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int = 1) -> str | None:
-    """What does not fit, in one line; None where everything does."""
+    """Return in one line what does not fit, or None if everything does."""
     plan = plan_memory(config, shape, gpu_memory=gpu_memory, num_shards=num_shards)
     share = config.rollout.gpu_memory_fraction
     if _lacking_in_engine(config, plan) > 0:
@@ -159,20 +158,20 @@ def shortcoming(config: Config, shape: ModelShape, *, gpu_memory: float, num_sha
 
 
 def lacking(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int = 1) -> float:
-    """Bytes that the update, the rollouts and the engine's cache are short of, together; 0 where everything fits."""
+    """Return the bytes missing for the update, the rollouts and the engine's cache together; 0 if everything fits."""
     plan = plan_memory(config, shape, gpu_memory=gpu_memory, num_shards=num_shards)
     shortages = (plan.during_update - gpu_memory, plan.during_rollouts - gpu_memory, _lacking_in_engine(config, plan))
     return sum(max(0.0, shortage) for shortage in shortages)
 
 
 def _lacking_in_engine(config: Config, plan: MemoryPlan) -> float:
-    """Of the room for one sequence."""
+    """Return the bytes missing for one sequence."""
     has_cache = plan.engine_weights > 0 and config.rollout.engine == "vllm"
     return plan.kv_token * config.longest_sequence - plan.kv_cache if has_cache else 0.0
 
 
 def require_fits(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int = 1) -> None:
-    """ConfigError, with what to change, where the plan does not fit a GPU with so many bytes."""
+    """Raise ConfigError, with what to change, if the plan does not fit a GPU with `gpu_memory` bytes."""
     problem = shortcoming(config, shape, gpu_memory=gpu_memory, num_shards=num_shards)
     if problem is not None:
         cures = remedies(config, shape, gpu_memory=gpu_memory, num_shards=num_shards) or [
@@ -185,7 +184,7 @@ def require_fits(config: Config, shape: ModelShape, *, gpu_memory: float, num_sh
 
 
 def remedies(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int = 1) -> list[str]:
-    """Options that together make it fit, none of them idle; empty where it fits, or nothing here helps."""
+    """Return options that together make it fit, each of them needed. Empty if it fits, or if no option helps."""
 
     def lacking_with(changes: dict[str, Change]) -> float:
         changed = config
@@ -204,14 +203,14 @@ def remedies(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards
     if missing > 0:
         return []
     for option in list(chosen):
-        others = {name: change for name, change in chosen.items() if name != option}
-        if lacking_with(others) <= 0:
-            chosen = others
+        without_it = {name: change for name, change in chosen.items() if name != option}
+        if lacking_with(without_it) <= 0:
+            chosen = without_it
     return list(chosen)
 
 
 def _changes(config: Config, *, is_sharded: bool) -> Iterator[tuple[str, Change]]:
-    """The cheapest first: what costs little time, then what costs more of it or some exactness."""
+    """Yield the changes, cheapest first: those that cost little time, then those that cost more time or exactness."""
 
     def setting(section: str, **values: object) -> Change:
         return lambda config: config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
@@ -227,14 +226,14 @@ def _changes(config: Config, *, is_sharded: bool) -> Iterator[tuple[str, Change]
     for fraction in (0.5, 0.45, 0.4, 0.35, 0.3):
         if fraction < config.rollout.gpu_memory_fraction:
             yield f"rollout.gpu_memory_fraction={fraction}", setting("rollout", gpu_memory_fraction=fraction)
-    if config.rollout.merge == "never" and config.model.dtype == "bfloat16" and not is_sharded:  # NF4: nothing else
+    if config.rollout.merge == "never" and config.model.dtype == "bfloat16" and not is_sharded:  # as NF4 requires
         yield "model.quantize=nf4", setting("model", quantize="nf4")
     yield "model.offload_activations=true", setting("model", offload_activations=True)
 
 
 @dataclass(frozen=True)
 class TimePlan:
-    """Seconds of a step in which every rollout is as long as it may be: no step takes longer, most take less."""
+    """Hold the seconds of a step in which every rollout is as long as it may be, so that most steps take less."""
 
     rollouts: float
     update: float
@@ -242,7 +241,7 @@ class TimePlan:
 
 
 def plan_time(config: Config, shape: ModelShape, gpu: Gpu, *, num_gpus: int) -> TimePlan:
-    """By the roofline: decoding reads weights and cache once a token, the update computes."""
+    """Estimate by the roofline: decoding reads weights and cache once per token, the update computes."""
     plan = plan_memory(config, shape, gpu_memory=gpu.memory)
     groups, limit = config.algorithm.micro_groups, config.rollout.max_response_tokens
     prompt, problems = config.data.max_prompt_tokens, config.rollout.num_problems / num_gpus
@@ -259,5 +258,5 @@ def plan_time(config: Config, shape: ModelShape, gpu: Gpu, *, num_gpus: int) -> 
     visible = rows * (limit * prompt + limit * limit // 2)
     flop = shape.training_flop(num_tokens=tokens, num_visible=visible, num_trained=rows * limit)
     if config.model.gradient_checkpointing:
-        flop *= 1.5  # the forward pass again: 2 of 4 operations a weight
+        flop *= 1.5  # the forward pass is repeated: 2 of 4 operations per weight
     return TimePlan(rollouts, flop / (gpu.tflops * 1e12 * UTILISATION), tokens * num_gpus)

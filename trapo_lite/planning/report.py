@@ -1,4 +1,4 @@
-"""The plan of a step, from the configuration and the model's config.json alone: no weights, no GPU."""
+"""Describe the plan of a step from the configuration and the model's config.json: no weights, no GPU."""
 
 import re
 from dataclasses import dataclass, replace
@@ -13,12 +13,12 @@ from trapo_lite.model.shape import ModelShape
 from trapo_lite.planning.memory import plan_memory, plan_time, remedies, shortcoming
 from trapo_lite.run.gpus import GIB, GPUS, Gpu
 
-SHARDED = "spread the base over the GPUs (--sharded here, configs/accelerate/fsdp2.yaml to train)"
+SHARDED = "shard the base over the GPUs (--sharded here, configs/accelerate/fsdp2.yaml to train)"
 SERVERS = "rollouts on other GPUs (rollout.engine=server)"
 
 
 def plan_lines(config: Config) -> list[str]:
-    """What one step will do, for a person to read before paying for it."""
+    """Return lines on what one step will do, for a person to read before paying for it."""
     model, lora, algorithm, rollout = config.model, config.lora, config.algorithm, config.rollout
     optim, train = config.optim, config.train
     groups = algorithm.micro_groups
@@ -33,8 +33,8 @@ def plan_lines(config: Config) -> list[str]:
         f"rollouts  {rollout.num_problems} problems x {algorithm.group_size} a step{_by(config)}, "
         f"temperature {rollout.temperature:g}, at most {rollout.max_response_tokens} tokens each",
     ]
-    for number, group in enumerate(groups, start=1):
-        lines.append(f"  micro-group {number}: {group.num_rollouts} rollout{'s' if group.num_rollouts > 1 else ''}, ")
+    for index, group in enumerate(groups, start=1):
+        lines.append(f"  micro-group {index}: {group.num_rollouts} rollout{'s' if group.num_rollouts > 1 else ''}, ")
         if group.prefix_ratio == 0.0 or group.help_below == 0.0:
             lines[-1] += "unguided"
         else:
@@ -76,7 +76,12 @@ def _by(config: Config) -> str:
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """lines: for a person to read;  problem: what does not fit the GPU, or None;  cure: what to change then"""
+    """A MemoryReport says what a step takes and whether that fits.
+
+    lines:   for a person to read
+    problem: what does not fit the GPU, or None
+    cure:    what to change then
+    """
 
     lines: list[str]
     problem: str | None
@@ -86,10 +91,10 @@ class MemoryReport:
 def memory_report(
     config: Config, *, gpu_name: str | None, gpu_memory: float | None, num_gpus: int, is_sharded: bool = False
 ) -> MemoryReport:
-    """What a step takes of each GPU and how long it takes at most, part by part; what to change where it does not fit.
+    """Return lines on a step's memory on each GPU and its longest time, and on what to change if it does not fit.
 
-    gpu_memory: bytes; None: the named GPU's, or 24 GiB.  is_sharded: the base is spread over the GPUs (FSDP2).
-    ConfigError for a GPU whose speed is not known.
+    gpu_memory: bytes; None: the named GPU's, or 24 GiB.  is_sharded: the base is sharded over the GPUs (FSDP2).
+    Raises ConfigError for a GPU of unknown speed.
     """
     if is_sharded and config.model.quantize != "none":
         raise ConfigError("--sharded: nf4 weights are not sharded; set model.quantize=none, or leave it out")
@@ -135,7 +140,7 @@ def memory_report(
 
 
 def _cure(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int, num_gpus: int) -> str:
-    """What makes it fit: options on this card; else the base over all cards, rollouts on others, or both."""
+    """Return what makes it fit: options on this card, else the base over all cards, rollouts on others, or both."""
     elsewhere = config.rollout.model_copy(update={"engine": "server"})
     on_servers = config.model_copy(update={"rollout": elsewhere})
     attempts = [(config, num_shards, [])]
@@ -152,34 +157,34 @@ def _cure(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: i
 
 
 def parse_memory(text: str) -> float:
-    """Bytes of "23.5GB" or "80": GiB, of memory that CUDA gives out: a little less than is printed on a card.
+    """Return the bytes of "23.5GB" or "80" (GiB). CUDA gives out a little less than is printed on a card.
 
     >>> parse_memory("24GB") == parse_memory("24") == 24 * 2**30
     True
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB|GiB|G)?", text.strip(), re.IGNORECASE)
-    if found is None or float(found[1]) <= 0:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB|GiB|G)?", text.strip(), re.IGNORECASE)
+    if match is None or float(match[1]) <= 0:
         raise ConfigError(f"--gpu-memory: found {text!r}; write 24GB, say")
-    return float(found[1]) * GIB
+    return float(match[1]) * GIB
 
 
 def _gpu(name: str | None, memory: float | None) -> tuple[Gpu, bool]:
-    """The card that is meant, and whether that is a guess: one that has so much, for the times.
+    """Return the card, and whether it is a guess. A guess is a card with that much memory.
 
-    name: as in the table, or its end, "3090".
+    name: as in the table, or its end, such as "3090".
     """
-    if name is None:  # 24 GB are printed on a card that gives out 23.5 or 22.2
+    if name is None:  # a card sold with 24 GB gives out 23.5 or 22.2
         enough = [gpu for gpu in GPUS.values() if memory is not None and gpu.memory >= 0.92 * memory]
         gpu = min(enough, key=lambda gpu: (gpu.memory, gpu.tflops)) if enough else GPUS["RTX 4090"]
     else:
         by_spelling = {_squeezed(known): gpu for known, gpu in GPUS.items()}
         ending = [gpu for known, gpu in by_spelling.items() if known.endswith(_squeezed(name))]
-        found = by_spelling.get(_squeezed(name)) or (ending[0] if len(ending) == 1 else None)
-        if found is None:
+        match = by_spelling.get(_squeezed(name)) or (ending[0] if len(ending) == 1 else None)
+        if match is None:
             raise ConfigError(
                 f"--gpu: found {name!r}; known are {', '.join(GPUS)}; for another, take one like it and --gpu-memory"
             )
-        gpu = found
+        gpu = match
     return gpu if memory is None else replace(gpu, memory=memory), name is None
 
 

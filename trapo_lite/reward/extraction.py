@@ -1,9 +1,9 @@
-r"""Which part of a text is the answer: the last complete `\boxed{...}` after the thought, or nothing."""
+r"""Find the answer in a text: the last complete `\boxed{...}` after the thought, or none."""
 
 import re
 from dataclasses import dataclass
 
-MAX_TEXT_CHARS = 100_000  # the end of an answer is what is read; 8,192 tokens are about 30,000 characters
+MAX_TEXT_CHARS = 100_000  # only the end of an answer is read; 8,192 tokens are about 30,000 characters
 MAX_SPAN_CHARS = 500  # the longest benchmark gold has 210
 MAX_DEPTH = 10  # the deepest benchmark gold has 4; parsers take exponential time in the depth
 MAX_BOXES_TRIED = 100
@@ -18,7 +18,7 @@ _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>|</?s>|</?answer>")
 
 @dataclass(frozen=True)
 class AnswerSpan:
-    r"""The answer found in a text.
+    r"""Hold the answer found in a text.
 
     last:     content of the last complete box, or None.
     merged:   contents of the run of boxes that ends in it, joined by commas (`\boxed{1}` and `\boxed{2}`: "1, 2");
@@ -34,10 +34,10 @@ class AnswerSpan:
 
 
 def find_answer(text: str) -> AnswerSpan:
-    r"""Cut the thought at the last `</think>` and take the last complete box behind it.
+    r"""Find the last complete box after the last `</think>`.
 
-    If there is none behind it, the last complete box inside the thought counts: a completion that is cut off right
-    after its thought, or that ends on a summary without a box, has still committed to an answer.
+    If there is none, the last complete box inside the thought counts. A completion that is cut off right after its
+    thought, or that ends in a summary without a box, has still given an answer.
 
     >>> find_answer(r"<think>\boxed{7}</think>so \boxed{\frac{1}{2}}.").last
     '\\frac{1}{2}'
@@ -61,7 +61,7 @@ def find_answer(text: str) -> AnswerSpan:
 
 
 def nesting_depth(text: str) -> int:
-    r"""Deepest nesting of brackets of any kind; `\{` counts as a bracket.
+    r"""Return the deepest nesting of brackets of any kind; `\{` counts as a bracket.
 
     >>> nesting_depth(r"\frac{1}{(2)}"), nesting_depth("]]]")
     (2, 0)
@@ -77,12 +77,12 @@ def nesting_depth(text: str) -> int:
 
 
 def is_readable(text: str) -> bool:
-    """Whether the parsers can be trusted with `text`: short and shallow."""
+    """Return whether `text` is short and shallow enough for the parsers."""
     return len(text) <= MAX_SPAN_CHARS and nesting_depth(text) <= MAX_DEPTH
 
 
 def _complete_boxes(text: str) -> tuple[list[tuple[int, int]], bool]:
-    """(start, end) of the contents of the last complete boxes, in order, and whether the last box begun stays open."""
+    """Return (start, end) of the contents of the last complete boxes, in order, and whether the last box is open."""
     boxes: list[tuple[int, int]] = []
     is_open = False
     for match in list(_BOX.finditer(text))[: -MAX_BOXES_TRIED - 1 : -1]:
@@ -91,7 +91,7 @@ def _complete_boxes(text: str) -> tuple[list[tuple[int, int]], bool]:
             is_open = is_open or not boxes
             continue
         while boxes and end >= boxes[-1][1]:
-            boxes.pop()  # it lies inside the box found now: `\boxed{\boxed{42}}` is one box
+            boxes.pop()  # it lies inside this box: `\boxed{\boxed{42}}` is one box
         boxes.append((match.end(), end))
         if len(boxes) == MAX_LIST_BOXES:
             break
@@ -99,9 +99,9 @@ def _complete_boxes(text: str) -> tuple[list[tuple[int, int]], bool]:
 
 
 def _closing_brace(text: str, start: int) -> int | None:
-    r"""Index of the brace that closes the group opened just before `start`.
+    r"""Return the index of the brace that closes the group opened just before `start`.
 
-    `\{` and `\}` are no group braces; if the group does not close that way (`\boxed{185\}`), they are read as such.
+    `\{` and `\}` are no group braces. If the group does not close without them (`\boxed{185\}`), they count as such.
     """
     window = text[start : start + 8 * MAX_SPAN_CHARS]
     for pattern in (r"\\.|([{}])", r"([{}])"):
@@ -115,7 +115,7 @@ def _closing_brace(text: str, start: int) -> int | None:
 
 
 def _joined_run(text: str, boxes: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The boxes at the end of `boxes` with hardly anything but connectives between them."""
+    """Return the last of the `boxes` that have hardly anything but connectives between them."""
     run = [boxes[-1]]
     for box in reversed(boxes[:-1]):
         gap = _BOX.sub("", text[box[1] + 1 : run[0][0]])

@@ -1,6 +1,6 @@
-r"""The verdict on one answer, in layers: which text is graded, then words, numbers, lists and at last math-verify.
+r"""Grade one answer in layers: choose its text, then compare words, numbers, lists and at last use math-verify.
 
-Every layer may answer "not mine" (None); the first that decides wins. docs/verifier.md has the rules in prose.
+A layer returns None if it cannot decide. The first layer that decides wins. docs/verifier.md has the rules in prose.
 """
 
 import re
@@ -20,19 +20,19 @@ MAX_UNORDERED = 16  # formulas; numbers are compared however many there are
 _HEDGES = re.compile(r"\\(?:ldots|dots|cdots|forall|exists)(?![a-zA-Z])|\.\.\.")
 _INTERVALS = {"()", "(]", "[)", "[]"}
 _RATIO = re.compile(r"\d+(?:\s*(?::|\\colon)\s*\d+)+")
-_WORD = re.compile("[a-z]{3}")  # shorter ones may be products, in which capitals are other letters
-# Otherwise products of letters: `on` would be `no`.
+_WORD = re.compile("[a-z]{3}")  # shorter ones may be products, where capitals are other letters
+# Without these, words would be products of letters: `on` would equal `no`.
 _BARE_WORDS = {"yes", "no", "true", "false", "even", "odd", "none", "never", "north", "south", "east", "west"}
 
 Element = TypeVar("Element")
 
 
 def grade(answer_text: str, gold: str, *, require_box: bool) -> tuple[str, str | None]:
-    """(kind, graded text) of one answer: kind is correct, wrong or no_answer.
+    r"""Return (kind, graded text) of one answer. The kind is correct, wrong or no_answer.
 
-    >>> grade(r"so it is \\boxed{0.5}", r"\\frac12", require_box=True)
+    >>> grade(r"so it is \boxed{0.5}", r"\frac12", require_box=True)
     ('correct', '0.5')
-    >>> grade("it is 0.5", r"\\frac12", require_box=True)
+    >>> grade("it is 0.5", r"\frac12", require_box=True)
     ('no_answer', None)
     """
     golds = gold_readings(gold)
@@ -51,9 +51,9 @@ def grade(answer_text: str, gold: str, *, require_box: bool) -> tuple[str, str |
 
 @lru_cache(maxsize=1024)
 def gold_readings(gold: str) -> tuple[str, ...]:
-    r"""The texts any of which the answer may equal. Usually one: the gold itself, or what stands in its boxes.
+    r"""Return the texts that count as correct: usually one, the gold itself or the contents of its boxes.
 
-    A gold that is a whole solution is read as an answer is. An empty gold has no reading: nothing equals it.
+    A gold that is a whole solution is read like an answer. An empty gold has no reading, so that nothing equals it.
     """
     span = find_answer(gold)
     if span.last is not None:
@@ -68,7 +68,7 @@ def gold_readings(gold: str) -> tuple[str, ...]:
 
 
 def is_same(answer: str, gold: str) -> bool:
-    """Whether two answers, as written, are the same answer."""
+    """Return whether two answers, as written, are the same answer."""
     if not is_readable(answer) or not is_readable(gold):
         return notation.squeezed(answer) == notation.squeezed(gold)
     return _is_same_plain(notation.plain(answer), notation.plain(gold))
@@ -80,7 +80,7 @@ def _is_same_plain(answer: str, gold: str) -> bool:
     if notation.squeezed(answer) == notation.squeezed(gold):
         return True
     if _HEDGES.search(answer) or _HEDGES.search(gold):
-        return False  # sequences given by a few terms and statements for all x: only the same text is the same
+        return False  # sequences given by a few terms and statements for all x are equal only as texts
     for decide in (_same_words, _same_number, _same_ratio, _same_assignment, _same_list, _same_with_unit):
         decision = decide(answer, gold)
         if decision is not None:
@@ -101,12 +101,12 @@ def _same_words(answer: str, gold: str) -> bool | None:
     if {answer_words, gold_words} & _BARE_WORDS:
         return False
     if r"\angle" in answer and r"\angle" in gold:
-        return False  # points are no factors
+        return False  # the letters are points, not factors
     return None
 
 
 def _same_number(answer: str, gold: str) -> bool | None:
-    """In the gold `5 m` the letter is a unit only if the answer has it as one: it might be a product."""
+    """Compare two numbers. The letter in the gold `5 m` is a unit only if the answer has that unit, else a factor."""
     answer_number, gold_number = read_quantity(answer, letter_is_unit=True), read_quantity(gold)
     if answer_number is not None and answer_number.unit and gold_number is None:
         gold_number = read_quantity(gold, letter_is_unit=True)
@@ -118,20 +118,20 @@ def _same_number(answer: str, gold: str) -> bool | None:
 
 
 def _same_ratio(answer: str, gold: str) -> bool | None:
-    """`3:4` is `6:8`; `4:40` and `2:20`, which may be times of day, are two."""
+    """Compare two ratios: `3:4` equals `6:8`. `4:40` and `2:20` differ, because they may be times of day."""
     if not _RATIO.fullmatch(answer) or not _RATIO.fullmatch(gold):
         return None
     ours, theirs = (re.findall(r"\d+", text) for text in (answer, gold))
     a, b = list(map(int, ours)), list(map(int, theirs))
     if a == b or len(a) != len(b) or all(len(part) == 2 for part in (*ours[1:], *theirs[1:])):
         return a == b
-    return 0 not in (*a, *b) and all(one * b[0] == other * a[0] for one, other in zip(a, b, strict=True))
+    return 0 not in (*a, *b) and all(x * b[0] == y * a[0] for x, y in zip(a, b, strict=True))
 
 
 def _same_assignment(answer: str, gold: str) -> bool | None:
-    """`x = 1` is `1`, and `f(x) = 2x` is `y = 2x`; two other names are not interchangeable.
+    r"""Compare assignments: `x = 1` equals `1`, `f(x) = 2x` equals `y = 2x`; any other two names must be the same.
 
-    Of `a \\approx b` a counts.
+    Of `a \approx b` only a is compared.
     """
     exact, is_rounded, _ = answer.partition(r"\approx")
     if is_rounded and not notation.is_relation(gold):
@@ -159,7 +159,7 @@ def _same_assignment(answer: str, gold: str) -> bool | None:
 
 
 def _is_function(name: str) -> bool:
-    """A name a function's value is given under: `y`, `f(x)`, `g(t)`; not `\\sin(x)`."""
+    r"""Return whether the name stands for a function's value: `y`, `f(x)`, `g(t)`, but not `\sin(x)`."""
     return name == "y" or bool(re.fullmatch(r"[a-zA-Z]\(.*\)", name))
 
 
@@ -169,10 +169,10 @@ def _is_list(text: str) -> bool:
 
 
 def _same_list(answer: str, gold: str) -> bool | None:
-    """Sets and bare lists in any order, tuples in theirs; None where math-verify should have a look.
+    r"""Compare sets and bare lists in any order, tuples in order. Return None if math-verify should decide.
 
-    It should where an element may stand for several (`1 \\pm 2`) or is a relation, and where brackets may be those of
-    an interval.
+    It decides if an element may stand for several (`1 \pm 2`) or is a relation, and if the brackets may belong to an
+    interval.
     """
     (answer_kind, answer_inside), (gold_kind, gold_inside) = notation.unbracketed(answer), notation.unbracketed(gold)
     answers, golds = notation.split_list(answer_inside), notation.split_list(gold_inside)
@@ -181,7 +181,7 @@ def _same_list(answer: str, gold: str) -> bool | None:
     answer_names, gold_names = _names(answers), _names(golds)
     if (answer_names is None) != (gold_names is None):
         return _same_values(answers, golds, answer_names or gold_names or [])
-    is_open = any(_stands_for_more(one, is_named=answer_names is not None) for one in (*answers, *golds))
+    is_open = any(_stands_for_more(element, is_named=answer_names is not None) for element in (*answers, *golds))
     answer_numbers, gold_numbers = _numbers(answers), _numbers(golds)
     are_numbers = answer_numbers is not None and gold_numbers is not None
     if answer_kind != gold_kind and {answer_kind, gold_kind} not in ({"", "()"}, {"", "{}"}):
@@ -196,13 +196,13 @@ def _same_list(answer: str, gold: str) -> bool | None:
 
 
 def _names(elements: Sequence[str]) -> list[str] | None:
-    """Of `x = 1, y = 2`; None unless each has one."""
+    """Return the names in `x = 1, y = 2`, or None if an element has no name."""
     names = [notation.assignment(element)[0] for element in elements]
     return None if None in names else [name for name in names if name is not None]
 
 
 def _same_values(answers: Sequence[str], golds: Sequence[str], names: Sequence[str]) -> bool | None:
-    """Names on one side only: of several names in their order, of one name (`x = 1, x = 2`) in any."""
+    """Compare lists with names on one side only: in order if there are several names, in any order if there is one."""
     if any(map(notation.is_relation, answers)) and any(map(notation.is_relation, golds)):
         return None
     ours, theirs = ([notation.assignment(element)[1] for element in side] for side in (answers, golds))
@@ -214,7 +214,7 @@ def _stands_for_more(element: str, *, is_named: bool) -> bool:
 
 
 def _same_with_unit(answer: str, gold: str) -> bool | None:
-    """`12\\pi \\text{ cm}^2` is `12\\pi`: as for numbers, where all words of the unit are known."""
+    r"""Compare expressions with known units like numbers with units: `12\pi \text{ cm}^2` equals `12\pi`."""
     (ours, our_unit), (theirs, their_unit) = split_known_unit(answer), split_known_unit(gold)
     if (ours, theirs) == (answer, gold):
         return None
@@ -228,20 +228,20 @@ def _match(
     *,
     in_any_order: bool,
 ) -> bool:
-    """Whether every element of one is one element of the other."""
+    """Return whether the elements pair off one to one, in order or `in_any_order`."""
     if len(answers) != len(golds):
         return False
     if not in_any_order:
         return all(map(same, answers, golds))
-    left = list(golds)
+    remaining = list(golds)
     for answer in answers:
-        match = next((index for index, gold in enumerate(left) if same(answer, gold)), None)
+        match = next((index for index, gold in enumerate(remaining) if same(answer, gold)), None)
         if match is None:
             return False
-        del left[match]
+        del remaining[match]
     return True
 
 
 def _numbers(elements: Sequence[str]) -> list[Quantity] | None:
     numbers = [read_quantity(element) for element in elements]
-    return None if None in numbers else [number for number in numbers if number is not None]
+    return None if None in numbers else [quantity for quantity in numbers if quantity is not None]

@@ -1,7 +1,7 @@
-r"""One spelling for answers that differ only in how they are typeset.
+r"""Give answers that differ only in their typesetting one spelling.
 
-`plain` removes typesetting and keeps everything with a mathematical meaning; the other functions
-take a plain text apart.
+`plain` removes typesetting and keeps everything with a mathematical meaning. The other functions take a plain text
+apart.
 """
 
 import re
@@ -16,9 +16,9 @@ _CHARACTERS = str.maketrans(
         "β": r"\beta ", "⁄": "/", "，": ",", "：": ":", "（": "(", "）": ")",
     }
 )  # fmt: skip
-_OVERLINED = re.compile(r"(\d)[\u0304\u0305]")  # a repeating decimal: combining marks vanish otherwise
+_OVERLINED = re.compile(r"(\d)[\u0304\u0305]")  # a repeating decimal; combining marks are removed otherwise
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
-# A whole amount; `\$x + 5` and `\$5 million` only lose the sign.
+# A whole amount. `\$x + 5` and `\$5 million` only lose the sign.
 _CURRENCY = r"(\\\$|€)\s*(\d[\d,]*(?:\.\d+)?)(?=\s*(?:$|[,;.)\]}$]|\\text\s*\{\s*(?:and|or)\b|and\b|or\b))"
 _REWRITES = [
     (re.compile(pattern), replacement)
@@ -58,7 +58,7 @@ _REWRITES = [
 _DOUBLED_BACKSLASH = re.compile(r"\\\\(?=[a-zA-Z!,;:(){}\[\]$%])")
 _WORDS = re.compile(r"[a-z][a-z \-']*[a-z]")
 TEXT_COMMAND = r"\\(?:text(?:bf|it|rm|tt|sf|sc|normal)?|math(?:rm|bf|it|sf)|mbox|operatorname|emph|hbox)"
-SET_UPRIGHT = r"\\(?:text(?:rm|normal)?|mathrm|mbox|hbox)"  # as units are; what is bold is a vector
+SET_UPRIGHT = r"\\(?:text(?:rm|normal)?|mathrm|mbox|hbox)"  # commands for units; a bold text is a vector
 _TEXT_GROUP = re.compile(TEXT_COMMAND + r"\s*\{([^{}]*)\}")
 _CONJUNCTION = re.compile(
     rf"\s*(?:{TEXT_COMMAND}\s*\{{\s*,?\s*(?:and|or)\s*\}}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z]))\s*"
@@ -68,7 +68,7 @@ _RATIO = rf"(?:{_NAME}|\\frac\s*\{{{_NAME}\}}\s*\{{{_NAME}\}}|\|{_NAME}\|)"
 _LEFT_SIDE = re.compile(rf"\s*({_RATIO}(?:\s*[:/]\s*{_RATIO})*|\(\s*{_NAME}(?:\s*,\s*{_NAME})+\s*\))\s*$")
 _RELATION = re.compile(r"(?<![<>!:\\])=|\\(?:approx|in|equiv|sim)(?![a-zA-Z])|\\(?:le|ge|ne)(?![a-zA-Z])|[<>]")
 _LOGIC = re.compile(r"\\(?:lor|vee|land|wedge|lnot|neg|Rightarrow|implies|iff|mid|q?quad)(?![a-zA-Z])|\|\s*[a-z]\s*=")
-# `B) 42`, not `(a)^2` or `a:b`: what follows the mark is set off by a blank.
+# `B) 42`, but not `(a)^2` or `a:b`: a blank must follow the mark.
 _CHOICE = re.compile(
     r"(?:(?i:option|choice|answer)\s*:?\s+)?\(?\s*([A-Ja-j])\s*"
     r"(?:[).:](?:\s++(?![+*/=!^|,;&]|\\l?or\b|\\vee|or\b|and\b)(.*))?)?",
@@ -84,7 +84,7 @@ _OPEN, _CLOSE = "([{", ")]}"
 
 @lru_cache(maxsize=2048)
 def plain(text: str) -> str:
-    r"""Remove math delimiters, spacing, sizes, currency signs and end punctuation; settle variants of one command.
+    r"""Remove math delimiters, spacing, sizes, currency signs and end punctuation; unify variants of one command.
 
     >>> plain(r"$\displaystyle \dfrac12.$"), plain(r"11,\! 111{,}000"), plain("2³ − π")
     ('\\frac{1}{2}', '11,111,000', '2^{3} - \\pi')
@@ -104,14 +104,14 @@ def plain(text: str) -> str:
 
 
 def with_plain_constants(text: str) -> str:
-    r"""`\mathrm{e}` and `\mathrm{i}` as `e` and `i`: math-verify takes them for units and drops them."""
+    r"""Write `\mathrm{e}` and `\mathrm{i}` as `e` and `i`, because math-verify takes them for units and drops them."""
     return re.sub(r"\\(?:mathrm|rm|text)\s*\{([ei])\}", r"{\1}", text)
 
 
 def squeezed(text: str) -> str:
-    r"""`plain` text without spaces and text commands, for comparison as a string: `x _1 \text{ or } 2` -> `x_1or2`.
+    r"""Remove spaces and text commands from a `plain` text, to compare it as a string.
 
-    Two numbers stay two; `1 000` is one.
+    `x _1 \text{ or } 2` becomes `x_1or2`. Two numbers stay two; `1 000` is one.
 
     >>> squeezed("1 1/2"), squeezed("12 000")
     ('1 1/2', '12000')
@@ -122,7 +122,7 @@ def squeezed(text: str) -> str:
 
 
 def words(text: str) -> str | None:
-    r"""The answer in lower case if it is words and nothing else, such as `\text{Evelyn}`, `no solution`.
+    r"""Return the answer in lower case if it holds only words, such as `\text{Evelyn}` or `no solution`, else None.
 
     >>> words(r"\text{ No  solution}"), words("xy"), words("x + 1")
     ('no solution', 'xy', None)
@@ -132,23 +132,23 @@ def words(text: str) -> str | None:
 
 
 def has_text(text: str) -> bool:
-    r"""Whether any of it is set as text: `\text{even}` is a word where `even` might be a product of four letters."""
+    r"""Return whether a part is set as text: `\text{even}` is a word, `even` might be a product of four letters."""
     return bool(_TEXT_GROUP.search(text))
 
 
 def choice_letter(text: str) -> str | None:
-    r"""The letter of a multiple-choice answer: `C`, `(C)`, `\text{(C)} 42`, `C) light`, `c.`, `Option C`; or None."""
+    r"""Return the letter of a multiple-choice answer (`C`, `(C)`, `\text{(C)} 42`, `C) light`, `Option C`), or None."""
     match = _CHOICE.fullmatch(_TEXT_GROUP.sub(r"\1 ", text).strip())
     return match[1].upper() if match and not _SECOND_CHOICE.search(match[2] or "") else None
 
 
 def is_letter(text: str) -> bool:
-    r"""Whether it is one letter and no more: `C`, `(C)`, `\text{c}`; not `C) light`."""
+    r"""Return whether the text is one letter and no more: `C`, `(C)`, `\text{c}`, but not `C) light`."""
     return len(squeezed(text).strip("()")) == 1
 
 
 def assignment(text: str) -> tuple[str | None, str]:
-    r"""(name, value) of `name = value` or `name \in value`; (None, text) where nothing is assigned to a name.
+    r"""Return (name, value) of `name = value` or `name \in value`, and (None, text) of any other text.
 
     >>> assignment("f(x) = 2x"), assignment(r"x \in [0,1)"), assignment("x + y = 1"), assignment("1 < x < 2")
     (('f(x)', '2x'), ('x', '[0,1)'), (None, 'x + y = 1'), (None, '1 < x < 2'))
@@ -164,7 +164,7 @@ def assignment(text: str) -> tuple[str | None, str]:
 
 
 def split_list(text: str) -> list[str]:
-    r"""Elements between top-level commas, semicolons and conjunctions; digits grouped by commas stay one element.
+    r"""Split at top-level commas, semicolons and conjunctions. Digits grouped by commas stay one element.
 
     >>> split_list(r"1, (2, 3) \text{ and } x"), split_list("12,345"), split_list("1,2")
     (['1', '(2, 3)', 'x'], ['12,345'], ['1', '2'])
@@ -186,7 +186,7 @@ def split_list(text: str) -> list[str]:
 
 
 def unbracketed(text: str) -> tuple[str, str]:
-    r"""(brackets, inside): the pair of brackets around the whole text, "" if there is none or it does not span it.
+    r"""Return (brackets, inside) of the pair of brackets around the whole text, or ("", text) if there is no such pair.
 
     >>> unbracketed(r"\{1, 2\}"), unbracketed("[0, 1)"), unbracketed("(1)(2)")
     (('{}', '1, 2'), ('[)', '0, 1'), ('', '(1)(2)'))
@@ -196,7 +196,7 @@ def unbracketed(text: str) -> tuple[str, str]:
 
 
 def _spans(text: str) -> bool:
-    """Whether the bracket that `text` begins with is closed at its end."""
+    """Return whether the bracket at the start of `text` is closed at its end."""
     if len(text) < 2 or text[0] not in _OPEN or text[-1] not in _CLOSE or text[-2] == "\\":
         return False
     depth = 0
@@ -208,7 +208,7 @@ def _spans(text: str) -> bool:
 
 
 def _ascii(character: str) -> str:
-    """`character` in its plainest form; formatting and control characters vanish."""
+    """Return `character` in its plainest form. Formatting and control characters become ""."""
     if character.isascii():
         return character if character.isprintable() or character.isspace() else ""
     kind = unicodedata.category(character)
@@ -224,17 +224,17 @@ def _ascii(character: str) -> str:
 
 
 def is_name(text: str) -> bool:
-    """Whether it is what a value may be assigned to."""
+    """Return whether a value may be assigned to this text."""
     return bool(_LEFT_SIDE.match(text))
 
 
 def is_relation(text: str) -> bool:
-    """Whether the text states an equation or an inequality."""
+    """Return whether the text states an equation or an inequality."""
     return bool(_RELATION.search(text))
 
 
 def is_equation_chain(text: str) -> bool:
-    r"""Whether the text is `a = b` or `a = b = c ...`: no other relation, no words, and not two statements on one name.
+    r"""Return whether the text is `a = b = c ...` without another relation, words or a second statement on one name.
 
     >>> is_equation_chain("x^2 + 1 = 3 + 4 = 7"), is_equation_chain(r"x = 8 \lor x = 7"), is_equation_chain("x=8, x=7")
     (True, False, False)

@@ -1,4 +1,4 @@
-"""The pool of grading processes: hard deadlines by killing, one warm replacement per kill, nothing left behind."""
+"""Run grading processes: kill one that passes the deadline, replace it by a warm one, leave none behind."""
 
 import contextlib
 import hashlib
@@ -27,7 +27,7 @@ from trapo_lite.reward.worker import read_frame, write_frame
 
 START_SECONDS = 120.0
 MAX_GOLD_CHARS = 20_000
-# A spawned interpreter that looks where this one looks. It never sees the user's script: no `__main__` guard is needed.
+# The child has this interpreter's sys.path. It does not import the user's script, so no `__main__` guard is needed.
 BOOTSTRAP = (
     "import sys; sys.path[:] = sys.argv[4:]; from trapo_lite.reward.worker import main; "
     "main(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))"
@@ -37,16 +37,16 @@ logger = logging.getLogger(__name__)
 
 
 class MathVerifier:
-    """Grades answers in `num_workers` processes, each answer within `deadline_seconds` from when a worker takes it up.
+    """Grade answers in `num_workers` processes, each within `deadline_seconds` after a worker takes it up.
 
         with MathVerifier(num_workers=2, deadline_seconds=5.0) as verifier:
             verdicts = verifier.grade([(answer_text, gold), ...])      # in order
             ticket = verifier.submit(answer_text, gold)                # a Future of the same verdict
 
-    A worker that passes the deadline is killed and replaced: verdict timeout. One that dies by itself, for example at
-    `memory_limit_bytes`: verdict crash. Every method may be called from any thread; every process builds its own
-    verifier (one made before a fork cannot be used after it). Workers end with the verifier, or with this process, by
-    whatever signal. `require_box`: an answer without a complete box is no_answer.
+    A worker that passes the deadline is killed and replaced; the verdict is timeout. If a worker dies by itself, for
+    example at `memory_limit_bytes`, the verdict is crash. Every method may be called from any thread. A verifier made
+    before a fork cannot be used after it, so every process builds its own. Workers end with the verifier or with this
+    process, whatever signal ends it. `require_box`: an answer without a complete box is no_answer.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class MathVerifier:
         self._submitting = threading.Lock()
         self._is_closed = False
         self._workers = [_Worker(deadline_seconds, memory_limit_bytes) for _ in range(num_workers)]
-        # One thread per worker, alive as long as the pool: a worker dies with the thread that started it.
+        # One thread per worker, alive as long as the pool, because a worker dies with the thread that started it.
         self._threads = [
             threading.Thread(target=self._serve, args=(worker,), name=f"verifier-{i}", daemon=True)
             for i, worker in enumerate(self._workers)
@@ -103,15 +103,15 @@ class MathVerifier:
         return future
 
     def grade(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """Verdicts on (answer text, gold) pairs, in order; returns when the last one is in."""
+        """Return the verdicts on (answer text, gold) pairs, in order, after the last one has arrived."""
         return [future.result() for future in [self.submit(text, gold) for text, gold in pairs]]
 
     def worker_pids(self) -> list[int]:
-        """Process ids of the workers alive now, for monitoring."""
+        """Return the process ids of the workers alive now, for monitoring."""
         return [pid for worker in self._workers if (pid := worker.pid()) is not None]
 
     def close(self) -> None:
-        """Kill the workers and fail what has no verdict yet. May be called twice, and from any thread."""
+        """Kill the workers and fail every answer without a verdict. May be called twice, and from any thread."""
         if os.getpid() != self._pid:
             return
         with self._submitting:
@@ -149,7 +149,7 @@ class MathVerifier:
             else:
                 future.set_exception(failure or VerifierError("MathVerifier: closed while this answer was graded"))
             if not failure and not worker.is_running and not self._is_closed:
-                failure = _start(worker)  # now rather than when the next answer waits for it
+                failure = _start(worker)  # now, so that the next answer need not wait for it
         worker.close()
 
 
@@ -158,13 +158,13 @@ def _start(worker: "_Worker") -> VerifierError | None:
         worker.start()
     except VerifierError as error:
         return error
-    except OSError as error:  # no more files, processes or memory: the next answer tries again
+    except OSError as error:  # no more files, processes or memory; the next answer tries again
         return VerifierError(f"MathVerifier: a worker process cannot be started: {error}")
     return None
 
 
 class _Worker:
-    """One grading process and the socket to it. `start` and `ask` belong to one thread, `close` to any."""
+    """A _Worker is one grading process and the socket to it. Only one thread may call `start` and `ask`."""
 
     def __init__(self, deadline_seconds: float, memory_limit_bytes: int) -> None:
         self._deadline_seconds = deadline_seconds
@@ -183,7 +183,7 @@ class _Worker:
         return process.pid if process is not None and process.poll() is None else None
 
     def start(self) -> None:
-        """Start a process and wait until it can grade. Raises VerifierError with what it printed if it never can."""
+        """Start a process and wait until it can grade. Raise VerifierError with its last output if it fails."""
         ours, theirs = socket.socketpair()
         options = [str(os.getpid()), str(self._deadline_seconds), str(self._memory_limit_bytes)]
         paths = [os.path.abspath(path) for path in sys.path]
@@ -211,13 +211,13 @@ class _Worker:
                 raise VerifierError(f"MathVerifier: a worker process did not start: {lines[-1]}") from None
 
     def ask(self, question: list) -> Verdict | None:
-        """The verdict on one question, within the deadline; None if the pool was closed meanwhile."""
+        """Return the verdict on one question within the deadline, or None if the pool was closed meanwhile."""
         connection, process = self._connection, self._process
         if connection is None or process is None:
             raise ValueError("_Worker.ask: not started")
         expiry = time.monotonic() + self._deadline_seconds
         try:
-            # The budget of each socket call is the whole deadline, but a worker reads at once and writes one frame.
+            # Each socket call may take the whole deadline. In practice a worker reads at once and writes one frame.
             connection.settimeout(self._deadline_seconds)
             write_frame(connection, question)
             connection.settimeout(max(expiry - time.monotonic(), 0.001))
@@ -236,7 +236,7 @@ class _Worker:
             return Verdict("crash")
 
     def close(self) -> None:
-        """Kill the process; `ask` and `start` return at once, and no other process is started."""
+        """Kill the process. `ask` and `start` return at once, and no other process is started."""
         with self._lock:
             self._is_closed = True
             if self._process is not None:
@@ -252,7 +252,7 @@ class _Worker:
 
 
 def verifier_fingerprint() -> str:
-    """What tells one state of the rules of grading from another: math-verify's version, a hash of trapo_lite.reward."""
+    """Return math-verify's version and a hash of trapo_lite.reward, which identify the grading rules."""
     digest = hashlib.sha256()
     for file in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(file.read_bytes())

@@ -1,4 +1,4 @@
-r"""Numbers read exactly, as rationals, with what is written around them: percent sign, unit, base."""
+r"""Read numbers exactly, as rationals, with their percent sign, unit and base."""
 
 import re
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ _IN_BASE = re.compile(r"([-+]?)(\d+)\s*_\s*\{?\s*(\d{1,2})\s*\}?")
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number. `is_exact`: written as an integer or a fraction of integers, not as a decimal."""
+    """A Quantity is a number. `is_exact`: written as an integer or a fraction of integers, not as a decimal."""
 
     value: Fraction
     is_exact: bool
@@ -40,9 +40,9 @@ class Quantity:
 
 
 def read_quantity(text: str, *, letter_is_unit: bool = False) -> Quantity | None:
-    r"""The number that the plain text `text` is, or None if it is anything else, an expression to compute included.
+    r"""Return the number that the plain text is, or None for anything else, including an expression to compute.
 
-    letter_is_unit: a letter set off by a blank (`5 m`) is a unit; without it, a symbol
+    letter_is_unit: a letter after a blank (`5 m`) is a unit; otherwise it is a symbol.
 
     >>> read_quantity(r"1\frac{1}{2}").value, read_quantity("4.5e3").value, read_quantity("28 percent").is_percent
     (Fraction(3, 2), Fraction(4500, 1), True)
@@ -60,18 +60,18 @@ def read_quantity(text: str, *, letter_is_unit: bool = False) -> Quantity | None
         if not 2 <= base <= 10 or any(int(digit) >= base for digit in digits):
             return None
         return Quantity(Fraction(int(sign + digits, base)), is_exact=True, base=base)
-    number = _read_number(text)
-    if number is None:
+    reading = _read_number(text)
+    if reading is None:
         return None
-    value, is_exact = number
+    value, is_exact = reading
     return Quantity(factor * value, is_exact, is_percent=bool(is_percent), unit=unit)
 
 
 def same_quantity(answer: Quantity, gold: Quantity) -> bool:
-    """Exact numbers are equal or not; decimals agree to a relative 1e-6, or to 1e-6 where the gold is an integer.
+    """Compare two numbers: exact ones must be equal, decimals agree to 1e-6 (relative unless the gold is an integer).
 
-    A percentage is the number before its sign or that divided by a hundred, whichever fits: 28% is 0.28, and the 28
-    that a question "how many percent" asks for. A unit may be left out; two different ones are two different answers.
+    A percentage is the number before its sign or a hundredth of it, whichever fits: 28% equals 0.28, and it equals 28,
+    which "how many percent" asks for. A unit may be missing; two different units are two different answers.
     """
     if not may_be_same(answer.unit, gold.unit):
         return False
@@ -86,7 +86,7 @@ def same_quantity(answer: Quantity, gold: Quantity) -> bool:
 
 
 def _digits_agree(answer: Quantity, gold: Quantity) -> bool:
-    """`52` for the gold `52_8`: the question named the base, so the digits decide, not the values."""
+    """Return whether the digits agree: `52` equals the gold `52_8`, because the question named the base."""
     with_base, without = (gold, answer) if gold.base else (answer, gold)
     if without.base or not without.is_exact or without.value.denominator != 1 or with_base.base is None:
         return False
@@ -104,7 +104,7 @@ def _close(answer: Fraction, gold: Fraction, *, is_exact: bool) -> bool:
 
 
 def _read_number(text: str) -> tuple[Fraction, bool] | None:
-    """(value, is_exact) of an optional sign and a decimal, a power of ten, a fraction or a mixed number."""
+    """Return (value, is_exact) of an optional sign and a decimal, a power of ten, a fraction or a mixed number."""
     if re.fullmatch(_SIGNED, text):
         return _decimal(text), "." not in text
     if match := _SCIENTIFIC.fullmatch(text):

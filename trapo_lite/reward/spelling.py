@@ -1,4 +1,4 @@
-"""One spelling for answers that are the same at first sight: what a vote among them counts."""
+"""Give answers that are the same at first sight one spelling, which a vote counts."""
 
 from trapo_lite.reward import notation
 from trapo_lite.reward.extraction import is_readable
@@ -6,8 +6,7 @@ from trapo_lite.reward.quantity import read_quantity
 
 
 def spelling(answer: str) -> str:
-    r"""Numbers by their value, choices by their letter, anything else without typesetting, blanks and case. No
-    mathematics is done.
+    r"""Spell numbers by value, choices by letter, and other answers without typesetting, blanks and case.
 
     >>> spelling(r"\frac{1}{2}") == spelling("$0.5$"), spelling(r"\text{ Evelyn }"), spelling(r"x + \sqrt2")
     (True, 'evelyn', 'x+\\sqrt{2}')

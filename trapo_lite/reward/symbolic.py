@@ -1,4 +1,4 @@
-"""math-verify, for everything that is neither a number nor a word. No SymPy object is ever turned into a string."""
+"""Compare by math-verify what is neither a number nor a word. No SymPy object is ever turned into a string."""
 
 import re
 from functools import lru_cache
@@ -39,7 +39,7 @@ from sympy.core.function import AppliedUndef
 EXACT_DIGITS = 30  # two expressions without decimals are equal if they agree to this many digits, less five
 RELATIVE_TOLERANCE = 1e-6
 MAX_EXACT = 5_000  # exponent, or argument of a factorial
-# Units are dealt with before; math-verify's own unit reader also drops variables (`m`, `e`) that stand behind a space.
+# Units are removed before: math-verify's own unit reader also drops variables (`m`, `e`) after a space.
 NORMALIZATION = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all", equations=False
 )
@@ -52,8 +52,8 @@ def _num_primes(text: str) -> int:
 
 
 _ALGEBRA = (Add, Mul, Pow, Symbol, Number, NumberSymbol)
-# What the parser drops or computes away becomes a symbol of its own: transposes, primes, derivatives of what it takes
-# for constants. And `1e-10` is no product.
+# Transposes, primes, and derivatives of what the parser takes for constants become symbols of their own, because
+# the parser drops them or computes them away. And `1e-10` is no product.
 _TOLD_APART = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
@@ -73,7 +73,7 @@ _TOLD_APART = [
 def parse_quickly() -> None:
     """Have math-verify's parser try ANTLR's SLL prediction before LL, which caches nothing: 3 times faster.
 
-    SLL gives the tree that LL gives or a syntax error (antlr4.atn.PredictionMode), and after an error LL has its turn.
+    SLL gives LL's tree or a syntax error (antlr4.atn.PredictionMode). After an error the parser tries LL.
     """
     create_parser = _Latex2Sympy.create_parser
 
@@ -99,18 +99,18 @@ def parse_quickly() -> None:
 
 
 def same_expression(answer: str, gold: str) -> bool:
-    """Whether two plain texts are the same mathematics by math-verify's reading.
+    """Return whether two plain texts are the same mathematics by math-verify's reading.
 
-    Numbers, however they are computed, are compared here instead: math-verify rounds to six absolute decimals, which
-    makes every pair of small numbers equal. So are equations that some point tells apart: math-verify would solve them.
-    What SymPy cannot compute with is not the same.
+    Numbers, also computed ones, are compared here: math-verify rounds to six absolute decimals, so that all small
+    numbers would be equal. Equations that differ at a point are decided here too, because math-verify would solve them.
+    Expressions that SymPy cannot compute with are not the same.
     """
     gold_parsed, answer_parsed = _parse_formula(gold), _parse_formula(answer)
     if gold_parsed is None or answer_parsed is None:
         return False
     try:
         return _same_parsed(answer_parsed, gold_parsed)
-    except (TypeError, ValueError, ArithmeticError, NotImplementedError):  # SymPy's ways of saying that it cannot
+    except (TypeError, ValueError, ArithmeticError, NotImplementedError):  # SymPy's ways to say that it cannot
         return False
 
 
@@ -123,19 +123,19 @@ def _same_parsed(answer: Any, gold: Any) -> bool:
         if expand(answer - gold) == 0:
             return True
     if answer in (true, false) or gold in (true, false):
-        return False  # `x = x`: nothing is said
+        return False  # `x = x` states nothing
     if isinstance(answer, Equality) or isinstance(gold, Equality):
         if isinstance(answer, Expr) or isinstance(gold, Expr):
-            return False  # `x + y = 3` is not its right side; names of values are dealt with before
+            return False  # `x + y = 3` is not its right side; `name = value` was compared before
         if isinstance(answer, Equality) and isinstance(gold, Equality) and _have_other_solutions(answer, gold):
             return False
     return verify([gold], [answer], allow_set_relation_comp=True, timeout_seconds=0)
 
 
 def extract(text: str) -> str | None:
-    """The part of a text without a box that math-verify would grade, as it stands in the text; None if there is none.
+    """Return the part of a text without a box that math-verify would grade, as it stands in the text, or None.
 
-    math-verify's anchors ("the final answer is", "answer:") come first, then the last formula or number anywhere, so a
+    math-verify's anchors ("the final answer is", "answer:") come first, then the last formula or number anywhere. So a
     bare number in an unfinished sentence is an answer.
     """
     parsed = parse(text, FORMULA_OR_NUMBER, parsing_timeout=0)
@@ -144,10 +144,10 @@ def extract(text: str) -> str | None:
 
 @lru_cache(maxsize=512)
 def _parse_formula(text: str) -> Any:
-    """The SymPy object that math-verify's parser reads in `text` taken as one formula, capitals kept apart; or None.
+    r"""Return the SymPy object that math-verify's parser reads in `text` as one formula, or None. Case matters.
 
-    Its reader of plain numbers is left out: where the formula does not parse it would pick a number out of it, and
-    `1 - \\frac{1}{...}` would equal `1 + \\frac{1}{...}` because both hold a 1.
+    Its reader of plain numbers is left out. From a formula that does not parse it would pick a number, and
+    `1 - \frac{1}{...}` would equal `1 + \frac{1}{...}` because both hold a 1.
     """
     for pattern, replacement in _TOLD_APART:
         text = pattern.sub(replacement, text)
@@ -157,7 +157,7 @@ def _parse_formula(text: str) -> Any:
         return latex2sympy(latex, is_real=is_real, normalization_config=None, conversion_config=CASE_MATTERS)
     except (MemoryError, RecursionError):
         raise
-    except Exception:  # its errors are of the class itself
+    except Exception:  # its errors are plain Exceptions
         return None
 
 
@@ -166,42 +166,42 @@ def _is_number(reading: object) -> bool:
 
 
 def _are_algebraic(*readings: object) -> bool:
-    """Whether they are built from symbols and exact numbers by arithmetic and roots."""
+    """Return whether all readings are built from symbols and exact numbers by arithmetic and roots."""
     return all(
-        isinstance(one, Expr)
-        and not one.has(Float)
-        and all(isinstance(part, _ALGEBRA) for part in preorder_traversal(one))
-        and one.is_algebraic_expr()
-        for one in readings
+        isinstance(reading, Expr)
+        and not reading.has(Float)
+        and all(isinstance(part, _ALGEBRA) for part in preorder_traversal(reading))
+        and reading.is_algebraic_expr()
+        for reading in readings
     )
 
 
 def _differ_at_a_point(answer: Expr, gold: Expr) -> bool:
-    """What has two values at one point is not the same; to simplify the difference takes ten times as long."""
+    """Return whether the values differ at one point. To simplify the difference takes ten times as long."""
     symbols = sorted(answer.atoms(Symbol) | gold.atoms(Symbol), key=lambda symbol: symbol.name)
-    point = [(symbol, 1 + Rational(2 * number + 1, 97)) for number, symbol in enumerate(symbols)]
-    here, there = (one.subs(point).evalf(EXACT_DIGITS) for one in (answer, gold))
-    difference, size = abs(here - there), abs(there)
+    point = [(symbol, 1 + Rational(2 * index + 1, 97)) for index, symbol in enumerate(symbols)]
+    answer_value, gold_value = (expression.subs(point).evalf(EXACT_DIGITS) for expression in (answer, gold))
+    difference, size = abs(answer_value - gold_value), abs(gold_value)
     return bool(difference.is_Float and size.is_Float and difference > 1e-12 * size)
 
 
 def _have_other_solutions(answer: Equality, gold: Equality) -> bool:
-    """Whether left minus right are not in one ratio at two points: then neither equation is a multiple of the other.
+    r"""Return whether the equations' ratio of (left - right) differs at two points, so that no factor makes them equal.
 
-    An undefined function is a symbol here, `\\theta(t)` as well as `t`.
+    An undefined function counts as a symbol, `\theta(t)` as well as `t`.
     """
-    here, there = (_left_minus_right(one) for one in (answer, gold))
-    if 0 in (here, there):
-        return here != there  # `x = x` says nothing
-    atoms = here.atoms(Symbol, AppliedUndef) | there.atoms(Symbol, AppliedUndef)
-    if len(atoms) < 2 or here.has(Derivative) or there.has(Derivative):
-        return False  # in one unknown, equations of other forms have the same solutions
+    answer_difference, gold_difference = (_left_minus_right(side) for side in (answer, gold))
+    if 0 in (answer_difference, gold_difference):
+        return answer_difference != gold_difference  # `x = x` states nothing
+    atoms = answer_difference.atoms(Symbol, AppliedUndef) | gold_difference.atoms(Symbol, AppliedUndef)
+    if len(atoms) < 2 or answer_difference.has(Derivative) or gold_difference.has(Derivative):
+        return False  # equations in one unknown may differ in form and have the same solutions
     functions_first = sorted(atoms, key=lambda atom: (-len(atom.args), default_sort_key(atom)))
     names: Any = dict(zip(functions_first, symbols(f"x:{len(atoms)}"), strict=True))
     ratios = []
     for start in (3, 5):
-        point = {name: 1 + Rational(2 * number + start, 97) for number, name in enumerate(names.values())}
-        values = [one.subs(names).subs(point).evalf(EXACT_DIGITS) for one in (here, there)]
+        point = {name: 1 + Rational(2 * index + start, 97) for index, name in enumerate(names.values())}
+        values = [side.subs(names).subs(point).evalf(EXACT_DIGITS) for side in (answer_difference, gold_difference)]
         if not all(value.is_Float and abs(value) > 1e-12 for value in values):
             return False
         ratios.append(values[0] / values[1])
@@ -212,11 +212,13 @@ def _left_minus_right(equation: Any) -> Any:
     return equation.lhs - equation.rhs
 
 
-def _is_small(number: Expr) -> bool:
-    """Whether it can be computed exactly, without decimals, in no time: `2^{1009} + 1` can, `9^{9^9}` cannot."""
-    exponents: list[Any] = [power.exp for power in number.atoms(Pow)]
-    arguments: list[Any] = [argument for function in number.atoms(Function) for argument in function.args]
-    return not number.has(Float) and all(one.is_Integer and abs(one) <= MAX_EXACT for one in exponents + arguments)
+def _is_small(expression: Expr) -> bool:
+    """Return whether the number is quick to compute exactly, without decimals: `2^{1009} + 1` is, `9^{9^9}` is not."""
+    exponents: list[Any] = [power.exp for power in expression.atoms(Pow)]
+    arguments: list[Any] = [argument for function in expression.atoms(Function) for argument in function.args]
+    return not expression.has(Float) and all(
+        value.is_Integer and abs(value) <= MAX_EXACT for value in exponents + arguments
+    )
 
 
 def _same_number(answer: Expr, gold: Expr) -> bool:

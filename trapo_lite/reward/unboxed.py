@@ -1,5 +1,4 @@
-"""The answer of a text that boxes none: an answer line, or what math-verify extracts, with all that is offered beside
-it."""
+"""Read the answer of a text without a box: its answer line, or what math-verify extracts with any alternatives."""
 
 import re
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ _NUMBER_OR_FORMULA = (
     r"(?:(?<![a-zA-Z])[a-zA-Z](?:_\w)?\s*=\s*)?"
     r"(?:\$[^$\n=]{1,100}\$|\\\([^\n=]{1,100}?\\\)|(?<![\w.])[-+]?\d+(?:[.,/]\d+)*)"
 )
-# What makes another answer of the number that it stands beside.
+# A number beside one of these is not the answer by itself.
 _QUALIFIED_BEFORE = re.compile(
     r"(?:(?i:\b(?:not|cannot be|minus|negative|least|most|than|over|under|root of|log|from|between|above|below)|n't)"
     r"|[<>≤≥≠√^]=?|!=|\\(?:neq?|leq?|geq?|log|ln|sqrt))[\s$({\\]*$"
@@ -41,9 +40,9 @@ _LETTERS = re.compile(rf"\(?[A-J]\)?(?:(?:{_JOINED_BY}|\.\s+)\(?[A-J]\)?(?=[)}}\
 
 
 def answer_line(text: str) -> str | None:
-    """What stands behind `answer is`, `Answer:`, `A:` or `####` in the last line.
+    r"""Return the text behind `answer is`, `Answer:`, `A:` or `####` in the last line, or None.
 
-    >>> answer_line("So 3 + 4 is it.\\n#### 7"), answer_line("The answer is 7. I am sure.\\nYes.")
+    >>> answer_line("So 3 + 4 is it.\n#### 7"), answer_line("The answer is 7. I am sure.\nYes.")
     ('7', None)
     """
     line = _ANSWER_LINE.search(text.rstrip())
@@ -51,16 +50,16 @@ def answer_line(text: str) -> str | None:
 
 
 def unboxed_answer(tail: str, golds: Sequence[str]) -> str | None:
-    """The answer in a text without a box; None if there is nothing to read in it.
+    """Return the answer in a text without a box, or None if there is none.
 
-    One of several that are offered (`7 or 8`) stands for all of them: who hedges has not answered 7.
+    If several are offered (`7 or 8`), all of them are the answer, so that a hedge is not a correct 7.
 
     >>> unboxed_answer("Hence the answer is 7.", ["7"]), unboxed_answer("The answer is 7 or 8.", ["7"])
     ('7', '7 or 8')
     """
     end = tail[-MAX_TAIL_CHARS:]
     if len(tail) > len(end) and "\n" in end[:-200]:
-        end = end[end.index("\n") :]  # not in the middle of a formula
+        end = end[end.index("\n") :]  # so as not to start in the middle of a formula
     if any(all(map(notation.choice_letter, notation.split_list(notation.plain(gold)))) for gold in golds):
         choices = list(_MARKED_CHOICE.finditer(end))
         if choices:
@@ -75,36 +74,36 @@ def unboxed_answer(tail: str, golds: Sequence[str]) -> str | None:
     if reading is None:
         return line if line and any(map(notation.words, golds)) else None
     reading = reading.strip(" *")
-    place = _place_of(reading, end)
-    if place is None:
+    span = _place_of(reading, end)
+    if span is None:
         return reading
-    found = _with_its_company(_NUMBERS, end, *place)
-    is_alone = found == end[slice(*place)]
-    if is_alone and (_QUALIFIED_BEFORE.search(end[: place[0]]) or _QUALIFIED_AFTER.match(end[place[1] :])):
-        return _around(end, *place)
-    return found
+    answer = _with_its_company(_NUMBERS, end, *span)
+    is_alone = answer == end[slice(*span)]
+    if is_alone and (_QUALIFIED_BEFORE.search(end[: span[0]]) or _QUALIFIED_AFTER.match(end[span[1] :])):
+        return _around(end, *span)
+    return answer
 
 
 def _place_of(reading: str, text: str) -> tuple[int, int] | None:
-    """Where math-verify found it: the first such place behind the last `answer is`, or else the last one of all.
+    """Return the position of math-verify's reading: the first behind the last `answer is`, else the last of all.
 
-    A reading with letters directly behind it (`7x`, `7cm`) stands there with them.
+    Letters directly behind the reading (`7x`, `7cm`) are included.
     """
-    number = re.compile(rf"(?<![\w.,]){re.escape(reading)}(?!\d)[a-zA-Zπ]*(?![.,]\d)")
+    pattern = re.compile(rf"(?<![\w.,]){re.escape(reading)}(?!\d)[a-zA-Zπ]*(?![.,]\d)")
     anchor = max((match.end() for match in re.finditer(_ANCHOR, text)), default=None)
-    behind = None if anchor is None else number.search(text, anchor)
-    found = behind or next(reversed(list(number.finditer(text))), None)
-    return found.span() if found else None
+    behind = None if anchor is None else pattern.search(text, anchor)
+    nearest = behind or next(reversed(list(pattern.finditer(text))), None)
+    return nearest.span() if nearest else None
 
 
 def _around(text: str, start: int, end: int) -> str:
-    """The words about it, three before and two behind: as an answer they are not the number."""
+    """Return text[start:end] with three words before and two behind it, an answer that differs from the number."""
     before = re.search(r"(?:\S+\s*){0,3}$", text[max(0, start - 40) : start])
     after = re.match(r"\s*\S*\s*\S*", text[end : end + 40])
     return f"{before[0] if before else ''}{text[start:end]}{after[0] if after else ''}".strip()
 
 
 def _with_its_company(series: re.Pattern[str], text: str, start: int, end: int) -> str:
-    """text[start:end], or the whole series that it is an element of."""
-    around = next((one for one in series.finditer(text) if one.start() <= start and end <= one.end()), None)
+    """Return text[start:end], or the whole series of which it is an element."""
+    around = next((match for match in series.finditer(text) if match.start() <= start and end <= match.end()), None)
     return around[0] if around else text[start:end]

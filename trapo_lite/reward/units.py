@@ -1,4 +1,4 @@
-r"""What stands behind a number: units and things counted, and when two of them may be the same."""
+r"""Read the units and counted things behind a number, and decide whether two of them may be the same."""
 
 import re
 
@@ -8,7 +8,7 @@ MULTIPLIERS = {
     "dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
     "quadrillion": 10**15, "lakh": 10**5, "crore": 10**7,
 }  # fmt: skip
-MAX_WORDS = 4  # of what is counted: `5 \text{ small red balls}`
+MAX_WORDS = 4  # words for the counted thing: `5 \text{ small red balls}`
 _UNITS = (
     "mm millimeter,cm centimeter,dm,m meter,km kilometer,in inch inches,ft foot feet,yd yard,mile mi,"
     "ms,s sec second,min minute,h hr hour,day,week,month,year yr,am,pm,"
@@ -23,7 +23,7 @@ _UNIT_BY_WORD = {
     for spelling in (word, word + "s")
 }
 _UNIT_BY_WORD |= {"mph": "mile per h", "kph": "km per h", "kmh": "km per h"}
-_PRODUCTS = ("mg", "ms", "mi", "hr", "pc")  # directly behind a number: mass times acceleration, say
+_PRODUCTS = ("mg", "ms", "mi", "hr", "pc")  # not units directly behind a number: `5mg` may be mass times acceleration
 _LONG_WORDS = [word for word in (*_UNIT_BY_WORD, *MULTIPLIERS) if len(word) > 1]
 _LONG_UNIT = "|".join(sorted(_LONG_WORDS, key=len, reverse=True))
 _TEXT_UNIT = re.compile(rf"\s*{SET_UPRIGHT}\s*\{{([^{{}}]*)\}}\s*(?:\^\s*\{{?([-\d]+)\}}?)?\s*$")
@@ -33,7 +33,7 @@ _WORD_UNIT = re.compile(
 _DEGREE = re.compile(r"\s*\^\\circ\s*(?:\\(?:text|mathrm)\s*\{\s*)?([CF])?\s*\}?\s*$")
 _POWERS = [(re.compile(rf"\b{name} (\S+)"), rf"\1^{power}") for name, power in (("square", 2), ("cubic", 3))]
 _TEMPERATURE = re.compile(r"\bdegree (?:([CF])\b|(celsiu|fahrenheit)\b)")
-# Who writes `5 \text{ or more}` has said something else than 5.
+# `5 \text{ or more}` is another answer than 5.
 _RESTRICTING = (
     "or and not no more less fewer least most than about almost approximately nearly only is are was does do if "
     "when where for unless except either neither maybe perhaps possible other false true wrong incorrect "
@@ -47,7 +47,7 @@ _KNOWN = frozenset(_UNIT_BY_WORD.values())
 
 
 def split_unit(text: str) -> tuple[str, str]:
-    r"""(`text` without its unit, unit): `\text{...}` at the end, or words that are units wherever they stand alone.
+    r"""Return (`text` without its unit, unit). The unit is a final `\text{...}`, or plain words that are always units.
 
     >>> split_unit(r"10 \text{ cm}^{2}"), split_unit(r"3\text{ square feet}"), split_unit(r"5 \text{ or more}")
     (('10', 'cm^2'), ('3', 'ft^2'), ('5 \\text{ or more}', ''))
@@ -63,7 +63,7 @@ def split_unit(text: str) -> tuple[str, str]:
 
 
 def split_known_unit(text: str) -> tuple[str, str]:
-    r"""The same behind any expression, where a word that is no known unit may be part of what is said.
+    r"""Split the unit off any expression. An unknown word stays, because it may be a part of the expression.
 
     >>> split_known_unit(r"12\pi \text{ cm}^2"), split_known_unit(r"n \text{ odd}"), split_known_unit("2mg")
     (('12\\pi', 'cm^2'), ('n \\text{ odd}', ''), ('2mg', ''))
@@ -74,7 +74,7 @@ def split_known_unit(text: str) -> tuple[str, str]:
 
 
 def multiplied(unit: str) -> tuple[int, str]:
-    """(factor, unit without it): `5 million dollars` is a number of dollars.
+    """Return (factor, unit without it): `5 million dollars` is a number of dollars.
 
     >>> multiplied("million dollar"), multiplied("cm")
     ((1000000, 'dollar'), (1, 'cm'))
@@ -85,22 +85,22 @@ def multiplied(unit: str) -> tuple[int, str]:
     return factor, " ".join(words)
 
 
-def may_be_same(one: str, other: str) -> bool:
-    """Whether equal numbers with these units are one answer: equal units, one left out, or one said more closely.
+def may_be_same(unit: str, other: str) -> bool:
+    """Return whether equal numbers with these units are one answer: equal units, one missing, or one more precise.
 
     >>> may_be_same("cm", ""), may_be_same("cm", "km"), may_be_same("red ball", "ball"), may_be_same("km per h", "km")
     (True, False, True, False)
     """
-    if one == other or not one or not other:
+    if unit == other or not unit or not other:
         return True
-    if one.startswith("degree") and other.startswith("degree"):
-        return "degree" in (one, other)
-    shorter, longer = sorted((set(one.split()), set(other.split())), key=len)
+    if unit.startswith("degree") and other.startswith("degree"):
+        return "degree" in (unit, other)
+    shorter, longer = sorted((set(unit.split()), set(other.split())), key=len)
     return shorter < longer and not any(_is_known(word) for word in longer - shorter)
 
 
 def _unit_of(text: str, power: str | None) -> str | None:
-    """In one spelling, "" for `units`; None for words that are no unit and nothing that is counted."""
+    """Return the unit in one spelling, "" for `units`, or None for words that are neither unit nor counted thing."""
     text = re.sub(r"\b([ap])\.\s*m\b\.?", r"\1m", text)
     text = re.sub(r"\s*/\s*|\bper\b", " per ", text)
     words = [_UNIT_BY_WORD.get(word) or _singular(word) for word in re.split(r"[\s.,]+", text) if word]
@@ -118,7 +118,7 @@ def _singular(word: str) -> str:
 
 
 def _is_word(word: str) -> bool:
-    """Of a unit or a thing; a lone letter that is no unit is a symbol."""
+    """Return whether the word may be part of a unit or a counted thing. A lone letter that is no unit is a symbol."""
     is_long_enough = len(word) > 1 or word in _UNIT_BY_WORD
     return word.split()[0].replace("-", "").isalpha() and is_long_enough and word.lower() not in _NOT_COUNTED
 

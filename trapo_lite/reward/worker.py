@@ -1,10 +1,9 @@
-"""What runs in a worker process: read a question, grade it, answer; end the moment the parent is gone.
+"""Run in a worker process: read a question, grade it, answer; end as soon as the parent is gone.
 
-One frame is a 4-byte big-endian length and that many bytes of JSON, in both directions over one socket, file descriptor
-0. Questions are [answer_text, gold, require_box], answers [kind, graded text]. The first frame is ["ready"].
+A frame is a 4-byte big-endian length and that many bytes of JSON. Both directions use one socket, file descriptor 0.
+Questions are [answer_text, gold, require_box], answers [kind, graded text]. The first frame is ["ready"].
 
-Nothing here is caught: a MemoryError or whatever else grading raises ends the process, and the parent makes a verdict
-of that.
+Nothing is caught here: a MemoryError or any other exception ends the process, and the parent makes a verdict of it.
 """
 
 import ctypes
@@ -30,7 +29,9 @@ def main(parent_pid: int, deadline_seconds: float, memory_limit_bytes: int) -> N
     """Grade questions from the socket until it closes."""
     _die_with_parent(parent_pid)
     for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop, signal.SIG_IGN)  # sent to the whole process group; when to stop is the parent's decision
+        signal.signal(
+            stop, signal.SIG_IGN
+        )  # a signal reaches the whole process group, but the parent decides when to stop
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.disable(logging.CRITICAL)
@@ -43,7 +44,7 @@ def main(parent_pid: int, deadline_seconds: float, memory_limit_bytes: int) -> N
     write_frame(connection, ["ready"])
     while True:
         answer_text, gold, require_box = questions.get()
-        # Should the parent not live to enforce the deadline: the kernel does, whatever holds the interpreter up.
+        # If the parent dies, the kernel enforces the deadline, even if the interpreter is blocked.
         signal.setitimer(signal.ITIMER_REAL, deadline_seconds + ALARM_GRACE_SECONDS)
         kind, graded = grade(answer_text, gold, require_box)
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -57,7 +58,7 @@ def write_frame(connection: socket.socket, message: list) -> None:
 
 
 def read_frame(connection: socket.socket) -> list:
-    """Receive one message. Raises EOFError where the other end has closed, TimeoutError by the socket's timeout."""
+    """Receive one message. Raise EOFError if the other end has closed, TimeoutError by the socket's timeout."""
     (length,) = struct.unpack(">I", _read_exactly(connection, 4))
     return json.loads(_read_exactly(connection, length))
 
@@ -73,7 +74,7 @@ def _read_exactly(connection: socket.socket, length: int) -> bytes:
 
 
 def _read_questions(connection: socket.socket, questions: "queue.SimpleQueue[list]") -> None:
-    """Runs in a thread of its own, so that the parent's end is noticed during a computation too."""
+    """Read questions in a thread of its own, so that the parent's end is noticed during a computation too."""
     try:
         while True:
             questions.put(read_frame(connection))
@@ -91,7 +92,7 @@ def _load_grader() -> Callable[[str, str, bool], tuple[str, str | None]]:
     def grade_one(answer_text: str, gold: str, require_box: bool) -> tuple[str, str | None]:
         try:
             return grade(answer_text, gold, require_box=require_box)
-        except RecursionError:  # the parser's and SymPy's way of saying: too deep
+        except RecursionError:  # the formula is too deep for the parser or SymPy
             return "wrong", None
 
     grade_one(r"$\frac{\sqrt{2}x}{2}$", r"$\frac{x}{\sqrt{2}}$", False)
@@ -100,7 +101,7 @@ def _load_grader() -> Callable[[str, str, bool], tuple[str, str | None]]:
 
 
 def _die_with_parent(parent_pid: int) -> None:
-    """Ask Linux for SIGKILL when the thread that started this process ends; elsewhere the socket has to do."""
+    """Ask Linux for SIGKILL when the thread that started this process ends. Elsewhere the socket tells."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent_pid:

@@ -1,4 +1,4 @@
-"""The GPUs that this process may use: a machine whose GPUs torch cannot use is an error, not a run on the CPU."""
+"""Check the GPUs that this process may use. GPUs that torch cannot use are an error, not a run on the CPU."""
 
 import os
 import shutil
@@ -12,14 +12,14 @@ import torch
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.run.gpus import named_cards
 
-MIN_CAPABILITY = (8, 0)  # bfloat16
+MIN_CAPABILITY = (8, 0)  # needed for bfloat16
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def require_usable_cards(*, num_processes: int = 1) -> None:
-    """Raise ConfigError where GPUs are there but cannot be used as asked; nothing to do on a machine without any.
+    """Raise ConfigError if there are GPUs that cannot be used as asked. Without a GPU there is nothing to check.
 
-    num_processes: of this machine, each of which takes a card. An empty CUDA_VISIBLE_DEVICES, or -1, asks for the CPU.
+    num_processes: processes on this machine, one card each. An empty CUDA_VISIBLE_DEVICES, or -1, asks for the CPU.
     """
     names = named_cards(os.environ.get(VISIBLE))
     if torch.version.cuda is None or (names is not None and not names):
@@ -58,7 +58,7 @@ def _require_bfloat16(cards: Sequence[int]) -> None:
 
 
 def _require_compiler() -> None:
-    """Raise ConfigError without what Triton, in trainer and engine, compiles with while they run."""
+    """Raise ConfigError if the compiler that Triton uses in trainer and engine during a run is missing."""
     missing = []
     if "CC" not in os.environ and not (shutil.which("gcc") or shutil.which("clang")):
         missing.append("a C compiler (gcc)")
@@ -66,7 +66,7 @@ def _require_compiler() -> None:
         missing.append(f"Python's headers (python{sysconfig.get_python_version()}-dev)")
     if missing:
         raise ConfigError(
-            f"GPU: Triton compiles kernels while a run goes on, and needs {' and '.join(missing)}; install "
+            f"GPU: Triton compiles kernels during a run, and needs {' and '.join(missing)}; install "
             f"{'them' if len(missing) > 1 else 'it'}"
         )
 
@@ -80,7 +80,7 @@ def _listed_cards() -> int:
 
 
 def _reason() -> str:
-    """Return the first line of what torch says when it is made to use CUDA."""
+    """Return the first line of torch's error when it initialises CUDA."""
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:

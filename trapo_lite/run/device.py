@@ -1,4 +1,4 @@
-"""What a process has: memory, the peak of a stage and what happens when there is none left; operations a second."""
+"""Read a process's resources: memory, its peak, the speed of its device, and whether it runs out of memory."""
 
 import resource
 import traceback
@@ -10,9 +10,9 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from trapo_lite.run.gpus import GIB, find_gpu
 
 FLEX_HEAD_BYTES = 256
-"""FlexAttention's kernels fit any card with bfloat16 up to this size of a head: 128 numbers of bfloat16."""
+"""Largest head for which FlexAttention's kernels fit any card with bfloat16: 128 numbers of bfloat16."""
 FLEX_SHARED_MEMORY = 148_480
-"""Bytes of shared memory a block that they need beyond it: 128 numbers of float32, by Triton's own count."""
+"""Shared memory per block that the kernels need for larger heads: 128 numbers of float32, measured with Triton."""
 
 
 class MemoryAttempt:
@@ -46,37 +46,37 @@ class MemoryAttempt:
 
 
 def name_of(device: torch.device) -> str:
-    """Return what the driver calls the GPU, or "CPU"."""
+    """Return the driver's name of the GPU, or "CPU"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def total_memory(device: torch.device) -> float | None:
-    """Bytes of the GPU; None on the CPU."""
+    """Return the bytes of the GPU, or None on the CPU."""
     return float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
 
 
 def fits_flex_attention(device: torch.device, *, head_bytes: int) -> bool:
-    """Whether this GPU has the shared memory for FlexAttention's kernels; head_bytes: of one head of one token."""
+    """Return whether this GPU's shared memory fits FlexAttention's kernels. head_bytes: of one head of one token."""
     properties = torch.cuda.get_device_properties(device)
     available = getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
     return head_bytes <= FLEX_HEAD_BYTES or available >= FLEX_SHARED_MEMORY
 
 
 def start_peak(device: torch.device) -> None:
-    """The peak of `device` is that from now on; a process on the CPU only knows the peak of its life."""
+    """Start a new measurement of the peak on `device`. On the CPU the peak is that of the whole process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_gib(device: torch.device) -> float:
-    """GiB: on CUDA the most that tensors took since `start_peak`, on the CPU the largest resident size so far."""
+    """Return GiB: on CUDA the most that tensors took since `start_peak`, on the CPU the largest resident size."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
 
 
 def peak_tflops(device: torch.device) -> float | None:
-    """10^12 operations a second that the device can do at most in bfloat16; None where that is not known."""
+    """Return the device's peak in bfloat16, in 10^12 operations per second, or None if it is unknown."""
     if device.type != "cuda":
         return None
     gpu = find_gpu(name_of(device))

@@ -1,4 +1,4 @@
-"""What a person sees while a run works: a live display on a terminal, plain lines elsewhere."""
+"""Show a run's progress: a live display on a terminal, plain lines elsewhere."""
 
 from collections.abc import Mapping
 
@@ -17,7 +17,7 @@ SHOWN = (
 
 
 class Display:
-    """Context manager around a run. Silent unless `is_main`."""
+    """Display the progress of a run, as a context manager. Silent unless `is_main`."""
 
     def __init__(self, *, title: str, max_steps: int, first_step: int, is_main: bool) -> None:
         self._console = Console(quiet=not is_main, highlight=False, soft_wrap=True)
@@ -51,13 +51,13 @@ class Display:
 
     def rollouts(self, done: int, expected: int) -> None:
         if self._progress is not None:
-            if done < self._rollouts_done:  # a new phase: its own clock
+            if done < self._rollouts_done:  # a new phase, which has its own clock
                 self._progress.reset(self._rollouts)
             self._rollouts_done = done
             self._progress.update(self._rollouts, completed=done, total=expected, visible=done < expected)
 
     def step(self, row: Mapping[str, float | int | None]) -> None:
-        """Show a step's metrics, as a line that stays."""
+        """Print a step's metrics as a permanent line."""
         shown = [f"{label} {fmt.format(row[name])}" for label, name, fmt in SHOWN if row.get(name) is not None]
         self.message(f"step {row['step']}/{self._max_steps}  " + "  ".join(shown))
         if self._progress is not None:

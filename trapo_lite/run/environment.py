@@ -1,4 +1,4 @@
-"""What a result was computed by: the command, the code and the versions of the libraries under it."""
+"""Record what computed a result: the command, the code and the versions of the libraries."""
 
 import functools
 import hashlib
@@ -38,10 +38,10 @@ def this_environment() -> dict[str, Any]:
     }
 
 
-def is_environment(found: Any) -> TypeGuard[Mapping[str, Any]]:
-    """Return whether a value that was read from a file can be given to `changes`."""
+def is_environment(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Return whether a value from a file can be given to `changes`."""
     types = {"package": str, "commit": str | None, "clean": bool | None, "versions": dict}
-    return isinstance(found, dict) and all(key in found and isinstance(found[key], kind) for key, kind in types.items())
+    return isinstance(value, dict) and all(key in value and isinstance(value[key], kind) for key, kind in types.items())
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -53,18 +53,18 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     >>> changes(old, old | {"versions": {"torch": "2.13.0", "peft": "0.21.0"}})
     ['torch: 2.12.0 then, 2.13.0 now']
     """
-    found = []
+    differences = []
     if then["package"] != now["package"]:
-        found.append(f"trapo_lite's files: {spelt_code(then)} then, {spelt_code(now)} now")
+        differences.append(f"trapo_lite's files: {spelt_code(then)} then, {spelt_code(now)} now")
     old, new = then["versions"], now["versions"]
     for name in {**old, **new}:
         if old.get(name) != new.get(name):
-            found.append(f"{name}: {old.get(name, 'none')} then, {new.get(name, 'none')} now")
-    return found
+            differences.append(f"{name}: {old.get(name, 'none')} then, {new.get(name, 'none')} now")
+    return differences
 
 
 def spelt_code(environment: Mapping[str, Any]) -> str:
-    """Return the state of the code for people.
+    """Return the state of the code as text.
 
     >>> spelt_code({"package": "1a2b", "commit": "0123456789abcdef", "clean": False})
     '1a2b (commit 0123456789, with changes)'
@@ -85,7 +85,7 @@ def package_fingerprint(package: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-# Once a process: it runs what it has read, whatever becomes of the files meanwhile.
+# Once per process, because it runs the code that it has read, even if the files change.
 _fingerprint_once = functools.cache(package_fingerprint)
 
 
@@ -94,7 +94,7 @@ def _versions() -> dict[str, str]:
     for name in LIBRARIES:
         try:
             versions[name] = version(name)
-        except PackageNotFoundError:  # vLLM is there under one of two names, or not at all
+        except PackageNotFoundError:  # vLLM is installed under one of two names, or not at all
             continue
     return versions
 
@@ -102,7 +102,7 @@ def _versions() -> dict[str, str]:
 def _commit() -> tuple[str | None, bool | None]:
     """Return the commit, and whether no tracked file was changed since.
 
-    A repository that merely surrounds the package, as around a virtual environment, does not hold its files.
+    A repository around the package, as around a virtual environment, does not hold its files.
     """
     if _git("ls-files", "--error-unmatch", "__init__.py") is None:
         return None, None
@@ -111,7 +111,7 @@ def _commit() -> tuple[str | None, bool | None]:
 
 
 def _git(*arguments: str) -> str | None:
-    """Return what git prints when asked in the package's folder; None where there is no git, or it refuses."""
+    """Return git's output in the package's folder, or None if there is no git or git refuses."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(

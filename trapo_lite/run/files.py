@@ -1,4 +1,4 @@
-"""Files of results: written whole, in one rename, and one error where the system refuses. Files of tensors."""
+"""Write files of results in one rename, raise one error if the system refuses, and write files of tensors."""
 
 import contextlib
 import errno
@@ -33,14 +33,14 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def append_bytes(path: Path, content: bytes, *, option: str = "--out") -> int:
-    """Append to the file, which `option` named, in one write; returns the file's length then."""
+    """Append to the file, which `option` named, in one write. Return the file's new length."""
     with errors_named(path, option=option), path.open("ab") as file:
         file.write(content)
         return file.tell()
 
 
 def move_into_place(new: Path, folder: Path) -> None:
-    """Have one folder take the place of another, which is only deleted when that is done."""
+    """Replace one folder by another. The old folder is deleted only after that."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -56,7 +56,7 @@ def move_into_place(new: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Have every OSError inside name this path: a write names no file, a copy the file that was read."""
+    """Make every OSError inside name this path, because a failed write names no file and a copy names its source."""
     try:
         yield
     except OSError as error:
@@ -65,7 +65,7 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def errors_named(path: Path, *, option: str = "--out") -> Iterator[None]:
-    """Inside, what the system refuses is one DataError that names the file."""
+    """Turn the system's refusals inside into one DataError that names the file."""
     try:
         yield
     except OSError as error:
@@ -77,7 +77,7 @@ def errors_named(path: Path, *, option: str = "--out") -> Iterator[None]:
 
 
 def make_folder(out: Path) -> None:
-    """ConfigError where `--out` is a file, DataError where the system refuses."""
+    """Make the folder. Raise ConfigError if `--out` is a file, DataError if the system refuses."""
     if out.is_file():
         raise ConfigError(f"--out {out}: is a file; give a folder for the results")
     try:
@@ -87,7 +87,7 @@ def make_folder(out: Path) -> None:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write a safetensors file with the permissions of any new file. Raises OSError where that is not possible.
+    """Write a safetensors file with the permissions of any new file. Raise OSError if that is impossible.
 
     safetensors writes a temporary file, which only its owner may read, and renames it.
     """
@@ -95,7 +95,7 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
     mode = file.stat().st_mode
     try:
         save_file(dict(tensors), file, metadata={"format": "pt"})
-    except SafetensorError as error:  # how safetensors reports a full disk
+    except SafetensorError as error:  # safetensors reports a full disk like this
         code = errno.ENOSPC if "No space left" in str(error) else errno.EIO
         raise OSError(code, os.strerror(code), str(file)) from error
     file.chmod(mode)
@@ -103,7 +103,7 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
 
 @contextlib.contextmanager
 def lock(folder: Path, *, option: str) -> Iterator[None]:
-    """Inside, no other process is in here with the same folder, which `option` named; ConfigError where one is."""
+    """Lock the folder, which `option` named, against other processes. Raise ConfigError if one has locked it."""
     descriptor = _locked(folder)
     if descriptor is None:
         raise ConfigError(f"{option}: another process is writing to {folder}; wait for it, stop it, or choose another")
@@ -114,7 +114,7 @@ def lock(folder: Path, *, option: str) -> Iterator[None]:
 
 
 def _locked(folder: Path) -> int | None:
-    """The kernel's lock on a folder, as the descriptor that holds it; None where another process has it."""
+    """Lock the folder in the kernel. Return the descriptor that holds the lock, or None if another process has it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

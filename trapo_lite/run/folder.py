@@ -1,4 +1,4 @@
-"""A run's folder (DESIGN 9): one process at a time, lines that can be cut back to a checkpoint."""
+"""Manage a run's folder (DESIGN 9): one process at a time, lines that can be cut back to a checkpoint."""
 
 import json
 import os
@@ -18,9 +18,9 @@ STEP_NAME = re.compile(r"step-(?!0{6}$)(?:[0-9]{6}|[1-9][0-9]{6,})")
 
 
 class RunFolder:
-    """runs/NAME, locked by this process for as long as it lives. Use as a context manager.
+    """Own runs/NAME, locked by this process as long as it lives. Use it as a context manager.
 
-    The lock is the kernel's, on the folder itself: it goes with the process, however that ends.
+    The lock is the kernel's, on the folder itself, so that it ends with the process in every case.
     """
 
     def __init__(self, path: Path) -> None:
@@ -29,12 +29,12 @@ class RunFolder:
         self.metrics_file = path / "metrics.jsonl"
         self.rollouts = path / "rollouts"
         self.environment_file = path / "environment.json"
-        self.notes: list[str] = []  # what opening it did, for people
+        self.notes: list[str] = []  # what `open` did, for the user
         self._lock: int | None = None
 
     @classmethod
     def open(cls, config: Config, *, restart: bool) -> "RunFolder":
-        """Lock the folder, making it if need be; with `restart` an old one is renamed first, never deleted."""
+        """Lock the folder and make it if needed. With `restart` an old one is renamed first, never deleted."""
         folder = cls(config.run.folder)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
@@ -52,21 +52,21 @@ class RunFolder:
         return folder
 
     def write_config(self, config: Config) -> None:
-        """The resolved configuration, in one rename."""
+        """Write the resolved configuration in one rename."""
         file = self.path / "config.yaml"
         with naming(file):
             write_whole(file, config.to_yaml())
 
     def starts(self) -> list[dict[str, Any]]:
-        """Return what each start of the run wrote into environment.json; empty where it is missing or damaged."""
+        """Return what each start of the run wrote into environment.json, or [] if the file is missing or damaged."""
         try:
-            found = json.loads(self.environment_file.read_text(encoding="utf-8"))
-            return found if isinstance(found, list) and all(_is_start(entry) for entry in found) else []
+            entries = json.loads(self.environment_file.read_text(encoding="utf-8"))
+            return entries if isinstance(entries, list) and all(_is_start(entry) for entry in entries) else []
         except (OSError, ValueError, RecursionError):
             return []
 
     def add_start(self, environment: Mapping[str, Any], *, after_step: int, **more: Any) -> None:
-        """Add this start to environment.json. `after_step`: the step that the run is resumed from, 0 for none."""
+        """Add this start to environment.json. `after_step`: the step from which the run is resumed, 0 for none."""
         self._write_starts([*self.starts(), {"after_step": after_step, **more, **environment}])
 
     def _write_starts(self, starts: Sequence[Mapping[str, Any]]) -> None:
@@ -74,7 +74,7 @@ class RunFolder:
             write_whole(self.environment_file, json.dumps(starts, indent=1, ensure_ascii=False) + "\n")
 
     def replace(self, name: str, write: Callable[[Path], None]) -> None:
-        """Have `write` fill a folder that then takes the place of the one called `name`."""
+        """Let `write` fill a new folder, then replace the folder `name` by it."""
         temporary = self.path / f".{name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         with naming(self.path / name):
@@ -82,7 +82,7 @@ class RunFolder:
             move_into_place(temporary, self.path / name)
 
     def holds_adapter_of(self, checkpoint: Path) -> bool:
-        """Is adapter/ what that checkpoint holds? A run may have been killed between the two."""
+        """Return whether adapter/ is that checkpoint's adapter. It is not if a run was killed between the two."""
         weights = "adapter_model.safetensors"
         return bytes_of(self.path / "adapter" / weights) == bytes_of(checkpoint / weights) is not None
 
@@ -103,23 +103,22 @@ class RunFolder:
             file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def write_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """rollouts/step-N.jsonl: one line a rollout."""
+        """Write rollouts/step-N.jsonl, one line per rollout."""
         self.rollouts.mkdir(exist_ok=True)
         with naming(self._rollouts_file(step)), self._rollouts_file(step).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def cut_back(self, step: int) -> list[str]:
-        """Forget every line about steps after `step`, which will be done again, and every start that made only such.
+        """Delete every line about steps after `step`, which will be repeated, and every start with only such steps.
 
-        Lines that were not written whole, or changed since, are forgotten too; the returned message names the steps
-        that are missing then.
+        Lines that were cut off or changed are deleted too. The returned message names the steps that are then missing.
         """
         kept: dict[int, str] = {}
         if self.metrics_file.exists():
             for line in self.metrics_file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
-                number = _step_of(line)
-                if number is not None and max(kept, default=0) < number <= step:
-                    kept[number] = f"{line}\n"
+                line_step = _step_of(line)
+                if line_step is not None and max(kept, default=0) < line_step <= step:
+                    kept[line_step] = f"{line}\n"
             with naming(self.metrics_file):
                 write_whole(self.metrics_file, "".join(kept.values()))
         for file in self.rollouts.glob("step-*.jsonl"):
@@ -127,7 +126,7 @@ class RunFolder:
                 file.unlink()
         if self.environment_file.exists():
             self._write_starts([start for start in self.starts() if start["after_step"] < step])
-        missing = [number for number in range(1, step + 1) if number not in kept]
+        missing = [line_step for line_step in range(1, step + 1) if line_step not in kept]
         if not missing:
             return []
         which = (
@@ -159,7 +158,7 @@ class RunFolder:
 
 
 def final_adapter(run: Path) -> Path:
-    """run/adapter; ConfigError where the run has gone on since: it is of an earlier end then."""
+    """Return run/adapter. Raise ConfigError if it is from an earlier end and the run has been resumed since."""
     folder = RunFolder(run)
     newest = max(step_folders(folder.checkpoints), default=None, key=step_of_folder)
     if newest is not None and (run / "adapter").is_dir() and not folder.holds_adapter_of(newest):
@@ -171,10 +170,10 @@ def final_adapter(run: Path) -> Path:
 
 
 def load_run_config(run: Path, files: Sequence[str] = (), overrides: Sequence[str] = ()) -> Config:
-    """The configuration of the run in a folder, with more files and overrides on top."""
+    """Load the configuration of the run in a folder, with more files and overrides on top."""
     if not (run / "config.yaml").is_file():
-        places = (run, run.parent, run.parent.parent, Path("runs") / run.name)
-        near = [place for place in places if (place / "config.yaml").is_file()]
+        candidates = (run, run.parent, run.parent.parent, Path("runs") / run.name)
+        near = [candidate for candidate in candidates if (candidate / "config.yaml").is_file()]
         near += [path.parent for path in (*run.glob("*/config.yaml"), *run.parent.glob("*/config.yaml"))]
         hint = f"; there are {', '.join(map(str, sorted(set(near))[:10]))}" if near else ""
         cure = "give DIR/NAME of a run"
@@ -189,7 +188,7 @@ def _is_start(entry: Any) -> bool:
 
 
 def step_folders(checkpoints: Path) -> list[Path]:
-    """Return the checkpoints in the order of their steps; folders that are called otherwise are none of ours."""
+    """Return the checkpoints in the order of their steps. Folders with other names are ignored."""
     folders = [path for path in checkpoints.glob("step-*") if STEP_NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(folders, key=step_of_folder)
 
@@ -199,7 +198,7 @@ def step_of_folder(folder: Path) -> int:
 
 
 def _step_of(line: str) -> int | None:
-    """Return the step of a line of metrics.jsonl; None for any other line."""
+    """Return the step of a line of metrics.jsonl, or None for any other line."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -209,20 +208,20 @@ def _step_of(line: str) -> int | None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl; one at the end that was not written whole is left out.
+    """Return the lines of a metrics.jsonl, without a last line that was cut off.
 
-    DataError for a file that is missing or has other lines.
+    Raises DataError if the file is missing or has other lines.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); give the folder of a run that has begun") from None
-    for number, line in enumerate(lines, start=1):
+    for line_number, line in enumerate(lines, start=1):
         if _step_of(line) is None:
-            raise DataError(f"{path} line {number}: is no line of metrics; the run's own command leaves it out")
+            raise DataError(f"{path} line {line_number}: is no line of metrics; the run's own command leaves it out")
     return [json.loads(line) for line in lines]
 
 
 def bytes_of(path: Path) -> bytes | None:
-    """Return what a file holds; None if there is no such file."""
+    """Return the content of a file, or None if there is no such file."""
     return path.read_bytes() if path.exists() else None

@@ -1,4 +1,4 @@
-"""What GPUs can do: the one table that the plan and the metrics read."""
+"""List what GPUs can do, in the one table that the plan and the metrics read."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,9 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Gpu:
-    """memory: bytes that CUDA gives out, less than is printed on the card
+    """Hold the figures of one GPU.
+
+    memory: bytes that CUDA gives out, less than is printed on the card
     tflops: 10^12 operations a second, dense bfloat16;  bandwidth: of the memory, bytes a second
     """
 
@@ -17,9 +19,9 @@ class Gpu:
     bandwidth: float
 
 
-# Source: NVIDIA's data sheets. Memory is what the driver reports as total: 79.1 GiB of 80, 44.4 of 48 and 22.2 of 24
-# with ECC, 139.8 of the H200's; of the others nvidia-smi's total less half a GiB. A name is part of what the driver
-# says, the more special first.
+# Source: NVIDIA's data sheets. Memory is the total that the driver reports: 79.1 GiB of 80, 44.4 of 48 and 22.2 of 24
+# with ECC, 139.8 of the H200's; for other cards nvidia-smi's total less half a GiB. A key is a part of the driver's
+# name for the card; longer keys come first if one contains another.
 GPUS = {
     gpu.name: gpu
     for gpu in (
@@ -58,10 +60,10 @@ def named_cards(visible: str | None) -> list[str] | None:
 
 
 def find_gpu(device_name: str) -> Gpu | None:
-    """The one that the driver's name is of; None for one that is not in the table.
+    """Return the GPU with this name from the driver, or None if it is not in the table.
 
-    >>> found = find_gpu("NVIDIA H100 PCIe")
-    >>> found is not None and found.name
+    >>> gpu = find_gpu("NVIDIA H100 PCIe")
+    >>> gpu is not None and gpu.name
     'H100 PCIe'
     """
     return next((gpu for name, gpu in GPUS.items() if name in device_name), None)

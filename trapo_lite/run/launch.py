@@ -1,4 +1,4 @@
-"""How this process was started and how it is stopped: launcher, threads, signals."""
+"""Handle how this process was started and how it is stopped: launcher, threads, signals."""
 
 import ctypes
 import os
@@ -21,7 +21,7 @@ PR_SET_PDEATHSIG = 1
 
 
 class Stopped(Exception):
-    """SIGTERM or SIGINT arrived; `exit_code` is what a shell expects of a process ended by it."""
+    """Stopped is raised after SIGTERM or SIGINT. `exit_code` is what a shell expects after this signal."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
@@ -29,9 +29,9 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """Turns the first SIGTERM or SIGINT into a Stopped at the next `check`, so that no update is cut in half.
+    """Turn the first SIGTERM or SIGINT into a Stopped at the next `check`, so that no update is cut in half.
 
-    A second signal acts at once, as if this were not here.
+    A second signal has its default effect at once.
     """
 
     def __init__(self) -> None:
@@ -52,9 +52,9 @@ class StopSignals:
 
 
 def check_world_size(world_size: int) -> None:
-    """Refuse to run with fewer processes than the launcher was asked for.
+    """Raise ConfigError if fewer processes run than the launcher was asked for.
 
-    `accelerate launch --cpu --num_processes 2` starts one process without a word.
+    `accelerate launch --cpu --num_processes 2` starts one process without a warning.
     """
     asked = _asked_processes()
     if asked is not None and asked != world_size:
@@ -65,9 +65,9 @@ def check_world_size(world_size: int) -> None:
 
 
 def end_with_launcher() -> None:
-    """Have Linux kill this process when the launcher above it dies: launchers do not pass a SIGKILL on.
+    """Make Linux kill this process when its launcher dies, because launchers do not pass on a SIGKILL.
 
-    ConfigError where the launcher is dead already; this process would wait for hours for the others.
+    Raises ConfigError if the launcher is dead already: this process would wait for hours for the others.
     """
     parent = os.getppid()
     is_elastic = "TORCHELASTIC_RUN_ID" in os.environ
@@ -86,8 +86,10 @@ def set_threads(config: Config) -> None:
 
 
 def _asked_processes(arguments: Sequence[str] | None = None) -> int | None:
-    """How many the `accelerate launch` above this process was asked for, by --num_processes or by its configuration
-    file; None if it was not started that way, or not asked."""
+    """Return the number of processes that the `accelerate launch` above this process was asked for.
+
+    The number is from --num_processes or its configuration file; None if there is no such launcher or number.
+    """
     arguments = _arguments(os.getppid()) if arguments is None else arguments
     launcher = _launcher_place(arguments)
     if launcher is None:
@@ -100,11 +102,11 @@ def _asked_processes(arguments: Sequence[str] | None = None) -> int | None:
 
 
 def _option(arguments: Sequence[str], *names: str) -> str | None:
-    """The value of the first of these options, up to the script that is launched."""
-    for place, argument in enumerate(arguments):
+    """Return the value of the first of these options before the launched script."""
+    for index, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name in names:
-            return value if equals else (*arguments[place + 1 : place + 2], None)[0]
+            return value if equals else (*arguments[index + 1 : index + 2], None)[0]
         if argument.endswith(".py"):
             break
     return None
@@ -114,16 +116,16 @@ def _configured_processes(file: Path) -> str | None:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
-        return None  # accelerate itself says what is wrong with it
+        return None  # accelerate itself reports what is wrong with it
     return str(content["num_processes"]) if isinstance(content, dict) and "num_processes" in content else None
 
 
 def _launcher_place(arguments: Sequence[str]) -> int | None:
-    return next((place for place, argument in enumerate(arguments) if argument in LAUNCHERS), None)
+    return next((index for index, argument in enumerate(arguments) if argument in LAUNCHERS), None)
 
 
 def _ancestors() -> Iterator[int]:
-    """Yield the processes above this one, the nearest first. Between a launcher and its rank may be a shell."""
+    """Yield the processes above this one, the nearest first. A shell may be between a launcher and its rank."""
     pid = os.getppid()
     while pid > 0:
         yield pid
@@ -131,14 +133,14 @@ def _ancestors() -> Iterator[int]:
             stat = Path(f"/proc/{pid}/stat").read_text()
         except OSError:
             return
-        pid = int(stat.rpartition(")")[2].split()[1])  # the name before it may hold anything
+        pid = int(stat.rpartition(")")[2].split()[1])  # the process's name comes first and may hold any character
 
 
 def _is_python(pid: int) -> bool:
-    """Return whether a process may be a launcher of torch's: they are written in Python; what adopts orphans is not."""
+    """Return whether a process is Python, as torch's launchers are and a process that adopts orphans is not."""
     try:
         return "python" in Path(os.readlink(f"/proc/{pid}/exe")).name
-    except PermissionError:  # of another user, such as what adopts orphans
+    except PermissionError:  # another user's process, such as one that adopts orphans
         return False
     except OSError:
         return True

@@ -1,4 +1,4 @@
-"""Where metrics go besides metrics.jsonl: TensorBoard and Weights & Biases."""
+"""Send metrics to TensorBoard and to Weights & Biases, besides metrics.jsonl."""
 
 import secrets
 import threading
@@ -15,17 +15,17 @@ class Logger(Protocol):
     def log(self, row: Mapping[str, float | int | None], step: int) -> None: ...
 
     def flush(self) -> None:
-        """What was logged so far is on disk, or sent, when this returns."""
+        """Return after everything logged so far is on disk or sent."""
         ...
 
     def close(self) -> None: ...
 
 
 class TensorBoardLogger:
-    """Write events under `folder`; what an interrupted run wrote after `first_step` is hidden.
+    """Write events under `folder`. Events of an interrupted run after `first_step` are hidden.
 
-    TensorBoard writes in a thread of its own, and raises that thread's error again in the next call here. So the
-    thread's traceback is not printed. Each method raises OSError, naming the folder, where the system refuses to write.
+    TensorBoard writes in a thread of its own, and raises that thread's error again in the next call here, so the
+    thread's traceback is not printed. Each method raises OSError, naming the folder, if the system refuses to write.
     """
 
     def __init__(self, folder: Path, *, first_step: int) -> None:
@@ -52,13 +52,13 @@ class TensorBoardLogger:
 
 
 def _without_refused_writes(error: threading.ExceptHookArgs) -> None:
-    """Print the traceback of a thread, as Python does, but not of a write that the system refused."""
+    """Print a thread's traceback as Python does, unless the system refused a write."""
     if not issubclass(error.exc_type, OSError):
         threading.__excepthook__(error)
 
 
 class WandbLogger:
-    """One run per run folder, which keeps its id: a resumed run goes on under it, a restarted one gets its own."""
+    """Log to one wandb run per run folder. A resumed run keeps its id, a restarted one gets a new id."""
 
     def __init__(self, config: Config) -> None:
         wandb = _import_wandb()
@@ -79,14 +79,14 @@ class WandbLogger:
         self._run.log({name: value for name, value in row.items() if value is not None}, step=step)
 
     def flush(self) -> None:
-        """wandb sends by itself."""
+        """Do nothing, because wandb sends by itself."""
 
     def close(self) -> None:
         self._run.finish()
 
 
 def check_loggers(config: Config) -> None:
-    """Before any model is loaded: is what the configuration names installed?"""
+    """Raise ConfigError if a configured logger is not installed, before any model is loaded."""
     if config.run.wandb_project is not None:
         _import_wandb()
 

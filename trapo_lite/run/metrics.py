@@ -1,7 +1,7 @@
-"""The one table of metric names, and how a step's metrics become a line of metrics.jsonl.
+"""Define the one table of metric names, and turn a step's metrics into a line of metrics.jsonl.
 
-Every metric is a `Mean` (sum and count, added up over batches and ranks) or a plain number until it is written. Without
-data it is null, never 0. docs/metrics.md shows the table to users.
+Every metric is a `Mean` (sum and count, added up over batches and ranks) or a plain number until it is written.
+Without data it is null, never 0. docs/metrics.md shows the table to users.
 """
 
 import math
@@ -78,11 +78,11 @@ TABLE: dict[str, str] = {
 
 STAGE_TIMES = ("time/publish", "time/score", "time/sample", "time/verdicts", "time/update", "time/eval")
 MEASURED = tuple(name for name in TABLE if name.startswith(("time/", "speed/", "memory/")))
-"""What differs from one run to its repetition."""
+"""The metrics that differ when a run is repeated."""
 
 
 def entry(name: str) -> str:
-    """Return the name under which the table lists a metric: with N for the number of a micro-group.
+    """Return the table's name for a metric, with N for the number of a micro-group.
 
     >>> entry("reward/group_2"), entry("reward/own")
     ('reward/group_N', 'reward/own')
@@ -91,7 +91,7 @@ def entry(name: str) -> str:
 
 
 def to_row(metrics: Mapping[str, Mean | float | int]) -> dict[str, float | int | None]:
-    """One line of metrics.jsonl: table order, means divided out, null where there was no data.
+    """Return one line of metrics.jsonl: in table order, means divided out, null without data.
 
     >>> to_row({"reward/own": Mean(3.0, 4), "step": 7, "loss/prefix": Mean(0.0, 0)})
     {'step': 7, 'reward/own': 0.75, 'loss/prefix': None}
@@ -101,12 +101,12 @@ def to_row(metrics: Mapping[str, Mean | float | int]) -> dict[str, float | int |
     unknown = sorted(name for name in metrics if entry(name) not in TABLE)
     if unknown:
         raise KeyError(f"metrics: {unknown} are not in metrics.TABLE; add them there")
-    places = {name: place for place, name in enumerate(TABLE)}
-    values = {name: metrics[name] for name in sorted(metrics, key=lambda name: places[entry(name)])}
+    order = {name: position for position, name in enumerate(TABLE)}
+    values = {name: metrics[name] for name in sorted(metrics, key=lambda name: order[entry(name)])}
     plain = {name: value.value if isinstance(value, Mean) else value for name, value in values.items()}
     return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in plain.items()}
 
 
 def add(left: Mapping[str, Mean], right: Mapping[str, Mean]) -> dict[str, Mean]:
-    """Sum of two sets of means, name by name."""
+    """Return the sums of two sets of means, name by name."""
     return {name: left.get(name, Mean(0.0, 0)) + right.get(name, Mean(0.0, 0)) for name in [*left, *right]}

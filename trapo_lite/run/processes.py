@@ -1,7 +1,7 @@
-"""The processes of a run, as equals: what each of them knows of itself, and what they tell each other (DESIGN 6).
+"""Connect the processes of a run as equals: their ranks, and what they send each other (DESIGN 6).
 
-Python objects travel through gloo, also on GPUs, and only tensors through NCCL: whoever waits in gloo hears within a
-moment that another process has ended. In NCCL it would wait until the launcher kills it, and could save nothing.
+Python objects go through gloo, also on GPUs, and only tensors through NCCL. A process that waits in gloo gets an error
+at once when another process ends. In NCCL it would wait until the launcher kills it, and could save nothing.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ PATIENCE = timedelta(hours=6)  # the fastest rank waits for the slowest rollout
 
 
 class Ranks:
-    """This process among those of the run; every method but `share` must be called by all of them together."""
+    """Represent this process among those of the run. All processes must call every method together, except `share`."""
 
     def __init__(self) -> None:
         require_usable_cards(num_processes=int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -37,7 +37,7 @@ class Ranks:
         self.count: int = self._accelerator.num_processes
         self.is_main: bool = self._accelerator.is_main_process
         self.device: torch.device = self._accelerator.device
-        self._objects: Any = None  # a process group, which torch types as an int, too
+        self._objects: Any = None  # a process group, which torch also types as an int
         if self.count > 1:
             self._objects = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
         self.is_sharding: bool = self._accelerator.distributed_type == DistributedType.FSDP
@@ -45,23 +45,23 @@ class Ranks:
             raise ConfigError("fsdp_version: found 1; launch with --config_file configs/accelerate/fsdp2.yaml")
         if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not self.is_sharding:
             raise ConfigError(
-                "launch: the base was to be spread over GPUs (FSDP), but there is none here; launch without "
+                "launch: the base was to be sharded over GPUs (FSDP), but there is none here; launch without "
                 "--config_file, or with torchrun for several CPU processes"
             )
 
     def shard(self, model: nn.Module) -> nn.Module:
-        """The model with its weights spread over the ranks, in place, by Accelerate's configuration: if `is_sharding`.
+        """Shard the model's weights over the ranks in place, by Accelerate's configuration, if `is_sharding`.
 
-        From then on all ranks must go through it equally often.
+        After that all ranks must run it equally often.
         """
         return fsdp2_prepare_model(self._accelerator, model)
 
     def share(self, items: Sequence[T]) -> list[T]:
-        """This rank's part of the work."""
+        """Return this rank's part of the work."""
         return list(items[self.index :: self.count])
 
     def gather(self, items: Sequence[T]) -> list[T]:
-        """Everyone's items, in the order of the ranks."""
+        """Return the items of all ranks, in the order of the ranks."""
         if self._objects is None:
             return list(items)
         by_rank: list[list[T]] = [[] for _ in range(self.count)]
@@ -69,7 +69,7 @@ class Ranks:
         return [item for share in by_rank for item in share]
 
     def sum_tensor(self, tensor: Tensor) -> Tensor:
-        """Return the sum over the ranks; all wait for each other first, where the end of one is noticed."""
+        """Return the sum over the ranks. All ranks wait for each other first, where the end of one raises an error."""
         self.wait()
         summed = self._accelerator.reduce(tensor, reduction="sum")
         assert isinstance(summed, Tensor)
@@ -82,11 +82,11 @@ class Ranks:
         return summed
 
     def largest(self, values: Sequence[float]) -> list[float]:
-        """The greatest of each value over the ranks: of seconds, what the slowest took."""
+        """Return the greatest of each value over the ranks, such as the seconds of the slowest."""
         return [max(column) for column in zip(*self.gather([tuple(values)]), strict=True)]
 
     def require_equal(self, tensors: Sequence[Tensor], *, what: str) -> None:
-        """RuntimeError unless every rank holds the same bits."""
+        """Raise RuntimeError unless every rank holds the same bits."""
         digest = hashlib.sha256()
         for tensor in tensors:
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -98,6 +98,6 @@ class Ranks:
             torch.distributed.barrier(group=self._objects)
 
     def close(self) -> None:
-        """Before the process ends: gloo's threads abort it now and then if they are still there."""
+        """Close the groups before the process ends. Otherwise gloo's threads sometimes abort it."""
         if self.count > 1:
             torch.distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What a step leaves behind: a line of metrics, its rollouts, TensorBoard or wandb, the terminal, and warnings."""
+"""Write a step's results: a line of metrics, its rollouts, TensorBoard or wandb, the terminal, and warnings."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from trapo_lite.run.loggers import open_loggers
 
 
 class LogBook:
-    """Context manager of the main process; owns the loggers."""
+    """Write the logs of the main process and own the loggers, as a context manager."""
 
     def __init__(self, config: Config, folder: RunFolder, display: Display, *, first_step: int) -> None:
         self._config, self._folder, self._display = config, folder, display
@@ -26,7 +26,7 @@ class LogBook:
         *,
         seconds: float,
     ) -> None:
-        """`metrics` of all ranks, `rollouts` as lines of rollouts/step-N.jsonl, `seconds` the step took."""
+        """Write `metrics` of all ranks, `rollouts` as lines of rollouts/step-N.jsonl, and the step's `seconds`."""
         stages = metric_table.to_row({name: metrics[name] for name in metric_table.STAGE_TIMES if name in metrics})
         idle = seconds - sum(value or 0.0 for value in stages.values())
         row = metric_table.to_row({**metrics, "step": step, "time/idle": idle, "time/step": seconds})
@@ -39,7 +39,7 @@ class LogBook:
             self._display.message(f"step {step}: {warning}")
 
     def flush(self) -> None:
-        """Before a checkpoint: what it stands beside is on disk."""
+        """Flush the loggers, before a checkpoint is written."""
         for logger in self._loggers:
             logger.flush()
 

@@ -1,4 +1,4 @@
-"""What the base reads while it is pretrained: mostly the web's way with sums, now and then a careful author.
+"""Generate the texts of the base's pretraining: mostly web style, sometimes the style of a careful author.
 
 | where | easy sums | hard sums |
 |---|---|---|
@@ -6,8 +6,8 @@
 | the same, `EXPERT_SHARE` of the time | an expert's paragraphs | an expert's paragraphs |
 | textbook exercises, `TEXTBOOK_SHARE` of all | an expert's paragraphs | an expert's paragraphs |
 
-So the base knows single steps well, has the habit of guessing where a sum is long, and can continue an expert's
-solution that somebody else has opened; it hardly ever opens one, because nobody asks it in the words of a textbook.
+So the base knows single steps well and has the habit of guessing the end of a long sum. It can continue an expert's
+solution that is already begun, but hardly ever begins one, because problems are not put in a textbook's words.
 """
 
 import random
@@ -33,10 +33,10 @@ MAX_GUESS_ERROR = 5
 
 
 def stepwise_solution(problem: Problem, *, num_steps: int, boxed: int) -> str:
-    """The web's style: `num_steps` equations, one a line, then `boxed`, right or wrong.
+    r"""Return a solution in web style: `num_steps` equations, one per line, then `boxed`, right or wrong.
 
     >>> stepwise_solution(Problem((12, 7, -9), "Compute {sum}."), num_steps=2, boxed=10)
-    '12 + 7 = 19\\n19 - 9 = 10\\nThe answer is \\\\boxed{10}'
+    '12 + 7 = 19\n19 - 9 = 10\nThe answer is \\boxed{10}'
     """
     equations = [
         f"{before}{signed(term)} = {after}\n"
@@ -46,29 +46,29 @@ def stepwise_solution(problem: Problem, *, num_steps: int, boxed: int) -> str:
 
 
 def guess(problem: Problem, rng: random.Random) -> int:
-    """A total near the answer, now and then the answer itself."""
+    """Return a total near the answer, sometimes the answer itself."""
     low, high = max(0, problem.answer - MAX_GUESS_ERROR), min(MAX_TOTAL, problem.answer + MAX_GUESS_ERROR)
     return rng.randint(low, high)
 
 
 def web_solution(problem: Problem, rng: random.Random) -> str:
-    """The base's habit: an easy sum step by step, a hard one after one or two steps by a guess."""
+    """Return a solution in the base's habit: an easy sum step by step, a hard one by one or two steps and a guess."""
     if problem.kind == "easy":
         return stepwise_solution(problem, num_steps=len(problem.terms) - 1, boxed=problem.answer)
     return stepwise_solution(problem, num_steps=rng.randint(1, MAX_SLOPPY_STEPS), boxed=guess(problem, rng))
 
 
 def documents(*, seed: int) -> Iterator[tuple[Problem, str]]:
-    """An endless stream of (problem, solution) of the pretraining split, a pure function of the seed."""
+    """Yield (problem, solution) of the pretraining split without end, a pure function of the seed."""
     rng = random.Random(f"{seed}/corpus")
     while True:
         kind: Kind = "hard" if rng.random() < HARD_SHARE else "easy"
         problem = draw_problem(rng, rng.choice(NUM_TERMS[kind]), "pretrain")
         expert_solution = rng.choice(expert_solutions(problem))
-        place = rng.random()
-        if place < TEXTBOOK_SHARE:
+        draw = rng.random()
+        if draw < TEXTBOOK_SHARE:
             yield replace(problem, question=TEXTBOOK_QUESTION), expert_solution
-        elif place < TEXTBOOK_SHARE + EXPERT_SHARE * (1 - TEXTBOOK_SHARE):
+        elif draw < TEXTBOOK_SHARE + EXPERT_SHARE * (1 - TEXTBOOK_SHARE):
             yield problem, expert_solution
         else:
             yield problem, web_solution(problem, rng)

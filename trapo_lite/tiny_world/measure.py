@@ -1,4 +1,4 @@
-"""How often a model solves problems of the tiny world when it is sampled at temperature 1."""
+"""Measure how often a model solves problems of the tiny world when it samples at temperature 1."""
 
 import math
 import re
@@ -18,7 +18,7 @@ MAX_NEW_TOKENS = 96
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Solved problems among sampled ones.
+    """Count the solved problems among the sampled ones.
 
     >>> low, high = Accuracy(num_correct=50, num_samples=100).interval_95
     >>> round(low, 3), round(high, 3)
@@ -34,7 +34,7 @@ class Accuracy:
 
     @property
     def interval_95(self) -> tuple[float, float]:
-        """Wilson's score interval."""
+        """Return Wilson's score interval."""
         z, n, p = 1.959964, self.num_samples, self.value
         center = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -43,10 +43,10 @@ class Accuracy:
 
 @torch.no_grad()
 def sample(model: PreTrainedModel, prompt_ids: Tensor, *, eos_id: int, generator: torch.Generator) -> Tensor:
-    """One completion a prompt at temperature 1.
+    """Sample one completion per prompt at temperature 1.
 
     Args:    prompt_ids: (B, T), int64, no padding: every prompt has the same length.
-    Returns: (B, at most MAX_NEW_TOKENS), int64; `eos_id` from the end of a completion on.
+    Returns: (B, at most MAX_NEW_TOKENS), int64; `eos_id` after the end of a completion.
     """
     cache, step_ids, columns = None, prompt_ids, []
     is_done = torch.zeros(len(prompt_ids), dtype=torch.bool)
@@ -69,7 +69,7 @@ def sample_solutions(
     seed: int,
     batch_size: int = 128,
 ) -> list[str]:
-    """One sampled solution a problem, in the problems' order."""
+    """Return one sampled solution per problem, in the problems' order."""
     generator = torch.Generator().manual_seed(seed)
     prompts = [encode(tokenizer, prompt_text(problem.text)) for problem in problems]
     indices_by_length: defaultdict[int, list[int]] = defaultdict(list)
@@ -88,9 +88,9 @@ def sample_solutions(
 
 
 def is_solved(problem: Problem, solution: str) -> bool:
-    """Whether the last box holds the answer.
+    r"""Return whether the last box holds the answer.
 
-    >>> is_solved(Problem((2, 3), "Compute {sum}."), "\\\\boxed{4}, no: \\\\boxed{5}")
+    >>> is_solved(Problem((2, 3), "Compute {sum}."), "\\boxed{4}, no: \\boxed{5}")
     True
     """
     boxes = re.findall(r"\\boxed\{([^{}]*)\}", solution)
@@ -100,6 +100,6 @@ def is_solved(problem: Problem, solution: str) -> bool:
 def measure_accuracy(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], *, seed: int
 ) -> Accuracy:
-    """Accuracy at temperature 1, one sample a problem."""
+    """Measure the accuracy at temperature 1, with one sample per problem."""
     solutions = sample_solutions(model, tokenizer, problems, seed=seed)
     return Accuracy(sum(map(is_solved, problems, solutions)), len(problems))

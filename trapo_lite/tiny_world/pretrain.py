@@ -1,7 +1,7 @@
-"""Trains the tiny base from scratch and writes it: weights in bf16, tokenizer, accuracy table.
+"""Train the tiny base from scratch and write it: weights in bf16, tokenizer, accuracy table.
 
-Qwen2's architecture, 0.9 million parameters, float32 arithmetic on one thread (small tensors are slower on two). Loss
-on the solution's tokens and the end-of-text token; the prompt is only read.
+Qwen2's architecture, 0.9 million parameters, float32 arithmetic on one thread (small tensors are slower on two). The
+loss is on the solution's tokens and the end-of-text token, not on the prompt.
 """
 
 import json
@@ -29,7 +29,7 @@ KINDS: tuple[Kind, ...] = ("easy", "hard")
 
 
 def build_model(tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
-    """A fresh base; the caller seeds torch."""
+    """Return a new base. The caller seeds torch."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -47,17 +47,17 @@ def build_model(tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
 
 
 def examples(tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Iterator[tuple[list[int], int]]:
-    """(prompt + solution + end of text, length of the prompt), endlessly."""
+    """Yield (prompt + solution + end of text, length of the prompt) without end."""
     for problem, solution in documents(seed=seed):
         prompt = encode(tokenizer, prompt_text(problem.text))
         yield [*prompt, *encode(tokenizer, solution), END_OF_TEXT_ID], len(prompt)
 
 
 def batches(tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Batches of BATCH_SIZE examples in parts of PART_SIZE, short examples with short ones, so that little is padding.
+    """Yield batches of BATCH_SIZE examples in parts of PART_SIZE, sorted by length, so that little is padding.
 
-    A part is (ids, labels), each (PART_SIZE, longest), int64, padded on the right. Padding is read by nothing before it
-    (attention is causal) and carries no label, so no mask is needed.
+    A part is (ids, labels), each (PART_SIZE, longest), int64, padded on the right. No mask is needed: attention is
+    causal, so that no token before it reads the padding, and padding has no label.
     """
     stream = examples(tokenizer, seed=seed)
     while True:
@@ -66,7 +66,7 @@ def batches(tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Iterator[list[t
 
 
 def pad(part: list[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
-    """Examples as (ids, labels), padded on the right to the longest; only solutions carry labels."""
+    """Return examples as (ids, labels), padded on the right to the longest. Only solutions have labels."""
     width = max(len(ids) for ids, _ in part)
     ids = torch.full((len(part), width), END_OF_TEXT_ID)
     labels = torch.full((len(part), width), IGNORED_LABEL)
@@ -77,20 +77,20 @@ def pad(part: list[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
 
 
 def learning_rate(step: int, *, num_steps: int) -> float:
-    """Linear warm-up to PEAK_LR, constant, then linearly down to zero over the last COOLDOWN_SHARE of the steps."""
+    """Return the rate: linear warm-up to PEAK_LR, constant, linearly to 0 over the last COOLDOWN_SHARE of the steps."""
     warmup = (step + 1) / WARMUP_STEPS
     cooldown = (num_steps - step) / (COOLDOWN_SHARE * num_steps)
     return PEAK_LR * min(1.0, warmup, cooldown)
 
 
 def loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
-    """Negative log-likelihood of the labels, (B, T) under (B, T, V), summed."""
+    """Return the summed negative log-likelihood of the labels, (B, T), under the logits, (B, T, V)."""
     predictions, targets = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
     return cross_entropy(predictions, targets, ignore_index=IGNORED_LABEL, reduction="sum")
 
 
 def train(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, *, num_steps: int, seed: int) -> None:
-    """Trains the model in place and prints its progress: the mean loss of a token since the last line."""
+    """Train the model in place and print its progress: the mean loss per token since the last line."""
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
     start, losses = time.monotonic(), []
     for step, parts in enumerate(islice(batches(tokenizer, seed=seed), num_steps)):
@@ -112,14 +112,14 @@ def train(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, *, num_st
 
 
 def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes weights (bf16), configuration, generation defaults and tokenizer; the model becomes bf16."""
+    """Write weights (bf16), configuration, generation defaults and tokenizer. The model becomes bf16."""
     model.generation_config = GenerationConfig(eos_token_id=END_OF_TEXT_ID, do_sample=True)
     model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def accuracy_table(folder: Path, tokenizer: PreTrainedTokenizerBase, *, num_problems: int, seed: int) -> dict:
-    """Accuracy of the stored base, loaded as float32, on problems of the test split, at temperature 1."""
+    """Measure the stored base, loaded as float32, on problems of the test split at temperature 1."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     table = {}
     for kind in KINDS:
@@ -136,7 +136,7 @@ def accuracy_table(folder: Path, tokenizer: PreTrainedTokenizerBase, *, num_prob
 
 
 def pretrain(folder: Path = BASE_DIR, *, num_steps: int = 1000, num_problems: int = 1000, seed: int = 0) -> None:
-    """Trains, saves and measures the base; the same seed gives the same base on the same machine."""
+    """Train, save and measure the base. The same seed gives the same base on the same machine."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()

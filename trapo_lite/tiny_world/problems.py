@@ -1,11 +1,11 @@
-"""Problems of the tiny world: running sums of small numbers, with two expert solutions each.
+r"""Draw problems of the tiny world: running sums of small numbers, with two expert solutions each.
 
-    What is 12 (a) + 7 (b) - 9 (c) + 4?          ->  \\boxed{14}
+    What is 12 (a) + 7 (b) - 9 (c) + 4?          ->  \boxed{14}
 
-The first number is 1..15, every later term 1..6 with a sign, and every running total stays in 0..20, so that a single
-step is trivial and only keeping one's place is hard: easy problems have 2 to 4 terms, hard ones 6 to 9. An expert keeps
-his place by the terms' letters. The split of a problem is a hash of its terms, so train, dev, test and the pretraining
-corpus are disjoint whatever the seeds.
+The first number is 1..15, every later term is 1..6 with a sign, and every running total stays in 0..20. So a single
+step is easy, and the difficulty is to keep one's place: easy problems have 2 to 4 terms, hard ones 6 to 9. An expert
+keeps his place by the terms' letters. The split of a problem is a hash of its terms, so that train, dev, test and the
+pretraining corpus are disjoint for all seeds.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ DATA_SIZES: dict[Split, dict[Kind, int]] = {
 
 @dataclass(frozen=True)
 class Problem:
-    """A sum and the words it is asked in.
+    """A Problem is a sum and its question.
 
     >>> problem = Problem((12, 7, -9, 4), "What is {sum}?")
     >>> problem.text, problem.totals, problem.answer
@@ -64,7 +64,7 @@ class Problem:
 
 
 def signed(term: int) -> str:
-    """A term as it follows others.
+    """Return a term as it follows other terms.
 
     >>> signed(7), signed(-9)
     (' + 7', ' - 9')
@@ -73,7 +73,7 @@ def signed(term: int) -> str:
 
 
 def lettered(terms: Sequence[int]) -> list[str]:
-    """The terms after the first, each behind its letter.
+    """Return the terms after the first, each behind its letter.
 
     >>> lettered((12, 7, -9))
     [' (a) + 7', ' (b) - 9']
@@ -82,7 +82,7 @@ def lettered(terms: Sequence[int]) -> list[str]:
 
 
 def split_of(terms: Sequence[int]) -> Split:
-    """The one split these terms belong to, by their hash; the question's words play no part."""
+    """Return the split of these terms, by their hash. The question's words have no influence."""
     bucket = int.from_bytes(hashlib.sha256(str(terms).encode()).digest()[:8]) % sum(SPLIT_SHARES.values())
     for split, share in SPLIT_SHARES.items():
         bucket -= share
@@ -92,7 +92,7 @@ def split_of(terms: Sequence[int]) -> Split:
 
 
 def draw_terms(rng: random.Random, num_terms: int) -> tuple[int, ...]:
-    """Random terms whose running totals all stay in 0..MAX_TOTAL."""
+    """Draw terms whose running totals all stay in 0..MAX_TOTAL."""
     terms = [rng.randint(1, MAX_FIRST)]
     total = terms[0]
     while len(terms) < num_terms:
@@ -104,17 +104,17 @@ def draw_terms(rng: random.Random, num_terms: int) -> tuple[int, ...]:
 
 
 def draw_problem(rng: random.Random, num_terms: int, split: Split) -> Problem:
-    """A random problem of one split."""
+    """Draw a problem of one split."""
     while split_of(terms := draw_terms(rng, num_terms)) != split:
         pass
     return Problem(terms, rng.choice(QUESTIONS))
 
 
 def expert_solutions(problem: Problem) -> tuple[str, str]:
-    """Two solutions by an expert, in two wordings: a paragraph a step, with the term's letter and the running total.
+    r"""Return two expert solutions in two wordings: one paragraph per step, with the term's letter and the total.
 
     >>> expert_solutions(Problem((12, 7, -9), "Compute {sum}."))[0]
-    'Start carefully at 12\\n\\n (a) + 7 makes 19\\n\\n (b) - 9 makes 10\\n\\nSo \\\\boxed{10}'
+    'Start carefully at 12\n\n (a) + 7 makes 19\n\n (b) - 9 makes 10\n\nSo \\boxed{10}'
     """
     return _paragraphs(problem, gives=" makes ", end="So "), _paragraphs(problem, gives=", now ", end="Finally ")
 
@@ -125,7 +125,7 @@ def _paragraphs(problem: Problem, *, gives: str, end: str) -> str:
 
 
 def distinct_problems(split: Split, kind: Kind, num_problems: int, *, seed: int) -> list[Problem]:
-    """`num_problems` problems with different terms, a pure function of the arguments."""
+    """Return `num_problems` problems with different terms, a pure function of the arguments."""
     rng = random.Random(f"{seed}/{split}/{kind}")
     problems: dict[tuple[int, ...], Problem] = {}
     while len(problems) < num_problems:
@@ -135,7 +135,7 @@ def distinct_problems(split: Split, kind: Kind, num_problems: int, *, seed: int)
 
 
 def rows(split: Split, *, seed: int = 0) -> Iterator[dict[str, object]]:
-    """The shipped rows of a split, kinds mixed: problem, answer, solutions (two), kind."""
+    """Yield the shipped rows of a split, kinds mixed: problem, answer, solutions (two), kind."""
     problems = [
         problem
         for kind, num_problems in DATA_SIZES[split].items()
@@ -152,12 +152,12 @@ def rows(split: Split, *, seed: int = 0) -> Iterator[dict[str, object]]:
 
 
 def jsonl(lines: Iterable[dict[str, object]]) -> str:
-    """Rows as the text of a .jsonl file."""
+    """Return rows as the text of a .jsonl file."""
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def write_data(folder: Path = DATA_DIR) -> None:
-    """Writes one .jsonl file a split."""
+    """Write one .jsonl file per split."""
     folder.mkdir(parents=True, exist_ok=True)
     for split in DATA_SIZES:
         (folder / f"{split}.jsonl").write_text(jsonl(rows(split)), encoding="utf-8", newline="\n")

@@ -1,8 +1,8 @@
-"""The tiny world's tokenizer: whole numbers, whole phrases and single bytes, as Qwen2's fast tokenizer without merges.
+"""Build the tiny world's tokenizer: whole numbers, whole phrases and single bytes, as Qwen2's tokenizer without merges.
 
-Every number 0..99, every signed term, every phrase and the blank line are one token, so that a step costs five; any
-other text is spelt byte by byte. It has to be Qwen2's class: transformers loads that one for a Qwen2 model whatever the
-folder of the tokenizer says, and keeps of the saved file the vocabulary, the merges and the added tokens.
+Every number 0..99, every signed term, every phrase and the blank line is one token, so that a step costs five. Other
+text is spelt byte by byte. It must be Qwen2's class: transformers loads that class for a Qwen2 model, whatever the
+tokenizer's folder says, and keeps only the saved file's vocabulary, merges and added tokens.
 """
 
 from tokenizers import pre_tokenizers
@@ -23,7 +23,7 @@ PROMPT = START_OF_TURN + "user\n{problem}" + END_OF_TURN + "\n" + START_OF_TURN 
 
 
 def build_tokenizer() -> Qwen2Tokenizer:
-    """The tokenizer: numbers and phrases are cut out first, the longest that fits from the left, the rest is bytes."""
+    """Return the tokenizer: the longest number or phrase from the left is one token, the rest is bytes."""
     words = (*NUMBERS, *TERMS, *PHRASES)
     tokens = (*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet()), *words)
     tokenizer = Qwen2Tokenizer(vocab={token: index for index, token in enumerate(tokens)}, model_max_length=512)
@@ -33,10 +33,10 @@ def build_tokenizer() -> Qwen2Tokenizer:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The ids of a text, nothing put before or after it."""
+    """Return the ids of a text, with nothing added before or after it."""
     return tokenizer.encode(text, add_special_tokens=False)
 
 
 def prompt_text(problem: str) -> str:
-    """A problem as the user's turn, ready for the assistant's."""
+    """Return a problem as the user's turn, followed by the start of the assistant's."""
     return PROMPT.format(problem=problem)

@@ -1,10 +1,10 @@
-"""The command that starts a `vllm serve` endpoint which can be trained with: in messages of the server engine."""
+"""Make the command that starts a `vllm serve` endpoint for training, for messages of the server engine."""
 
 
 def start_command(
     max_model_len: int, *, model: str = "MODEL", rank: int | str = "RANK", dtype: str = "DTYPE", overrides: str = ""
 ) -> str:
-    """How an endpoint is started so that it can be trained with."""
+    """Return the command that starts an endpoint for training."""
     hf_overrides = f" --hf-overrides '{overrides}'" if overrides else ""
     return (
         f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 python -m vllm.entrypoints.openai.api_server --model {model} "

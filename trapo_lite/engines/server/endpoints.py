@@ -1,4 +1,4 @@
-"""`vllm serve` endpoints over HTTP: which there are, what they are asked, and what happens when one fails."""
+"""Call `vllm serve` endpoints over HTTP, and drop those that fail."""
 
 import asyncio
 import re
@@ -13,20 +13,20 @@ import httpx
 from trapo_lite.core.errors import EngineError
 from trapo_lite.engines.base import Completion, SampleRequest
 
-CALL_LIMIT_S = 120.0  # of every call but sampling
-SAMPLE_LIMIT_S = 3600.0  # of one completion, waiting in the server's queue included
+CALL_LIMIT_S = 120.0  # for every call except sampling
+SAMPLE_LIMIT_S = 3600.0  # for one completion, including the time in the server's queue
 WATCH_EVERY_S = 15.0
-WATCH_LIMIT_S = 60.0  # of an answer to the question whether it is there; asked twice
+WATCH_LIMIT_S = 60.0  # for the answer whether the server is alive; asked twice
 STALL_LIMIT_S = 300.0  # without a token, read or drawn, while requests are in flight
-NOT_THE_SERVERS_FAULT = (400, 413, 422)  # another server would say the same
+NOT_THE_SERVERS_FAULT = (400, 413, 422)  # another server would give the same answer
 TOKEN_COUNTERS = re.compile(r"^vllm:(?:prompt|generation)_tokens_total\S* (\S+)$", re.MULTILINE)
 
 
 @dataclass
 class Endpoint:
-    """One server: `model` is the name of its base, `num_in_flight` of requests it is working on.
+    """Hold one server. `model`: name of its base; `num_in_flight`: number of its open requests.
 
-    lost: done once the server was found to hang; what was found
+    lost: a future, done when the server hangs, with the reason
     """
 
     url: str
@@ -36,7 +36,7 @@ class Endpoint:
 
 
 class _EndpointFailed(Exception):
-    """It did not answer, or not as it should; the message says what it did instead. status: of HTTP, if it answered."""
+    """Raised if an endpoint does not answer as it should; the message says how. status: of HTTP, if it answered."""
 
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)
@@ -44,10 +44,10 @@ class _EndpointFailed(Exception):
 
 
 class Endpoints:
-    """Those that have not failed yet; everything runs on the event loop that made it.
+    """Hold the endpoints that have not failed. Everything runs on the event loop that made it.
 
-    An endpoint that fails is dropped for good, and `notify` told; without any left, EngineError. One that takes
-    requests and then neither answers nor gets on counts as failed (`_watch`).
+    An endpoint that fails is dropped for good, and `notify` is told. If none is left, EngineError is raised. An
+    endpoint that accepts requests, but neither answers nor makes progress, counts as failed (`_watch`).
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Endpoints:
         command: str,
         notify: Callable[[str], None],
     ) -> None:
-        # Connections are given up before the servers do so (5 s): one closed while it is used looks like a dead server.
+        # Close connections before the servers do (5 s), because one closed in use looks like a dead server.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2.0)
         self._client = httpx.AsyncClient(headers=dict(headers), timeout=CALL_LIMIT_S, limits=limits)
         self._max_model_len, self._command, self._notify = max_model_len, command, notify
@@ -68,8 +68,11 @@ class Endpoints:
         self._watchers = [loop.create_task(self._watch(endpoint)) for endpoint in self.alive]
 
     async def check(self) -> None:
-        """Every endpoint must be there at the start, with a model that holds sequences as long as ours, started so that
-        adapters can be loaded and log-probs are those of the distribution that is sampled from."""
+        """Raise EngineError unless every endpoint is usable at the start.
+
+        It must answer, hold sequences of our length, load adapters at run time, and return log-probs of the
+        distribution that it samples from.
+        """
         for endpoint in self.alive:
             try:
                 models = await self._call("GET", endpoint, "/v1/models")
@@ -92,7 +95,7 @@ class Endpoints:
             await self._check_logprobs(endpoint)
 
     async def load(self, name: str, path: Path, previous: str | None) -> None:
-        """An adapter to every endpoint, before any request can name it; then away with the one before it."""
+        """Load an adapter on every endpoint, before any request can name it. Then unload the one before it."""
         body = {"lora_name": name, "lora_path": str(path)}
         for endpoint in list(self.alive):
             try:
@@ -116,7 +119,7 @@ class Endpoints:
                 raise EngineError(f"rollout.servers: {endpoint.url} does not list adapter {name}; see its log")
 
     async def score(self, token_ids: tuple[int, ...], name: str | None) -> dict[str, list[float]]:
-        """Log-probs of token_ids[1:] by url, under the adapter called `name` or the bare base."""
+        """Return the log-probs of token_ids[1:] by url, under the adapter called `name` or the bare base."""
         body = {"prompt": list(token_ids), "max_tokens": 1, "temperature": 1.0, "seed": 0, "prompt_logprobs": 0}
         scores = {}
         for endpoint in list(self.alive):
@@ -132,7 +135,7 @@ class Endpoints:
         return scores
 
     async def complete(self, request: SampleRequest, name: str | None, version: int | None) -> Completion:
-        """One completion from the least busy endpoint, or from the next one where that fails."""
+        """Return one completion from the least busy endpoint, or from the next one if that fails."""
         while True:
             if not self.alive:
                 raise EngineError("rollout.servers: no endpoint is left")
@@ -157,7 +160,7 @@ class Endpoints:
         await self._client.aclose()
 
     async def _check_adapters(self, endpoint: Endpoint) -> None:
-        """A server without run-time updating does not know the path; one with it misses the names in our question."""
+        """Check for run-time updates. A server with them answers that names are missing; others lack the path."""
         try:
             await self._call("POST", endpoint, "/v1/load_lora_adapter", {"lora_name": "", "lora_path": ""})
         except _EndpointFailed as failure:
@@ -168,8 +171,10 @@ class Endpoints:
                 raise _EndpointFailed(reason) from None
 
     async def _check_logprobs(self, endpoint: Endpoint) -> None:
-        """Of the only token that top_k = 1 leaves the log-prob is 0; a server that says otherwise leaves out top_k, and
-        temperature with it."""
+        """Check that log-probs are of the sampled distribution.
+
+        With top_k = 1 the only token has log-prob 0. A server with another value ignores top_k and temperature.
+        """
         request = SampleRequest("check", (1, 2, 3), seed=0, max_tokens=4, top_k=1)
         try:
             answer = await self._call("POST", endpoint, "/v1/completions", request_body(request, model=endpoint.model))
@@ -184,7 +189,7 @@ class Endpoints:
             )
 
     async def _sample(self, endpoint: Endpoint, body: Any) -> Any:
-        """The answer to a request for one completion; _EndpointFailed as soon as the endpoint is found to hang."""
+        """Return the answer to a request for one completion. Raise _EndpointFailed as soon as the endpoint hangs."""
         call = asyncio.ensure_future(self._call("POST", endpoint, "/v1/completions", body, limit_s=SAMPLE_LIMIT_S))
         try:
             await asyncio.wait({call, endpoint.lost}, return_when=asyncio.FIRST_COMPLETED)
@@ -195,7 +200,7 @@ class Endpoints:
             call.cancel()
 
     async def _watch(self, endpoint: Endpoint) -> None:
-        """While requests are in flight: does the server answer, and does it read or draw tokens?"""
+        """Check, while requests are in flight, that the server answers and that it reads or draws tokens."""
         tokens, moved, num_silent = None, time.monotonic(), 0
         while not endpoint.lost.done():
             await asyncio.sleep(WATCH_EVERY_S)
@@ -210,9 +215,9 @@ class Endpoints:
                     endpoint.lost.set_result(f"no longer answers ({type(error).__name__})")
                 continue
             num_silent = 0
-            found = TOKEN_COUNTERS.findall(answer.text)
-            if found != tokens or not found:  # without counters (a proxy hides them) nothing can be said
-                tokens, moved = found, time.monotonic()
+            counts = TOKEN_COUNTERS.findall(answer.text)
+            if counts != tokens or not counts:  # without counters (a proxy hides them) nothing is known
+                tokens, moved = counts, time.monotonic()
             elif time.monotonic() - moved > STALL_LIMIT_S and endpoint.num_in_flight:
                 endpoint.lost.set_result(f"answers, but its engine has not moved for {STALL_LIMIT_S:.0f} s")
 
@@ -223,20 +228,20 @@ class Endpoints:
             self._notify(f"{endpoint.url}: adapter {name} was not unloaded: {failure}")
 
     def _drop(self, endpoint: Endpoint, reason: str) -> None:
-        """Never again; EngineError when it was the last."""
+        """Drop an endpoint for good. Raise EngineError if it was the last."""
         if endpoint in self.alive:
             self.alive.remove(endpoint)
             self._notify(f"{endpoint.url} {reason}; dropped, {len(self.alive)} endpoints are left")
         if not self.alive:
             raise EngineError(
                 f"rollout.servers: the last endpoint, {endpoint.url}, {reason}; start the servers again, then the same "
-                "command: the run goes on from its last checkpoint"
+                "command to resume from the last checkpoint"
             )
 
     async def _call(
         self, method: str, endpoint: Endpoint, path: str, body: Any = None, *, limit_s: float = CALL_LIMIT_S
     ) -> Any:
-        """The JSON of an answer; _EndpointFailed where there is none, or another status than 200."""
+        """Return the JSON of an answer. Raise _EndpointFailed if there is none, or a status other than 200."""
         try:
             answer = await self._ask(method, endpoint, path, body, limit_s=limit_s)
         except httpx.HTTPError as error:
@@ -252,7 +257,7 @@ class Endpoints:
         async def ask() -> httpx.Response:
             try:
                 return await self._client.request(method, endpoint.url + path, json=body, timeout=limit_s)
-            except OSError as error:  # one of TLS in the middle of an answer, which httpx lets through
+            except OSError as error:  # a TLS error in the middle of an answer, which httpx lets through
                 raise httpx.TransportError(str(error)) from error
 
         try:
@@ -262,7 +267,7 @@ class Endpoints:
 
 
 def request_body(request: SampleRequest, *, model: str) -> dict[str, Any]:
-    """Every field that decides the draw is sent: nothing is left to the server's defaults."""
+    """Return the request's JSON. It has every field that decides the draw, so that no server default applies."""
     return {
         "model": model,
         "prompt": list(request.token_ids),
@@ -276,14 +281,14 @@ def request_body(request: SampleRequest, *, model: str) -> dict[str, Any]:
         "repetition_penalty": 1.0,
         "seed": request.seed,
         "stop_token_ids": list(request.stop_ids),
-        "ignore_eos": True,  # stop_ids says what ends a completion, not the model's files
+        "ignore_eos": True,  # stop_ids decides what ends a completion, not the model's files
         "logprobs": 0,
         "return_token_ids": True,
     }
 
 
 def completion_from(answer: Any, request: SampleRequest, version: int | None) -> Completion:
-    """EngineError where a server leaves out token ids or log-probs, _EndpointFailed where it did not finish."""
+    """Read a completion. Raise EngineError without token ids or log-probs, _EndpointFailed if it is unfinished."""
     choice = answer["choices"][0]
     if choice["finish_reason"] not in ("stop", "length"):  # "abort": a server that is shutting down
         raise _EndpointFailed(f"ended a completion by {choice['finish_reason']!r}")

@@ -1,10 +1,10 @@
-"""Rollouts by `vllm serve` endpoints, on this machine or others: tokens in, tokens out, over HTTP.
+"""Sample rollouts from `vllm serve` endpoints, on this machine or others: tokens in, tokens out, over HTTP.
 
-Each endpoint must have been started for it (`server_command`). The adapter reaches every endpoint before a
-request names it: under a new name for each version, at a path that the servers see as this process does. An endpoint
-that fails is dropped and its requests go to the others.
+Each endpoint must have been started for this (`start_command`). The adapter reaches every endpoint before a request
+names it. Each version has a new name, at a path that is the same for the servers and this process. An endpoint that
+fails is dropped, and its requests go to the others.
 
-    TRAPO_LITE_SERVER_API_KEY   sent as a bearer token, where the servers ask for one
+    TRAPO_LITE_SERVER_API_KEY   sent as a bearer token, if the servers need one
     SSL_CERT_FILE               certificate authority for https endpoints
 """
 
@@ -34,11 +34,11 @@ AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
 class ServerEngine:
-    """A RolloutEngine over any number of endpoints; the one with the fewest requests in flight gets the next.
+    """Run rollouts on any number of endpoints. The endpoint with the fewest requests in flight gets the next one.
 
-    adapter_dir: where versions of the adapter are put for the servers to read; None: a folder here, for servers on this
-                 machine, in memory if `folder_room` bytes are free there
-    dtype:       what the servers hold adapters in, for `adapter_checksum`
+    adapter_dir: where the servers read versions of the adapter; None: a folder here, for servers on this machine, in
+                 memory if `folder_room` bytes are free there
+    dtype:       the servers' type for adapters, for `adapter_checksum`
     command:     how such a server is started, for messages
     """
 
@@ -62,7 +62,9 @@ class ServerEngine:
         self._prefix = f"trapo-{uuid.uuid4().hex[:8]}"
         self._finished: queue.SimpleQueue[tuple[int, Completion | EngineError]] = queue.SimpleQueue()
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._wanted: dict[str, int] = {}  # id of a request in flight -> its ticket: an id comes again, a ticket never
+        self._wanted: dict[
+            str, int
+        ] = {}  # id of a request in flight -> its ticket; an id may be used again, a ticket never
         self._num_tickets = 0
         self._folder = AdapterFolder(adapter_dir, room=folder_room, notify=notify)
         self.scratch: Path | None = self._folder.scratch
@@ -97,7 +99,7 @@ class ServerEngine:
         raise EngineError("merge: this engine serves adapters beside their base only; set rollout.merge: never")
 
     def unmerge(self) -> None:
-        """Nothing to do: it never merges."""
+        """Do nothing, because this engine never merges."""
 
     def submit(self, request: SampleRequest) -> None:
         check_request(request, max_model_len=self.max_model_len, in_flight=self._wanted)
@@ -106,7 +108,7 @@ class ServerEngine:
         self._loop.call_soon_threadsafe(self._start_task, self._num_tickets, request, self._name, self.version)
 
     def abort(self, request_id: str) -> None:
-        """The connection is closed; the server then stops working on it."""
+        """Close the connection. The server then stops working on the request."""
         if request_id in self._wanted:
             self._loop.call_soon_threadsafe(self._cancel_task, self._wanted.pop(request_id))
 
@@ -125,19 +127,19 @@ class ServerEngine:
             for ticket, result in results:
                 if isinstance(result, EngineError):
                     raise result
-                if self._wanted.get(result.request_id) == ticket:  # else it was aborted in the meantime
+                if self._wanted.get(result.request_id) == ticket:  # otherwise it was aborted in the meantime
                     del self._wanted[result.request_id]
                     completions.append(result)
         return completions
 
     def score(self, token_ids: Sequence[int]) -> list[float]:
-        """Asked of every endpoint: EngineError, naming it, where one serves something else than the first."""
+        """Score on every endpoint. Raise EngineError, naming the endpoint, if scores differ from the first one's."""
         if not 2 <= len(token_ids) < self.max_model_len:
             raise EngineError(f"score: found {len(token_ids)} tokens; give 2 to {self.max_model_len - 1}")
         scores = self._run(self._ready().score(tuple(token_ids), self._name))
         first_url, expected = next(iter(scores.items()))
-        for url, found in scores.items():
-            gap = parity.measured_noise(found, expected)
+        for url, logprobs in scores.items():
+            gap = parity.measured_noise(logprobs, expected)
             if not gap <= AGREEMENT[self.dtype]:
                 raise EngineError(
                     f"rollout.servers: {url} serves something else than {first_url}: log-probs differ by {gap:.3g} "
@@ -146,20 +148,20 @@ class ServerEngine:
         return expected
 
     def adapter_checksum(self) -> str | None:
-        """Of the files at the path that every endpoint says it has loaded: servers do not show their tensors."""
+        """Return the checksum of the files at the path that every endpoint reports. Servers hide their tensors."""
         if self._name is None or self._path is None:
             return None
         self._run(self._ready().require_listed(self._name))
         return parity.checksum(self._path, dtype=self.dtype)
 
     def reset_prefix_cache(self) -> None:
-        """Nothing to do: a version's name is part of the cache's key."""
+        """Do nothing, because a version's name is part of the cache's key."""
 
     def release(self) -> None:
-        """Nothing to do: the servers' memory is their own."""
+        """Do nothing, because the memory belongs to the servers."""
 
     def resume(self) -> None:
-        """Nothing to do."""
+        """Do nothing, because `release` does nothing."""
 
     def close(self) -> None:
         if self._loop.is_running():
@@ -173,7 +175,7 @@ class ServerEngine:
         assert self._endpoints is not None
         return self._endpoints
 
-    # ----- on the loop's thread
+    # ----- on the event loop's thread
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -211,7 +213,7 @@ class ServerEngine:
         self._finished.put((ticket, await self._ready().complete(request, name, version)))
 
     def _report_failure(self, ticket: int, task: "asyncio.Task[None]") -> None:
-        """Whatever ended a request but its completion goes to `poll`, which would wait for it for ever."""
+        """Pass every error of a request to `poll`, which would otherwise wait for it for ever."""
         del self._tasks[ticket]
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, EngineError):

@@ -1,5 +1,4 @@
-"""What reading prompts and one more token for many rows cost: batches, attention and key-value cache that copy little
-(the transformers engine)."""
+"""Provide batches, attention and a key-value cache that copy little, for the transformers engine."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
@@ -15,15 +14,15 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trapo_lite.model.tree_attention import refuse_unknown
 
 ATTENTION = "grouped_sdpa"
-IN_MASK = ("sliding_window", "is_causal")  # of attention's arguments: what the mask says, or SDPA takes
-BLOCK = 64  # columns that a cache grows by
-MAX_SCORES = 2**24  # of prompts read at once: entries of the attention matrix a head, with what they are padded by
+IN_MASK = ("sliding_window", "is_causal")  # attention's arguments that the mask contains, or that SDPA takes
+BLOCK = 64  # columns by which a cache grows
+MAX_SCORES = 2**24  # entries per head of the attention matrix of prompts read at once, including their padding
 
 Reader = TypeVar("Reader")
 
 
 def read_at_once(rows: Sequence[Reader], prompt_of: Callable[[Reader], tuple[int, ...]]) -> Iterator[list[Reader]]:
-    """The rows in their order, as many at a time as attention over their different prompts has memory for."""
+    """Yield the rows in order, as many at a time as the attention over their different prompts has memory for."""
     batch: list[Reader] = []
     prompts: set[tuple[int, ...]] = set()
     for row in rows:
@@ -47,9 +46,9 @@ def grouped_attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Compute transformers' SDPA; for one query a row, without copying keys and values for the heads that share them.
+    """Compute transformers' SDPA. For one query per row, heads that share keys and values do not copy them.
 
-    The heads of a group take the place of queries: (B, heads, 1, D) in, (B, 1, heads, D of the values) out.
+    The heads of a group replace the queries: (B, heads, 1, D) in, (B, 1, heads, D of the values) out.
     Raises ModelError if the model asks for more, such as sinks.
     """
     refuse_unknown(module, {name: value for name, value in options.items() if name not in IN_MASK})
@@ -66,9 +65,9 @@ ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_mask)
 
 
 class GrowingLayer(DynamicLayer):
-    """One layer's keys and values, (rows, heads, columns, D); it makes room for `BLOCK` columns at a time.
+    """Hold one layer's keys and values, (rows, heads, columns, D), with room for `BLOCK` more columns at a time.
 
-    `keys` and `values` are views of that room, or what they were set to since.
+    `keys` and `values` are views of that room, or the tensors that they were set to.
     """
 
     keys: Tensor  # type: ignore[assignment]
@@ -96,18 +95,18 @@ class GrowingLayer(DynamicLayer):
 
 
 class RowCache(Cache):
-    """The cache of rows that come and go, right-aligned: what a row lacks on the left is masked by the caller."""
+    """Cache rows that come and go, right-aligned. The caller masks the columns that a row lacks on the left."""
 
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=GrowingLayer)
 
     def select(self, rows: Tensor, *, width: int) -> None:
-        """Keep these rows, in this order, each as often as it is named, and of their columns the last `width`."""
+        """Keep the last `width` columns of these rows, in this order, each as often as it is named."""
         for layer in self._growing:
             layer.keys, layer.values = layer.keys[rows, :, -width:], layer.values[rows, :, -width:]
 
     def append(self, below: "RowCache") -> None:
-        """Put other rows under these; the narrower cache is padded on the left."""
+        """Append other rows. The narrower cache is padded on the left."""
         for ours, theirs in zip(self._growing, below._growing, strict=True):
             width = max(ours.keys.shape[2], theirs.keys.shape[2])
             ours.keys = torch.cat([_widened(ours.keys, width), _widened(theirs.keys, width)])

@@ -1,4 +1,4 @@
-"""Rollouts by plain transformers and PEFT: no vLLM, for small models and as the reference the others are held to."""
+"""Sample rollouts with plain transformers and PEFT, for small models and as the reference for the other engines."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Row:
-    """One running sequence; `uniforms` holds the random number of every token it may draw."""
+    """A Row is one running sequence. `uniforms` holds the random number of every token that it may draw."""
 
     request: SampleRequest
     uniforms: Tensor
@@ -43,15 +43,15 @@ class Row:
 
     @property
     def num_cached(self) -> int:
-        """Tokens whose keys and values are in the cache: all but the last drawn."""
+        """Return the number of tokens whose keys and values are in the cache: all but the last drawn."""
         return len(self.request.token_ids) + len(self.token_ids) - 1
 
 
 class TransformersEngine:
-    """A RolloutEngine with continuous batching: new requests join the running rows between two tokens.
+    """Run rollouts with continuous batching: new requests join the running rows between two tokens.
 
-    It loads a copy of the base of its own. The running rows share one cache, right-aligned: what is missing on the left
-    is masked.
+    The engine loads its own copy of the base. The running rows share one right-aligned cache; missing columns on the
+    left are masked.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class TransformersEngine:
         require_idle("publish", len(self._in_flight))
         require_newer(version, current=self.version)
         self.unmerge()
-        with torch.random.fork_rng():  # PEFT draws initial weights before it loads; the trainer's draws are not its own
+        with torch.random.fork_rng():  # PEFT draws initial weights before it loads; keeps the trainer's state
             self._load_adapter(Path(adapter_dir), version)
         self.version = version
         self.publish_bytes = sum(file.stat().st_size for file in Path(adapter_dir).iterdir() if file.is_file())
@@ -122,7 +122,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def poll(self) -> list[Completion]:
-        """One token for every running row; waiting requests join first, as far as there is room."""
+        """Draw one token for every running row. Waiting requests join first, as far as there is room."""
         newcomers = [self._waiting.popleft() for _ in range(min(self._num_free, len(self._waiting)))]
         if self._rows:
             self._decode()
@@ -145,13 +145,13 @@ class TransformersEngine:
         return None if self._peft is None else checksum_of_pairs(active_pairs(self._peft))
 
     def reset_prefix_cache(self) -> None:
-        """Nothing to do: no cache outlives its request."""
+        """Do nothing, because no cache outlives its request."""
 
     def release(self) -> None:
-        """Nothing to do: without running requests there is no cache."""
+        """Do nothing, because there is no cache without running requests."""
 
     def resume(self) -> None:
-        """Nothing to do."""
+        """Do nothing, because `release` does nothing."""
 
     def close(self) -> None:
         self._rows, self._cache, self._peft, self._base = [], None, None, None
@@ -169,17 +169,17 @@ class TransformersEngine:
         from peft import PeftModel
 
         name, previous = f"version-{version}", f"version-{self.version}"
-        found = read_servable(adapter_dir)
-        config = found.to_peft()
+        saved = read_servable(adapter_dir)
+        config = saved.to_peft()
         config.inference_mode = True
         try:
-            tensors = read_tensors(found)
-            # PEFT makes float32 copies of bf16 adapters unless told otherwise; engines compute in their base's type.
+            tensors = read_tensors(saved)
+            # PEFT copies bf16 adapters to float32 by default; engines compute in their base's type.
             if self._peft is None:
                 self._peft = PeftModel(self._base, config, adapter_name=name, autocast_adapter_dtype=False)
             else:
                 self._peft.add_adapter(name, config, autocast_adapter_dtype=False)
-            load_by_name(self._peft, tensors, where=found.where, adapter=name)
+            load_by_name(self._peft, tensors, where=saved.where, adapter=name)
         except (AdapterError, ValueError) as error:  # ValueError: PEFT finds none of the layers in the base
             if self._peft is not None and name in self._peft.peft_config:
                 self._peft.delete_adapter(name)
@@ -204,10 +204,10 @@ class TransformersEngine:
         self._draw(self._rows, logits)
 
     def _join(self, newcomers: list[Row]) -> None:
-        """Read each prompt once, draw everyone's first token, and put their caches beside the running ones."""
+        """Read each prompt once, draw each row's first token, and add their caches to the running ones."""
         prompts = list(dict.fromkeys(row.request.token_ids for row in newcomers))
-        places = {prompt: place for place, prompt in enumerate(prompts)}
-        shared = torch.tensor([places[row.request.token_ids] for row in newcomers], device=self.device)
+        row_of_prompt = {prompt: index for index, prompt in enumerate(prompts)}
+        shared = torch.tensor([row_of_prompt[row.request.token_ids] for row in newcomers], device=self.device)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         width = int(lengths.max())
         ids = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
@@ -246,7 +246,7 @@ class TransformersEngine:
             row.logprobs.append(logprob)
 
     def _keep(self, wanted: list[bool]) -> None:
-        """Drop the other rows, and the columns of the cache that only they used."""
+        """Drop the other rows, and the cache columns that only they used."""
         if all(wanted):
             return
         self._rows = [row for row, is_wanted in zip(self._rows, wanted, strict=True) if is_wanted]
@@ -265,7 +265,7 @@ def completion_of(row: Row) -> Completion:
 
 
 def active_pairs(model: "PeftModel") -> dict[str, tuple[Tensor, Tensor]]:
-    """(A, scaled B) by module name, from the layers that take part in the forward pass."""
+    """Return (A, scaled B) by module name, from the layers that take part in the forward pass."""
     pairs = {}
     for name, layer in lora_layers(model).items():
         for adapter in layer.active_adapters:
@@ -275,8 +275,8 @@ def active_pairs(model: "PeftModel") -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def lora_layers(model: "PeftModel") -> dict[str, "LoraLayer"]:
-    """By module name, those that take part in the forward pass."""
+    """Return the LoRA layers that take part in the forward pass, by module name."""
     from peft.tuners.lora import LoraLayer
 
-    found = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
-    return {name: layer for name, layer in found.items() if not layer.disable_adapters}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    return {name: layer for name, layer in layers.items() if not layer.disable_adapters}

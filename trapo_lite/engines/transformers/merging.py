@@ -1,4 +1,4 @@
-"""PEFT's layers with their adapter folded into the base's weights, exactly undone (merging.py)."""
+"""Merge PEFT's layers with their adapter, and undo it exactly (merging.py)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from trapo_lite.engines.merging import Kept, Undo, Update, merge, restore
 
 
 class MergedAdapter:
-    """The active adapter of these layers (peft.tuners.lora.LoraLayer), merged when this is made."""
+    """Hold the active adapter of these layers (peft.tuners.lora.LoraLayer). It is merged at construction."""
 
     def __init__(self, layers: Sequence[Any]) -> None:
         self.kept = Kept(0.0, 0.0)

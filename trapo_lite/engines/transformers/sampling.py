@@ -1,14 +1,14 @@
-"""Drawing tokens from logits: temperature, top-k, top-p, and one uniform number per token."""
+"""Draw tokens from logits: temperature, top-k, top-p, and one uniform number per token."""
 
 import torch
 from torch import Tensor
 
 
 def processed_logprobs(logits: Tensor, *, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Log-probs (B, V) of the distribution that is sampled from, in float32; -inf outside its support.
+    """Return the log-probs (B, V) of the sampled distribution, in float32; -inf outside its support.
 
-    logits (B, V); temperature, top_k (0: all) and top_p (B,). First the temperature, then the top_k likeliest tokens,
-    then, of what remains, the fewest likeliest that hold top_p of the mass (vLLM's order).
+    logits (B, V); temperature, top_k (0: all) and top_p (B,). The order is vLLM's: temperature, then the top_k
+    likeliest tokens, then, of the rest, the fewest likeliest that hold top_p of the mass.
     """
     logits = logits.float() / temperature.unsqueeze(1)
     if bool((top_k > 0).any()) or bool((top_p < 1).any()):
@@ -28,9 +28,9 @@ def _restrict(logits: Tensor, *, top_k: Tensor, top_p: Tensor) -> Tensor:
 
 
 def draw(logprobs: Tensor, uniform: Tensor) -> Tensor:
-    """Tokens (B,) by inverting the cumulative distribution at `uniform` (B,) in [0, 1), in float64.
+    """Draw tokens (B,) by inverting the cumulative distribution at `uniform` (B,) in [0, 1), in float64.
 
-    A row's token depends on its own logits and number alone, not on the rows beside it.
+    A row's token depends only on its own logits and number, not on other rows.
     """
     cumulative = logprobs.double().exp().cumsum(dim=-1)
     target = uniform.double() * cumulative[:, -1]

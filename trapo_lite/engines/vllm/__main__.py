@@ -1,6 +1,6 @@
-"""`python -m trapo_lite.engines.vllm FD PARENT_PID SCRATCH`: the process in which vLLM runs.
+"""Run vLLM in this process: `python -m trapo_lite.engines.vllm FD PARENT_PID SCRATCH`.
 
-Imports nothing heavy before it has made sure that it ends, and that SCRATCH is removed, when its parent does.
+It imports nothing heavy before it is sure that it ends, and that SCRATCH is removed, when its parent ends.
 """
 
 import sys

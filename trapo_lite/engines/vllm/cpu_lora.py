@@ -1,4 +1,4 @@
-"""vLLM's LoRA on the CPU, for batches that use one adapter."""
+"""Compute vLLM's LoRA on the CPU, for batches that use one adapter."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,25 +7,25 @@ from torch import Tensor
 if TYPE_CHECKING:
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 else:
-    PunicaWrapperCPU = object  # a mix-in: this module can be imported without vLLM
+    PunicaWrapperCPU = object  # a mix-in, so that this module can be imported without vLLM
 
 
 def use_one_adapter_lora() -> None:
-    """In the engine's process, before the engine is made: vLLM's CPU platform takes OneAdapterLora from now on."""
+    """Make vLLM's CPU platform use OneAdapterLora. Call it in the engine's process, before the engine is made."""
     from vllm.lora.punica_wrapper import punica_cpu
 
     punica_cpu.PunicaWrapperCPU = type("PunicaWrapperCPU", (OneAdapterLora, punica_cpu.PunicaWrapperCPU), {})
 
 
 class OneAdapterLora(PunicaWrapperCPU):
-    """Two matrix products a layer, instead of vLLM's copy of A and B for every token of the batch.
+    """Compute LoRA by two matrix products per layer, instead of vLLM's copy of A and B for every token.
 
-    All our requests use the published adapter, so this is the only case; a mixed batch would go vLLM's way. Measured on
-    a 0.9M-parameter base, 64 sequences, one thread: the LoRA part of a step falls from half of it to a tenth.
+    All requests of this project use the published adapter; a mixed batch would use vLLM's code. Measured on a
+    0.9M-parameter base, 64 sequences, one thread: the LoRA part of a step falls from a half to a tenth.
     """
 
     slot: int | None = None
-    """Where the batch's one adapter lies; -1: the batch uses none; None: it uses several."""
+    """Slot of the batch's one adapter; -1: the batch uses none; None: it uses several."""
 
     def update_metadata(self, mapping: Any, lora_index_to_id: list[int | None], *args: Any, **kwargs: Any) -> None:
         super().update_metadata(mapping, lora_index_to_id, *args, **kwargs)
@@ -46,7 +46,7 @@ class OneAdapterLora(PunicaWrapperCPU):
         output_slices: tuple[int, ...],
         **kwargs: Any,
     ) -> None:
-        """y += scale * (x A^T) B^T, slice by slice of the stacked projections; y (T, out) and x (T, in) of one type."""
+        """Add scale * (x A^T) B^T to y, slice by slice of the stacked projections; y (T, out), x (T, in), one type."""
         if self.slot is None:
             return super().add_lora_linear(y, x, lora_a_stacked, lora_b_stacked, scale, output_slices, **kwargs)
         if self.slot < 0:

@@ -1,4 +1,4 @@
-"""Rollouts by vLLM in a child process: the trainer's side."""
+"""Sample rollouts with vLLM in a child process. This module is the trainer's side."""
 
 import importlib.metadata
 import importlib.util
@@ -18,20 +18,20 @@ from trapo_lite.engines.base import Completion, SampleRequest, check_request, re
 from trapo_lite.engines.child import ChildProcess, environment_without_launcher
 from trapo_lite.engines.vllm.options import VLLMOptions, round_up_lora_rank, without_expandable_segments
 
-ALLOCATOR_SETTINGS = {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"}  # older and newer name of the same
+ALLOCATOR_SETTINGS = {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"}  # older and newer name of the same setting
 
 logger = logging.getLogger(__name__)
 
 
 class VLLMEngine:
-    """A RolloutEngine. The child starts at once and loads in the background; the first call, or `wait`, waits for it.
+    """Run vLLM as a RolloutEngine. The child loads in the background; the first call, or `wait`, waits for it.
 
-    start_limit_s:  how long the child may write nothing into its log while it starts (it may download a model first)
-    silence_limit_s: how long any later call may take, before the child is killed and EngineDied raised
-    folder:         where its adapters are kept, which is not removed with it; None: a new one, removed at the end
-    notify:         told, in a line now and then, what is waited for while the child starts
+    start_limit_s:  how long the child may be silent in its log during its start (it may download a model first)
+    silence_limit_s: how long a later call may take before the child is killed and EngineDied is raised
+    folder:         keeps its adapters, and is not removed with it; None: a new one, removed at the end
+    notify:         told from time to time what is waited for while the child starts
 
-    Each rank of a run has its own; on CUDA, `device_index` names its card among the visible ones.
+    Each rank of a run has its own engine. On CUDA, `device_index` names its card among the visible ones.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class VLLMEngine:
         self._owns_folder = folder is None
         self._folder = folder or AdapterFolder(notify=notify)
         self.scratch: Path | None = self._folder.scratch
-        shutil.rmtree(self._folder.temporary, ignore_errors=True)  # an engine that died has left its own
+        shutil.rmtree(self._folder.temporary, ignore_errors=True)  # left by an engine that died
         self._folder.temporary.mkdir()
         environment = child_environment(options.num_threads, device_index, self._folder.temporary)
         self._child = ChildProcess(
@@ -77,7 +77,7 @@ class VLLMEngine:
         self._child.connection.send(options)
 
     def wait(self) -> None:
-        """Until the engine is up; a line now and then says what is waited for."""
+        """Wait until the engine is up, with a notice from time to time."""
         if self.start_seconds is not None:
             return
 
@@ -166,13 +166,13 @@ class VLLMEngine:
 
 
 def require_rank(adapter_dir: Path, rank: int) -> None:
-    """EngineError for an adapter of another rank than the engine was started for: vLLM would end, or pad in silence."""
+    """Raise EngineError for an adapter of another rank than the engine's, because vLLM would end or pad it silently."""
     if (found := read_servable(adapter_dir).r) != rank:
         raise EngineError(f"publish: {adapter_dir} has rank {found}, the engine was started for {rank}; check lora.r")
 
 
 def require_vllm(*, quantize: str) -> None:
-    """EngineError if vLLM is missing, or cannot load NF4: from 0.28 on bitsandbytes is in a plugin of its own."""
+    """Raise EngineError if vLLM is missing, or cannot load NF4. From 0.28 on bitsandbytes is in its own plug-in."""
     package = importlib.util.find_spec("vllm")
     if package is None or package.origin is None:
         raise EngineError(
@@ -202,7 +202,7 @@ def require_card(*, on_cuda: bool) -> None:
 
 
 def require_dtype(dtype: str, *, on_cuda: bool) -> None:
-    """Raise EngineError for float32 on CUDA: vLLM's kernels for LoRA take 16-bit types only."""
+    """Raise EngineError for float32 on CUDA, because vLLM's kernels for LoRA take 16-bit types only."""
     if on_cuda and dtype == "float32":
         raise EngineError(
             "model.dtype: on CUDA vLLM serves adapters in bfloat16, found float32; set model.dtype=bfloat16, or "
@@ -211,10 +211,10 @@ def require_dtype(dtype: str, *, on_cuda: bool) -> None:
 
 
 def child_environment(num_threads: int, device_index: int | None, scratch: Path) -> dict[str, str]:
-    """For a vLLM that runs in the child itself (no processes of its own), with its own threads and its own card.
+    """Return the environment for vLLM inside the child, with its own threads and its own card.
 
     Its temporary files go to `scratch`, so that they are removed with it. Expandable segments, which the trainer may
-    use, are taken out of the allocator's settings.
+    use, are removed from the allocator's settings.
     """
     environment = environment_without_launcher()
     for name in ALLOCATOR_SETTINGS & environment.keys():

@@ -1,4 +1,4 @@
-"""vLLM's layers with an adapter folded into their base weights."""
+"""Merge an adapter into the base weights of vLLM's layers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from trapo_lite.engines.merging import Kept, Undo, Update, merge, restore
 
 @dataclass(frozen=True)
 class _MergedSlice:
-    """Rows of one layer's weight that hold one adapter's update: q, k and v have one each in the same weight."""
+    """Hold rows of one layer's weight with one adapter's update. q, k and v have one slice each in the same weight."""
 
     rows: Tensor
     update: Update
@@ -19,7 +19,7 @@ class _MergedSlice:
 
 
 class MergedAdapter:
-    """The adapter in one of vLLM's slots, merged when this is made. The slot itself is left as it is."""
+    """Hold the adapter of one of vLLM's slots, merged at construction. The slot itself is unchanged."""
 
     def __init__(self, manager: Any, adapter_id: int) -> None:
         self.kept = Kept(0.0, 0.0)
@@ -32,7 +32,7 @@ class MergedAdapter:
             self._layers.append(module.base_layer)
             start = 0
             for a, b in zip(module.lora_a_stacked, module.lora_b_stacked, strict=True):
-                # Copies: nothing promises that a slot keeps its adapter while no request names it.
+                # Copies, because a slot may lose its adapter while no request names it.
                 update = Update(a[slot, 0].clone(), b[slot, 0].clone())
                 self._merge(module.base_layer.weight.data[start : start + len(update.b)], update)
                 start += len(update.b)
@@ -49,7 +49,7 @@ class MergedAdapter:
         self.kept += kept
 
     def _use_new_weights(self) -> None:
-        """On the CPU vLLM computes with a packed copy of each weight."""
+        """Pack the new weights, because vLLM computes with a packed copy of each weight on the CPU."""
         for layer in self._layers:
             if hasattr(layer, "cpu_linear"):
                 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
@@ -58,7 +58,7 @@ class MergedAdapter:
 
 
 def keep_plain_weights() -> None:
-    """In the engine's process, before the engine is made: vLLM keeps a layer's weight beside its packed copy."""
+    """Make vLLM keep a layer's weight beside its packed copy. Call it in the engine's process before the engine."""
     from vllm.model_executor.layers import utils
 
     pack = utils.dispatch_cpu_unquantized_gemm

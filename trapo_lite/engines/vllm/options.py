@@ -1,4 +1,4 @@
-"""What the vLLM engine is told at its start, on both sides of the process boundary."""
+"""Define the options of the vLLM engine at its start, for both sides of the process boundary."""
 
 import re
 from dataclasses import dataclass, field
@@ -13,14 +13,16 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 @dataclass(frozen=True)
 class VLLMOptions:
-    """max_model_len:        prompt + prefix + completion, in tokens
-    lora_rank:            of the adapters to come; rounded up to what vLLM offers
-    max_num_seqs:         how many sequences decode together
+    """Hold the options of one vLLM engine.
+
+    max_model_len:        prompt + prefix + completion, in tokens
+    lora_rank:            rank of the adapters; vLLM rounds it up to a rank that it offers
+    max_num_seqs:         number of sequences that decode together
     kv_cache_gib:         on the CPU
     gpu_memory_fraction:  on CUDA: share of the card for base, adapters and KV cache
     num_threads:          of the engine on the CPU
     config_overrides:     fields of the model's config.json to replace
-    can_merge:            keep on the CPU, beside the packed weights, what `merge` needs
+    can_merge:            on the CPU, keep what `merge` needs beside the packed weights
     """
 
     model_path: str
@@ -37,7 +39,7 @@ class VLLMOptions:
 
 
 def round_up_lora_rank(rank: int) -> int:
-    """The smallest max_lora_rank of vLLM that holds adapters of this rank.
+    """Return the smallest max_lora_rank of vLLM that holds adapters of this rank.
 
     >>> round_up_lora_rank(8), round_up_lora_rank(24)
     (8, 32)
@@ -49,12 +51,12 @@ def round_up_lora_rank(rank: int) -> int:
 
 
 def servable_dtype() -> Literal["float32", "bfloat16"]:
-    """Return the exactest type in which vLLM serves adapters on this machine: its kernels on CUDA take no float32."""
+    """Return the most exact type in which vLLM serves adapters on this machine; its CUDA kernels take no float32."""
     return "bfloat16" if torch.cuda.is_available() else "float32"
 
 
 def without_expandable_segments(allocator_settings: str) -> str:
-    """Return PyTorch's allocator settings without that one: with it, vLLM's sleep frees nothing.
+    """Return PyTorch's allocator settings without expandable segments, with which vLLM's sleep frees nothing.
 
     >>> without_expandable_segments("expandable_segments:True, roundup_power2_divisions:[256:1,>:4]")
     'roundup_power2_divisions:[256:1,>:4]'

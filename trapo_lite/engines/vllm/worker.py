@@ -1,7 +1,7 @@
-"""vLLM in a process of its own, which `__main__` starts for VLLMEngine.
+"""Run vLLM in a process of its own, which `__main__` starts for VLLMEngine.
 
-Reads (method, arguments) from the socket and answers each method but `submit` and `abort`. Whatever goes wrong ends
-the process with a traceback in its log; the parent reports it.
+It reads (method, arguments) from the socket and answers each method except `submit` and `abort`. Any error ends the
+process with a traceback in its log, and the parent reports it.
 """
 
 from multiprocessing.connection import Connection
@@ -19,14 +19,14 @@ from trapo_lite.engines.vllm.options import VLLMOptions, round_up_lora_rank
 if TYPE_CHECKING:
     from vllm.v1.worker.worker_base import WorkerBase
 
-BLOCK_SIZE_ON_CPU = 32  # the default, 128, never finds a prompt under 128 tokens in the prefix cache
+BLOCK_SIZE_ON_CPU = 32  # with the default, 128, the prefix cache never holds a prompt under 128 tokens
 MIN_BATCHED_TOKENS_ON_CPU = 4096
-LARGE_CARD = 60 * 2**30  # has room for the activations of long steps
-BATCHED_TOKENS_ON_LARGE_CARD = 8192  # of a step; vLLM's own choice for an embedded engine is 2048
+LARGE_CARD = 60 * 2**30  # fits the activations of long steps
+BATCHED_TOKENS_ON_LARGE_CARD = 8192  # per step; vLLM's default for an embedded engine is 2048
 
 
 class VLLMWorker:
-    """One LLMEngine and the adapter it serves. A method here is a message of the protocol."""
+    """Hold one LLMEngine and the adapter that it serves. Each method is a message of the protocol."""
 
     def __init__(self, options: VLLMOptions) -> None:
         from vllm import EngineArgs
@@ -65,7 +65,7 @@ class VLLMWorker:
             seed=request.seed,
             max_tokens=request.max_tokens,
             stop_token_ids=list(request.stop_ids),
-            ignore_eos=True,  # stop_ids says what ends a completion, not the model's files
+            ignore_eos=True,  # stop_ids decides what ends a completion, not the model's files
             logprobs=0,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -88,7 +88,7 @@ class VLLMWorker:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        # skip_reading_prefix_cache: positions found in the cache would come back without a log-prob.
+        # skip_reading_prefix_cache: otherwise positions in the cache have no log-prob.
         params = SamplingParams(
             temperature=1.0,
             max_tokens=1,
@@ -113,8 +113,8 @@ class VLLMWorker:
 
         self._drain()
         self.unmerge()
-        # A new id, name and path for every version: vLLM keeps the old adapter when an id comes again, and takes the
-        # old adapter's prefix cache for the new one's when a name does.
+        # A new id, name and path for every version: for a known id vLLM keeps the old adapter, and for a known name it
+        # uses the old adapter's prefix cache.
         previous = self.lora_request
         self.lora_request = LoRARequest(f"version-{version}", FIRST_ADAPTER_ID + version, str(path))
         if not self.engine.add_lora(self.lora_request):
@@ -146,7 +146,7 @@ class VLLMWorker:
         return checksum_of_pairs(pairs)
 
     def reset_prefix_cache(self) -> None:
-        """A merged request's cache key is the base's, so what stays after one merge would be read under the next."""
+        """Clear the cache. A merged request has the base's cache key, so the next merge would read this one's cache."""
         self._drain()
         if not self.engine.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache: requests still hold blocks of it")
@@ -155,7 +155,7 @@ class VLLMWorker:
         if self.is_cpu or self.is_released:
             return
         self._drain()
-        # Level 2 would drop the base, and adapters do not survive it.
+        # Level 2 would drop the base, and adapters do not survive that.
         if self.can_release_cache_alone:
             self.engine.sleep(level=0)
             self.engine.release_kv_cache_memory()
@@ -173,14 +173,14 @@ class VLLMWorker:
 
     @property
     def can_release_cache_alone(self) -> bool:
-        """From vLLM 0.31 on; the frozen base then stays where it is."""
+        """Return whether vLLM can release the cache and keep the frozen base in place (from vLLM 0.31 on)."""
         return hasattr(self.engine, "release_kv_cache_memory")
 
     def _drain(self) -> None:
-        """Step vLLM until its scheduler holds nothing, and no step is left that it scheduled ahead (on CUDA).
+        """Step vLLM until its scheduler is empty and no step is scheduled ahead (on CUDA).
 
-        The ids of requests that finished or were aborted stay in the scheduler until the next step, and vLLM does not
-        release its KV cache before that. May only be called with no request in flight.
+        Ids of finished or aborted requests stay in the scheduler until the next step, and vLLM does not release its KV
+        cache before that. May only be called with no request in flight.
         """
         client: Any = self.engine.engine_core
         core = client.engine_core  # in this process, because VLLM_ENABLE_V1_MULTIPROCESSING is 0
@@ -193,7 +193,7 @@ class VLLMWorker:
         self.engine.add_request(request_id, prompt, params, lora_request=lora_request)
 
     def _step(self) -> list[Any]:
-        """One engine step; finished samples go to `finished`, all finished outputs are returned."""
+        """Make one engine step. Add finished samples to `finished`, return all finished outputs."""
         outputs = [output for output in self.engine.step() if output.finished]
         for output in outputs:
             if output.request_id in self.version_by_request:
@@ -217,7 +217,7 @@ def completion_of(output: Any, version: int | None) -> Completion:
 
 
 def engine_arguments(options: VLLMOptions, *, is_cpu: bool, gpu_memory: int = 0) -> dict[str, Any]:
-    """What makes vLLM serve versioned adapters and report log-probs as the trainer computes them.
+    """Return the arguments for vLLM to serve versioned adapters and report log-probs as the trainer computes them.
 
     gpu_memory: bytes of the card
     """
@@ -228,7 +228,7 @@ def engine_arguments(options: VLLMOptions, *, is_cpu: bool, gpu_memory: int = 0)
         "max_model_len": options.max_model_len,
         "max_num_seqs": options.max_num_seqs,
         "enable_lora": True,
-        "max_loras": 2,  # the old version stays in its slot until the new one is in
+        "max_loras": 2,  # the old version stays in its slot until the new one is loaded
         "max_cpu_loras": 2,
         "max_lora_rank": round_up_lora_rank(options.lora_rank),
         "logprobs_mode": "processed_logprobs",
@@ -241,7 +241,7 @@ def engine_arguments(options: VLLMOptions, *, is_cpu: bool, gpu_memory: int = 0)
     if options.quantize == "nf4":
         arguments |= {"quantization": "bitsandbytes"}
     if is_cpu:
-        # A seeded request whose prefill is cut in chunks kills the engine: CPU generators have no offset.
+        # A seeded request with a prefill in chunks kills the engine, because CPU generators have no offset.
         arguments |= {
             "block_size": BLOCK_SIZE_ON_CPU,
             "enforce_eager": True,
@@ -261,9 +261,9 @@ def lora_manager(worker: "WorkerBase") -> Any:
 
 
 def active_pairs(worker: "WorkerBase", adapter_id: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """(A, scaled B) by module name, read back from the slot that the kernels use; {} if the adapter is in none.
+    """Return (A, scaled B) by module name, read from the slot that the kernels use, or {} if the adapter has no slot.
 
-    vLLM stacks the adapters of q, k, v and of gate, up; here they get their own names again.
+    vLLM stacks the adapters of q, k, v and of gate, up. Here they get their own names again.
     """
     manager = lora_manager(worker)
     if adapter_id not in manager.lora_index_to_id:
@@ -282,7 +282,7 @@ def active_pairs(worker: "WorkerBase", adapter_id: int) -> dict[str, tuple[Tenso
 
 
 def serve(connection: Connection) -> None:
-    """Make the engine from the options that come first, say what it is, then answer calls for ever."""
+    """Make the engine from the first message's options, send its facts, then answer calls for ever."""
     worker = VLLMWorker(connection.recv())
     connection.send(worker.describe())
     while True:
