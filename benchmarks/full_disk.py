@@ -236,10 +236,10 @@ def table(cases: Sequence[Case]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="of the jobs and results; given again, it goes on")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of jobs and results; again: resume")
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=JOBS)
-    parser.add_argument("--minutes", type=float, default=1e9, help="begin no other write after so long")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="try one of N")
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no further write after this time")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="try one write in N")
     args = parser.parse_args()
     folder = args.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)

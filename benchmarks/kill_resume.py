@@ -236,7 +236,7 @@ def table(chains: Sequence[Chain]) -> list[dict]:
 
 
 def markdown(rows: Sequence[dict]) -> str:
-    names = ("phase", "processes", "kills", "resumed bit for bit", "something left behind")
+    names = ("phase", "processes", "kills", "resumed bit for bit", "leftovers")
     lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     lines += ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows]
     totals = [sum(row[key] for row in rows) for key in ("kills", "bit_for_bit", "leftovers")]
@@ -245,10 +245,10 @@ def markdown(rows: Sequence[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="of runs and results; given again, it goes on")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of runs and results; again: resume")
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--minutes", type=float, default=1e9, help="begin no other chain after so long")
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no further chain after this time")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     args = parser.parse_args()
     bench = Bench(args.folder.absolute(), seed=args.seed)
     preload()

@@ -1,4 +1,4 @@
-"""Find what a killed run has left behind: processes, shared memory, a lock. Part of benchmarks/kill_resume.py."""
+"""Find the leftovers of a killed run: processes, shared memory, a lock. Part of benchmarks/kill_resume.py."""
 
 import fcntl
 import os

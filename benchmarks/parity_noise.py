@@ -25,7 +25,7 @@ STEP = 2e-4
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of the model")
-    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 3, 10, 20], help="sizes of the adapter, rising")
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 3, 10, 20], help="increasing adapter sizes")
     args = parser.parse_args()
     world = World((f"model.name={args.model}", "model.dtype=bfloat16", "run.deterministic=false"))
     with tempfile.TemporaryDirectory() as folder, start(world, Path(folder)) as engine:

@@ -19,7 +19,7 @@ TIMES = ("time/step", "time/publish", "time/score", "time/sample", "time/update"
 
 
 def tiny_run(setting: Setting, record: Record) -> None:
-    """Record a TRAPO run of the tiny world through vLLM, evaluated on the way."""
+    """Record a TRAPO run of the tiny world with vLLM and evaluations."""
     require_vllm_or_skip()
     steps = 30 if setting.has_gpu else 2
     folder = Path(setting.work) / "runs" / "tiny"
@@ -40,7 +40,7 @@ def tiny_run(setting: Setting, record: Record) -> None:
 
 
 def real_run(setting: Setting, record: Record) -> None:
-    """Record a run on a real model, with its accuracy on the way, and then the accuracy of the bare model.
+    """Record a run on a real model with evaluations, and then the accuracy of the model without an adapter.
 
     The run has two thirds of the time. It is stopped by SIGTERM, as a user would stop it, and leaves a checkpoint of
     its last step.

@@ -68,7 +68,7 @@ class DrawnVerdicts:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one size, fewer repetitions, no engine kills")
-    parser.add_argument("--repeats", type=int, help="phases a mode (default: 4, quick: 2)")
+    parser.add_argument("--repeats", type=int, help="phases for each mode (default: 4, quick: 2)")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="random weights of this shape; phases and merging only")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -35,8 +35,8 @@ def quickstart(*, seed: int, restart: bool = False) -> Path:
     before = evaluate_on_test_set(config, config.model.name, folder / "eval/before")
     print(f"\n2/4  training: {config.train.max_steps} steps of {config.rollout.num_problems} problems", flush=True)
     print("     own: share of correct rollouts of the first micro-group, which gets no help;")
-    print("     guided: of those with help; helped: share of rollouts with help; grad: norm of the gradient;")
-    print("     eval: share of the development problems solved, without help", flush=True)
+    print("     guided: the same for rollouts with help; helped: share of rollouts with help;")
+    print("     grad: norm of the gradient; eval: share of the development problems solved without help", flush=True)
     train(config)
     print("\n3/4  merging the adapter into the base", flush=True)
     report = export_run(folder, overwrite=True)
@@ -103,8 +103,8 @@ def learned_example(folder: Path) -> tuple[str, str, str]:
 
 if __name__ == "__main__":
     parser = cli.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="of the whole run (default 0)")
-    parser.add_argument("--restart", action="store_true", help="set an existing run of this seed aside and start anew")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the whole run (default 0)")
+    parser.add_argument("--restart", action="store_true", help="rename an existing run of this seed and start again")
     args = parser.parse_args()
     with cli.exit_on_user_error(), cli.exit_when_stopped():
         quickstart(seed=args.seed, restart=args.restart)

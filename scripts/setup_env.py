@@ -105,7 +105,7 @@ def write_stamp(file: Path, stamp: Stamp) -> None:
 
 
 def advice_for(log: str) -> str:
-    """Return the one thing to do about a failed pip.
+    """Return what to do about a failed pip.
 
     >>> advice_for("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device")
     'free some disk space (the CPU build takes 4 GB, the CUDA build about 12 GB), then run make again'
@@ -115,7 +115,7 @@ def advice_for(log: str) -> str:
     unreachable = ("No matching distribution", "Max retries", "Temporary failure", "Read timed out", "ProxyError")
     if any(sign in log for sign in unreachable):
         return f"check that pip reaches pypi.org and {CPU_INDEX} (or your mirror of them), then run make again"
-    return "mend what pip complains of, then run make again"
+    return "fix what pip reports, then run make again"
 
 
 def progress(log: str) -> str:
@@ -209,8 +209,8 @@ def run_quietly(command: list[str], *, what: str) -> None:
     """Run a command of some seconds. Raise SetupError with its last line if it fails."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
-        said = (done.stdout.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise SetupError(f"{what} failed: {said}; mend that (rights, disk, or another PYTHON=), then run make again")
+        reason = (done.stdout.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise SetupError(f"{what} failed: {reason}; fix that (rights, disk, or another PYTHON=), then run make again")
 
 
 def version_of(python: Path) -> str | None:
@@ -277,7 +277,7 @@ def set_up(root: Path, device: Device) -> None:
             run_quietly([str(venv_python), "-m", "ensurepip", "--default-pip"], what="putting pip into .venv")
         install(Installer(venv_python, venv / "setup.log", lock), wanted)
         write_stamp(stamp_file, Stamp(finished=True, wanted=wanted))
-    if cards:  # there is none in an image that is built for another machine
+    if cards:  # an image that is built for another machine has none
         check_torch(venv_python)
     print(f"setup: .venv is ready after {time.monotonic() - start:.0f} s", flush=True)
 

@@ -377,7 +377,7 @@ def test_a_device_that_there_is_not_and_a_file_called_venv_are_one_line(tmp_path
 
 
 def test_a_command_of_the_set_up_that_fails_is_its_last_words(tmp_path):
-    with pytest.raises(setup_env.SetupError, match="making it failed: what was wrong; mend that"):
+    with pytest.raises(setup_env.SetupError, match="making it failed: what was wrong; fix that"):
         setup_env.run_quietly(
             [sys.executable, "-c", "print('much'); raise SystemExit('what was wrong')"], what="making it"
         )

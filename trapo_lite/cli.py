@@ -72,11 +72,11 @@ def train(arguments: Sequence[str] | None = None) -> None:
 
 def plan(arguments: Sequence[str] | None = None) -> None:
     """Run scripts/plan.py."""
-    parser = ArgumentParser(prog="plan.py", description="What a step takes of each GPU; nothing is loaded.")
+    parser = ArgumentParser(prog="plan.py", description="Print the memory and time of a step; load no model.")
     add_config_arguments(parser)
-    parser.add_argument("--gpu-memory", metavar="24GB", help="of each, what CUDA gives out; default: that of --gpu")
+    parser.add_argument("--gpu-memory", metavar="24GB", help="memory of each GPU that CUDA gives out; default: --gpu's")
     parser.add_argument("--gpu", metavar="NAME", help="such as A100, 3090 or 'RTX 4090' (default)")
-    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="trainer processes, one a GPU")
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="trainer processes, one for each GPU")
     parser.add_argument("--sharded", action="store_true", help="shard the base over the GPUs, by FSDP2")
     args = parser.parse_intermixed_args(arguments)
     with exit_on_user_error():
@@ -120,18 +120,18 @@ def _without_overrides(args: argparse.Namespace) -> argparse.Namespace:
 
 def evaluate(arguments: Sequence[str] | None = None) -> None:
     """Run scripts/evaluate.py."""
-    parser = ArgumentParser(prog="evaluate.py", description="What a model, or a run's adapter, solves.")
+    parser = ArgumentParser(prog="evaluate.py", description="Evaluate a model, or a run's adapter.")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--run", type=Path, metavar="DIR", help="a run's folder: its base with RUN/adapter, unmerged")
     which.add_argument("--model", metavar="PATH", help="a model's folder (a merged checkpoint, say) or hub id")
-    which.add_argument("--regrade", type=Path, metavar="DIR", help="grade the answers in DIR again; nothing is drawn")
-    parser.add_argument("--adapter", type=Path, metavar="DIR", help="with --run: another adapter of it")
+    which.add_argument("--regrade", type=Path, metavar="DIR", help="grade the answers in DIR again; sample nothing")
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="with --run: another adapter of the run")
     parser.add_argument("--base", action="store_true", help="with --run: the base without an adapter")
     parser.add_argument("--data", metavar="FILE", help="problems; default: eval.data")
     add_benchmark_arguments(parser)
-    parser.add_argument("--num-samples", type=int, metavar="K", help="answers a problem; default: the benchmark's")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="of the results; default: RUN/eval/... or eval/...")
-    parser.add_argument("--restart", action="store_true", help="draw again what is already there")
+    parser.add_argument("--num-samples", type=int, metavar="K", help="answers per problem; default: the benchmark's")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of results; default: RUN/eval/... or eval/...")
+    parser.add_argument("--restart", action="store_true", help="sample existing answers again")
     add_config_arguments(parser, required=False)
     args = parser.parse_intermixed_args(arguments)
     with exit_on_user_error(), exit_when_interrupted():
@@ -157,11 +157,11 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
 
 def compare(arguments: Sequence[str] | None = None) -> None:
     """Run scripts/compare.py."""
-    parser = ArgumentParser(prog="compare.py", description="Results side by side, with intervals and paired tests.")
+    parser = ArgumentParser(prog="compare.py", description="Compare results, with intervals and paired tests.")
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="folder of results (NAME.json); a run's: all in RUN/eval"
     )
-    parser.add_argument("--published", action="store_true", help="scores of the literature as rows below")
+    parser.add_argument("--published", action="store_true", help="add rows with published scores")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write rows and tests here")
     args = parser.parse_args(arguments)
     with exit_on_user_error():
@@ -178,7 +178,7 @@ def export(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="default: RUN/adapter")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/merged")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: model.dtype of the run")
-    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing checkpoint")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     args = vars(parser.parse_intermixed_args(arguments))
     with exit_on_user_error():
@@ -190,16 +190,20 @@ def export(arguments: Sequence[str] | None = None) -> None:
 
 def prepare(arguments: Sequence[str] | None = None) -> None:
     """Run scripts/prepare_data.py."""
-    parser = ArgumentParser(prog="prepare_data.py", description="What data.train holds, as the trainer will see it.")
+    parser = ArgumentParser(prog="prepare_data.py", description="Report what the trainer reads from data.train.")
     add_config_arguments(parser, required=False)
-    parser.add_argument("--out", metavar="FILE.jsonl", help="build a training set; killed, it goes on where it was")
+    parser.add_argument("--out", metavar="FILE.jsonl", help="build a training set; an interrupted build resumes")
     parser.add_argument(
-        "--second", action="append", default=[], metavar="SOURCE", help="with --out: more traces of the same problems"
+        "--second",
+        action="append",
+        default=[],
+        metavar="SOURCE",
+        help="with --out: more solutions of these problems",
     )
-    parser.add_argument("--restart", action="store_true", help="with --out: begin anew, whatever is there")
+    parser.add_argument("--restart", action="store_true", help="with --out: start again, even if there is a set")
     add_benchmark_arguments(parser, option="--decontaminate")
-    parser.add_argument("--remove", action="store_true", help="with --decontaminate: drop what is found")
-    parser.add_argument("--verify", action="store_true", help="grade the expert traces against the answers")
+    parser.add_argument("--remove", action="store_true", help="with --decontaminate: drop the rows it finds")
+    parser.add_argument("--verify", action="store_true", help="grade the expert solutions against the answers")
     parser.add_argument("--inspect", metavar="ID_OR_INDEX", help="show one problem, its prefixes and its losses")
     args = parser.parse_intermixed_args(arguments)
     with exit_on_user_error(), exit_when_interrupted():

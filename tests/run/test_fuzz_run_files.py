@@ -24,9 +24,9 @@ from trapo_lite.training import checkpoint
 from trapo_lite.training.checkpoint import (
     Checkpoint,
     find_checkpoint,
+    rename_newer_than,
     restore_checkpoint,
     save_checkpoint,
-    set_aside_after,
 )
 from trapo_lite.training.optimizer import make_optimizer
 from trapo_lite.training.resume import compare_environments
@@ -113,7 +113,7 @@ def test_a_changed_checkpoint_is_never_loaded(checkpoints: Path, change: tuple[s
         }
     else:
         assert found.step == 2 and len(messages) == 1 and "step-000004" in messages[0]
-        set_aside_after(folder, found.step)
+        rename_newer_than(folder, found.step)
         assert sorted(path.name for path in folder.iterdir()) == ["damaged-step-000004", "step-000002"]
     policy = tiny_policy()
     restore_checkpoint(
@@ -142,7 +142,7 @@ def test_a_renamed_checkpoint_is_not_taken_for_another_step(checkpoints: Path, n
     assert found is not None and found.step == 2
     (folder.parent / "config.yaml").write_text("")
     assert isinstance(outcome(lambda: final_adapter(folder.parent)), Path | str)
-    set_aside_after(folder, 2)
+    rename_newer_than(folder, 2)
     assert (folder / name).is_dir() or (folder / f"damaged-{name}").is_dir()
 
 

@@ -69,7 +69,7 @@ def test_a_signalled_run_leaves_nothing_behind_and_resumes_exactly(uninterrupted
     assert leftovers.left_behind(mark, folder, shared_before) == []
     done = run(arguments)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert any(f"going on after step {step}" in done.stdout for step in range(stopped_at, 12)), done.stdout
+    assert any(f"resuming after step {step}" in done.stdout for step in range(stopped_at, 12)), done.stdout
     assert differences(uninterrupted, folder) == []
 
 
@@ -127,7 +127,7 @@ def test_two_processes_are_stopped_killed_and_resumed_exactly(tmp_path: Path) ->
     assert leftovers.left_behind(mark, folder, shared_before) == []
     resumed = run(arguments)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
-    assert "going on after step" in resumed.stdout
+    assert "resuming after step" in resumed.stdout
     assert differences(tmp_path / "whole", folder) == []
 
 

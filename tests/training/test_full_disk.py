@@ -1,4 +1,4 @@
-"""A disk that is full at any write: nothing is lost, the message names the file, the same command goes on."""
+"""A disk that is full at any write: nothing is lost, the message names the file, the same command resumes."""
 
 import contextlib
 import os

@@ -187,7 +187,7 @@ def test_longrope_is_found_as_soon_as_one_row_goes_past_its_original_length(
         report = check_packing(policy, TRAPO, some_groups(), temperature=1.0, longest=longest)
         assert report is not None and report.gradient_error < 1e-4
     else:
-        with pytest.raises(PackingError, match=f"the longest of {longest} tokens"):
+        with pytest.raises(PackingError, match=f"the longest with {longest} tokens"):
             check_packing(policy, TRAPO, some_groups(), temperature=1.0, longest=longest)
 
 

@@ -312,7 +312,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(make_co
     capsys.readouterr()
     parts = train(make_config(name="parts", train={"max_steps": 3}))
     output = capsys.readouterr().out
-    assert "step-000002: optimizer.safetensors is damaged" in output and "going on after step 1" in output
+    assert "step-000002: optimizer.safetensors is damaged" in output and "resuming after step 1" in output
     assert differences(whole, parts) == []
 
 
@@ -366,7 +366,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(make_config, monkeypatch: p
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_tensors", full)
-        with pytest.raises(CheckpointError, match=r"the disk is full.*it resumes"):
+        with pytest.raises(CheckpointError, match=r"the disk is full.*to resume"):
             train(make_config(train={"max_steps": 2}))
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-000001"]
     train(make_config(train={"max_steps": 2}))
@@ -655,7 +655,7 @@ def test_a_budget_that_memory_lowered_stays_lowered(make_config, monkeypatch, ca
     folder = train(config, make_updater=ShortOfMemory.from_config)
     assert given[0] > given[1] == given[2]
     assert [row["train/out_of_memory"] for row in read_metrics(folder / "metrics.jsonl")] == [1, 0, 0]
-    assert f"memory ran out; forward passes hold {given[1]} tokens" in capsys.readouterr().out
+    assert f"memory ran out; forward passes have {given[1]} tokens" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -682,5 +682,5 @@ def test_no_memory_in_the_optimizer_is_one_error(make_config, monkeypatch) -> No
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(torch.optim.AdamW, "step", out_of_memory)
-    with pytest.raises(UpdateError, match=r"in the optimizer's step; begin anew with optim\.name: adamw_8bit"):
+    with pytest.raises(UpdateError, match=r"in the optimizer's step; start again with optim\.name: adamw_8bit"):
         train(make_config(train={"check_packing": False}))

@@ -1,4 +1,4 @@
-"""The `algorithm` section: a schedule, the parts chosen by name, and which of them go together."""
+"""The `algorithm` section holds a schedule and the parts chosen by name, and checks that they fit each other."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 
 class MicroGroupSection(Section):
+    """A MicroGroupSection is one micro-group of a schedule (`core.micro_groups.MicroGroup`)."""
+
     num_rollouts: PositiveInt
     prefix_ratio: Fraction = 0.0
     help_below: Number | None = 0.0
@@ -43,29 +45,31 @@ class MicroGroupSection(Section):
 
 
 class AlgorithmSection(Section):
+    """An AlgorithmSection chooses the schedule and the parts of the loss."""
+
     name: str = "trapo"
-    """A label for tables and logs; nothing depends on it."""
+    """Label for tables and logs; nothing is computed from it."""
     schedule: Annotated[
         Annotated[Literal["paper", "reference_code"], Tag("text")] | Annotated[list[MicroGroupSection], Tag("list")],
         by_text_or_list,
     ] = "reference_code"
-    """A preset or a list of micro-groups."""
+    """Name of a preset, or a list of micro-groups."""
     prefix_loss: Annotated[PrefixLoss, NAMED] = TrustRegion()
-    """Of expert tokens."""
+    """Loss of expert tokens."""
     completion_loss: Annotated[CompletionLoss, NAMED] = PolicyGradient()
-    """Of the policy's own tokens."""
+    """Loss of the policy's own tokens."""
     advantage: Annotated[Advantage, NAMED] = Centered()
     baseline: Annotated[Baseline, NAMED] = GroupBaseline()
     """Which rollouts a rollout's reward is compared with."""
     tis_cap: Positive | None = None
-    """Cap of the truncated importance weight trainer / sampler on own tokens; None: no weight (the paper's loss)."""
+    """Cap of the importance weight trainer / sampler of the policy's own tokens; None: no weight (the paper's loss)."""
     sequence_bound: Annotated[Number, Field(gt=1.0)] | None = None
-    """Rollouts whose trainer / sampler ratio, as a geometric mean over their own tokens, is not between 1 / bound and
-    bound get no policy gradient; None: all of them do."""
+    """Bound of a rollout's ratio trainer / sampler, a geometric mean over its own tokens. A rollout whose ratio is not
+    between 1 / bound and bound gets no policy gradient. None: every rollout gets one."""
     entropy_weight: NonNegative = 0.0
     kl_weight: NonNegative = 0.0
     normalizer: Annotated[Normalizer, NAMED] = TokenCount()
-    """What the sums over tokens are divided by."""
+    """Number that the sums over tokens are divided by."""
 
     @property
     def micro_groups(self) -> tuple[MicroGroup, ...]:
@@ -79,17 +83,17 @@ class AlgorithmSection(Section):
 
     @property
     def uses_experts(self) -> bool:
-        return any(_can_be_guided(number, group) for number, group in enumerate(self.micro_groups))
+        return any(_can_be_guided(index, group) for index, group in enumerate(self.micro_groups))
 
     @property
     def trains_prefixes(self) -> bool:
-        """Whether a rollout can come up that carries the prefix loss."""
+        """Whether a rollout may carry the prefix loss."""
         groups = enumerate(self.micro_groups)
-        return any(_can_be_guided(number, group) and group.num_trained != 0 for number, group in groups)
+        return any(_can_be_guided(index, group) and group.num_trained != 0 for index, group in groups)
 
     @property
     def samples(self) -> bool:
-        """False where every rollout is the whole expert trace (SFT): nothing is ever asked of an engine."""
+        """Whether anything is sampled; not if every rollout is a whole expert solution (SFT), which needs no engine."""
         return any(not (g.prefix_ratio == 1.0 and g.help_below is None) for g in self.micro_groups)
 
     @model_validator(mode="after")
@@ -129,11 +133,11 @@ class AlgorithmSection(Section):
         return self
 
     def build(self, *, max_response_tokens: int | None = None) -> "Algorithm":
-        """Return what `core` computes with.
+        """Return the Algorithm that `core` computes with.
 
-        max_response_tokens: what `normalizer: constant` divides by if it has no num_tokens
+        max_response_tokens: divisor of `normalizer: constant` if it has no num_tokens
         """
-        from trapo_lite.core.algorithm import Algorithm  # which imports torch: reading a configuration does without
+        from trapo_lite.core.algorithm import Algorithm  # imports torch, which reading a configuration must not need
 
         normalizer_tokens = None
         if isinstance(self.normalizer, Constant):
@@ -158,8 +162,8 @@ class AlgorithmSection(Section):
     def idle_keys(self) -> dict[str, str]:
         if self.samples:
             return {}
-        of_own_tokens = ("completion_loss", "advantage", "baseline", "tis_cap", "sequence_bound", "kl_weight")
-        return dict.fromkeys(of_own_tokens, "a schedule that samples")
+        keys_of_sampled_tokens = ("completion_loss", "advantage", "baseline", "tis_cap", "sequence_bound", "kl_weight")
+        return dict.fromkeys(keys_of_sampled_tokens, "a schedule that samples")
 
 
 def _can_be_guided(index: int, group: MicroGroup) -> bool:

@@ -1,8 +1,9 @@
-"""The algorithm section chooses its parts by name; here is one union of types for each kind of part.
+"""The algorithm section chooses its parts by name; this module has one union of types for each kind of part.
 
-A type is a class: its `type` is the name, its other fields are the parameters, and `build` returns what `core`
-computes with. A bare name in a file stands for the type with its defaults. `build` imports what it needs of `core` when
-it is called, because reading a configuration does without torch. To add a type: docs/add_an_algorithm.md.
+A type is a class: its `type` is the name, its other fields are the parameters, and `build` returns the function that
+`core` computes with. A name without parameters in a file stands for the type with its defaults. `build` imports from
+`core` only when it is called, because reading a configuration must not need torch. To add a type:
+docs/add_an_algorithm.md.
 """
 
 import functools
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class Choice(Section):
-    """A Choice is one type of a kind, with its parameters."""
+    """A Choice is one type of a part of the algorithm, with its parameters."""
 
     type: str
 
     def describe(self) -> str:
-        """Return the name with its parameters, for people.
+        """Return the name with its parameters, as text for people.
 
         >>> TrustRegion().describe(), Nll().describe()
         ('trust_region (alpha 0.1)', 'nll')
@@ -32,12 +33,12 @@ class Choice(Section):
 
 
 def by_name(value: Any) -> Any:
-    """Return the type that a bare name stands for; anything else as it is."""
+    """Return the type that a name without parameters stands for; return anything else unchanged."""
     return {"type": value} if isinstance(value, str) else value
 
 
 class NoPrefixLoss(Choice):
-    """Expert tokens are not trained."""
+    """A NoPrefixLoss leaves expert tokens untrained."""
 
     type: Literal["none"] = "none"
     weight: ClassVar[float] = 0.0
@@ -48,15 +49,17 @@ class NoPrefixLoss(Choice):
 
 
 class TrainedPrefix(Choice):
-    """What all prefix losses have."""
+    """A TrainedPrefix is a prefix loss that trains expert tokens."""
 
     weight: Positive = 1.0
-    """The prefix loss is multiplied by it."""
+    """Factor of the prefix loss."""
     times_advantage: bool = False
-    """Multiply the prefix loss by the rollout's own advantage too."""
+    """Whether the prefix loss is also multiplied by the rollout's advantage."""
 
 
 class TrustRegion(TrainedPrefix):
+    """A TrustRegion is TRAPO's prefix loss."""
+
     type: Literal["trust_region"] = "trust_region"
     alpha: Annotated[Number, Field(gt=0.0, le=1.0)] = 0.1
     """Edge of the trust region, in probability."""
@@ -68,6 +71,8 @@ class TrustRegion(TrainedPrefix):
 
 
 class Nll(TrainedPrefix):
+    """An Nll is the loss of plain supervised fine-tuning."""
+
     type: Literal["nll"] = "nll"
 
     def build(self) -> "core.PrefixLoss":
@@ -77,6 +82,8 @@ class Nll(TrainedPrefix):
 
 
 class Dft(TrainedPrefix):
+    """A Dft is the loss of dynamic fine-tuning."""
+
     type: Literal["dft"] = "dft"
 
     def build(self) -> "core.PrefixLoss":
@@ -86,10 +93,12 @@ class Dft(TrainedPrefix):
 
 
 class Luffy(TrainedPrefix):
+    """A Luffy is LUFFY's shaped loss, multiplied by the advantage."""
+
     type: Literal["luffy"] = "luffy"
     times_advantage: bool = True
     gamma: Positive = 0.1
-    """Tokens of this probability are pulled hardest."""
+    """Probability at which a token's gradient is largest."""
 
     def build(self) -> "core.PrefixLoss":
         from trapo_lite.core.losses import luffy_shaped
@@ -98,13 +107,15 @@ class Luffy(TrainedPrefix):
 
 
 class OwnTokens(Choice):
-    """What all completion losses have."""
+    """An OwnTokens is a completion loss: it trains the policy's own tokens."""
 
     needs_updates: ClassVar[bool] = False
-    """Whether it acts only where a batch is used for several updates: in the first, the ratio is 1."""
+    """Whether the loss has an effect only with several updates per batch; the ratio is 1 in the first."""
 
 
 class PolicyGradient(OwnTokens):
+    """A PolicyGradient does not clip the ratio."""
+
     type: Literal["policy_gradient"] = "policy_gradient"
 
     def build(self) -> "core.CompletionLoss":
@@ -114,12 +125,14 @@ class PolicyGradient(OwnTokens):
 
 
 class PpoClip(OwnTokens):
+    """A PpoClip clips the ratio as PPO does."""
+
     type: Literal["ppo_clip"] = "ppo_clip"
     needs_updates: ClassVar[bool] = True
     clip_low: Annotated[Number, Field(gt=0.0, lt=1.0)] | None = 0.2
-    """The ratio acts down to 1 - clip_low; null: without a lower bound."""
+    """The ratio is clipped below 1 - clip_low; null: no lower bound."""
     clip_high: Positive | None = 0.2
-    """The ratio acts up to 1 + clip_high; null: without an upper bound."""
+    """The ratio is clipped above 1 + clip_high; null: no upper bound."""
 
     @model_validator(mode="after")
     def _clips(self) -> "PpoClip":
@@ -134,10 +147,12 @@ class PpoClip(OwnTokens):
 
 
 class Cispo(OwnTokens):
+    """A Cispo caps the ratio and keeps every token's gradient."""
+
     type: Literal["cispo"] = "cispo"
     needs_updates: ClassVar[bool] = True
     ratio_cap: Annotated[Number, Field(ge=1.0)] = 1.28
-    """Largest weight of a token; the paper gives no value, this is DAPO's upper bound."""
+    """Largest weight of a token. The paper gives no value; 1.28 is DAPO's upper bound."""
 
     def build(self) -> "core.CompletionLoss":
         from trapo_lite.core.losses import cispo
@@ -146,7 +161,7 @@ class Cispo(OwnTokens):
 
 
 class Centered(Choice):
-    """A = R - mean(R): TRAPO, Dr. GRPO."""
+    """A Centered advantage is A = R - mean(R), as in TRAPO and Dr. GRPO."""
 
     type: Literal["centered"] = "centered"
 
@@ -157,7 +172,7 @@ class Centered(Choice):
 
 
 class Standardized(Choice):
-    """A = (R - mean(R)) / std(R): GRPO."""
+    """A Standardized advantage is A = (R - mean(R)) / std(R), as in GRPO."""
 
     type: Literal["standardized"] = "standardized"
 
@@ -168,11 +183,11 @@ class Standardized(Choice):
 
 
 class GroupBaseline(Choice):
-    """Mean and standard deviation are those of all rollouts of the problem."""
+    """A GroupBaseline takes mean and standard deviation over all rollouts of the problem."""
 
     type: Literal["group"] = "group"
     count_expert: bool = True
-    """Whether a rollout that is all expert counts in them."""
+    """Whether a rollout that is a whole expert solution counts in mean and standard deviation."""
 
     def build(self) -> "core.Baseline":
         from trapo_lite.core.advantage import whole_group
@@ -181,7 +196,7 @@ class GroupBaseline(Choice):
 
 
 class MicroGroupBaseline(Choice):
-    """Mean and standard deviation are those of the rollouts with the same prefix."""
+    """A MicroGroupBaseline takes mean and standard deviation over the rollouts with the same prefix."""
 
     type: Literal["micro_group"] = "micro_group"
 
@@ -192,20 +207,20 @@ class MicroGroupBaseline(Choice):
 
 
 class TokenCount(Choice):
-    """Each component of the loss is divided by its global number of tokens."""
+    """A TokenCount divides each component of the loss by its global number of tokens."""
 
     type: Literal["tokens"] = "tokens"
 
 
 class Constant(Choice):
-    """Each component of the loss is divided by the same number of tokens for each problem."""
+    """A Constant divides each component of the loss by a fixed number of tokens per problem."""
 
     type: Literal["constant"] = "constant"
     num_tokens: PositiveInt | None = None
-    """None: rollout.max_response_tokens, the padded length that the official code divides by."""
+    """Tokens per problem; None: rollout.max_response_tokens, the padded length that the official code divides by."""
 
 
-# The names that a configuration may give, by kind.
+# The types that a configuration may name, one union for each part of the algorithm.
 PrefixLoss = Annotated[NoPrefixLoss | TrustRegion | Nll | Dft | Luffy, Field(discriminator="type")]
 CompletionLoss = Annotated[PolicyGradient | PpoClip | Cispo, Field(discriminator="type")]
 Advantage = Annotated[Centered | Standardized, Field(discriminator="type")]

@@ -1,4 +1,4 @@
-"""What all sections are made of: checked numbers, and a base that refuses unknown and idle keys."""
+"""The field types of all sections, and their base class, which refuses unknown keys and keys without effect."""
 
 import os
 from pathlib import Path
@@ -18,26 +18,26 @@ from pydantic import (
 
 
 def _no_truth_value(value: Any) -> Any:
-    """YAML reads yes, no, on and off as truth values, which Python would take for 1 and 0."""
+    """Refuse a truth value: YAML reads yes, no, on and off as one, and Python would use it as 1 or 0."""
     if isinstance(value, bool):
         raise ValueError(f"found {value}; give a number")
     return value
 
 
 def possible_path(text: str) -> str:
-    """Return the text if the system can be asked about it as a path; ValueError otherwise. A hub id passes."""
-    what = None
+    """Return the text; raise ValueError if it can be neither a path nor a hub id."""
+    fault = None
     if not text.isprintable():
-        what = "holds characters that cannot be printed"
+        fault = "holds characters that cannot be printed"
     elif len(os.fsencode(text)) > 4000 or any(len(os.fsencode(part)) > 255 for part in text.split("/")):
-        what = "is longer than a path can be"
+        fault = "is longer than a path can be"
     elif text.startswith("~"):
         try:
             Path(text).expanduser()
         except RuntimeError:
-            what = "names a user who is not known here"
-    if what is not None:
-        raise ValueError(f"found {text[:60]!r}, which {what}; give another path or name")
+            fault = "names a user who is not known here"
+    if fault is not None:
+        raise ValueError(f"found {text[:60]!r}, which {fault}; give another path or name")
     return text
 
 
@@ -45,7 +45,7 @@ Number = Annotated[float, BeforeValidator(_no_truth_value), Field(allow_inf_nan=
 Whole = Annotated[int, BeforeValidator(_no_truth_value)]
 PositiveInt = Annotated[Whole, Field(ge=1)]
 Positive = Annotated[Number, Field(gt=0.0)]
-Temperature = Annotated[Number, Field(ge=0.01)]  # below, engines switch to greedy decoding by themselves
+Temperature = Annotated[Number, Field(ge=0.01)]  # engines decode greedily at a lower temperature
 NonNegative = Annotated[Number, Field(ge=0.0)]
 Fraction = Annotated[Number, Field(ge=0.0, le=1.0)]
 Beta = Annotated[Number, Field(ge=0.0, lt=1.0)]
@@ -63,6 +63,8 @@ PathOrPaths = Annotated[
 
 
 class Section(BaseModel):
+    """A Section is a checked part of the configuration that cannot be changed."""
+
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), coerce_numbers_to_str=True
     )
@@ -70,16 +72,16 @@ class Section(BaseModel):
     @field_validator("*")
     @classmethod
     def _no_half_characters(cls, value: Any) -> Any:
-        """Refuse half of a surrogate pair: JSON and YAML can spell it, but no tokenizer and no file takes it."""
+        """Refuse half of a surrogate pair: JSON and YAML can hold it, tokenizers and files cannot."""
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text):
                 raise ValueError(f"found {text[:60]!r}, with half of a surrogate pair; write the whole character")
         return value
 
     def idle_keys(self) -> dict[str, str]:
-        """Keys without effect beside the others, with what they act with.
+        """Return the keys that have no effect with the other keys' values, each with the setting that it needs.
 
-        They are refused when the user sets them, and left out of the resolved file.
+        Such a key is an error if the user sets it, and is left out of the resolved file.
         """
         return {}
 

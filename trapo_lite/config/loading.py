@@ -1,4 +1,4 @@
-"""Merge YAML files and overrides, validate once, and say of every mistake where it is and what to do."""
+"""Merge YAML files and overrides, validate once, and report for every mistake where it is and what to do."""
 
 import difflib
 import re
@@ -18,13 +18,13 @@ MICRO_GROUP = MicroGroupSection.model_fields
 CHOICES = {
     name: field.default for name, field in AlgorithmSection.model_fields.items() if isinstance(field.default, Choice)
 }
-"""The parts of the algorithm that are chosen by name -> the default."""
-NO_VALUE = ("", "~", "null", "Null", "NULL")  # of YAML
+"""Maps each part of the algorithm that is chosen by name to its default."""
+NO_VALUE = ("", "~", "null", "Null", "NULL")  # YAML's spellings of null
 QUOTES = ("'", '"')
-ALGORITHMS = ("trapo", "grpo", "luffy", "sft")  # configs/algorithm; the first is the default
+ALGORITHMS = ("trapo", "grpo", "luffy", "sft")  # the files in configs/algorithm; the first is the default
 MAX_SHOWN = 200  # characters of a value in a message
 
-# What users ask for and is not an option here, or by another name: they deserve better than "unknown key".
+# Keys that users know from other libraries; each gets a better message than "unknown key".
 REFUSED_KEYS = {
     "optim.learning_rate": "unknown key; did you mean 'lr'?",
     "lora.rank": "unknown key; did you mean 'r'?",
@@ -40,9 +40,9 @@ REFUSED_KEYS = {
 
 
 def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
-    """Merge YAML files left to right and `section.key=value` overrides, then validate once.
+    """Merge YAML files from left to right and `section.key=value` overrides, then validate once.
 
-    Raises ConfigError naming every wrong key, what was found and what to do.
+    Raises ConfigError with every wrong key, what was found and what to do.
     """
     merged: dict[str, Any] = {}
     for file in files:
@@ -77,20 +77,20 @@ def _algorithm_of(merged: dict[str, Any]) -> str:
 
 
 def validate(raw: dict[str, Any]) -> Config:
-    """One validation of plain data; every problem found stands in the ConfigError."""
+    """Return the Config of plain data; raise one ConfigError that names all mistakes."""
     _check_keys(raw)
     try:
         return Config(**raw)
     except ValidationError as error:
         problems = error.errors()
-        # A key that is missing because it is misspelt is one mistake.
+        # A misspelt key would also be reported as missing; report it once.
         misspelt = {(*p["loc"][:-1], _nearest(str(p["loc"][-1]), MICRO_GROUP)) for p in problems if _is_unknown(p)}
         lines = [_describe(p) for p in problems if p["type"] != "missing" or p["loc"] not in misspelt]
         raise ConfigError("\n".join(lines)) from None
 
 
 def read_yaml(file: str | Path) -> dict[str, Any]:
-    """A mapping of sections; a missing file, bad YAML or another top level is a ConfigError."""
+    """Return the mapping in a YAML file; raise ConfigError if there is no file, or no mapping of sections in it."""
     if not str(file).strip():
         raise ConfigError("--config: names no file; give the path of a YAML file")
     path = Path(file)
@@ -114,7 +114,7 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
 
 
 def _merge(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
-    """Key by key within a section; a later `algorithm:` block replaces the earlier one whole."""
+    """Merge the keys of each section; a later `algorithm:` block replaces the whole earlier one."""
     merged = dict(earlier)
     for section, values in later.items():
         if section != "algorithm" and isinstance(values, dict) and isinstance(merged.get(section), dict):
@@ -135,7 +135,7 @@ def _parse_override(text: str) -> tuple[str, str, str | None, Any]:
         raise ConfigError(f"{text!r}: not an override; {_how_to_write(key.strip(), has_value=bool(equals))}")
     section, option, parameter = parts[0], parts[1], parts[2] if is_parameter else None
     if _is_text(section, option) and value.strip() not in NO_VALUE and value.lstrip()[0] not in QUOTES:
-        return section, option, None, value  # as it stands: {problem}, 007 and "a # b" are something else in YAML
+        return section, option, None, value  # unchanged, because YAML reads {problem}, 007 and "a # b" differently
     try:
         return section, option, parameter, plain_yaml.parse(value)
     except ValueError as error:
@@ -143,7 +143,7 @@ def _parse_override(text: str) -> tuple[str, str, str | None, Any]:
 
 
 def _how_to_write(key: str, *, has_value: bool) -> str:
-    """Return what to write instead of an override without a section, or without a value."""
+    """Return advice for an override that has no section or no value."""
     sections = [name for name, field in Config.model_fields.items() if key in field.annotation.model_fields]  # type: ignore[union-attr]
     if has_value and sections:
         return f"write section.key=value: did you mean {' or '.join(f'{section}.{key}=...' for section in sections)}?"
@@ -153,7 +153,7 @@ def _how_to_write(key: str, *, has_value: bool) -> str:
 
 
 def _is_text(section: str, key: str) -> bool:
-    """Return whether the option takes nothing but text (or null)."""
+    """Return whether the option takes only text or null."""
     field = Config.model_fields.get(section)
     option = field.annotation.model_fields.get(key) if field else None  # type: ignore[union-attr]
     return option is not None and option.annotation in (str, str | None)
@@ -203,40 +203,40 @@ def _is_unknown(problem: Any) -> bool:
 
 
 def _describe(problem: Any) -> str:
-    places = [part for number, part in enumerate(problem["loc"]) if not _is_tag(number, problem["loc"])]
-    where = ".".join(map(str, places))
+    keys = [key for index, key in enumerate(problem["loc"]) if not _is_tag(index, problem["loc"])]
+    where = ".".join(map(str, keys))
     message = problem["msg"].removeprefix("Value error, ")
     if _is_unknown(problem):
-        return f"{where}: unknown key{_did_you_mean(str(places[-1]), _known_at(problem['loc']))}"
+        return f"{where}: unknown key{_did_you_mean(str(keys[-1]), _known_at(problem['loc']))}"
     if problem["type"] == "union_tag_invalid":
         names = [name.strip("' ") for name in problem["ctx"]["expected_tags"].split(",")]
         return f"{where}: found {_shown(problem['ctx']['tag'])}{_did_you_mean(problem['ctx']['tag'], names)}"
     if problem["type"] == "union_tag_not_found":
-        return f"{where}: has no type; write {where}={CHOICES[str(places[-1])].type}, or {{type: ..., parameter: ...}}"
-    if problem["type"] == "model_attributes_type" and places[-1] in CHOICES:
-        return f"{where}: found {_shown(problem['input'])}; give a name, such as {CHOICES[str(places[-1])].type}"
+        return f"{where}: has no type; write {where}={CHOICES[str(keys[-1])].type}, or {{type: ..., parameter: ...}}"
+    if problem["type"] == "model_attributes_type" and keys[-1] in CHOICES:
+        return f"{where}: found {_shown(problem['input'])}; give a name, such as {CHOICES[str(keys[-1])].type}"
     if problem["type"] == "value_error":
         begins_with_keys = re.match(r"[\w\[\].]+(, [\w\[\].]+)*: ", message)
         return f"{where}{'.' if begins_with_keys else ': '}{message}" if where else message
-    if problem["type"] == "missing" and isinstance(places[-1], int):
-        return f"{'.'.join(map(str, places[:-1]))}: has too few values; found {_shown(problem['input'])}"
-    found = "no value" if problem["input"] is None else _shown(problem["input"])
-    return f"{where}: {message[0].lower()}{message[1:]}; found {found}"
+    if problem["type"] == "missing" and isinstance(keys[-1], int):
+        return f"{'.'.join(map(str, keys[:-1]))}: has too few values; found {_shown(problem['input'])}"
+    value = "no value" if problem["input"] is None else _shown(problem["input"])
+    return f"{where}: {message[0].lower()}{message[1:]}; found {value}"
 
 
-def _is_tag(number: int, loc: Sequence[str | int]) -> bool:
-    """Return whether this part of pydantic's location says which type of a union was taken."""
-    return loc[number] in ("text", "list") or (number == 2 and loc[1] in CHOICES)
+def _is_tag(index: int, loc: Sequence[str | int]) -> bool:
+    """Return whether this part of pydantic's location only names the chosen type of a union."""
+    return loc[index] in ("text", "list") or (index == 2 and loc[1] in CHOICES)
 
 
 def _known_at(loc: Sequence[str | int]) -> Iterable[str]:
-    """Return the keys that are known where an unknown one was found: in a micro-group or beside a type."""
+    """Return the known keys of the micro-group or the type that has an unknown one."""
     types = get_args(AlgorithmSection.model_fields[str(loc[1])].annotation) if loc[1] in CHOICES else ()
     return next((kind.model_fields for kind in types if kind.model_fields["type"].default == loc[2]), MICRO_GROUP)
 
 
 def sets(key: str, overrides: Sequence[str]) -> bool:
-    """Whether one of the overrides is of this key.
+    """Return whether one of the overrides sets this key.
 
     >>> sets("eval.every", ["eval.every=5"]), sets("eval.every", ["eval.num_problems=5"])
     (True, False)

@@ -1,14 +1,14 @@
-"""Translate the flat keys that configurations had before types stood beside their parameters (choices.py).
+"""Translate the flat keys of old configurations, in which parameters were not part of a type (choices.py).
 
-A user's file in the old form is refused with the new form spelt out; the folder of a run that was made by it still
-resumes, evaluates and exports.
+A user's file in the old form is an error whose message gives the new form. A run folder in the old form can still be
+resumed, evaluated and exported.
 """
 
 from typing import Any
 
 from trapo_lite.config import plain_yaml
 
-# old key of the algorithm section -> (key, parameter) now
+# Maps an old key of the algorithm section to today's (key, parameter).
 PARAMETERS = {
     "alpha": ("prefix_loss", "alpha"),
     "gamma": ("prefix_loss", "gamma"),
@@ -20,7 +20,7 @@ PARAMETERS = {
     "count_expert_in_baseline": ("baseline", "count_expert"),
     "normalizer_tokens": ("normalizer", "num_tokens"),
 }
-MOVED = ("tis_cap", "sequence_bound")  # from rollout to algorithm
+MOVED = ("tis_cap", "sequence_bound")  # keys that moved from rollout to algorithm
 DEFAULT_TYPES = {"prefix_loss": "trust_region", "baseline": "group", "normalizer": "tokens"}
 OWNERS = {
     "alpha": ("trust_region",),
@@ -28,12 +28,12 @@ OWNERS = {
     "weight": ("trust_region", "nll", "dft", "luffy"),
     "times_advantage": ("trust_region", "nll", "dft", "luffy"),
     "num_tokens": ("constant",),
-}  # parameter -> the types that have it
-NO_LONGER_AUTOMATIC = {"schedule": "pipelined", "merge": "never"}  # keys of rollout that could be "auto"
+}  # maps a parameter to the types that have it
+NO_LONGER_AUTOMATIC = {"schedule": "pipelined", "merge": "never"}  # keys of rollout that could be "auto" -> value now
 
 
 def advice(raw: dict[str, Any]) -> list[str]:
-    """Return a line for each key in the old form, with what to write instead."""
+    """Return one line for each key in the old form that says what to write instead."""
     sections = {name: raw[name] for name in ("algorithm", "rollout") if isinstance(raw.get(name), dict)}
     old = [key for key in sections.get("algorithm", {}) if key in PARAMETERS]
     now = translated(raw).get("algorithm", {})
@@ -48,7 +48,7 @@ def advice(raw: dict[str, Any]) -> list[str]:
 
 
 def translated(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return sections in the new form; what is in it already, and what is no configuration at all, stays as it is.
+    """Return the sections in the new form; anything else is returned unchanged.
 
     >>> translated({"algorithm": {"prefix_loss": "trust_region", "alpha": 0.2}})
     {'algorithm': {'prefix_loss': {'type': 'trust_region', 'alpha': 0.2}}}
@@ -92,5 +92,5 @@ def _parts(old: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _acts(parameter: str, part: dict[str, Any]) -> bool:
-    """Return whether the part has this parameter: old files, and the records of old runs, held idle ones too."""
+    """Return whether the part has this parameter; old files and old runs also held parameters without effect."""
     return parameter not in OWNERS or part.get("type") in OWNERS[parameter]

@@ -1,4 +1,4 @@
-"""What model.name may be, as far as the file system can tell, and JSON files as objects."""
+"""Check model.name against the file system, and read JSON files that hold an object."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from trapo_lite.core.errors import ConfigError
 
 
 def check_name(name: str) -> None:
-    """ConfigError where a model's name can only be a local folder, and is none: the hub is not worth asking."""
+    """Raise ConfigError if a model's name can only be a local folder, but no model is there."""
     path = Path(name)
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
         raise ConfigError(f"model.name: {name!r} is an adapter; give the model it belongs to, or a merged checkpoint")
@@ -26,7 +26,10 @@ def check_name(name: str) -> None:
 
 
 def check_model_files(name: str) -> None:
-    """Raise ConfigError if a JSON file of a model's folder is damaged; tokenizer.json, a large one, loading checks."""
+    """Raise ConfigError if a JSON file of a model's folder is damaged.
+
+    tokenizer.json is not read: it is large, and loading the tokenizer checks it.
+    """
     for part in ("config", "generation_config", "tokenizer_config", "special_tokens_map"):
         file = Path(name) / f"{part}.json"
         if not file.is_file():
@@ -38,10 +41,10 @@ def check_model_files(name: str) -> None:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """Read the object in a JSON file; ValueError says what is there instead, OSError that it cannot be read."""
+    """Return the object in a JSON file; raise ValueError if it holds anything else, OSError if it cannot be read."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number or a nesting without end
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a huge number or too many levels
         raise ValueError(f"not JSON ({error})") from None
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__} instead of an object")

@@ -1,11 +1,11 @@
-"""YAML as a configuration needs it: what is ambiguous, or grows when it is read, is an error and not a surprise.
+"""YAML for configurations: ambiguous text, and references that stand for very many values, are errors.
 
-Against YAML 1.1 as PyYAML reads it:
+Differences from YAML 1.1 as PyYAML reads it:
 
-    1e-5          is a number there only when written 1.0e-5
+    1e-5          is a number; PyYAML needs 1.0e-5
     010, 1:30     are 10 (not the octal 8) and the text "1:30" (not 90)
     2026-01-31    is text, not a date
-    {r: 8, r: 9}  is an error: of keys that are given twice the first would be lost
+    {r: 8, r: 9}  is an error; PyYAML drops the first of two equal keys
 """
 
 import re
@@ -18,7 +18,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 MAX_CHARACTERS = 1 << 18
 MAX_DEPTH = 64
-MAX_VALUES = 100_000  # counted where they are used: a reference to a list of ten is ten
+MAX_VALUES = 100_000  # a reference to a list of ten values counts as ten
 
 INT_TAG, FLOAT_TAG, DATE_TAG = (f"tag:yaml.org,2002:{name}" for name in ("int", "float", "timestamp"))
 INT = re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)$")
@@ -29,7 +29,7 @@ FLOAT = re.compile(
 
 
 class _Loader(yaml.SafeLoader):
-    """Raises yaml.YAMLError, or ValueError for a number with thousands of digits."""
+    """A _Loader reads one text; it raises yaml.YAMLError, or ValueError for a number with thousands of digits."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -62,11 +62,11 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts quotes around every text that either reader would take for something else."""
+    """A _Dumper quotes every text that PyYAML or this module's loader would read as another type."""
 
 
 def _num_values(node: Node, known: dict[int, int | None]) -> int:
-    """Return how many values a node stands for, references followed."""
+    """Return how many values a node stands for, after following references."""
     if id(node) not in known:
         known[id(node)] = None
         children: list[Node] = []
@@ -91,7 +91,7 @@ for _class in (_Loader, _Dumper):
 
 
 def parse(text: str) -> Any:
-    """Return what the text says. Raises ValueError with a line about what is wrong with it."""
+    """Return the content of the text; raise ValueError with one line about what is wrong with it."""
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"{len(text):,} characters; a configuration has at most {MAX_CHARACTERS:,}")
     try:
@@ -107,12 +107,12 @@ def parse(text: str) -> Any:
 
 
 def dump(content: Any) -> str:
-    """Return the text that `parse` gives the same content for."""
+    """Return YAML text from which `parse` reads the same content."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def in_one_line(content: Any) -> str:
-    """Return the same as `dump`, in one line.
+    """Return the content as YAML text in one line.
 
     >>> in_one_line({"type": "trust_region", "alpha": 0.2})
     '{type: trust_region, alpha: 0.2}'

@@ -1,4 +1,4 @@
-"""Every option with its default, its bounds and what it may be combined with; the one place for defaults."""
+"""Every option with its default, its bounds and what it may be combined with; defaults are defined only here."""
 
 import json
 import re
@@ -31,20 +31,22 @@ QWEN_TEMPLATE = (
 
 
 class ModelSection(Section):
+    """A ModelSection says which base is loaded, and how."""
+
     name: PathText = Field(default="Qwen/Qwen2.5-Math-7B", min_length=1)
     """Folder or hub id of a causal language model."""
     quantize: Literal["none", "nf4"] = "none"
-    """nf4: QLoRA by bitsandbytes, double quantisation."""
+    """nf4: QLoRA by bitsandbytes, with double quantisation."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of the frozen base; the adapter's master weights are always float32."""
+    """Type of the frozen base's weights; the adapter's master weights are always float32."""
     attention: Literal["auto", "sdpa", "flex"] = "auto"
-    """auto: FlexAttention on CUDA, SDPA per segment elsewhere."""
+    """auto: FlexAttention on CUDA, SDPA per segment (unbranched part of the packed tree) elsewhere."""
     gradient_checkpointing: bool = False
-    """Keep the inputs of the decoder's layers only, and compute the rest of a layer again on the way back."""
+    """Keep only the inputs of the decoder's layers, and compute the rest of a layer again in the backward pass."""
     offload_activations: bool = False
-    """Keep those inputs in the host's memory. CUDA only."""
+    """Keep these inputs in the host's memory; CUDA only."""
     config_overrides: dict[str, Any] = Field(default_factory=dict)
-    """Fields of the model's config.json to replace, for trainer, engine and export alike."""
+    """Fields of the model's config.json to replace, in trainer, engine and export."""
 
     @field_validator("config_overrides")
     @classmethod
@@ -59,20 +61,22 @@ class ModelSection(Section):
     def _offloads_little(self) -> "ModelSection":
         if self.offload_activations and not self.gradient_checkpointing:
             raise ValueError(
-                "offload_activations: without gradient_checkpointing the frozen weights would travel too; set "
+                "offload_activations: without gradient_checkpointing the frozen weights would be moved too; set "
                 "model.gradient_checkpointing: true"
             )
         return self
 
 
 class LoraSection(Section):
+    """A LoraSection describes the adapter that is trained."""
+
     r: Annotated[Whole, Field(ge=1, le=512)] = 64
-    """At most 512: vLLM serves no more."""
+    """Rank; vLLM serves at most 512."""
     alpha: Positive = 32.0
     """The adapter's update is scaled by alpha / r."""
     target_modules: TextOrList = "all-linear"
     init_from: PathText | None = None
-    """Folder of a PEFT adapter to start from (SFT-then-RL: the SFT run's adapter)."""
+    """Folder of a PEFT adapter to start from, such as an SFT run's."""
 
     @model_validator(mode="after")
     def _servable(self) -> "LoraSection":
@@ -90,19 +94,21 @@ class LoraSection(Section):
 
 
 class DataSection(Section):
+    """A DataSection names the problems and says how they become tokens."""
+
     train: PathOrPaths = "Elliott/Openr1-Math-46k-8192"
     """Parquet or JSON-lines files, or a hub id."""
     expert_text: Literal["thought", "full"] = "thought"
-    """thought: only what stands inside the first <think>...</think> (the official code); full: the whole solution."""
+    """Text of an expert solution. thought: inside its first <think>...</think> (the official code); full: all of it."""
     prompt_template: str = QWEN_TEMPLATE
     system: Literal["template", "row"] = "template"
     """row: a system message of the row replaces the template's."""
     eos_token: str | None = None
-    """Token that ends expert traces and sampling; None: the tokenizer's."""
+    """Token that ends traces (expert solutions as tokens) and sampling; None: the tokenizer's."""
     max_prompt_tokens: PositiveInt = 1024
     on_bad_row: Literal["error", "skip"] = "error"
     require_expert: bool = False
-    """Treat a row without a usable expert trace as a bad row."""
+    """Whether a row without a usable expert solution is a bad row."""
 
     @model_validator(mode="after")
     def _has_slot(self) -> "DataSection":
@@ -112,53 +118,55 @@ class DataSection(Section):
 
 
 class RolloutSection(Section):
+    """A RolloutSection says how rollouts are sampled, and by which engine."""
+
     engine: Literal["vllm", "server", "transformers"] = "vllm"
     servers: TextAsList = Field(default_factory=list)
-    """engine: server: base urls of `vllm serve` endpoints (http://host:8000), all with the same model."""
+    """Base urls of `vllm serve` endpoints (http://host:8000) for `engine: server`, all with the same model."""
     server_adapter_dir: PathText | None = None
-    """Folder where the servers find the adapter, under the same path as here; None: in this machine's memory."""
+    """Folder of the adapter, under the same path here and on the servers; None: in this machine's memory."""
     schedule: Literal["barrier", "pipelined", "speculative"] = "pipelined"
     """When micro-groups are started; the rollouts are the same (rollout/sampler.py)."""
     merge: Literal["never", "in_place"] = "never"
-    """in_place: the engine serves the adapter merged into its base's weights: added in float32, rounded once, undone
-    bit for bit."""
+    """in_place: the engine adds the adapter to its base's weights in float32 and rounds once; the next publish restores
+    the same bits."""
     colocate: bool = True
-    """Give the memory of the engine's cache to the trainer during an update, where both are on one card."""
+    """During an update, give the memory of the engine's cache to a trainer on the same card."""
     num_problems: PositiveInt = 32
-    """Problems a step, over all processes."""
+    """Problems of a step, over all processes."""
     max_response_tokens: PositiveInt = 8192
-    """Expert prefix + completion."""
+    """Most tokens of expert prefix and completion together."""
     temperature: Temperature = 1.0
     top_p: Annotated[Number, Field(gt=0.0, le=1.0)] = 1.0
     top_k: Annotated[Whole, Field(ge=0)] = 0
     mismatch_alarm: Positive = 0.1
-    """nats: above this mean |log pi(trainer) - log pi(sampler)| of a step, a warning is printed."""
+    """Mean |log pi(trainer) - log pi(sampler)| of a step, in nats, above which a warning is printed."""
     gpu_memory_fraction: Annotated[Number, Field(gt=0.0, lt=1.0)] = 0.45
     max_num_seqs: PositiveInt = 256
     kv_cache_gib: Positive = 1.0
-    """KV cache on the CPU; on CUDA gpu_memory_fraction decides."""
+    """Size of the KV cache on the CPU; on CUDA gpu_memory_fraction decides."""
     num_threads: PositiveInt = 1
     """Threads of the engine on the CPU."""
     probe_tokens: Annotated[Whole, Field(ge=512)] = 512
     """Tokens of the parity probe after each publish."""
     base_tolerance: Positive | None = None
-    """Largest difference of engine and trainer before there is an adapter, as a share of the standard deviation of the
-    log-probs; None: 0.1 in bfloat16, 0.003 in float32. Rounding that is larger ends the run at its start."""
+    """Largest accepted difference of engine and trainer without an adapter, as a share of the standard deviation of the
+    log-probs. None: 0.1 in bfloat16, 0.003 in float32. A larger difference is an error at the start of the run."""
 
     def idle_keys(self) -> dict[str, str]:
-        on_servers = self.engine == "server"
-        conditions = {"servers": "server", "server_adapter_dir": "server"} if not on_servers else {"merge": "vllm"}
+        uses_servers = self.engine == "server"
+        conditions = {"merge": "vllm"} if uses_servers else {"servers": "server", "server_adapter_dir": "server"}
         return {key: f"rollout.engine: {engine}" for key, engine in conditions.items()}
 
     @model_validator(mode="after")
     def _has_servers(self) -> "RolloutSection":
         if self.engine == "server" and not self.servers:
             raise ValueError("servers: rollout.engine is server but no endpoint is named; set it to [http://host:8000]")
-        for number, url in enumerate(self.servers):
-            found = re.fullmatch(r"https?://(?:[^/?#@\s:\[]+|\[[0-9a-fA-F:]+\])(?::(\d+))?(/v1)?/?", url)
-            if found is None or int(found[1] or 80) > 65535:
+        for number, url in enumerate(self.servers, start=1):
+            parsed = re.fullmatch(r"https?://(?:[^/?#@\s:\[]+|\[[0-9a-fA-F:]+\])(?::(\d+))?(/v1)?/?", url)
+            if parsed is None or int(parsed[1] or 80) > 65535:
                 raise ValueError(
-                    f"servers: number {number + 1} is not a base url; give http://host:port or https://host:port, "
+                    f"servers: number {number} is not a base url; give http://host:port or https://host:port, "
                     "without user, path or key (the key is TRAPO_LITE_SERVER_API_KEY's)"
                 )
         if len(set(self.servers)) < len(self.servers):
@@ -167,16 +175,20 @@ class RolloutSection(Section):
 
 
 class RewardSection(Section):
+    """A RewardSection configures the verifier."""
+
     num_workers: PositiveInt = 2
     deadline_seconds: Positive = 5.0
     memory_mb: Annotated[Whole, Field(ge=256)] = 2048
     require_box: bool = False
-    """Only a complete \\boxed{...} counts as an answer."""
+    """Whether only a complete \\boxed{...} counts as an answer."""
 
 
 class OptimSection(Section):
+    """An OptimSection configures the optimizer and its learning rate."""
+
     name: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "sgd"] = "adamw"
-    """8bit: bitsandbytes, a quarter of the state; paged: it may also be moved to the host's memory (CUDA)."""
+    """8bit: bitsandbytes, a quarter of the state's size; paged: CUDA may also move the state to the host's memory."""
     lr: Positive = 2e-5
     weight_decay: NonNegative = 0.01
     betas: tuple[Beta, Beta] = (0.9, 0.999)
@@ -190,29 +202,33 @@ class OptimSection(Section):
 
 
 class TrainSection(Section):
+    """A TrainSection says how long a run is, what one pass holds, and what is checked and saved."""
+
     max_steps: PositiveInt = 500
     tokens_per_batch: PositiveInt = 32768
     """Token budget of one forward pass; larger trees are split along their branches."""
     check_memory: bool = True
-    """Refuse what, by the plan (scripts/plan.py), does not fit the GPU."""
+    """Whether a run that the plan (scripts/plan.py) says does not fit the GPU is an error."""
     check_packing: bool = True
-    """On the first step, compare a small tree with the same rollouts as rows, and stop where they differ."""
+    """Whether the first step compares a small packed tree with the same rollouts as rows; a difference is an error."""
     save_every: PositiveInt = 50
     keep_checkpoints: PositiveInt = 3
 
 
 class EvalSection(Section):
+    """An EvalSection configures evaluations during training."""
+
     every: Annotated[Whole, Field(ge=0)] = 0
-    """Steps between evaluations during training; 0: none."""
+    """Steps between evaluations; 0: none."""
     data: PathText | None = None
-    """Problems to evaluate on, in any form data.train accepts."""
+    """Problems to evaluate on, in any form that data.train accepts."""
     num_problems: PositiveInt | None = None
-    """The first so many; None: all."""
+    """How many of the first problems are used; None: all."""
     num_samples: PositiveInt = 1
-    """Independent draws per problem."""
+    """Independent samples per problem."""
     temperature: Temperature = 0.6
     max_response_tokens: PositiveInt | None = None
-    """None: as in rollout."""
+    """Most tokens of an answer; None: rollout.max_response_tokens."""
 
     @model_validator(mode="after")
     def _has_data(self) -> "EvalSection":
@@ -222,14 +238,16 @@ class EvalSection(Section):
 
 
 class RunSection(Section):
+    """A RunSection names the run's folder and says how reproducible and where visible the run is."""
+
     name: str = "run"
     dir: PathText = "runs"
     """The run's folder is dir/name."""
     seed: Annotated[Whole, Field(ge=0, lt=2**31)] = 0
     deterministic: bool = False
-    """Act on verdicts in a fixed order, so that an interrupted and resumed run equals an uninterrupted one exactly."""
+    """Use verdicts in a fixed order, so that an interrupted and resumed run is bit for bit an uninterrupted one."""
     num_threads: PositiveInt | None = None
-    """Torch threads of the trainer; None: torch's choice, not allowed with deterministic."""
+    """Torch threads of the trainer; None: torch chooses, which deterministic does not allow."""
     tensorboard: bool = True
     wandb_project: str | None = None
 
@@ -252,7 +270,7 @@ class RunSection(Section):
 
 
 class Config(Section):
-    """The whole of a run; `run.folder/config.yaml` holds it resolved."""
+    """A Config is the whole configuration of a run; `run.folder/config.yaml` holds it resolved."""
 
     model: ModelSection = ModelSection()
     lora: LoraSection = LoraSection()
@@ -267,7 +285,7 @@ class Config(Section):
 
     @property
     def longest_sequence(self) -> int:
-        """The most tokens that prompt and answer, in training or evaluation, take together."""
+        """The most tokens of prompt and answer together, in training or evaluation."""
         in_eval = self.eval.max_response_tokens or 0 if self.eval.every > 0 else 0
         return self.data.max_prompt_tokens + max(self.rollout.max_response_tokens, in_eval)
 
@@ -310,7 +328,7 @@ class Config(Section):
         return self
 
     def to_yaml(self) -> str:
-        """The resolved configuration, without keys that do not apply: loading it gives this configuration again."""
+        """Return the resolved configuration without keys that have no effect; loading it gives this Config again."""
         resolved = self.model_dump(mode="json")
         for name in resolved:
             for key in getattr(self, name).idle_keys():

@@ -12,10 +12,10 @@ def group_advantages(rewards: Tensor, in_baseline: Tensor | None = None, *, divi
     """Return each rollout's reward minus the mean reward of its problem's group.
 
         A_i = R_i - mean(R)                      TRAPO, Dr. GRPO
-        A_i = (R_i - mean(R)) / (std(R) + 1e-6)  GRPO; std unbiased, 1 where the group has no spread
+        A_i = (R_i - mean(R)) / (std(R) + 1e-6)  GRPO; std unbiased, 1 if all rewards of the group are equal
 
-    Args:    rewards: (P, G).   in_baseline: (P, G) bool, which rollouts make up mean and std; None = all. A group with
-             no rollout in the baseline has mean 0.
+    Args:    rewards: (P, G).   in_baseline: (P, G) bool, which rollouts make up mean and std; None = all. A group
+             without a rollout in the baseline has mean 0.
     Returns: (P, G) float32.    Source: METHOD 4.2; Dr. GRPO, arXiv:2503.20783.
     """
     if rewards.dim() != 2:
@@ -32,9 +32,9 @@ def group_advantages(rewards: Tensor, in_baseline: Tensor | None = None, *, divi
 
 
 def whole_group(rollouts: Sequence[Rollout], *, count_expert: bool) -> list[list[bool]]:
-    """Return the baseline of all rollouts of the problem, (G, G); `count_expert`: those that are all expert too.
+    """Return the baseline of all rollouts of the problem, (G, G).
 
-    Source: METHOD 4.2; the official code counts the expert.
+    count_expert: whether rollouts that are a whole trace count.   Source: METHOD 4.2; the official code counts them.
     """
     return [[count_expert or rollout.finish_reason != "expert" for rollout in rollouts] for _ in rollouts]
 
@@ -42,7 +42,7 @@ def whole_group(rollouts: Sequence[Rollout], *, count_expert: bool) -> list[list
 def same_prefix(rollouts: Sequence[Rollout]) -> list[list[bool]]:
     """Return the baseline of the rollouts that continue the same prefix, (G, G); unguided ones share the empty one.
 
-    A prefix changes how likely success is, so a rollout is compared with those that had the same help.
+    A prefix changes the probability of success, so a rollout is compared with those that had the same prefix.
     Source: PrefixRL, arXiv:2601.18795.
     """
     return [[other.prefix_ids == rollout.prefix_ids for other in rollouts] for rollout in rollouts]

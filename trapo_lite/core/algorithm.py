@@ -1,6 +1,6 @@
 """Turn rollouts into one number to minimise: advantages, then a sum of loss components (METHOD 4).
 
-An `Algorithm` is data. TRAPO, GRPO, SFT and LUFFY differ in what stands in it; nothing asks which one it is.
+An `Algorithm` is data. TRAPO, GRPO, SFT and LUFFY differ in its fields only; no code asks which one it is.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,23 +15,24 @@ from trapo_lite.core.tree import PackedBatch
 from trapo_lite.core.types import Group, Mean, Rollout
 
 PrefixLoss = Callable[[Tensor], Tensor]
-"""logprobs -> loss per token, same shape."""
+"""Maps logprobs to a loss per token of the same shape."""
 CompletionLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""logprobs, old_logprobs, advantages -> loss per token, same shape."""
+"""Maps logprobs, old_logprobs and advantages to a loss per token of the same shape."""
 Baseline = Callable[[Sequence[Rollout]], list[list[bool]]]
-"""The G rollouts of a problem -> (G, G): row i says which of them make up rollout i's baseline."""
+"""Maps the G rollouts of a problem to flags (G, G): row i says which of them make up rollout i's baseline."""
 Advantage = Callable[[Tensor, Tensor], Tensor]
-"""rewards (P, G), in_baseline (P, G) -> advantages (P, G)."""
+"""Maps rewards (P, G) and in_baseline (P, G) to advantages (P, G)."""
 
 
 @dataclass(frozen=True)
 class Algorithm:
     """An Algorithm is a schedule of micro-groups, the losses of prefix and completion tokens, and their weights.
 
-    prefix_loss:            None: expert tokens are not trained
-    times_advantage:        multiply the prefix loss by the rollout's advantage instead of 1 (LUFFY)
-    normalizer_tokens:      None: each component is divided by its global token count
-    tis_cap, sequence_bound: None: the sampler's log-probs are taken for the trainer's
+    prefix_loss:       None: expert tokens are not trained.
+    times_advantage:   multiply the prefix loss by the rollout's advantage (LUFFY).
+    normalizer_tokens: divide each component by this many tokens per problem; None: by its global token count.
+    tis_cap:           cap of the importance weight trainer / sampler; None: no weight.
+    sequence_bound:    bound of a rollout's mean ratio trainer / sampler; None: every rollout is trained.
     """
 
     micro_groups: tuple[MicroGroup, ...]
@@ -49,13 +50,16 @@ class Algorithm:
 
     @property
     def needs_every_token(self) -> bool:
-        """Whether tokens without advantage count too, as they do for an entropy or KL term."""
+        """Whether tokens without advantage are trained too, as an entropy or KL term does."""
         return self.entropy_weight > 0 or self.kl_weight > 0
 
 
 @dataclass(frozen=True)
 class Normalizers:
-    """What each component's sum is divided by: GLOBAL counts over all ranks and micro-batches of a step."""
+    """Normalizers hold the GLOBAL token counts of a step that the sums of the loss are divided by.
+
+    They are counted over all ranks and batches.
+    """
 
     prefix: float
     completion: float
@@ -69,7 +73,7 @@ class Normalizers:
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """The forward pass's results at the trained tokens of a batch, all (K,)."""
+    """TokenLogprobs are the results of the forward pass at the trained tokens of a batch, all of shape (K,)."""
 
     logprobs: Tensor
     entropy: Tensor
@@ -86,7 +90,10 @@ def make_group(algorithm: Algorithm, rollouts: Sequence[Rollout]) -> Group:
 
 
 def needs_forward(algorithm: Algorithm, group: Group) -> bool:
-    """Return whether the group can move the weights; if not it costs no forward pass, yet counts in the normalisers."""
+    """Return whether the group can move the weights.
+
+    A group that cannot is left out of the forward pass but counts in the normalisers.
+    """
     if algorithm.needs_every_token:
         return True
     trains_prefix = algorithm.prefix_loss is not None and any(
@@ -100,7 +107,7 @@ def needs_forward(algorithm: Algorithm, group: Group) -> bool:
 
 
 def count_normalizers(algorithm: Algorithm, groups: Sequence[Group]) -> Normalizers:
-    """Return this rank's share of the normalisers; their sum over ranks is what `policy_loss` takes."""
+    """Return this rank's share of the normalisers; `policy_loss` takes their sum over all ranks."""
     if algorithm.normalizer_tokens is not None:
         constant = float(algorithm.normalizer_tokens * len(groups))
         return Normalizers(constant, constant, constant)
@@ -124,7 +131,7 @@ def policy_loss(
              - entropy_weight * sum(multiplicity * entropy)      / response tokens
              + kl_weight * sum(k3)                               / completion tokens
 
-    Summed over batches and ranks this does not depend on how the step was cut.   Source: METHOD 4.3, 4.4.
+    The sum over batches and ranks does not depend on how the step was cut.   Source: METHOD 4.3, 4.4.
     """
     rows = batch.trained
     own = batch.is_completion[rows]
@@ -138,7 +145,7 @@ def policy_loss(
         sequence = torch.where(own, batch.completion[rows], torch.zeros_like(rows))
         used = own & losses.sequence_mask(old, sampler, sequence, bound=algorithm.sequence_bound)
     loss = _masked_sum(completion, used) / max(normalizers.completion, 1.0)
-    mismatch = (old - sampler).detach()  # before any update on this batch: what moved since is no mismatch
+    mismatch = (old - sampler).detach()  # `old` is from before any update: a change by updates is no mismatch
     entropy = forward.entropy.detach()
     prefix_rows = batch.prefix_count[rows]
     metrics = {

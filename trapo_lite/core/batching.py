@@ -1,4 +1,4 @@
-"""Cut the groups of a step into packs that fit the memory, and share them out between the processes."""
+"""Cut the groups of a step into batches that fit the memory, and distribute them over the processes."""
 
 from collections.abc import Sequence
 
@@ -7,17 +7,18 @@ from trapo_lite.core.types import Group
 
 
 def cut(groups: Sequence[Group], *, budget: int) -> list[Group]:
-    """Return groups whose trees hold at most `budget` tokens: larger ones are cut along branches, their trunk repeated.
+    """Return groups whose trees hold at most `budget` tokens; larger ones are cut along their branches.
 
-    A single rollout larger than the budget stays whole, over the budget.
+    Each part repeats the tokens that its branches share. A single rollout larger than the budget is not cut.
     """
     return [part for group in groups for part in _parts(group, budget)]
 
 
 def balance(groups: Sequence[Group], *, num_ranks: int) -> list[list[Group]]:
-    """Distribute groups so that ranks have about as many tokens: the largest first, each to the rank with the least.
+    """Distribute groups so that all ranks have about equally many tokens.
 
-    The fullest rank then has at most 4/3 - 1/(3 num_ranks) of what the best distribution would give it (Graham 1969).
+    The largest group comes first, and each goes to the rank with the fewest tokens. The fullest rank then has at most
+    4/3 - 1/(3 num_ranks) times what it has in the best distribution (Graham 1969).
     """
     ranks: list[list[Group]] = [[] for _ in range(num_ranks)]
     loads = [0] * num_ranks
@@ -29,25 +30,25 @@ def balance(groups: Sequence[Group], *, num_ranks: int) -> list[list[Group]]:
 
 
 def split(groups: Sequence[Group], *, budget: int) -> list[list[Group]]:
-    """Cut groups into batches whose packed trees hold at most `budget` tokens each (`cut`), few of them.
+    """Cut groups (`cut`) and put the parts into few batches whose packed trees hold at most `budget` tokens each.
 
-    First fit, the largest first: every part goes to the first batch that has room for it.
+    This is first fit, the largest first: every part goes to the first batch that has room for it.
     """
     batches: list[list[Group]] = []
     room: list[int] = []
     for part in sorted(cut(groups, budget=budget), key=num_tokens, reverse=True):
         size = num_tokens(part)
-        place = next((number for number, free in enumerate(room) if size <= free), len(batches))
-        if place == len(batches):
+        target = next((index for index, free in enumerate(room) if size <= free), len(batches))
+        if target == len(batches):
             batches.append([])
             room.append(budget)
-        batches[place].append(part)
-        room[place] -= size
+        batches[target].append(part)
+        room[target] -= size
     return batches
 
 
 def bucket(num_tokens: int) -> int:
-    """A length to pad to: at most a quarter more, and only four lengths between a number and its double.
+    """Return a length to pad to: at most a quarter more, and one of four lengths between a number and its double.
 
     >>> [bucket(n) for n in (1, 1024, 1025, 5000, 8193)]
     [1024, 1024, 1280, 5120, 10240]
@@ -78,7 +79,7 @@ def _subgroup(group: Group, members: Sequence[int]) -> Group:
 
 
 def num_tokens(group: Group) -> int:
-    """Size of the group's tree, without building it: the trie of prefixes, plus prompt, plus completions."""
+    """Return the number of tokens of the group's tree (prompt, trie of prefixes, completions) without building it."""
     shared = 0
     previous: tuple[int, ...] = ()
     for rollout in sorted(group.rollouts, key=lambda rollout: rollout.prefix_ids):

@@ -1,6 +1,6 @@
-"""The errors a user can meet: each says where, what was found and what to do; the scripts print it without a traceback.
+"""The errors that a user can meet: each says where, what was found and what to do.
 
-The verifier's worker processes import this module, so it imports nothing.
+The scripts print them without a traceback. The verifier's worker processes import this module, so it imports nothing.
 """
 
 
@@ -21,15 +21,15 @@ class ModelError(TrapoLiteError):
 
 
 class EngineError(TrapoLiteError):
-    """The engine died, refused a request or serves something else than it was told to."""
+    """The engine died, refused a request or does not serve what it was given."""
 
 
 class VerifierError(TrapoLiteError):
-    """The verifier itself cannot work: it is closed, or its processes do not start."""
+    """The verifier cannot work: it is closed, or its processes do not start."""
 
 
 class PackingError(TrapoLiteError):
-    """The packed forward and backward pass does not give what plain rows give."""
+    """The packed forward and backward pass computes another gradient than plain rows."""
 
 
 class UpdateError(TrapoLiteError):

@@ -10,18 +10,18 @@ from torch import Tensor
 
 
 def nll(logprobs: Tensor) -> Tensor:
-    """Plain supervised fine-tuning: -log p, full strength on every token."""
+    """Return -log p, the loss of plain supervised fine-tuning."""
     return -logprobs
 
 
 def trust_region_nll(logprobs: Tensor, *, alpha: float) -> Tensor:
-    """Negative log-likelihood inside the trust region p >= alpha, its tangent in p outside of it.
+    """Return the negative log-likelihood inside the trust region p >= alpha, and its tangent in p outside of it.
 
         loss(p) = -log p                        if p >= alpha
                   1 - log alpha - p / alpha     otherwise          (C1 at p = alpha)
 
-    d loss / d log p = -min(1, p / alpha): a token the policy finds implausible pulls in proportion to p and no longer
-    at full strength. alpha -> 0 is plain SFT; alpha = 1 has DFT's gradient.   Source: TRAPO, arXiv:2512.17636, Eq. 3.
+    d loss / d log p = -min(1, p / alpha): the gradient of a token below alpha is proportional to p.
+    alpha -> 0 is plain SFT; alpha = 1 has DFT's gradient.   Source: TRAPO, arXiv:2512.17636, Eq. 3.
 
     Args:    logprobs: log pi(token), any shape.   alpha: edge of the region in probability, 0 < alpha <= 1.
     Returns: loss per token, same shape.
@@ -31,16 +31,16 @@ def trust_region_nll(logprobs: Tensor, *, alpha: float) -> Tensor:
 
 
 def dft(logprobs: Tensor) -> Tensor:
-    """Dynamic fine-tuning: -sg[p] log p, so that the gradient is that of -p.   Source: arXiv:2508.05629."""
+    """Return -sg[p] log p, the loss of dynamic fine-tuning; its gradient is that of -p (arXiv:2508.05629)."""
     return -logprobs.detach().exp() * logprobs
 
 
 def luffy_shaped(logprobs: Tensor, *, gamma: float = 0.1) -> Tensor:
-    """LUFFY's shaped off-policy loss, to be multiplied by the expert rollout's advantage.
+    """Return LUFFY's shaped off-policy loss; the caller multiplies it by the expert rollout's advantage.
 
         loss(p) = -p / (p + gamma)           d loss / d log p = -gamma p / (p + gamma)^2
 
-    Emphasises tokens of low probability, peaking at p = gamma.   Source: LUFFY, arXiv:2504.14945.
+    The gradient is largest at p = gamma, so tokens of low probability count more.   Source: LUFFY, arXiv:2504.14945.
     """
     p = logprobs.exp()
     return -p / (p + gamma)
@@ -54,7 +54,7 @@ def clipped_policy_gradient(
     clip_low: float | None,
     clip_high: float | None,
 ) -> Tensor:
-    """Policy-gradient surrogate on the policy's own tokens; None, None leaves the ratio unclipped.
+    """Return the policy-gradient surrogate for the policy's own tokens; a bound of None does not clip.
 
         ratio = pi / pi_old        loss = -min(A ratio, A clip(ratio, 1 - clip_low, 1 + clip_high))
 
@@ -73,11 +73,12 @@ def clipped_policy_gradient(
 
 
 def cispo(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, ratio_cap: float) -> Tensor:
-    """Return CISPO's loss: a policy gradient whose ratio is capped and detached, so that every token keeps a gradient.
+    """Return CISPO's loss: a policy gradient whose ratio is capped and detached.
 
         ratio = pi / pi_old        loss = -sg[min(ratio, ratio_cap)] A log pi
 
-    PPO's clip takes a token that has moved too far out of the gradient; here it only pulls no harder than the cap.
+    PPO's clip removes the gradient of a token that has moved too far. Here every token keeps a gradient, with a weight
+    of at most ratio_cap.
 
     Args:    logprobs, old_logprobs, advantages: same shape (or broadcastable); old_logprobs carry no gradient.
     Source:  MiniMax-M1, arXiv:2506.13585; only the upper bound acts there, as here.
@@ -87,19 +88,19 @@ def cispo(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, ratio_c
 
 
 def truncated_importance_weight(logprobs: Tensor, sampler_logprobs: Tensor, *, cap: float) -> Tensor:
-    """min(pi / pi_sampler, cap) per token, detached: corrects for the engine's log-probs not being the trainer's."""
+    """Return min(pi / pi_sampler, cap) per token, detached; it corrects for differences of engine and trainer."""
     return (logprobs - sampler_logprobs).detach().exp().clamp(max=cap)
 
 
 def sequence_mask(logprobs: Tensor, sampler_logprobs: Tensor, sequence: Tensor, *, bound: float) -> Tensor:
-    """Per token, whether its sequence is one that trainer and sampler find about equally likely.
+    """Return, per token, whether trainer and sampler give its sequence about the same probability.
 
         keep  <=>  1 / bound <= exp(mean over the sequence of log pi - log pi_sampler) <= bound
 
-    The geometric mean of the ratio, so that long sequences are not judged by their length.
-    Source: sequence-level masked importance sampling, as TRL and verl offer it against sampler / trainer mismatch.
+    The geometric mean of the ratio does not grow with the length of the sequence.
+    Source: sequence-level masked importance sampling, as in TRL and verl, against sampler / trainer mismatch.
 
-    Args:    logprobs, sampler_logprobs: (K,).   sequence: (K,), 0 to K: which sequence a token is in.   bound: > 1.
+    Args:    logprobs, sampler_logprobs: (K,).   sequence: (K,), the token's sequence, 0 to K.   bound: > 1.
     Returns: bool (K,), detached.
     """
     log_ratio = (logprobs - sampler_logprobs).detach()
@@ -111,6 +112,6 @@ def sequence_mask(logprobs: Tensor, sampler_logprobs: Tensor, sequence: Tensor, 
 
 
 def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """Schulman's low-variance estimate of KL(pi || reference) per sampled token: r - 1 - log r, r = ref / pi."""
+    """Return Schulman's low-variance estimate of KL(pi || reference) per sampled token: r - 1 - log r, r = ref / pi."""
     log_ratio = reference_logprobs - logprobs
     return log_ratio.exp() - 1.0 - log_ratio

@@ -1,4 +1,4 @@
-"""Adaptive prefix selection: how much of an expert solution a rollout gets to see (METHOD 3)."""
+"""Adaptive prefix selection decides how much of an expert solution a rollout starts from (METHOD 3)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class MicroGroup:
-    """Rollouts of one problem that are drawn together, and when they start from an expert prefix (METHOD 3).
+    """A MicroGroup describes rollouts of one problem that are drawn together, and when they get a prefix (METHOD 3).
 
-    help_below:  help if the mean return of all earlier rollouts of the problem is below this; None = always help.
-    trace:       index of the expert trace the prefix is cut from; None = drawn at random. A problem with fewer traces
-                 falls back to its first.
-    num_trained: how many of the guided rollouts (the last ones) carry the prefix loss; None = all of them. The others
-                 would only train the same prefix again.
+    prefix_ratio: share of the expert trace (an expert solution as tokens) that the prefix holds.
+    help_below:   give the prefix if the mean return of all earlier rollouts of the problem is lower; None = always.
+    trace:        index of the expert trace that the prefix is cut from; None = drawn at random. A problem with fewer
+                  traces uses its first.
+    num_trained:  how many guided rollouts carry the prefix loss, counted from the last; None = all of them. The others
+                  would only train the same prefix again.
     """
 
     num_rollouts: int
@@ -30,8 +31,8 @@ PRESETS: dict[str, tuple[MicroGroup, ...]] = {
         MicroGroup(1, 0.5, 0.7, trace=None),
         MicroGroup(1, 1.0, 0.9, trace=None),
     ),
-    # The official code decides on sums of 0/1 returns: S4 < 2, S6 < 4, S7 < 7. A mean of 4/6 and 2 / 3 are the same
-    # float, so "<" is exact here; 2/3 rounded up to any number of decimals would help at S6 = 4.
+    # The official code compares sums of 0/1 returns: S4 < 2, S6 < 4, S7 < 7. The mean 4 / 6 and 2 / 3 are the same
+    # float, so "<" is exact here. A threshold rounded up from 2 / 3 would help at S6 = 4.
     "reference_code": (
         MicroGroup(4, 0.0, 0.0),
         MicroGroup(2, 0.25, 0.5, trace=0, num_trained=1),
@@ -42,14 +43,14 @@ PRESETS: dict[str, tuple[MicroGroup, ...]] = {
 
 
 def prefix_ratio(micro_group: MicroGroup, returns_so_far: Sequence[float]) -> float:
-    """The share of the expert trace to give now: the micro-group's ratio if the policy needs help, else 0.
+    """Return the share of the expert trace to give now: the micro-group's ratio if the policy needs help, else 0.
 
     >>> guided = MicroGroup(num_rollouts=2, prefix_ratio=0.25, help_below=0.5)
     >>> prefix_ratio(guided, [1.0, 0.0, 0.0, 0.0]), prefix_ratio(guided, [1.0, 1.0, 0.0, 0.0])
     (0.25, 0.0)
 
-    returns_so_far: returns of ALL earlier rollouts of the problem, guided ones included. Without any, there is no
-    evidence that help is needed, unless help_below is None (always).   Source: METHOD 3; the official code has "<".
+    returns_so_far: returns of ALL earlier rollouts of the problem, guided ones included. If there are none, the ratio
+    is 0 unless help_below is None.   Source: METHOD 3; the official code has "<".
     """
     if micro_group.help_below is None:
         return micro_group.prefix_ratio
@@ -62,7 +63,7 @@ def prefix_ratio(micro_group: MicroGroup, returns_so_far: Sequence[float]) -> fl
 def cut_prefix(
     token_ids: Sequence[int], ratio: float, is_boundary: Callable[[int], bool], *, slack: float = 0.3
 ) -> int:
-    """How many tokens of an expert trace (EOS counted) to keep for a ratio, ending at a blank line where one is near.
+    """Return how many tokens of an expert trace, EOS counted, the prefix keeps; it ends at a near blank line, if any.
 
     >>> cut_prefix([7] * 26 + [0] + [7] * 73, 0.25, lambda token: token == 0)
     27

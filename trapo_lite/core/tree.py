@@ -1,7 +1,8 @@
-"""The packed tree: a problem's rollouts as one depth-first token tree, several trees end to end (DESIGN 5).
+"""The packed tree holds a problem's rollouts as one depth-first token tree; a batch holds several (DESIGN 5).
 
-Rollouts of a problem share its prompt, and guided ones share nested prefixes of an expert trace. Each shared token
-stands once; sampled tokens are never shared. The attention mask follows from two integers per token:
+Rollouts of a problem share its prompt, and guided ones share nested prefixes of an expert trace (an expert solution as
+tokens). Each shared token is stored once; sampled tokens are never shared. The attention mask follows from two integers
+per token:
 
     token k is visible to token q  <=>  k <= q < subtree_end[k]
 """
@@ -18,20 +19,20 @@ from trapo_lite.core.types import Group
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Several problems' rollout trees end to end, every shared token once (DESIGN 5). All tensors have shape (T,).
+    """A PackedBatch holds several problems' rollout trees end to end; all tensors have shape (T,) (DESIGN 5).
 
-    input_ids:        token
-    position:         depth in its tree = RoPE position
-    parent:           index of the token before it on its path, -1 at a root
-    subtree_end:      one past the last token of its subtree; token k is visible to q  <=>  k <= q < subtree_end[k]
-    prefix_weight_sum:    sum over the rollouts that train this expert token of their weight (1, or their advantage)
-    prefix_count:     how many rollouts train it: its share of the prefix normaliser
-    multiplicity:     how many rollouts hold this response token; 0 on prompts and padding
-    is_completion:    sampled by the policy
-    advantage:        of the completion's rollout; 0 elsewhere
-    sampler_logprobs: what the engine reported for a completion token; 0 elsewhere
-    old_logprobs:     log-probs before the first update on this batch, or None: the current ones, detached
-    num_padding:      how many of the last tokens only fill up
+    input_ids:         token
+    position:          depth in its tree = RoPE position
+    parent:            index of the token before it on its path, -1 at a root
+    subtree_end:       one past the last token of its subtree; token k is visible to q  <=>  k <= q < subtree_end[k]
+    prefix_weight_sum: sum of the weights (1, or the advantage) of the rollouts that train this expert token
+    prefix_count:      how many rollouts train this expert token: its share of the prefix normaliser
+    multiplicity:      how many rollouts hold this response token; 0 for prompts and padding
+    is_completion:     whether the policy sampled this token
+    advantage:         advantage of a completion token's rollout; 0 elsewhere
+    sampler_logprobs:  log-prob that the engine reported for a completion token; 0 elsewhere
+    old_logprobs:      log-probs before the first update on this batch; None: the current ones, detached
+    num_padding:       how many tokens at the end are padding
     """
 
     input_ids: Tensor
@@ -53,12 +54,12 @@ class PackedBatch:
 
     @property
     def trained(self) -> Tensor:
-        """(K,) indices of the response tokens: those whose log-prob is computed."""
+        """Indices (K,) of the response tokens: those whose log-prob is computed."""
         return torch.nonzero(self.multiplicity > 0).squeeze(-1)
 
     @property
     def completion(self) -> Tensor:
-        """(T,) which completion a completion token belongs to, numbered from 1 on; meaningless elsewhere."""
+        """Number (T,) of the completion that a completion token belongs to, counted from 1; meaningless elsewhere."""
         before = torch.arange(-1, self.num_tokens - 1, device=self.parent.device)
         continues = torch.roll(self.is_completion, 1) & (self.parent == before) & (before >= 0)
         return torch.cumsum(self.is_completion & ~continues, dim=0)
@@ -71,7 +72,7 @@ class PackedBatch:
 
 @dataclass
 class _Columns:
-    """The columns of a PackedBatch while they grow; plain lists, one entry per token."""
+    """A _Columns holds the columns of a PackedBatch while they grow, as plain lists with one entry per token."""
 
     input_ids: list[int] = field(default_factory=list)
     position: list[int] = field(default_factory=list)
@@ -95,7 +96,7 @@ class _Columns:
         advantage: float = 0.0,
         sampler_logprobs: Sequence[float] | None = None,
     ) -> int:
-        """Add tokens one below the other under `parent`; returns the index of the last (or `parent` if none)."""
+        """Add a chain of tokens below `parent`; return the index of its last token, or `parent` if there is none."""
         num, start = len(token_ids), len(self.input_ids)
         depth = self.position[parent] + 1 if parent >= 0 else 0
         self.input_ids.extend(token_ids)
@@ -111,7 +112,7 @@ class _Columns:
         return start + num - 1 if num else parent
 
     def close(self, start: int) -> None:
-        """The subtrees of all tokens from `start` on that are still open end here."""
+        """End the open subtrees of all tokens from `start` on at the last token so far."""
         end = len(self.input_ids)
         for index in range(start, end):
             if self.subtree_end[index] == 0:
@@ -122,8 +123,9 @@ def pack(groups: Sequence[Group], *, pad_to: int | None = None) -> PackedBatch:
     """Lay the groups' trees end to end.
 
     Each rollout counts exactly once in the weights, so splitting a group over several calls (`split`) changes no sum.
-    `pad_to` fills up with one-token trees of no weight, so that every row sees itself; of no groups it makes a batch
-    that is all padding.
+
+    pad_to: add one-token trees without weight up to this many tokens. Every padding token attends to itself. Without
+    groups the whole batch is padding.
     """
     columns = _Columns()
     for group in groups:
@@ -142,23 +144,23 @@ def pack(groups: Sequence[Group], *, pad_to: int | None = None) -> PackedBatch:
 
 
 def segments(batch: PackedBatch) -> list[tuple[int, int, list[int]]]:
-    """The maximal unbranched chains (start, end), each with the numbers of those above it, from the root down.
+    """Return the maximal unbranched chains as (start, end, indices of the chains above it, from the root down).
 
-    Within a chain attention is causal; above it every ancestor token is visible. A chain ends where its last token has
-    several children or none.
+    Attention is causal within a chain, and every token of the chains above is visible. A chain ends where its last
+    token has several children or none.
     """
     parent = batch.parent
     index = torch.arange(batch.num_tokens)
     starts = torch.nonzero(parent.cpu() != index - 1).squeeze(-1).tolist()
     branching = sorted({int(parent[start]) + 1 for start in starts if parent[start] >= 0})
     bounds = sorted({0, *starts, *branching, batch.num_tokens})
-    chain_ending_at = {end - 1: number for number, end in enumerate(bounds[1:])}
+    chain_ending_at = {end - 1: chain for chain, end in enumerate(bounds[1:])}
     chains: list[tuple[int, int, list[int]]] = []
     for start, end in itertools.pairwise(bounds):
         above: list[int] = []
         if parent[start] >= 0:
-            mother = chain_ending_at[int(parent[start])]
-            above = [*chains[mother][2], mother]
+            parent_chain = chain_ending_at[int(parent[start])]
+            above = [*chains[parent_chain][2], parent_chain]
         chains.append((start, end, above))
     return chains
 
@@ -174,7 +176,7 @@ def _append_tree(columns: _Columns, group: Group) -> None:
 
 
 def _append_branches(columns: _Columns, group: Group, members: list[int], *, depth: int, parent: int) -> None:
-    """Everything below `parent`, where the members' prefixes agree up to `depth`: completions first, then branches."""
+    """Add what is below `parent`, first completions, then branches; the members' prefixes agree up to `depth`."""
     branches: dict[int, list[int]] = {}
     for member in members:
         rollout = group.rollouts[member]
@@ -207,7 +209,7 @@ def _append_branches(columns: _Columns, group: Group, members: list[int], *, dep
 
 
 def common_length(sequences: Sequence[Sequence[int]], start: int) -> int:
-    """Length of the common beginning of sequences known to agree up to `start`."""
+    """Return the length of the common beginning of sequences that are known to agree up to `start`."""
     shortest = min(len(sequence) for sequence in sequences)
     first = sequences[0]
     for index in range(start, shortest):

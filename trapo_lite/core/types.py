@@ -1,6 +1,7 @@
-"""The values that travel through the pipeline: data -> rollout -> reward -> advantage -> loss -> update.
+"""The values that pass through the pipeline: data -> rollout -> reward -> advantage -> loss -> update.
 
-Letters for shapes, everywhere: P problems, G rollouts of a problem, T packed tokens, K trained tokens, V vocabulary.
+Letters for shapes in all docstrings: P problems, G rollouts of a problem, T packed tokens, K trained tokens, V
+vocabulary.
 """
 
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ VerdictKind = Literal["correct", "wrong", "no_answer", "timeout", "crash"]
 
 @dataclass(frozen=True)
 class Problem:
-    """A prompt with a checkable answer and the expert's solutions to it.
+    """A Problem is a prompt with a checkable answer and its expert solutions.
 
-    `expert_ids` holds one tuple of token ids per expert trace, EOS included; it may be empty.
+    `expert_ids` holds one tuple of token ids per expert solution (a trace), EOS included; it may be empty.
     """
 
     id: str
@@ -26,7 +27,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Hold what the verifier says of one answer; `answer` is the span of text it judged."""
+    """A Verdict is the verifier's decision on one answer; `answer` is the span of text that it judged."""
 
     kind: VerdictKind
     answer: str | None = None
@@ -38,10 +39,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One member of a group: prompt + expert prefix (maybe empty, maybe everything) + the policy's own completion.
+    """A Rollout is one member of a group: prompt, expert prefix and the policy's own completion.
 
-    `completion_logprobs` are the sampler's, one per completion token, under its temperature. `finish_reason` is
-    "expert" when the prefix is the whole trace and nothing was generated. `slot` is the rollout's index in its group.
+    The prefix may be empty, or the whole trace. Then nothing was sampled and `finish_reason` is "expert".
+    `completion_logprobs` are the sampler's, one per completion token, under its temperature. `slot` is the rollout's
+    index in its group.
     """
 
     problem_id: str
@@ -68,7 +70,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Mean:
-    """A metric until it is written: a sum and a count, so that it can be added up over batches and ranks.
+    """A Mean is a metric before it is written: a sum and a count, which can be added up over batches and ranks.
 
     >>> Mean(3.0, 2) + Mean(1.0, 2)
     Mean(total=4.0, count=4)
@@ -82,13 +84,13 @@ class Mean:
 
     @property
     def value(self) -> float:
-        """NaN, never 0, where there was no data."""
+        """The mean; NaN, never 0, if there was no data."""
         return self.total / self.count if self.count else float("nan")
 
 
 @dataclass(frozen=True)
 class Group:
-    """A problem's rollouts with what the losses need: one advantage and one prefix-loss weight per rollout."""
+    """A Group holds a problem's rollouts, each with its advantage and the weight of its prefix loss."""
 
     rollouts: tuple[Rollout, ...]
     advantages: tuple[float, ...]

@@ -1,8 +1,9 @@
 """One problem's group while it is drawn: which rollouts it may still need (METHOD 3).
 
-Every slot has a branch without help and, where its micro-group can help, one with an expert prefix. The rule picks one
-of them by the rewards of the slots before it. While some of these are missing, the best and the worst that they can
-still be may already rule a branch out: help below a mean of 0.5 is out of question once 2 of 4 have succeeded.
+Every slot has a branch without help. If its micro-group can give help, it also has a branch with an expert prefix. The
+rewards of the earlier slots decide between the two. While some of these rewards are missing, their lowest and highest
+possible values can already exclude a branch. Example: help below a mean of 0.5 is excluded once 2 of 4 rollouts have
+succeeded.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from trapo_lite.core.types import Problem, Rollout, Verdict
 
 @dataclass(eq=False)
 class Branch:
-    """A rollout that may be drawn; `room` is how many tokens it may draw, 0 where its prefix says everything."""
+    """A Branch is a rollout that may be drawn; `room` is how many tokens it may draw, 0 if its prefix is complete."""
 
     rollout: Rollout
     micro_group: int
@@ -24,14 +25,15 @@ class Branch:
 
     @property
     def rewards(self) -> tuple[float, float]:
-        """The lowest and the highest reward it can have."""
+        """The lowest and the highest reward that the rollout can have."""
         return (self.rollout.reward, self.rollout.reward) if self.state == "graded" else (0.0, 1.0)
 
 
 class GroupInProgress:
-    """The branches of one problem's group.
+    """A GroupInProgress owns the branches of one problem's group.
 
-    pick_trace: micro-group's number -> index of the expert trace, for micro-groups that leave it open
+    pick_trace: returns the index of an expert trace (an expert solution as tokens) for a micro-group's index; called
+                if the micro-group does not name one
     """
 
     def __init__(
@@ -45,34 +47,34 @@ class GroupInProgress:
     ) -> None:
         self.problem, self.micro_groups = problem, micro_groups
         self._limit, self._pick_trace, self._is_boundary = max_response_tokens, pick_trace, is_boundary
-        self._slots: list[dict[bool, Branch]] = []  # is it helped? -> branch; both the same where no help is possible
-        for number, micro_group in enumerate(micro_groups):
-            self._slots += self._plan(number, micro_group)
+        self._slots: list[dict[bool, Branch]] = []  # maps "is helped" to a branch; both are the same if no help exists
+        for index, micro_group in enumerate(micro_groups):
+            self._slots += self._plan(index, micro_group)
         self.candidates: list[list[Branch]] = [list(dict.fromkeys(slot.values())) for slot in self._slots]
-        """Per slot, the branches that may still be needed: one where it is decided."""
+        """For each slot, the branches that may still be needed; a decided slot has one."""
         self.rule_out()
 
     @property
     def num_settled(self) -> int:
-        """Slots that are decided and graded."""
+        """How many slots are decided and graded."""
         return sum(len(left) == 1 and all(b.state == "graded" for b in left) for left in self.candidates)
 
     @property
     def current_micro_group(self) -> int:
-        """The first micro-group with a slot that is not settled."""
+        """Index of the first micro-group with a slot that is not decided and graded."""
         for left in self.candidates:
             if len(left) > 1 or left[0].state != "graded":
                 return left[0].micro_group
         return len(self.micro_groups)
 
     def rule_out(self) -> list[Branch]:
-        """Drop what the rewards that are in have ruled out; returns the branches dropped now."""
+        """Drop the branches that the rewards so far exclude, and return them."""
         dropped: list[Branch] = []
         worst: list[float] = []
         best: list[float] = []
         slot = 0
         for micro_group in self.micro_groups:
-            # Low rewards call for help and high ones do not: where both say the same, nothing in between differs.
+            # Help is given below a threshold: if the worst and the best rewards agree, all rewards between them do.
             answers = {prefix_ratio(micro_group, worst) > 0.0, prefix_ratio(micro_group, best) > 0.0}
             bounds = []
             for branches in self._slots[slot : slot + micro_group.num_rollouts]:
@@ -88,32 +90,32 @@ class GroupInProgress:
             branch.state = "dropped"
         return dropped
 
-    def _plan(self, number: int, micro_group: MicroGroup) -> list[dict[bool, Branch]]:
-        trace, prefix = self._prefix(number, micro_group)
+    def _plan(self, index: int, micro_group: MicroGroup) -> list[dict[bool, Branch]]:
+        trace, prefix = self._prefix(index, micro_group)
         num_trained = micro_group.num_rollouts if micro_group.num_trained is None else micro_group.num_trained
         planned = []
-        for place in range(micro_group.num_rollouts):
-            slot = len(self._slots) + place
-            alone = self._branch(slot, number, trace=None, prefix=(), is_trained=False)
+        for member in range(micro_group.num_rollouts):
+            slot = len(self._slots) + member
+            alone = self._branch(slot, index, trace=None, prefix=(), is_trained=False)
             helped = alone
             if prefix:
-                is_trained = place >= micro_group.num_rollouts - num_trained
-                helped = self._branch(slot, number, trace=trace, prefix=prefix, is_trained=is_trained)
+                is_trained = member >= micro_group.num_rollouts - num_trained
+                helped = self._branch(slot, index, trace=trace, prefix=prefix, is_trained=is_trained)
             planned.append({False: alone, True: helped})
         return planned
 
-    def _prefix(self, number: int, micro_group: MicroGroup) -> tuple[int | None, tuple[int, ...]]:
-        """The expert trace this micro-group starts from if it helps, and how much of it; (None, ()) without any."""
+    def _prefix(self, index: int, micro_group: MicroGroup) -> tuple[int | None, tuple[int, ...]]:
+        """Return the index of the micro-group's expert trace and its prefix, or (None, ()) if it cannot give help."""
         traces = self.problem.expert_ids
         if micro_group.prefix_ratio == 0.0 or not traces:
             return None, ()
-        trace = self._pick_trace(number) if micro_group.trace is None else micro_group.trace
+        trace = self._pick_trace(index) if micro_group.trace is None else micro_group.trace
         trace = trace if trace < len(traces) else 0
         keep = cut_prefix(traces[trace], micro_group.prefix_ratio, self._is_boundary)
         return (trace, traces[trace][:keep]) if keep else (None, ())
 
     def _branch(
-        self, slot: int, number: int, *, trace: int | None, prefix: tuple[int, ...], is_trained: bool
+        self, slot: int, micro_group: int, *, trace: int | None, prefix: tuple[int, ...], is_trained: bool
     ) -> Branch:
         is_whole_trace = trace is not None and len(prefix) == len(self.problem.expert_ids[trace])
         rollout = Rollout(
@@ -130,4 +132,4 @@ class GroupInProgress:
             verdict=Verdict("no_answer"),
             reward=0.0,
         )
-        return Branch(rollout, number, room=0 if is_whole_trace else max(0, self._limit - len(prefix)))
+        return Branch(rollout, micro_group, room=0 if is_whole_trace else max(0, self._limit - len(prefix)))

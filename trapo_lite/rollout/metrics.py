@@ -1,4 +1,4 @@
-"""What a step's rollouts look like: metrics of the group, and the line of the rollout log."""
+"""Describe a step's rollouts: metrics of the groups, and lines of the rollout log."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
@@ -8,11 +8,11 @@ from trapo_lite.core.types import Group, Mean, VerdictKind
 
 
 def describe(groups: Sequence[Group], micro_groups: Sequence[MicroGroup]) -> dict[str, Mean]:
-    """Return means over this rank's rollouts; names from `metrics.TABLE`.
+    """Return means over this rank's rollouts; their names are in `run/metrics.py`.
 
-    reward/own is the first micro-group's mean, which every problem enters with the same number of rollouts. A later
-    micro-group is unguided only where a problem goes well, so a mean of all unguided rollouts would count easy problems
-    more often.
+    reward/own is the mean of the first micro-group, in which every problem has equally many rollouts. A later
+    micro-group is unguided only if the earlier ones succeeded, so the mean of all unguided rollouts would count easy
+    problems more often.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     own = [r for group in groups for r in group.rollouts[: micro_groups[0].num_rollouts]]
@@ -37,10 +37,10 @@ def describe(groups: Sequence[Group], micro_groups: Sequence[MicroGroup]) -> dic
 
 
 def _describe_micro_groups(groups: Sequence[Group], micro_groups: Sequence[MicroGroup]) -> dict[str, Mean]:
-    """Return the means of each micro-group, numbered from 1; how much it helped, only where it can help."""
-    metrics, slots = {}, _numbers(micro_groups)
+    """Return the means of each micro-group, numbered from 1, and its share of helped rollouts if it can give help."""
+    metrics, numbers = {}, _micro_group_numbers(micro_groups)
     for number, micro_group in enumerate(micro_groups, start=1):
-        members = [r for group in groups for r, slot in zip(group.rollouts, slots, strict=True) if slot == number]
+        members = [r for group in groups for r, n in zip(group.rollouts, numbers, strict=True) if n == number]
         metrics[f"reward/group_{number}"] = _mean([r.reward for r in members])
         if micro_group.prefix_ratio > 0.0:
             metrics[f"reward/helped_{number}"] = _mean([r.reward for r in members if r.is_guided])
@@ -48,13 +48,13 @@ def _describe_micro_groups(groups: Sequence[Group], micro_groups: Sequence[Micro
     return metrics
 
 
-def _numbers(micro_groups: Sequence[MicroGroup]) -> list[int]:
-    """Return, for each slot of a group, the number of its micro-group, counted from 1."""
+def _micro_group_numbers(micro_groups: Sequence[MicroGroup]) -> list[int]:
+    """Return the number of each slot's micro-group, counted from 1."""
     return [number for number, group in enumerate(micro_groups, start=1) for _ in range(group.num_rollouts)]
 
 
 def token_counts(groups: Sequence[Group], *, num_packed: int) -> dict[str, Mean | int]:
-    """What the groups' rollouts cost as `num_packed` tokens of packed trees, and as rows."""
+    """Return how many tokens the groups' rollouts are as packed trees (`num_packed`), and as padded rows."""
     rows = sum(len(r.prompt_ids) + len(r.response_ids) for g in groups for r in g.rollouts)
     return {
         "train/tokens": num_packed,
@@ -64,7 +64,7 @@ def token_counts(groups: Sequence[Group], *, num_packed: int) -> dict[str, Mean 
 
 
 def padded_tokens(groups: Sequence[Group]) -> int:
-    """Tokens of the same rollouts as rows padded to the longest of their group."""
+    """Return the number of tokens if each rollout were a row padded to the longest rollout of its group."""
     return sum(len(g.rollouts) * max(len(r.prompt_ids) + len(r.response_ids) for r in g.rollouts) for g in groups)
 
 
@@ -73,7 +73,7 @@ def to_lines(
 ) -> list[dict[str, Any]]:
     """Return a group's lines of rollouts/step-N.jsonl: text for people, token ids for machines.
 
-    gold: the problem's answer.   docs/metrics.md lists the fields.
+    gold: the correct answer to the problem.   docs/metrics.md lists the fields.
     """
     return [
         {
@@ -97,7 +97,9 @@ def to_lines(
             "completion_ids": list(rollout.completion_ids),
             "completion_logprobs": list(rollout.completion_logprobs),
         }
-        for rollout, advantage, number in zip(group.rollouts, group.advantages, _numbers(micro_groups), strict=True)
+        for rollout, advantage, number in zip(
+            group.rollouts, group.advantages, _micro_group_numbers(micro_groups), strict=True
+        )
     ]
 
 

@@ -1,4 +1,4 @@
-"""One phase of rollouts: what is in the engine, what is in the verifier, and which branches to start or to drop.
+"""One rollout phase: what is in the engine, what is in the verifier, and which branches to start or to drop.
 
 branch -> request -> engine -> completion -> verifier -> verdict -> which branches of that problem are needed now
 """
@@ -22,29 +22,31 @@ IDLE_WAIT_SECONDS = 0.5
 
 
 class Verifier(Protocol):
+    """A Verifier grades answers in other processes."""
+
     def submit(self, answer_text: str, gold: str) -> "concurrent.futures.Future[Verdict]": ...
 
 
 @dataclass(frozen=True)
 class PhaseReport:
-    """A PhaseReport says what a rollout phase cost."""
+    """A PhaseReport holds the cost of a rollout phase."""
 
     engine_seconds: float = 0.0
     verdict_seconds: float = 0.0
-    """Spent waiting for verdicts while nothing is decoded."""
+    """Time of waiting for verdicts while nothing is sampled."""
     first_poll_seconds: float = 0.0
-    """Of the engine's first step: it reads the prompts and draws one token each."""
+    """Time of the engine's first step, which reads the prompts and samples one token for each."""
     num_requests: int = 0
     num_prompt_tokens: int = 0
-    """Tokens that finished requests began with."""
+    """Tokens of prompts and prefixes in the finished requests."""
     num_cached_tokens: int = 0
-    """How many of them the prefix cache held."""
+    """How many of these tokens were in the engine's prefix cache."""
     num_discarded: int = 0
-    """Requests that the verdicts ruled out."""
+    """Requests that verdicts made unnecessary."""
 
 
 def request_seed(run_seed: int, step: int, problem_id: str, slot: int, is_guided: bool) -> int:
-    """Return a rollout's own seed: whatever else is sampled, and in which order, its tokens are the same.
+    """Return a rollout's own seed, so that its tokens do not depend on what else is sampled or on the order.
 
     >>> request_seed(0, 1, "a", 0, False) != request_seed(0, 1, "a", 0, True)
     True
@@ -53,7 +55,7 @@ def request_seed(run_seed: int, step: int, problem_id: str, slot: int, is_guided
 
 
 class RolloutPhase:
-    """A RolloutPhase holds what is in flight while one step's rollouts are drawn; arguments as for `sample_groups`."""
+    """A RolloutPhase owns the requests and the gradings of one step's rollouts; arguments as for `sample_groups`."""
 
     def __init__(
         self,
@@ -81,9 +83,9 @@ class RolloutPhase:
         ]
         self.num_rollouts = sum(len(group.candidates) for group in self.groups)
         self.settled = [group.num_settled for group in self.groups]
-        self.complete: list[int] = []  # problems whose last verdict came in since they were asked for
-        self.changed = set(range(len(self.groups)))  # problems whose verdicts have moved since branches were started
-        self.in_engine: dict[str, tuple[int, Branch]] = {}  # request id -> problem's index, branch
+        self.complete: list[int] = []  # problems completed since the last call of `newly_complete`
+        self.changed = set(range(len(self.groups)))  # problems with new verdicts since `start_branches`
+        self.in_engine: dict[str, tuple[int, Branch]] = {}  # maps a request id to (problem's index, branch)
         self.in_verifier: dict[concurrent.futures.Future[Verdict], tuple[int, Branch]] = {}
         self.report = PhaseReport()
 
@@ -96,15 +98,16 @@ class RolloutPhase:
         return self.num_settled == self.num_rollouts
 
     def group(self, index: int) -> list[Rollout]:
-        """Of a problem whose every slot is decided."""
+        """Return the rollouts of a problem; all its slots must be decided."""
         return [left[0].rollout for left in self.groups[index].candidates]
 
     def newly_complete(self) -> list[int]:
+        """Return the indices of the problems that were completed since the last call."""
         complete, self.complete = self.complete, []
         return complete
 
     def start_branches(self) -> None:
-        """Drop what the newest verdicts rule out, then start what the schedule wants started."""
+        """Drop the branches that the newest verdicts exclude, then start those that the schedule wants."""
         for index in sorted(self.changed):
             for branch in self.groups[index].rule_out():
                 self._drop(index, branch)
@@ -113,17 +116,18 @@ class RolloutPhase:
                 self.complete.append(index)
         wanted = [(is_certain, branch.micro_group, index, branch) for is_certain, index, branch in self._startable()]
         self.changed.clear()
-        # What is needed for certain goes first, then what is needed soon; the sort leaves slots in their order.
+        # Branches that are certainly needed come first, then earlier micro-groups; the sort keeps the order of slots.
         for _, _, index, branch in sorted(wanted, key=lambda item: (not item[0], item[1], item[2])):
             self._start(index, branch)
 
     def engine_step(self) -> None:
+        """Let the engine sample, and send what it finished to the verifier."""
         if not self.in_engine:
             return
         started = time.perf_counter()
         assert self.engine is not None
         completions = self.engine.poll()
-        for completion in sorted(completions, key=self._place):
+        for completion in sorted(completions, key=self._sort_key):
             index, branch = self.in_engine.pop(completion.request_id)
             branch.rollout = replace(
                 branch.rollout,
@@ -141,7 +145,10 @@ class RolloutPhase:
         self._count(engine_seconds=seconds, first_poll_seconds=seconds if is_first else 0.0)
 
     def collect_verdicts(self) -> None:
-        """Take the verdicts that are in; wait for all of them in deterministic mode, for one if nothing is decoding."""
+        """Take the finished verdicts.
+
+        Deterministic mode waits for all of them. Otherwise this waits for one only while nothing is sampled.
+        """
         if not self.in_verifier:
             return
         started = time.perf_counter()
@@ -160,7 +167,7 @@ class RolloutPhase:
         self._count(verdict_seconds=time.perf_counter() - started)
 
     def _startable(self) -> Iterator[tuple[bool, int, Branch]]:
-        """(is certain, problem's index, branch) for every branch that the schedule would have started by now."""
+        """Yield (is certainly needed, problem's index, branch) for every branch that the schedule starts now."""
         schedule = self.settings.schedule
         if schedule == "barrier":
             if self.in_engine or self.in_verifier:
@@ -184,10 +191,12 @@ class RolloutPhase:
         self._count(num_requests=1)
 
     def submit_again(self) -> None:
+        """Submit all unfinished requests to an engine that was restarted."""
         for index, branch in list(self.in_engine.values()):
             self._submit(index, branch)
 
     def forget_verdicts(self) -> None:
+        """Cancel the gradings that are not finished."""
         for ticket in self.in_verifier:
             ticket.cancel()
 
@@ -229,7 +238,7 @@ class RolloutPhase:
     def _request_id(self, index: int, branch: Branch) -> str:
         return f"{self.step}/{index}/{branch.rollout.slot}{'g' if branch.rollout.is_guided else ''}"
 
-    def _place(self, completion: Completion) -> tuple[int, int, bool]:
+    def _sort_key(self, completion: Completion) -> tuple[int, int, bool]:
         index, branch = self.in_engine[completion.request_id]
         return index, branch.rollout.slot, branch.rollout.is_guided
 

@@ -1,4 +1,4 @@
-"""Hand the adapter to the engine, and make sure that it is what the engine samples from (DESIGN 7)."""
+"""Publish the adapter to the engine, and check that the engine samples from it (DESIGN 7)."""
 
 import math
 import shutil
@@ -17,17 +17,16 @@ from trapo_lite.model.policy import Policy
 
 
 class Publisher:
-    """Publishes versions of one policy to one engine and probes after each.
+    """A Publisher publishes versions of one policy to one engine, and runs the parity probe after each.
 
-    merge: as `rollout.merge`
-    scratch: where the adapter is written, in the type the engine computes in, if the engine names no place of its own;
-             emptied first and after each publish, so that a killed run leaves at most one adapter there
-    text:  token sequences of the run's data; on them engine and trainer must agree before there is an adapter
-    base_tolerance: as `rollout.base_tolerance`
+    scratch:        folder that the adapter is written to unless the engine names its own, in the engine's type. It is
+                    emptied first and after each publish, so that a killed run leaves at most one adapter there.
+    text:           token sequences of the run's data; engine and trainer must agree on them without an adapter
+    merge, base_tolerance: as in the `rollout` section
 
-    The engine must still serve the bare base when this is made. That is also when the noise between the two is measured
-    for the probe, on random tokens: they are improbable to any adapter, so its effect shows in every one of them.
-    Raises EngineError when the engine does not serve what it was given.
+    The engine must serve the base without an adapter when a Publisher is made, which measures the noise between engine
+    and trainer. The probe uses random tokens: every adapter finds them improbable, so each token shows its effect.
+    Raises EngineError if the engine does not serve what it was given.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class Publisher:
         self.version: int | None = None
         self.is_merged = merge == "in_place"
         self.merge_kept = math.nan
-        """Share of the update that merging left, of the latest publish; NaN where nothing was merged."""
+        """Share of the update that survived the rounding of the latest merge; NaN if nothing was merged."""
         self.publish_seconds = 0.0
         self.probe_seconds = 0.0
         self._scratch = engine.scratch or scratch
@@ -55,7 +54,7 @@ class Publisher:
         self._dtype = policy.autocast_dtype or torch.float32
         self._probe = probe_sequences(vocab_size=vocab_size, num_tokens=num_tokens, max_length=max_length)
         self._previous: list[float] | None = None
-        """The trainer's scores of the probe at the publish before."""
+        """The trainer's scores of the probe at the publish before the latest."""
         self._result: parity.ParityResult | None = None
         with policy.reference():
             self._base = self._scores(policy.score)
@@ -68,18 +67,18 @@ class Publisher:
         self._noise = parity.measured_noise(self._engine_base, self._base)
 
     def publish(self, version: int) -> parity.ParityResult:
-        """From now on the engine samples from the policy as it is; nothing to do if it already has this version."""
+        """Make the engine sample from the policy as it is now; do nothing if the engine already has this version."""
         if version == self.version and self._result is not None:
             self.publish_seconds = self.probe_seconds = 0.0
             return self._result
         started = time.perf_counter()
         self.policy.adapter.save(self._scratch, dtype=self._dtype)
         self.engine.publish(self._scratch, version)
-        handed_over = time.perf_counter()
+        published = time.perf_counter()
         expected = parity.checksum(self._scratch, dtype=self._dtype)
         shutil.rmtree(self._scratch)
-        held = self.engine.adapter_checksum()
-        probe_seconds = time.perf_counter() - handed_over
+        engine_checksum = self.engine.adapter_checksum()
+        probe_seconds = time.perf_counter() - published
         merge_seconds = self._merge()
         merged = time.perf_counter()
         engine, trainer = self._both_scores()
@@ -92,10 +91,10 @@ class Publisher:
             engine_previous=self._engine_previous,
             noise=self._noise,
         )
-        parity.require_applied(result, version=version)  # first: it knows how the adapter is wrong, where it can tell
-        parity.require_checksum(held, expected=expected, version=version)
+        parity.require_applied(result, version=version)  # first, because its message says how the adapter is wrong
+        parity.require_checksum(engine_checksum, expected=expected, version=version)
         self._previous, self._engine_previous, self._result, self.version = trainer, engine, result, version
-        self.publish_seconds = handed_over - started + merge_seconds
+        self.publish_seconds = published - started + merge_seconds
         self.probe_seconds = probe_seconds + time.perf_counter() - merged
         return result
 
@@ -108,9 +107,9 @@ class Publisher:
         return time.perf_counter() - started
 
     def _both_scores(self) -> tuple[list[float], list[float]]:
-        """Of engine and trainer, which compute at the same time where they are two processes."""
-        with ThreadPoolExecutor(max_workers=1) as other:
-            engine = other.submit(self._scores, self.engine.score)
+        """Return the scores of engine and trainer; both compute at the same time if they are two processes."""
+        with ThreadPoolExecutor(max_workers=1) as executor:
+            engine = executor.submit(self._scores, self.engine.score)
             trainer = self._scores(self.policy.score)
             return engine.result(), trainer
 

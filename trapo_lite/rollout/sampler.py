@@ -1,11 +1,11 @@
-"""Rollouts of a step: micro-groups decided per problem, each rollout graded the moment it ends (METHOD 3, DESIGN 7).
+"""Sample a step's rollouts: each problem decides its micro-groups, and each rollout is graded at once (METHOD 3).
 
-Three schedules start branches (group_in_progress.py) at three moments, and end with the same rollouts, since seeds
-belong to rollouts:
+The three schedules start branches (group_in_progress.py) at different times. All give the same rollouts, because every
+rollout has its own seed (DESIGN 7):
 
-    barrier      a micro-group of all problems, when every verdict on the one before it is in (the official code)
-    pipelined    a branch, as soon as the verdicts so far make it certain that it is needed
-    speculative  a branch at once; it is aborted as soon as the verdicts rule it out
+    barrier      starts a micro-group of all problems after every verdict on the previous one (the official code)
+    pipelined    starts a branch as soon as the verdicts so far make it certain that it is needed
+    speculative  starts every branch at once, and aborts it as soon as the verdicts exclude it
 """
 
 from collections.abc import Callable, Sequence
@@ -33,12 +33,12 @@ def sample_groups(
 ) -> tuple[list[list[Rollout]], PhaseReport]:
     """Draw and grade one group of rollouts per problem, in the order of `problems`; a group is in slot order.
 
-    engine:      may be None where the micro-groups never sample (SFT)
+    engine:      None if the micro-groups never sample (SFT)
     decode:      turns response token ids into the text that the verifier reads
     is_boundary: whether a token may end an expert prefix (core.micro_groups.cut_prefix)
-    on_progress: called with (done, expected) as verdicts come in
-    on_group:    called with a problem's index and its group once that is complete; again, with the same, where an
-                 engine that died makes a deterministic phase begin anew
+    on_progress: called with (done, expected) as verdicts arrive
+    on_group:    called with a problem's index and its complete group. It is called again with the same group if the
+                 engine dies and a deterministic phase starts again.
     """
     new_phase = partial(
         RolloutPhase,
@@ -59,11 +59,11 @@ def sample_groups(
         try:
             phase.engine_step()
         except EngineRestarted:
-            if settings.deterministic:  # bits depend on the composition of every batch: all is drawn again
+            if settings.deterministic:  # bits depend on the composition of every batch: sample everything again
                 phase.forget_verdicts()
                 phase = new_phase()
                 phase.start_branches()
-            else:  # what was in flight is drawn again, with the same seeds
+            else:  # sample the unfinished requests again, with the same seeds
                 phase.submit_again()
         phase.collect_verdicts()
         phase.start_branches()

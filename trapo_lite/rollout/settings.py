@@ -1,4 +1,4 @@
-"""Decide how rollouts are drawn: the settings of the sampler, as a configuration gives them."""
+"""The settings of the sampler, and how a configuration gives them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +13,7 @@ Schedule = Literal["barrier", "pipelined", "speculative"]
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """Everything that decides which tokens are drawn, besides the weights and the problems."""
+    """SamplingSettings hold all that decides which tokens are sampled, besides the weights and the problems."""
 
     seed: int
     max_response_tokens: int
@@ -28,7 +28,7 @@ class SamplingSettings:
 def sampling_settings(
     config: Config, tokenizer: PreTrainedTokenizerBase, *, for_eval: bool = False
 ) -> SamplingSettings:
-    """Return how rollouts are drawn, in training or in evaluation."""
+    """Return the settings that the configuration gives for training or for evaluation."""
     limit, temperature = config.rollout.max_response_tokens, config.rollout.temperature
     if for_eval:
         limit, temperature = config.eval.max_response_tokens or limit, config.eval.temperature

@@ -1,4 +1,4 @@
-"""Check that the tokenizer and the model mean the same tokens, before anything is sampled."""
+"""Check that the tokenizer and the model use the same tokens, before anything is sampled."""
 
 import json
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from trapo_lite.model.base import model_config
 
 
 def require_embeddings(config: Config, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> None:
-    """Raise ConfigError or DataError for a token that the model, by its config.json, has no embedding for.
+    """Raise ConfigError or DataError if a used token has no embedding in the model, according to its config.json.
 
-    That a tokenizer has such tokens is no mistake as long as none of them is used.
+    A tokenizer may have such tokens as long as none of them is used.
     """
     size = model_config(config.model).get_text_config().vocab_size
     if max(tokenizer.get_vocab().values()) < size:
@@ -39,15 +39,15 @@ def require_embeddings(config: Config, tokenizer: PreTrainedTokenizerBase, probl
 
 
 def require_one_end(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ConfigError if tokenizer and generation_config.json end answers differently and no option decides.
+    """Raise ConfigError if tokenizer and generation_config.json name different end tokens and data.eos_token is unset.
 
-    A model that is stopped at the wrong token runs to the length limit and scores nothing.
+    With the wrong end token, answers run to the length limit and get no reward.
     """
     if config.data.eos_token is not None:
         return
     try:
         ids = GenerationConfig.from_pretrained(config.model.name).eos_token_id
-    except (OSError, ValueError):  # there is none
+    except (OSError, ValueError):  # there is no generation_config.json
         return
     ids = [ids] if isinstance(ids, int) else ids or []
     if ids and end_of_text_id(tokenizer) not in ids:

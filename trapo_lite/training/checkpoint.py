@@ -1,9 +1,9 @@
-"""Checkpoints: written whole, then renamed; safetensors and JSON only; verified before they are trusted.
+"""Checkpoints are written to a temporary folder, then renamed; they hold no pickle and are verified before use.
 
 checkpoints/step-000123/   adapter_model.safetensors, adapter_config.json   the adapter in PEFT's format
                            optimizer.safetensors                            "parameter index.name" -> tensor
                            rng.safetensors                                  torch's generator state of every rank
-                           state.json                                       step and what the run was made of
+                           state.json                                       step, configuration, model, data, processes
                            manifest.json                                    size and sha256 of each file above
 """
 
@@ -33,7 +33,7 @@ FILES = {"adapter_model.safetensors", "adapter_config.json", "optimizer.safetens
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint on disk. `state` is state.json: at least `step`."""
+    """A Checkpoint is a verified checkpoint on disk; `state` is state.json, which has at least `step`."""
 
     folder: Path
     state: Mapping[str, Any]
@@ -52,9 +52,9 @@ def save_checkpoint(
     state: Mapping[str, Any],
     keep: int,
 ) -> Path:
-    """Write checkpoints/step-N in one rename, then delete all but the newest `keep`.
+    """Write checkpoints/step-N with one final rename, then delete all but the newest `keep`.
 
-    Raises CheckpointError if the disk is full or not writable; what was there before stays as it was.
+    Raises CheckpointError if the disk is full or not writable; earlier checkpoints are unchanged then.
     """
     final = checkpoints / f"step-{state['step']:06d}"
     temporary = checkpoints / f".tmp-{final.name}"
@@ -78,7 +78,7 @@ def save_checkpoint(
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise CheckpointError(
             f"{final}: could not be saved: {'the disk is full' if is_full else error}; earlier checkpoints are "
-            "untouched. Make room and start the same command again: it resumes"
+            "unchanged. Make room and run the same command again to resume"
         ) from error
     for old in step_folders(checkpoints)[:-keep]:
         shutil.rmtree(old)
@@ -86,20 +86,20 @@ def save_checkpoint(
 
 
 def find_checkpoint(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, and one message for each newer one that is damaged."""
+    """Return the newest checkpoint that is not damaged, and one message for each newer one, which is."""
     damaged = []
     for folder in reversed(step_folders(checkpoints)):
         problem = _damage(folder)
         if problem is None:
             return Checkpoint(folder, read_object(folder / "state.json")), damaged
-        damaged.append(f"{folder}: {problem}; looking at the checkpoint before it")
+        damaged.append(f"{folder}: {problem}; trying the checkpoint before it")
     if damaged:
-        damaged.append(f"{checkpoints}: no checkpoint is whole: starting over")
+        damaged.append(f"{checkpoints}: every checkpoint is damaged; starting again from step 0")
     return None, damaged
 
 
-def set_aside_after(checkpoints: Path, step: int) -> None:
-    """Rename checkpoints newer than the one a run goes on from: they are damaged, and must not count as kept."""
+def rename_newer_than(checkpoints: Path, step: int) -> None:
+    """Rename the checkpoints after `step`, which is resumed from: they are damaged and must not count as kept."""
     for folder in step_folders(checkpoints):
         if step_of_folder(folder) > step:
             damaged = folder.with_name(f"damaged-{folder.name}")
@@ -108,7 +108,7 @@ def set_aside_after(checkpoints: Path, step: int) -> None:
 
 
 def restore_checkpoint(checkpoint: Checkpoint, *, policy: Policy, optimizer: torch.optim.Optimizer, rank: int) -> None:
-    """Put adapter, optimizer state and this rank's generator back exactly as they were."""
+    """Restore adapter, optimizer state and this rank's random generator exactly."""
     policy.adapter.load_state(load_file(checkpoint.folder / "adapter_model.safetensors"))
     _load_optimizer(optimizer, load_file(checkpoint.folder / "optimizer.safetensors"))
     states = load_file(checkpoint.folder / "rng.safetensors")
@@ -117,7 +117,10 @@ def restore_checkpoint(checkpoint: Checkpoint, *, policy: Policy, optimizer: tor
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """bitsandbytes keeps its state a level deeper, shares tensors in it, and counts steps in a plain number."""
+    """Return the optimizer's state as named tensors.
+
+    The state of bitsandbytes has one more level, shared tensors, and its step count is a plain number.
+    """
     tensors: dict[str, Tensor] = {}
     for index, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
@@ -133,11 +136,11 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
     state: dict[int, dict[str, Any]] = {}
     for key, tensor in tensors.items():
         index, *outer, name = key.split(".")
-        place = state.setdefault(int(index), {})
+        values = state.setdefault(int(index), {})
         for level in outer:
-            place = place.setdefault(level, {})
+            values = values.setdefault(level, {})
         is_number = tensor.ndim == 0 and tensor.dtype == torch.int64
-        place[name] = int(tensor) if is_number else tensor
+        values[name] = int(tensor) if is_number else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -153,7 +156,7 @@ def _damage(folder: Path) -> str | None:
         file = "state.json"
         step = read_object(folder / file).get("step")
         if type(step) is not int or step != step_of_folder(folder):
-            return f"{file} is of step {step!r}, another than its folder's"
+            return f"{file} is of step {step!r}, which is not its folder's"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except OSError as error:
@@ -173,7 +176,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Make sure that a file's, or a folder's, content has reached the disk."""
+    """Wait until the content of a file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Everything of a run that can be read and checked before a model is loaded."""
+"""Read and check all inputs of a run that need no loaded model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from trapo_lite.run.loggers import check_loggers
 
 @dataclass(frozen=True)
 class Inputs:
-    """Problems as tokens, and the longest sequence the engine must hold."""
+    """Inputs hold the problems as tokens, and the longest sequence that the engine must hold."""
 
     tokenizer: PreTrainedTokenizerBase
     problems: list[Problem]
@@ -35,7 +35,7 @@ class Inputs:
 
 
 def check_paths(config: Config) -> None:
-    """Do the local files and folders that the configuration names exist? No hub is asked, no weights are read."""
+    """Raise an error if a local file or folder that the configuration names is missing; read no weights, ask no hub."""
     check_name(config.model.name)
     check_sources(config.data.train)
     if config.eval.data is not None:
@@ -48,9 +48,9 @@ def check_paths(config: Config) -> None:
 
 
 def check_start_fits(config: Config, *, reads_weights: bool) -> None:
-    """Raise AdapterError unless the adapter of `lora.init_from` is one that this base and `lora` section would make.
+    """Raise AdapterError unless the adapter of `lora.init_from` fits this base and this `lora` section.
 
-    reads_weights: also refuse weights that are not finite; without it their names and shapes are read
+    reads_weights: also refuse weights that are not finite; otherwise only names and shapes are read
     """
     if config.lora.init_from is None:
         return
@@ -61,7 +61,7 @@ def check_start_fits(config: Config, *, reads_weights: bool) -> None:
 
 
 def read_inputs(config: Config) -> Inputs:
-    """Tokenizer, problems and checks that need no weights; raises ConfigError, DataError or ModelError."""
+    """Read tokenizer and problems and check the configuration; raise ConfigError, DataError or ModelError."""
     check_loggers(config)
     check_paths(config)
     max_model_len = check_model(config)
@@ -73,7 +73,7 @@ def read_inputs(config: Config) -> Inputs:
     if config.algorithm.uses_experts:
         require_experts(report)
     if not config.algorithm.samples:
-        problems = [problem for problem in problems if problem.expert_ids]  # without a trace there is nothing to train
+        problems = [problem for problem in problems if problem.expert_ids]  # SFT trains nothing else
     if config.rollout.num_problems > len(problems):
         raise ConfigError(
             f"rollout.num_problems: {config.rollout.num_problems} a step, but {', '.join(report.files)} has "

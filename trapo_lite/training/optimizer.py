@@ -1,4 +1,4 @@
-"""Make the optimizer of the adapter, its learning rate, and its step."""
+"""The adapter's optimizer, its learning rate, and its step."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from trapo_lite.model.policy import Policy
 
 
 def make_optimizer(section: OptimSection, parameters: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of the adapter; its learning rate is set before every update (`learning_rate`)."""
+    """Return the optimizer of the adapter; `apply_gradient` sets its learning rate before every step."""
     if section.name == "sgd":
         return torch.optim.SGD(parameters, lr=section.lr, weight_decay=section.weight_decay)
     make: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
@@ -25,7 +25,9 @@ def make_optimizer(section: OptimSection, parameters: Sequence[torch.nn.Paramete
 
 
 def learning_rate(section: OptimSection, *, step: int, max_steps: int) -> float:
-    """The learning rate of update `step` (from 0): linear warm-up, then constant or falling to 0 at `max_steps`.
+    """Return the learning rate of update `step`, counted from 0.
+
+    It rises linearly during warm-up, then stays constant or falls to 0 at `max_steps`.
 
     >>> section = OptimSection(lr=1.0, warmup_steps=2, scheduler="linear")
     >>> [learning_rate(section, step=step, max_steps=6) for step in range(6)]
@@ -41,11 +43,11 @@ def learning_rate(section: OptimSection, *, step: int, max_steps: int) -> float:
 def apply_gradient(
     policy: Policy, optimizer: torch.optim.Optimizer, gradient: Tensor, *, lr: float, grad_clip: float | None
 ) -> float:
-    """Clip the summed gradient to norm `grad_clip` and take one optimizer step; returns the norm before clipping."""
+    """Clip the summed gradient to norm `grad_clip`, take one optimizer step and return the norm before clipping."""
     norm = gradient.norm()
     if not torch.isfinite(norm):
         raise UpdateError(
-            f"update: the gradient's norm is {norm.item()}; lower optim.lr, or look at mismatch/abs in metrics.jsonl"
+            f"update: the gradient's norm is {norm.item()}; lower optim.lr, or check mismatch/abs in metrics.jsonl"
         )
     if grad_clip is not None:
         gradient = gradient * (grad_clip / (norm + 1e-6)).clamp(max=1.0)

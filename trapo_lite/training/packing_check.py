@@ -1,4 +1,4 @@
-"""Does the packed tree compute what plain rows compute, with this model on this machine? Asked once a run."""
+"""Check once a run that the packed tree gives the same gradient as plain rows, with this model on this machine."""
 
 import math
 import random
@@ -17,18 +17,24 @@ from trapo_lite.model.policy import Policy
 from trapo_lite.run.device import MemoryAttempt
 
 PROMPT, PREFIX, COMPLETION = 64, 128, 32
-"""The most tokens of each part that the small tree keeps; the longest rollout grows beyond."""
+"""Most tokens of each part that the small tree keeps; only the lengthened rollout has more."""
 SMALL = PROMPT + PREFIX + COMPLETION
 BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 0.3}
-"""Of the gradient's error, by what the base computes in. Rounding gives about 1e-6 in float32; in bfloat16 0.02 with
-two layers and 0.08 to 0.11 with the thirty of SmolLM2-135M; a mask that shows a sibling about 1 (docs/RESULTS.md)."""
+"""Largest accepted error of the gradient, by the type that the base computes in. Rounding gives about 1e-6 in float32.
+In bfloat16 it gives 0.02 with two layers, and 0.08 to 0.11 with the thirty layers of SmolLM2-135M. A mask that shows a
+sibling gives about 1 (docs/RESULTS.md)."""
 
 
 @dataclass(frozen=True)
 class PackingReport:
-    """gradient_error: of the adapter's gradient, |packed - sum of rows| / root of the sum of |row|^2, which does not
-    vanish where rows that begin alike cancel;  bound: what rounding may make of it;  num_tokens: of the tree;
-    longest: tokens of its longest row."""
+    """A PackingReport holds how much the packed gradient differs from the sum of the rows' gradients.
+
+    gradient_error: |packed - sum of rows| / sqrt(sum of |row|^2). Gradients of rows with the same beginning can cancel
+                    in the sum, but not in this divisor.
+    bound:          largest error that rounding may cause
+    num_tokens:     tokens of the tree
+    longest:        tokens of its longest row
+    """
 
     gradient_error: float
     bound: float
@@ -38,7 +44,7 @@ class PackingReport:
 
     def line(self) -> str:
         return (
-            f"packing check: {self.num_rows} rollouts, the longest of {self.longest} tokens, as one tree of "
+            f"packing check: {self.num_rows} rollouts, the longest with {self.longest} tokens, as one tree of "
             f"{self.num_tokens} tokens and as rows: the gradients differ by {self.gradient_error:.1e} of their norm "
             f"(at most {self.bound:g})"
         )
@@ -47,20 +53,19 @@ class PackingReport:
 def check_packing(
     policy: Policy, algorithm: Algorithm, groups: Sequence[Group], *, temperature: float, longest: int
 ) -> PackingReport | None:
-    """Compare the gradient of one small tree, computed packed and row by row; raise PackingError if they differ by more
-    than rounding.
+    """Compare a small tree's gradient, packed and row by row; raise PackingError if they differ by more than rounding.
 
-    The tree is the smallest group that has a gradient, cut short, with one rollout made as long as the run's sequences
-    may be: there a window, or RoPE that depends on the length, shows. The rows share only the losses with the packed
-    path: transformers computes them, with the model's own attention and masks.
-    Returns None if no group has a gradient. Leaves no gradient behind.
+    The tree is the smallest group that has a gradient, with shortened rollouts. One rollout is lengthened to the run's
+    longest sequence, because a sliding window, or RoPE that depends on the length, only acts there. Only the losses are
+    shared: transformers computes the rows with the model's own attention and masks. All gradients are cleared after.
+    Returns None if no group has a gradient.
 
-    longest: tokens of the longest sequence; fewer are taken if memory runs out, and for a model without SDPA
+    longest: tokens of the longest sequence; fewer are used if memory runs out, and for a model without SDPA
     """
     candidates = smallest_moving(algorithm, groups)
     if not candidates:
         return None
-    # What corrects the sampler is left out: it would leave the long rollout, which nobody sampled, without a gradient.
+    # Without the corrections for the sampler: the long rollout was never sampled, so they would remove its gradient.
     algorithm = replace(algorithm, tis_cap=None, sequence_bound=None)
     [small] = candidates
     long = lengthened(small, policy.longest_row(longest))
@@ -70,15 +75,15 @@ def check_packing(
     if attempt.ran_out and policy.is_sharded:
         raise PackingError(
             f"packing check: out of memory with a row of {longest} tokens and a sharded base; turn on "
-            "model.gradient_checkpointing, or set train.check_packing: false to go on without"
+            "model.gradient_checkpointing, or set train.check_packing: false to skip the check"
         )
     if report is None:
         report = _compare(policy, algorithm, small, temperature=temperature)
     policy.adapter.clear_gradient()
     if not report.gradient_error <= report.bound:
         raise PackingError(
-            f"{report.line()}; this model or this build of torch does not compute packed trees right: try "
-            "model.attention: sdpa, or train.check_packing: false to go on regardless"
+            f"{report.line()}; this model or this build of torch does not compute packed trees correctly: try "
+            "model.attention: sdpa, or set train.check_packing: false to skip the check"
         )
     return report
 
@@ -103,7 +108,7 @@ def _compare(policy: Policy, algorithm: Algorithm, group: Group, *, temperature:
             policy_loss(algorithm, TokenLogprobs(logprobs, entropy, reference), batch, normalizers)[0].backward()
         return policy.adapter.flat_gradient()
 
-    summed, squares = torch.zeros(()), 0.0  # of the rows, one at a time: a gradient is as large as the adapter
+    summed, squares = torch.zeros(()), 0.0  # added row by row, because every gradient is as large as the adapter
     with policy.own_attention(longest=longest):
         for row in rows:
             by_row = gradient(row, policy.row_logprobs)
@@ -120,19 +125,19 @@ def _compare(policy: Policy, algorithm: Algorithm, group: Group, *, temperature:
 
 
 def _thinned(batch: PackedBatch, longest: int) -> PackedBatch:
-    """Stop training the middle of the long rollout: rows hold the logits of all trained tokens at once."""
+    """Leave the middle of the long rollout untrained, because rows hold the logits of all trained tokens at once."""
     is_middle = (batch.position >= SMALL) & (batch.position < longest - COMPLETION)
     return replace(batch, multiplicity=batch.multiplicity.masked_fill(is_middle, 0.0))
 
 
 def smallest_moving(algorithm: Algorithm, groups: Sequence[Group]) -> list[Group]:
-    """The smallest, cut short, of the groups that have a gradient; none where there is no such group."""
+    """Return the smallest group that has a gradient, shortened, in a list; return an empty list if there is none."""
     moving = [shortened(group) for group in groups if needs_forward(algorithm, group)]
     return [min(moving, key=num_tokens)] if moving else []
 
 
 def shortened(group: Group) -> Group:
-    """The same tree, smaller: every prefix cut by the same factor, so that they still share what they share."""
+    """Return a smaller tree; every prefix is cut by the same factor, so that shared prefixes stay shared."""
     longest = max(1, *(len(rollout.prefix_ids) for rollout in group.rollouts))
     factor = min(1.0, PREFIX / longest)
     rollouts = tuple(
@@ -149,16 +154,16 @@ def shortened(group: Group) -> Group:
 
 
 def lengthened(group: Group, longest: int) -> Group:
-    """Lengthen the rollout that moves the policy most to `longest` tokens, and put it first.
+    """Lengthen the rollout with the largest weight in the loss to `longest` tokens, and put it first.
 
-    It is lengthened by tokens of the group in random order, so that attention has something to tell apart.
+    The added tokens are drawn at random from the group: with equal tokens, an error in attention would not show.
     """
     members = range(len(group.rollouts))
-    pull_of_completion = [abs(group.advantages[m]) if group.rollouts[m].completion_ids else -1.0 for m in members]
-    pull_of_prefix = [abs(group.prefix_weights[m]) if group.rollouts[m].train_prefix else -1.0 for m in members]
-    by_completion = max(pull_of_completion) > 0.0 or max(pull_of_prefix) <= 0.0
-    pulls = pull_of_completion if by_completion else pull_of_prefix
-    first = max(members, key=pulls.__getitem__)
+    completion_weights = [abs(group.advantages[m]) if group.rollouts[m].completion_ids else -1.0 for m in members]
+    prefix_weights = [abs(group.prefix_weights[m]) if group.rollouts[m].train_prefix else -1.0 for m in members]
+    by_completion = max(completion_weights) > 0.0 or max(prefix_weights) <= 0.0
+    weights = completion_weights if by_completion else prefix_weights
+    first = max(members, key=weights.__getitem__)
     chosen = group.rollouts[first]
     missing = longest - len(chosen.prompt_ids) - len(chosen.response_ids)
     if missing <= 0:

@@ -1,4 +1,4 @@
-"""Which steps of a run are safe, and how the last whole one is saved whatever ends the run."""
+"""Write a run's checkpoints, and save its last logged step whatever ends the run."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -14,12 +14,12 @@ from trapo_lite.training.checkpoint import save_checkpoint
 
 
 class Progress:
-    """A Progress knows the step that was logged last and the one in the newest checkpoint.
+    """A Progress knows the step that was logged last and the step of the newest checkpoint.
 
-    identity:   what the run is made of, for its checkpoints
+    identity:   the run's configuration, model, data and number of processes, for its checkpoints
     keep:       how many checkpoints are kept
     first_step: the step that the run is resumed from, 0 for none
-    flush:      called before a checkpoint: what it stands beside must be on disk
+    flush:      writes the logs to disk; called before each checkpoint
     """
 
     def __init__(
@@ -37,26 +37,26 @@ class Progress:
         self._folder, self._ranks, self._policy, self._optimizer = folder, ranks, policy, optimizer
         self._identity, self._keep, self._flush = identity, keep, flush
         self._saved_step = first_step
-        self._whole_step: int | None = None  # the step that was logged last, unless the policy has moved since
+        self._whole_step: int | None = None  # the last logged step, or None if the policy was updated since
         self._rng_states: list[torch.Tensor] = []
         optimizer.register_step_pre_hook(self._policy_moves)
 
     def step_is_logged(self, step: int) -> None:
-        """Note that what the policy is now is what stands in the logs after `step`; all ranks call it."""
+        """Note that `step` is logged and the policy is in the state after it; all ranks call this."""
         self._rng_states = self._ranks.gather([torch.get_rng_state()])
         self._whole_step = step
 
     def save(self, step: int) -> None:
-        """Write a checkpoint of the policy as it is after `step`; all ranks call it."""
+        """Write a checkpoint of the policy in the state after `step`; all ranks call this."""
         self._write(step)
         self._ranks.wait()
 
     @contextlib.contextmanager
     def kept(self, signals: StopSignals) -> Iterator[None]:
-        """Inside, whatever ends the run, the last step it logged is in a checkpoint, unless the policy has moved since.
+        """Save the last logged step when the block ends for any reason, unless the policy was updated since.
 
-        The main process alone acts on SIGTERM and SIGINT; the others have them too, from their launcher, and end when
-        their next exchange with it fails.
+        Only the main process reacts to SIGTERM and SIGINT. The launcher sends them to the other ranks too; these end
+        when their next exchange with the main process fails.
         """
         try:
             yield

@@ -1,4 +1,4 @@
-"""Find where a run resumes: its newest whole checkpoint, if that was made of what the run is made of now."""
+"""Find the newest undamaged checkpoint of a run, and check that the run may be resumed from it."""
 
 import platform
 from collections.abc import Collection, Mapping, Sequence
@@ -13,7 +13,7 @@ from trapo_lite.run import device, environment
 from trapo_lite.run.environment import this_environment
 from trapo_lite.run.folder import RunFolder
 from trapo_lite.run.processes import Ranks
-from trapo_lite.training.checkpoint import Checkpoint, find_checkpoint, set_aside_after
+from trapo_lite.training.checkpoint import Checkpoint, find_checkpoint, rename_newer_than
 
 DESCRIPTIONS = {
     "configuration": "another configuration",
@@ -23,7 +23,7 @@ DESCRIPTIONS = {
 }
 MAX_SHOWN = 60  # characters of a value in a message
 
-# What may differ when a run goes on: how long, how often and where, but not what is computed.
+# Keys that may differ when a run is resumed: they decide how long, how often and where, not what is computed.
 MAY_CHANGE = {
     "train": {"max_steps", "save_every", "keep_checkpoints", "check_packing", "check_memory"},
     "eval": {"every", "data", "num_problems", "num_samples", "temperature", "max_response_tokens"},
@@ -31,18 +31,18 @@ MAY_CHANGE = {
     "run": {"dir", "name", "tensorboard", "wandb_project"},
 }
 
-# What moves results by rounding alone: it may differ too, unless bits were promised.
+# Keys that change results only by rounding: they may differ too, unless run.deterministic is on.
 MAY_CHANGE_INEXACTLY = {
     "model": {"gradient_checkpointing", "attention", "offload_activations"},
     "rollout": {"schedule", "colocate", "gpu_memory_fraction", "max_num_seqs", "kv_cache_gib", "num_threads"},
     "reward": {"num_workers", "memory_mb"},
     "train": {"tokens_per_batch"},
-    "run": {"deterministic"},  # the promise may be given up, not taken up
+    "run": {"deterministic"},  # may be turned off, not on
 }
 
 
 def run_identity(config: Config, *, data_fingerprint: str, num_processes: int) -> dict[str, Any]:
-    """Configuration (without what may change), base model, data and number of processes, as JSON values."""
+    """Return what a run must keep: configuration except MAY_CHANGE, base, data, number of processes, as JSON values."""
     resolved = config.model_dump(mode="json")
     if config.optim.scheduler != "constant":
         resolved["optim"]["max_steps"] = config.train.max_steps
@@ -61,7 +61,7 @@ def run_identity(config: Config, *, data_fingerprint: str, num_processes: int) -
 
 
 def _flat(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return section.key -> value; parts of the algorithm, which have a type, by section.key.parameter."""
+    """Return a map from section.key to the value, or from section.key.parameter for a part of the algorithm."""
     flat: dict[str, Any] = {}
     for section, values in sections.items():
         for key, value in values.items():
@@ -73,7 +73,7 @@ def _flat(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _in_todays_form(recorded: Any) -> Any:
-    """Return a checkpoint's configuration as `run_identity` writes it today (config/old_form.py)."""
+    """Return a checkpoint's configuration in the form that `run_identity` has now (config/old_form.py)."""
     if not isinstance(recorded, Mapping) or "algorithm.prefix_loss" not in recorded:
         return recorded
     sections: dict[str, dict[str, Any]] = {}
@@ -92,38 +92,36 @@ def may_differ(config: Config) -> frozenset[str]:
 
 
 def require_same(checkpoint: Checkpoint, expected: Mapping[str, Any], *, may_differ: Collection[str] = ()) -> None:
-    """Refuse a checkpoint made of another model, data or configuration, naming what differs.
+    """Raise CheckpointError, naming what differs, if a checkpoint has another model, data or configuration.
 
     may_differ: names inside a part of `expected` that are not compared, such as "rollout.schedule"
     """
-    for key, value in expected.items():
-        found = checkpoint.state.get(key)
+    for key, now in expected.items():
+        then = checkpoint.state.get(key)
         if key == "configuration":
-            found = _in_todays_form(found)
-        if found == value:
+            then = _in_todays_form(then)
+        if then == now:
             continue
-        if isinstance(found, Mapping) and isinstance(value, Mapping):
-            differing = [
-                name for name in {**found, **value} if found.get(name) != value.get(name) and name not in may_differ
-            ]
+        if isinstance(then, Mapping) and isinstance(now, Mapping):
+            differing = [name for name in {**then, **now} if then.get(name) != now.get(name) and name not in may_differ]
             if not differing:
                 continue
-            listed = ", ".join(f"{name}: {_then_now(found.get(name), value.get(name))}" for name in differing)
+            listed = ", ".join(f"{name}: {_then_now(then.get(name), now.get(name))}" for name in differing)
         else:
-            listed = _then_now(found, value)
+            listed = _then_now(then, now)
         raise CheckpointError(
-            f"{checkpoint.folder}: was made with {DESCRIPTIONS.get(key, key)} ({listed}); go back to what it was, "
-            "choose another run.name, or start over with --restart"
+            f"{checkpoint.folder}: was made with {DESCRIPTIONS.get(key, key)} ({listed}); restore the old value, "
+            "choose another run.name, or start again with --restart"
         )
 
 
 def compare_environments(
     checkpoint: Checkpoint, starts: Sequence[Mapping[str, Any]], now: Mapping[str, Any], *, is_exact: bool
 ) -> list[str]:
-    """Return lines for people if a checkpoint was made by other code or versions than `now`, or by unknown ones.
+    """Return lines for the user if a checkpoint was made by other code or versions than `now`, or by unknown ones.
 
     starts:   the run's environment.json
-    is_exact: whether the run promises the same bits (run.deterministic); CheckpointError then instead of a warning
+    is_exact: whether run.deterministic is on; other versions then raise CheckpointError instead of giving a warning
     """
     then = next((start for start in reversed(starts) if start["after_step"] < checkpoint.step), None)
     if then is None:
@@ -132,28 +130,30 @@ def compare_environments(
     if changed and is_exact:
         raise CheckpointError(
             f"{checkpoint.folder}: was made by other code or versions ({changed}), and run.deterministic promises the "
-            "same bits; go back to what it was, set run.deterministic=false, or start over with --restart"
+            "same bits; restore the old versions, set run.deterministic=false, or start again with --restart"
         )
     if not changed:
         return []
     return [
-        f"WARNING: {checkpoint.folder}: was made by other code or versions ({changed}); the steps after it are made "
-        "by what is here now"
+        f"WARNING: {checkpoint.folder}: was made by other code or versions ({changed}); the next steps use the current "
+        "ones"
     ]
 
 
 def _then_now(then: Any, now: Any) -> str:
-    """Long values, such as a schedule, are only said to differ."""
+    """Return both values as text, or only "differs" if they are long, such as a schedule."""
     texts = repr(then), repr(now)
     return f"{texts[0]} then, {texts[1]} now" if max(map(len, texts)) <= MAX_SHOWN else "differs"
 
 
 @dataclass(frozen=True)
 class StartPoint:
-    """checkpoint:  to resume from; None where the run has none
-    is_complete: whether all steps are done and their adapter is written
-    identity:    what the run is made of, for its next checkpoints
-    notes:       lines for people
+    """A StartPoint says where a run starts or resumes.
+
+    checkpoint:  the checkpoint to resume from; None: start from step 0
+    is_complete: whether all steps are done and the adapter is written
+    identity:    the run's configuration, model, data and number of processes, for its next checkpoints
+    notes:       lines for the user
     """
 
     checkpoint: Checkpoint | None
@@ -163,10 +163,10 @@ class StartPoint:
 
 
 def find_start_point(config: Config, folder: RunFolder, ranks: Ranks, *, data_fingerprint: str) -> StartPoint:
-    """Find where to resume; lines of the run about later steps are forgotten, and this start is put on record.
+    """Find where to resume, remove log lines of later steps, and record this start in environment.json.
 
-    All ranks call it. CheckpointError for a checkpoint of another model, data, configuration or number of processes,
-    and with run.deterministic for one that was made by other code or versions.
+    All ranks call it. Raises CheckpointError if the checkpoint has another model, data, configuration or number of
+    processes. With run.deterministic, other code or versions raise it too.
     """
     checkpoint, notes = find_checkpoint(folder.checkpoints)
     is_complete = (
@@ -181,14 +181,14 @@ def find_start_point(config: Config, folder: RunFolder, ranks: Ranks, *, data_fi
         if not is_complete:
             is_exact = config.run.deterministic
             notes += compare_environments(checkpoint, folder.starts(), environment, is_exact=is_exact)
-    ranks.wait()  # until all have looked, before anything moves
+    ranks.wait()  # all ranks have read the checkpoints before one is renamed
     if ranks.is_main:
         step = checkpoint.step if checkpoint else 0
         if not is_complete:
             folder.write_config(config)
         notes += folder.cut_back(step)
-        set_aside_after(folder.checkpoints, step)
+        rename_newer_than(folder.checkpoints, step)
         if not is_complete:
-            place = {"host": platform.node(), "device": device.name_of(ranks.device)}
-            folder.add_start(environment, after_step=step, processes=ranks.count, **place)
+            machine = {"host": platform.node(), "device": device.name_of(ranks.device)}
+            folder.add_start(environment, after_step=step, processes=ranks.count, **machine)
     return StartPoint(checkpoint, is_complete, identity, notes)

@@ -1,4 +1,4 @@
-"""A step's rollouts, from the policy to graded groups: publish, sample, evaluate. Engine and verifier live here."""
+"""Publish the policy, sample and grade a step's rollouts, and evaluate; this module owns engine and verifier."""
 
 import contextlib
 import math
@@ -31,12 +31,14 @@ Metrics = dict[str, Mean | float | int]
 
 
 class RolloutStage:
-    """One rank's engine and verifier, and what is asked of them in a step.
+    """A RolloutStage owns one rank's engine and verifier.
 
-    Starts both when made, so that they load while the policy does; `attach` then gives it the policy to serve.
-    start_engine: as engines.start.start_engine
-    on_progress: (done, expected) rollouts, now and then; it may raise to leave a phase
-    notify:      told what is waited for, and of an engine that died and was started again
+    It starts both when it is made, so that they load at the same time as the policy; `attach` then names the policy to
+    serve.
+
+    start_engine: same signature as engines.start.start_engine
+    on_progress:  called with (done, expected) rollouts during a phase; it may raise to end the phase
+    notify:       called with a line on what is waited for, or on an engine that died and was restarted
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class RolloutStage:
             stack.callback(self.engine.close)
 
     def attach(self, policy: Policy) -> None:
-        """Serve this policy from now on; the engine must still hold the bare base."""
+        """Serve this policy from now on; the engine must hold the base without an adapter."""
         if self.engine is not None:
             num_tokens, max_length = self.config.rollout.probe_tokens, self.inputs.max_model_len
             self.publisher = Publisher(
@@ -90,24 +92,24 @@ class RolloutStage:
             )
 
     def publish(self, step: int) -> Metrics:
-        """Give the engine the policy as it is after `step` updates."""
+        """Give the engine the policy in the state after `step` updates; return metrics."""
         if self.publisher is None or self.engine is None or not self.config.algorithm.samples:
             return {}
         result = self.publisher.publish(step)
-        could_tell = result.kind == "applied"
+        is_decided = result.kind == "applied"
         return {
             "time/publish": self.publisher.publish_seconds,
             "time/score": self.publisher.probe_seconds,
             "engine/publish_bytes": self.engine.publish_bytes,
-            "engine/probe_projection": result.projection if could_tell else float("nan"),
-            "engine/probe_undecided": int(not could_tell),
+            "engine/probe_projection": result.projection if is_decided else float("nan"),
+            "engine/probe_undecided": int(not is_decided),
             "engine/probe_mismatch": result.mismatch,
             "engine/merged": int(self.publisher.is_merged),
             "engine/merge_kept": self.publisher.merge_kept,
         }
 
     def sample(self, step: int) -> tuple[list[Group], Metrics]:
-        """This rank's share of the step's problems, rolled out, graded and turned into advantages."""
+        """Sample and grade this rank's share of the step's problems; return groups with advantages, and metrics."""
         indices = batch_indices(
             step,
             batch_size=self.config.rollout.num_problems,
@@ -136,17 +138,17 @@ class RolloutStage:
             [report.engine_seconds, report.verdict_seconds, report.first_poll_seconds]
         )
         to_first_token = first_poll + (self.publisher.publish_seconds if self.publisher else 0.0)
-        can_tell = report.num_requests and self.config.rollout.engine != "server"  # whose polls wait, and draw nothing
+        is_timed = report.num_requests and self.config.rollout.engine != "server"  # a server's poll samples nothing
         return groups, {
             **metrics,
             "time/sample": engine_seconds,
             "time/verdicts": verdict_seconds,
-            "time/first_token": to_first_token if can_tell else float("nan"),
+            "time/first_token": to_first_token if is_timed else float("nan"),
             "speed/sampled_tokens_per_second": sampled / engine_seconds if engine_seconds else float("nan"),
         }
 
     def evaluate(self, step: int) -> Metrics:
-        """Accuracy on eval.data after `step` updates, when it is time for it; every rank takes its share."""
+        """Evaluate on eval.data after `step` updates if an evaluation is due; every rank takes its share."""
         cfg = self.config.eval
         if cfg.every == 0 or step % cfg.every != 0 or self.publisher is None or self.engine is None:
             return {}
@@ -177,27 +179,27 @@ class RolloutStage:
 
     @contextlib.contextmanager
     def engine_asleep(self) -> Iterator[None]:
-        """Inside, the memory of the engine's cache is the trainer's. Publishing probes the engine once it is awake."""
+        """Give the memory of the engine's cache to the trainer inside the block; the next publish checks the engine."""
         if self.engine is None or not self.config.rollout.colocate:
             yield
             return
         self.engine.release()
         yield
         if self.ranks.device.type == "cuda":
-            torch.cuda.empty_cache()  # what the trainer only holds in reserve, the KV cache needs
+            torch.cuda.empty_cache()  # the KV cache needs the memory that torch holds in reserve
         self.engine.resume()
 
 
 def most_sequences(
     config: Config, micro_groups: Sequence[MicroGroup], *, num_eval_problems: int, num_ranks: int
 ) -> int:
-    """Return how many sequences one rank's engine can be asked for at once, in a rollout phase or an evaluation.
+    """Return the most sequences that one rank's engine has at once, in a rollout phase or an evaluation.
 
-    Speculation may draw each rollout twice, with help and without.
+    Schedule `speculative` may draw each rollout twice, with and without help.
     """
-    a_problem = sum(group.num_rollouts for group in micro_groups)
+    per_problem = sum(group.num_rollouts for group in micro_groups)
     if config.rollout.schedule == "speculative":
-        a_problem *= 2
-    in_rollouts = math.ceil(config.rollout.num_problems / num_ranks) * a_problem
+        per_problem *= 2
+    in_rollouts = math.ceil(config.rollout.num_problems / num_ranks) * per_problem
     in_eval = math.ceil(num_eval_problems / num_ranks) * config.eval.num_samples
     return max(in_rollouts, in_eval, 1)

@@ -1,7 +1,7 @@
-"""The loop: publish, sample groups, advantages, pack, update, log, save, evaluate.
+"""The training loop: publish, sample groups, advantages, pack, update, log, save, evaluate.
 
-`train` reads like the paper's figure. `Run` is what it runs on; `training/rollouts` has engine and verifier,
-`training/update` the optimizer, `training/progress` the checkpoints. Which algorithm runs is data (`core/algorithm`).
+`train` is the paper's figure as code. `Run` prepares it; `training/rollouts` has engine and verifier, `training/update`
+the optimizer, `training/progress` the checkpoints. The algorithm is data (`core/algorithm`).
 """
 
 import contextlib
@@ -68,7 +68,7 @@ def train(
 
 
 class Run:
-    """A Run is one process's share of a run: its inputs, its folder, and where its progress is shown."""
+    """A Run owns one process's inputs, run folder and display."""
 
     def __init__(self, config: Config, stack: contextlib.ExitStack, *, restart: bool) -> None:
         self.config = config
@@ -101,7 +101,7 @@ class Run:
         start_engine: Callable[..., RolloutEngine],
         make_updater: Callable[..., Updater],
     ) -> tuple[RolloutStage, Updater, Progress]:
-        """Start verifier and engine, and load the policy, as it was in the newest checkpoint."""
+        """Start verifier and engine, and load the policy in the state of the newest checkpoint."""
         config, ranks = self.config, self.ranks
         for line in self.folder.outdated():
             self.display.message(line)
@@ -146,7 +146,7 @@ class Run:
             first_step=self.first_step,
             flush=lambda: self.log_book.flush(),
         )
-        self.signals = StopSignals()  # until here, Ctrl-C acts at once
+        self.signals = StopSignals()  # before this line, Ctrl-C ends the process at once
         stack.callback(self.signals.restore)
         return rollouts, updater, progress
 
@@ -158,23 +158,23 @@ class Run:
         *,
         seconds: float,
     ) -> None:
-        """Write metrics.jsonl, rollouts/, TensorBoard, wandb and the terminal; lines: this rank's rollouts."""
+        """Write metrics.jsonl, rollouts/, TensorBoard, wandb and the terminal; `lines` are this rank's rollouts."""
         lines = self.ranks.gather(list(lines))
         if self.ranks.is_main:
             self.log_book.write(step, metrics, lines, seconds=seconds)
 
     def finish(self, policy: Policy) -> None:
-        """Leave the trained adapter where export and evaluation look for it."""
+        """Write the trained adapter to the folder that export and evaluation read."""
         if self.ranks.is_main:
             self.folder.replace("adapter", lambda folder: self._write_adapter(policy, folder))
-            run, on_what = self.folder.path, "" if self.config.eval.data else " --benchmarks NAME ..."
+            run, benchmarks = self.folder.path, "" if self.config.eval.data else " --benchmarks NAME ..."
             self.display.message(f"done: {self.config.train.max_steps} steps; adapter: {run / 'adapter'}")
-            self.display.message(f"next: python scripts/evaluate.py --run {run}{on_what}  (what it solves)")
+            self.display.message(f"next: python scripts/evaluate.py --run {run}{benchmarks}  (its accuracy)")
             self.display.message(f"next: python scripts/export.py --run {run}  (a merged checkpoint)")
         self.ranks.wait()
 
     def leave_if_told(self) -> None:
-        """Raise Stopped if this process was told to stop."""
+        """Raise Stopped if this process was asked to stop."""
         if self.ranks.is_main:
             self.signals.check()
 
@@ -201,8 +201,8 @@ class Run:
         if self.start.is_complete:
             return (
                 f"{self.folder.path} is complete: {self.first_step} steps done, train.max_steps is "
-                f"{self.config.train.max_steps}; raise it to go on, or start over with --restart"
+                f"{self.config.train.max_steps}; raise it to train further, or start again with --restart"
             )
         world, device = self.ranks.count, self.ranks.device.type
-        begin = f"going on after step {self.first_step}" if self.first_step else "starting"
-        return f"{self.folder.path}: {begin}; {world} process{'es' if world > 1 else ''} on {device}"
+        action = f"resuming after step {self.first_step}" if self.first_step else "starting"
+        return f"{self.folder.path}: {action}; {world} process{'es' if world > 1 else ''} on {device}"

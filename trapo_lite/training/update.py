@@ -1,4 +1,4 @@
-"""Forward, backward, gradient, optimizer: what a step's rollouts do to the adapter."""
+"""Update the adapter by a step's rollouts: forward, backward, gradient, optimizer."""
 
 import math
 import time
@@ -35,11 +35,11 @@ LESS_MEMORY = f"turn on model.gradient_checkpointing, and with it model.offload_
 
 
 class Updater:
-    """An Updater owns what updates change or learn: the optimizer, the token budget, and whether packing was checked.
+    """An Updater owns the optimizer, the token budget, and whether packing was checked.
 
-    tokens_per_batch: token budget of one forward pass; it is halved where memory runs out
-    longest:          tokens of the row that the packing check computes; None: packing is not checked
-    announce:         told what a person should know
+    tokens_per_batch: token budget of one forward pass; it is halved if memory runs out
+    longest:          tokens of the longest row of the packing check; None: packing is not checked
+    announce:         called with a line for the user
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Updater:
     def from_config(
         cls, config: Config, policy: Policy, algorithm: Algorithm, ranks: Ranks, *, announce: Callable[[str], None]
     ) -> "Updater":
+        """Return the Updater that the configuration describes."""
         longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
         return cls(
             policy,
@@ -79,11 +80,11 @@ class Updater:
         )
 
     def update(self, step: int, groups: Sequence[Group]) -> dict[str, Mean | float | int]:
-        """Move the policy by the gradient of the step's loss over all ranks; return metrics (run/metrics.py).
+        """Update the policy by the gradient of the step's loss over all ranks; return metrics (run/metrics.py).
 
-        groups: this rank's share of the step's problems. The work is distributed anew, by the number of tokens.
-        Source: METHOD 4.4. UpdateError where memory runs out with a single rollout a pass, in the optimizer, or after
-        the policy has moved; and for a gradient that is not finite.
+        groups: this rank's share of the step's problems. They are distributed again, by their numbers of tokens.
+        Raises UpdateError if memory runs out with one rollout per pass, in the optimizer, or after the first of several
+        updates; also for a gradient that is not finite.   Source: METHOD 4.4.
         """
         started = time.perf_counter()
         policy, ranks, num_updates = self.policy, self.ranks, self.optim.updates_per_batch
@@ -106,8 +107,8 @@ class Updater:
             self._halve_budget(moving)
         if num_failures:
             self._announce(
-                f"WARNING: memory ran out; forward passes hold {self.tokens_per_batch} tokens from now on, which "
-                "changes sums by rounding; unless run.deterministic is on, set "
+                f"WARNING: update: memory ran out; forward passes have {self.tokens_per_batch} tokens from now on, "
+                "which changes sums by rounding; unless run.deterministic is on, set "
                 f"train.tokens_per_batch={self.tokens_per_batch}"
             )
         norm = self._optimizer_step(step)
@@ -118,7 +119,7 @@ class Updater:
                 )
             if self._any_failed(attempt):
                 raise UpdateError(
-                    "update: out of memory after the policy had moved; resume from the newest checkpoint with "
+                    "update: out of memory after the policy was updated; resume from the newest checkpoint with "
                     f"train.tokens_per_batch={self.tokens_per_batch // 2}"
                 )
             norm = self._optimizer_step(step)
@@ -166,9 +167,9 @@ class Updater:
         return any(self.ranks.gather([attempt.ran_out]))
 
     def _halve_budget(self, groups: Sequence[Group]) -> None:
-        """Lower the token budget, for good, so far that the batches change.
+        """Lower the token budget for the rest of the run, far enough that the batches change.
 
-        UpdateError where each of them holds a single rollout already.
+        Raises UpdateError if every batch already holds a single rollout.
         """
         rollouts = [num_tokens(part) for part in cut(groups, budget=1)]
         if self.tokens_per_batch < min(rollouts):
@@ -187,7 +188,7 @@ class Updater:
             )
         assert attempt.ran_out
         raise UpdateError(
-            f"update: out of memory in the optimizer's step; begin anew with optim.name: adamw_8bit, {ENGINE_TAKES}"
+            f"update: out of memory in the optimizer's step; start again with optim.name: adamw_8bit, {ENGINE_TAKES}"
         )
 
     def _lr(self, step: int) -> float:
@@ -199,7 +200,7 @@ class Updater:
         report = check_packing(
             self.policy, self.algorithm, candidates, temperature=self.temperature, longest=self._longest or 0
         )
-        if report is not None:  # else no group had a gradient: the next step's may
+        if report is not None:  # None: no group had a gradient, but one of the next step may
             self._is_packing_checked = True
             if self.ranks.is_main:
                 self._announce(report.line())
@@ -213,9 +214,9 @@ def accumulate_gradient(
     *,
     temperature: float,
 ) -> tuple[dict[str, Mean], list[Tensor]]:
-    """Backward through every batch; the gradient is left in `policy.adapter.parameters`.
+    """Run forward and backward for every batch, and leave the gradient in `policy.adapter.parameters`.
 
-    Returns the summed metrics and, per batch, |log pi - log pi_sampler| at its own tokens, on the CPU.
+    Returns the summed metrics and, per batch, |log pi - log pi_sampler| at its sampled tokens, on the CPU.
     """
     policy.adapter.clear_gradient()
     summed: dict[str, Mean] = {}
@@ -232,26 +233,15 @@ def accumulate_gradient(
     return summed, gaps
 
 
-def _half(budget: int, groups: Sequence[Group]) -> int:
-    """A token budget that changes the batches; UpdateError where each holds one rollout already."""
-    rollouts = [num_tokens(part) for part in cut(groups, budget=1)]
-    if budget < min(rollouts):
-        raise UpdateError(
-            f"update: out of memory with a single rollout a forward pass, of up to {max(rollouts)} tokens; take "
-            f"model.quantize: nf4, lower rollout.max_response_tokens, {LESS_MEMORY}"
-        )
-    return min(budget, sum(map(num_tokens, groups))) // 2
-
-
 def _padding(batches: Sequence[PackedBatch]) -> Mean:
     total = sum(batch.num_tokens for batch in batches)
     return Mean(float(sum(batch.num_padding for batch in batches)), total)
 
 
 def _quantile(values: Tensor, share: float) -> float:
-    """Nearest-rank: torch.quantile refuses more than 16 million values."""
-    place = max(1, math.ceil(share * values.numel()))
-    return values.kthvalue(place).values.item()
+    """Return the nearest-rank quantile; torch.quantile refuses more than 16 million values."""
+    rank = max(1, math.ceil(share * values.numel()))
+    return values.kthvalue(rank).values.item()
 
 
 def _with_old_logprobs(policy: Policy, batch: PackedBatch, temperature: float) -> PackedBatch:
