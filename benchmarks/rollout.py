@@ -137,7 +137,7 @@ def phase(engine: object, mode: str, *, num_problems: int, sigma: float, step: i
             seed=0,
             max_response_tokens=LIMIT,
             stop_ids=(),
-            schedule="pipelined" if mode == "grpo" else mode,  # type: ignore[arg-type]
+            start_order="pipelined" if mode == "grpo" else mode,  # type: ignore[arg-type]
         ),
         decode=lambda token_ids: " ".join(map(str, token_ids)),
         is_boundary=lambda token_id: False,

@@ -73,7 +73,7 @@ def groups_from(engine, *, deterministic: bool, schedule: str = "pipelined") -> 
                 max_response_tokens=40,
                 stop_ids=(STOP_ID,),
                 deterministic=deterministic,
-                schedule=schedule,  # type: ignore[arg-type]
+                start_order=schedule,  # type: ignore[arg-type]
             ),
             decode=decode,
             is_boundary=is_boundary,

@@ -146,7 +146,7 @@ def test_every_mode_gives_the_rollouts_of_the_rule(threaded: bool) -> None:
                     engine,
                     verifier,
                     micro_groups=micro_groups,
-                    settings=settings(max_response_tokens=limit, schedule=schedule, deterministic=deterministic),
+                    settings=settings(max_response_tokens=limit, start_order=schedule, deterministic=deterministic),
                     decode=decode,
                     is_boundary=is_boundary,
                 )
@@ -246,7 +246,7 @@ def test_a_random_trace_is_a_function_of_seed_step_problem_and_micro_group() -> 
         return [[rollout.trace for rollout in group] for group in groups]
 
     chosen = traces()
-    assert chosen == traces() == traces(schedule="barrier") == traces(deterministic=True)
+    assert chosen == traces() == traces(start_order="barrier") == traces(deterministic=True)
     assert chosen != traces(seed=6)
     assert chosen != traces(step=2)
     assert all(group[4] == group[5] for group in chosen)  # one draw a micro-group
@@ -331,7 +331,7 @@ def test_pipelined_a_slow_problem_holds_back_no_other() -> None:
 
 def test_barrier_waits_for_the_slowest_problem() -> None:
     engine = ScriptedEngine(delay=slow_first_problem)
-    sample([problem("a"), problem("b")], engine=engine, schedule="barrier")
+    sample([problem("a"), problem("b")], engine=engine, start_order="barrier")
     assert submitted(engine) == [
         *[f"1/{item}/{slot}" for item in (0, 1) for slot in (0, 1, 2, 3)],
         *[f"1/{item}/{slot}g" for item in (0, 1) for slot in (4, 5)],
@@ -351,14 +351,14 @@ def num_polls(engine: ScriptedEngine) -> int:
 def test_speculative_draws_at_most_eleven_and_lasts_as_long_as_its_longest_rollout() -> None:
     """4 alone, then 2 + 1 with and without help, and 1 without: the whole trace needs no engine. All fail."""
     engine = ScriptedEngine(delay=fixed_delay)
-    groups, _ = sample([problem()], engine=engine, schedule="speculative")
+    groups, _ = sample([problem()], engine=engine, start_order="speculative")
     assert sorted(submitted(engine)) == sorted(
         [*(f"1/0/{slot}" for slot in range(8)), *(f"1/0/{slot}g" for slot in (4, 5, 6))]
     )
     needed = [engine_delay for request in engine.requests if (engine_delay := fixed_delay(request)) <= 33]
     assert num_polls(engine) == max(needed) == fixed_delay(next(r for r in engine.requests if r.request_id == "1/0/6g"))
     barrier = ScriptedEngine(delay=fixed_delay)
-    assert sample([problem()], engine=barrier, schedule="barrier")[0] == groups
+    assert sample([problem()], engine=barrier, start_order="barrier")[0] == groups
     assert num_polls(barrier) == 19 + 30 + 33  # the longest of each micro-group, one after the other
 
 
@@ -381,7 +381,7 @@ def test_a_branch_is_aborted_as_soon_as_the_verdicts_rule_it_out() -> None:
     def first_two(text: str, gold: str) -> bool:
         return text != decode(item.expert_ids[1]) and texts.setdefault(text, len(texts)) < 2
 
-    sample([item], engine=engine, schedule="speculative", judge=first_two)
+    sample([item], engine=engine, start_order="speculative", judge=first_two)
     assert [(request_id, polls) for request_id, polls in aborted if polls <= 2] == [("1/0/4g", 2), ("1/0/5g", 2)]
 
 

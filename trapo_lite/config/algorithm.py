@@ -6,15 +6,15 @@ from pydantic import Field, Tag, model_validator
 
 from trapo_lite.config.choices import (
     NAMED,
-    Advantage,
-    Baseline,
+    AdvantageSection,
+    BaselineSection,
     Centered,
-    CompletionLoss,
+    CompletionLossSection,
     Constant,
     GroupBaseline,
-    Normalizer,
+    NormalizerSection,
     PolicyGradient,
-    PrefixLoss,
+    PrefixLossSection,
     TokenCount,
     TrustRegion,
 )
@@ -54,12 +54,12 @@ class AlgorithmSection(Section):
         by_text_or_list,
     ] = "reference_code"
     """Name of a preset, or a list of micro-groups."""
-    prefix_loss: Annotated[PrefixLoss, NAMED] = TrustRegion()
+    prefix_loss: Annotated[PrefixLossSection, NAMED] = TrustRegion()
     """Loss of expert tokens."""
-    completion_loss: Annotated[CompletionLoss, NAMED] = PolicyGradient()
+    completion_loss: Annotated[CompletionLossSection, NAMED] = PolicyGradient()
     """Loss of the policy's own tokens."""
-    advantage: Annotated[Advantage, NAMED] = Centered()
-    baseline: Annotated[Baseline, NAMED] = GroupBaseline()
+    advantage: Annotated[AdvantageSection, NAMED] = Centered()
+    baseline: Annotated[BaselineSection, NAMED] = GroupBaseline()
     """Which rollouts a rollout's reward is compared with."""
     tis_cap: Positive | None = None
     """Cap of the importance weight trainer / sampler of the policy's own tokens; None: no weight (the paper's loss)."""
@@ -68,7 +68,7 @@ class AlgorithmSection(Section):
     between 1 / bound and bound gets no policy gradient. None: every rollout gets one."""
     entropy_weight: NonNegative = 0.0
     kl_weight: NonNegative = 0.0
-    normalizer: Annotated[Normalizer, NAMED] = TokenCount()
+    normalizer: Annotated[NormalizerSection, NAMED] = TokenCount()
     """Number that the sums over tokens are divided by."""
 
     @property

@@ -221,10 +221,10 @@ class Constant(Choice):
 
 
 # The types that a configuration may name, one union for each part of the algorithm.
-PrefixLoss = Annotated[NoPrefixLoss | TrustRegion | Nll | Dft | Luffy, Field(discriminator="type")]
-CompletionLoss = Annotated[PolicyGradient | PpoClip | Cispo, Field(discriminator="type")]
-Advantage = Annotated[Centered | Standardized, Field(discriminator="type")]
-Baseline = Annotated[GroupBaseline | MicroGroupBaseline, Field(discriminator="type")]
-Normalizer = Annotated[TokenCount | Constant, Field(discriminator="type")]
+PrefixLossSection = Annotated[NoPrefixLoss | TrustRegion | Nll | Dft | Luffy, Field(discriminator="type")]
+CompletionLossSection = Annotated[PolicyGradient | PpoClip | Cispo, Field(discriminator="type")]
+AdvantageSection = Annotated[Centered | Standardized, Field(discriminator="type")]
+BaselineSection = Annotated[GroupBaseline | MicroGroupBaseline, Field(discriminator="type")]
+NormalizerSection = Annotated[TokenCount | Constant, Field(discriminator="type")]
 
 NAMED = BeforeValidator(by_name)

@@ -28,7 +28,10 @@ SENSES = ("vision_config", "audio_config")
 
 
 def model_config(section: ModelSection) -> PreTrainedConfig:
-    """The model's config.json with `config_overrides` applied; refuses what the packed forward cannot compute."""
+    """Return the model's config.json with `config_overrides` applied.
+
+    ModelError or ConfigError for what the packed forward cannot compute.
+    """
     check_model_files(section.name)
     try:
         config = AutoConfig.from_pretrained(section.name)
@@ -56,12 +59,12 @@ def model_config(section: ModelSection) -> PreTrainedConfig:
 
 
 def model_shape(config: Config) -> ModelShape:
-    """Sizes of the configured model and adapter; ModelError where its config.json cannot be read."""
+    """Return the sizes of the configured model and adapter; ModelError where its config.json cannot be read."""
     return ModelShape.of(model_config(config.model), rank=config.lora.r, targets=config.lora.target_modules)
 
 
 def _refuse_what_packing_changes(config: PreTrainedConfig, name: str) -> None:
-    """The packed forward computes full attention, and plain hidden @ head^T logits."""
+    """Raise ModelError for anything but full attention and plain hidden @ head^T logits."""
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(
             f"model.name: {name} is quantised already; take the weights it was made of, and model.quantize: nf4"
@@ -138,10 +141,10 @@ def _changing_rope(config: PreTrainedConfig) -> dict[str, int | None]:
 def load_base(
     section: ModelSection, *, device: torch.device | str, attention: str, on_one_rank: bool = False
 ) -> PreTrainedModel:
-    """The frozen base in `section.dtype`, quantised if asked. ModelError where there are no weights to load.
+    """Load the frozen base in `section.dtype`, quantised if asked. ModelError where there are no weights to load.
 
     on_one_rank: let transformers leave the weights out on every rank but the first, if Accelerate's configuration says
-    so; `Ranks.shard` hands them on.
+    so; `Ranks.shard` distributes them.
     """
     options: dict[str, Any] = {}
     if torch.device(device).type != "cpu":  # weight by weight: never the whole base in the host's memory, on every rank
@@ -194,7 +197,7 @@ def _require_all_weights(loaded: dict[str, Any], name: str) -> None:
 
 @contextlib.contextmanager
 def _on_every_rank() -> Iterator[None]:
-    """Inside, transformers loads all weights on all ranks, whatever Accelerate's configuration for FSDP says."""
+    """Have transformers load all weights on all ranks inside, whatever Accelerate's configuration for FSDP says."""
     name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
     before = os.environ.get(name)
     os.environ[name] = "false"
@@ -208,8 +211,11 @@ def _on_every_rank() -> Iterator[None]:
 
 
 def check_rope(base: PreTrainedModel, section: ModelSection) -> None:
-    """Do the rotary embeddings turn at the frequencies that `config_overrides` asks for? Other spellings are ignored
-    silently by transformers. That the engine's are the same shows in the first comparison of log-probs."""
+    """Raise ConfigError unless RoPE has the frequencies that `config_overrides` asks for.
+
+    Transformers ignores other spellings without a word. The engine's frequencies show in the first comparison of
+    log-probs.
+    """
     rope = section.config_overrides.get("rope_parameters")
     if not rope or rope.get("rope_type", "default") != "default" or "rope_theta" not in rope:
         return
@@ -246,7 +252,7 @@ def check_weight_files(name: str) -> None:
 
 
 def weights_fingerprint(name: str) -> str:
-    """What tells one set of weights in a local folder from another: names, sizes and samples; a hub id is its own."""
+    """Return a hash of the weights in a local folder: file names, sizes and samples. A hub id stands for itself."""
     digest = hashlib.sha256()
     for file in sorted(Path(name).glob("*.safetensors")):
         size = file.stat().st_size

@@ -16,7 +16,7 @@ product, not that read, to take the time.
 def token_logprobs(
     hidden: Tensor, head: Tensor, token_ids: Tensor, *, temperature: float = 1.0, chunk_rows: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """log pi(token | row) and the entropy of pi(. | row), for logits hidden @ head^T / temperature.
+    """Return log pi(token | row) and the entropy of pi(. | row), for logits hidden @ head^T / temperature.
 
     Computed chunk by chunk; the backward pass recomputes each chunk's logits. The head is frozen: gradients flow into
     `hidden` only, from both outputs.
@@ -57,7 +57,10 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_logprobs: Tensor, grad_entropies: Tensor):
-        """d log p_t / d z_j = [j = t] - p_j   and   d H / d z_j = -p_j (log p_j + H), with z the scaled logits."""
+        """Return the gradient of `hidden`.
+
+        d log p_t / d z_j = [j = t] - p_j   and   d H / d z_j = -p_j (log p_j + H), with z the scaled logits.
+        """
         hidden, head, token_ids, entropies, normalisers = ctx.saved_tensors
         result = torch.empty_like(hidden)
         columns = (hidden, token_ids, entropies, normalisers, grad_logprobs, grad_entropies, result)
@@ -74,7 +77,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def probe_sequences(*, vocab_size: int, num_tokens: int, max_length: int, seed: int = 0) -> list[list[int]]:
-    """Fixed random token sequences whose scores are together `num_tokens` log-probs or a few more.
+    """Return fixed random token sequences whose scores are together `num_tokens` log-probs or a few more.
 
     max_length: what the engine can hold; vLLM scores a sequence by drawing one token more, so each stays one below.
 

@@ -29,7 +29,7 @@ MAX_EAGER_SCORES = 2**27
 
 
 class BaseModel(nn.Module):
-    """The base as FSDP2 sees it: whatever reads weights outside the decoder's layers runs inside this forward.
+    """A BaseModel is the base as FSDP2 sees it: what reads weights outside the decoder's layers runs in its forward.
 
     FSDP2 gathers a module's weights around its forward. The decoder's layers have theirs; embeddings and head, which
     the chunked log-probs read without the model's own forward, are gathered around this one (docs/design.md 6).
@@ -48,7 +48,7 @@ class BaseModel(nn.Module):
 
 
 class Policy:
-    """Owns the model; everything that needs a forward pass of the policy goes through it.
+    """A Policy owns the model; everything that needs a forward pass goes through it.
 
     `adapter` holds what is trained. It is whole on every rank, also where `shard` shards the base over the ranks
     (`Ranks.shard`); every rank must then run equally many passes, forward and backward (`is_sharded`).
@@ -92,7 +92,7 @@ class Policy:
         shard: Callable[[nn.Module], nn.Module] | None = None,
         notify: Callable[[str], None] = lambda line: None,
     ) -> "Policy":
-        """Base from disk or hub, fresh adapter (from torch's current seed) or the one named by `lora.init_from`.
+        """Load the base from disk or hub, and make a fresh adapter or load the one named by `lora.init_from`.
 
         notify: told where `model.attention: auto` cannot take FlexAttention on a GPU.
 
@@ -120,12 +120,12 @@ class Policy:
         )
 
     def token_logprobs(self, batch: PackedBatch, *, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropy at the batch's trained tokens, each (K,), from one forward pass over T tokens."""
+        """Return log-probs and entropy at the batch's trained tokens, each (K,), by one forward pass over T tokens."""
         return self._inside_base(self._token_logprobs, batch, temperature)
 
     @contextlib.contextmanager
     def own_attention(self, *, longest: int) -> Iterator[None]:
-        """Inside, forward and backward passes of the base use its own attention, not the packed one (`row_logprobs`).
+        """Give the base its own attention inside, in the place of the packed one (`row_logprobs`).
 
         Eager attention, which is the definition, if there is memory for the scores of `longest` tokens; else
         transformers' default, SDPA for most models.
@@ -176,7 +176,7 @@ class Policy:
 
     @torch.no_grad()
     def score(self, token_ids: Sequence[int]) -> list[float]:
-        """Log-probs at temperature 1 of token_ids[1:]: what `RolloutEngine.score` returns, from the trainer's side."""
+        """Return the log-probs at temperature 1 of token_ids[1:], as `RolloutEngine.score` does for the engine."""
         rollout = Rollout(
             problem_id="probe",
             slot=0,
@@ -196,13 +196,13 @@ class Policy:
 
     @torch.no_grad()
     def reference_logprobs(self, batch: PackedBatch, *, temperature: float) -> Tensor:
-        """Log-probs under the base at the batch's trained tokens, (K,)."""
+        """Return the log-probs under the base at the batch's trained tokens, (K,)."""
         with self.reference():
             return self.token_logprobs(batch, temperature=temperature)[0]
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, the policy is its own reference: the base."""
+        """Make the policy its own reference inside: the base."""
         with self.adapter.disabled():
             yield
 

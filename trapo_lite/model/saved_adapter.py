@@ -49,12 +49,15 @@ LORA_WEIGHT = re.compile(r".+\.lora_[AB]\.weight")
 
 
 class AdapterError(ConfigError):
-    """The folder holds no adapter that can be used here; the message says why and what to do."""
+    """An AdapterError says why a folder holds no adapter that can be used here, and what to do."""
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What adapter_config.json of a plain LoRA adapter says, all of it in `fields`.   where: option and folder."""
+    """An AdapterConfig is the adapter_config.json of a plain LoRA adapter; `fields` is all of it.
+
+    where: option and folder, for messages
+    """
 
     where: str
     folder: Path

@@ -28,10 +28,13 @@ FAILURES = (
 
 @dataclass(frozen=True)
 class ModelShape:
-    """linear_parameters: of the decoder's linear layers;  adapter_parameters: of LoRA on those that are targets.
-    other_parameters: embeddings, an output layer that is not tied to them, norms, biases.
-    attention_width, kv_width: heads, and key-value heads, times the size of a head.
-    lora_width: inputs and outputs of all linear layers of the decoder: parameters of one rank of an adapter on them.
+    """A ModelShape holds the sizes that memory and operations of a step are computed from.
+
+    linear_parameters:  of the decoder's linear layers
+    adapter_parameters: of LoRA on those of them that are targets
+    other_parameters:   embeddings, an output layer that is not tied to them, norms, biases
+    attention_width, kv_width: heads, and key-value heads, times the size of a head
+    lora_width: inputs and outputs of all linear layers of the decoder: parameters of one rank of an adapter on them
     """
 
     num_layers: int
@@ -51,7 +54,7 @@ class ModelShape:
 
     @classmethod
     def of(cls, config: PreTrainedConfig, *, rank: int, targets: str | Sequence[str]) -> ModelShape:
-        """No weights are made: the model is built on the meta device. targets: as in lora.target_modules.
+        """Count them on the meta device, where a model has no weights. targets: as in lora.target_modules.
 
         ModelError where transformers cannot build it, or where its configuration does not have these sizes.
         """
@@ -78,7 +81,7 @@ class ModelShape:
         )
 
     def training_flop(self, *, num_tokens: int, num_visible: int, num_trained: int) -> float:
-        """Operations of forward and backward through a frozen base under an adapter, recomputation left out.
+        """Return the operations of forward and backward through a frozen base under an adapter, recomputation left out.
 
         A frozen weight costs 2 a token forward and 2 for the gradient of its input; an adapter's 2 more for its own.
         num_visible: pairs of a token and one that it sees (itself included): 4 forward and 8 backward for each unit of
@@ -89,7 +92,7 @@ class ModelShape:
         return dense + attention + 4.0 * self.hidden_size * self.vocab_size * num_trained
 
     def batch_flop(self, batch: PackedBatch) -> float:
-        """`training_flop` of one packed batch; a token sees as many as stand on its path."""
+        """Return `training_flop` of one packed batch; a token sees as many as stand on its path."""
         num_tokens = batch.num_tokens - batch.num_padding
         num_visible = int((batch.position + 1).sum()) - batch.num_padding
         return self.training_flop(num_tokens=num_tokens, num_visible=num_visible, num_trained=len(batch.trained))
@@ -111,7 +114,7 @@ def require_sizes(config: PreTrainedConfig) -> None:
 
 
 def is_target(name: str, targets: str | Sequence[str]) -> bool:
-    """Whether lora.target_modules names this linear layer of the decoder; a text means all of them."""
+    """Return whether lora.target_modules names this linear layer of the decoder; a text means all of them."""
     return isinstance(targets, str) or any(name == target or name.endswith(f".{target}") for target in targets)
 
 

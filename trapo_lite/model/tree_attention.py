@@ -35,7 +35,7 @@ NEUTRAL = {"dropout": 0.0, "is_causal": True}
 
 @dataclass(frozen=True)
 class TreeLayout:
-    """How the tokens of one batch may see each other; `attend` takes (1, heads, T, head size) tensors.
+    """A TreeLayout says how a batch's tokens may see each other; `attend` takes (1, heads, T, head size) tensors.
 
     is_grouped: `attend` takes keys and values with the model's own number of key-value heads. Otherwise they are
     repeated for it, once for every query head.
@@ -46,7 +46,7 @@ class TreeLayout:
 
 
 def segment_layout(batch: PackedBatch) -> TreeLayout:
-    """SDPA chain by chain over the keys of the chain and of its ancestors: no (T, T) mask, exact cost."""
+    """Compute SDPA chain by chain over the keys of the chain and of its ancestors: no (T, T) mask, exact cost."""
     chains = tree.segments(batch)
     device = batch.input_ids.device
     is_grouped = device.type == "cpu"  # on CUDA none of the kernels that take a mask takes grouped heads
@@ -82,7 +82,7 @@ def segment_layout(batch: PackedBatch) -> TreeLayout:
 
 
 def flex_layout(batch: PackedBatch) -> TreeLayout:
-    """FlexAttention with the tree's visibility as a block mask; compiled once, T padded by the caller to a bucket."""
+    """Compute FlexAttention with the tree's visibility as a block mask. The caller pads T, so that few are compiled."""
     mask = block_mask(batch)
 
     def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:

@@ -167,9 +167,9 @@ class RolloutPhase:
         self._count(verdict_seconds=time.perf_counter() - started)
 
     def _startable(self) -> Iterator[tuple[bool, int, Branch]]:
-        """Yield (is certainly needed, problem's index, branch) for every branch that the schedule starts now."""
-        schedule = self.settings.schedule
-        if schedule == "barrier":
+        """Yield (is certainly needed, problem's index, branch) for every branch that is started now."""
+        order = self.settings.start_order
+        if order == "barrier":
             if self.in_engine or self.in_verifier:
                 return
             current = min((group.current_micro_group for group in self.groups), default=0)
@@ -177,9 +177,9 @@ class RolloutPhase:
         for index in sorted(self.changed):
             for left in self.groups[index].candidates:
                 for branch in left:
-                    if branch.state != "planned" or (len(left) > 1 and schedule != "speculative"):
+                    if branch.state != "planned" or (len(left) > 1 and order != "speculative"):
                         continue
-                    if schedule != "barrier" or branch.micro_group == current:
+                    if order != "barrier" or branch.micro_group == current:
                         yield len(left) == 1, index, branch
 
     def _start(self, index: int, branch: Branch) -> None:

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from trapo_lite.config import Config
 from trapo_lite.data import end_of_text_id
 
-Schedule = Literal["barrier", "pipelined", "speculative"]
+StartOrder = Literal["barrier", "pipelined", "speculative"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class SamplingSettings:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
-    schedule: Schedule = "pipelined"
+    start_order: StartOrder = "pipelined"
     deterministic: bool = False
 
 
@@ -39,6 +39,6 @@ def sampling_settings(
         temperature=temperature,
         top_p=config.rollout.top_p,
         top_k=config.rollout.top_k,
-        schedule=config.rollout.schedule,
+        start_order=config.rollout.schedule,
         deterministic=config.run.deterministic,
     )
