@@ -48,8 +48,8 @@ class NoPrefixLoss(Choice):
         return None
 
 
-class TrainedPrefix(Choice):
-    """A TrainedPrefix is a prefix loss that trains expert tokens."""
+class PrefixLossChoice(Choice):
+    """A PrefixLossChoice is a prefix loss that trains expert tokens."""
 
     weight: Positive = 1.0
     """Factor of the prefix loss."""
@@ -57,7 +57,7 @@ class TrainedPrefix(Choice):
     """Whether the prefix loss is also multiplied by the rollout's advantage."""
 
 
-class TrustRegion(TrainedPrefix):
+class TrustRegion(PrefixLossChoice):
     """A TrustRegion is TRAPO's prefix loss."""
 
     type: Literal["trust_region"] = "trust_region"
@@ -70,7 +70,7 @@ class TrustRegion(TrainedPrefix):
         return functools.partial(trust_region_nll, alpha=self.alpha)
 
 
-class Nll(TrainedPrefix):
+class Nll(PrefixLossChoice):
     """An Nll is the loss of plain supervised fine-tuning."""
 
     type: Literal["nll"] = "nll"
@@ -81,7 +81,7 @@ class Nll(TrainedPrefix):
         return nll
 
 
-class Dft(TrainedPrefix):
+class Dft(PrefixLossChoice):
     """A Dft is the loss of dynamic fine-tuning."""
 
     type: Literal["dft"] = "dft"
@@ -92,7 +92,7 @@ class Dft(TrainedPrefix):
         return dft
 
 
-class Luffy(TrainedPrefix):
+class Luffy(PrefixLossChoice):
     """A Luffy is LUFFY's shaped loss, multiplied by the advantage."""
 
     type: Literal["luffy"] = "luffy"
@@ -106,14 +106,14 @@ class Luffy(TrainedPrefix):
         return functools.partial(luffy_shaped, gamma=self.gamma)
 
 
-class OwnTokens(Choice):
-    """An OwnTokens is a completion loss: it trains the policy's own tokens."""
+class CompletionLossChoice(Choice):
+    """An CompletionLossChoice is a completion loss: it trains the policy's own tokens."""
 
     needs_updates: ClassVar[bool] = False
     """Whether the loss has an effect only with several updates per batch; the ratio is 1 in the first."""
 
 
-class PolicyGradient(OwnTokens):
+class PolicyGradient(CompletionLossChoice):
     """A PolicyGradient does not clip the ratio."""
 
     type: Literal["policy_gradient"] = "policy_gradient"
@@ -124,7 +124,7 @@ class PolicyGradient(OwnTokens):
         return functools.partial(clipped_policy_gradient, clip_low=None, clip_high=None)
 
 
-class PpoClip(OwnTokens):
+class PpoClip(CompletionLossChoice):
     """A PpoClip clips the ratio as PPO does."""
 
     type: Literal["ppo_clip"] = "ppo_clip"
@@ -146,7 +146,7 @@ class PpoClip(OwnTokens):
         return functools.partial(clipped_policy_gradient, clip_low=self.clip_low, clip_high=self.clip_high)
 
 
-class Cispo(OwnTokens):
+class Cispo(CompletionLossChoice):
     """A Cispo caps the ratio and keeps every token's gradient."""
 
     type: Literal["cispo"] = "cispo"

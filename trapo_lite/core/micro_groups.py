@@ -12,8 +12,8 @@ class MicroGroup:
     help_below:   give the prefix if the mean return of all earlier rollouts of the problem is lower; None = always.
     trace:        index of the expert trace that the prefix is cut from; None = drawn at random. A problem with fewer
                   traces uses its first.
-    num_trained:  how many guided rollouts carry the prefix loss, counted from the last; None = all of them. The others
-                  would only train the same prefix again.
+    num_trained:  how many of its guided rollouts, the last ones, carry the prefix loss; None = all of them. They share
+                  one prefix, so several of them train the same tokens several times.
     """
 
     num_rollouts: int

@@ -16,7 +16,7 @@ from trapo_lite.core.types import Problem, Rollout, Verdict
 
 @dataclass(eq=False)
 class Branch:
-    """A Branch is a rollout that may be drawn; `room` is how many tokens it may draw, 0 if its prefix is complete."""
+    """A Branch is a rollout that may be drawn; `room` is how many tokens it may draw, 0 if its prefix leaves none."""
 
     rollout: Rollout
     micro_group: int
