@@ -1,7 +1,7 @@
 # `make` lists the targets. PYTHON=/path/to/python and DEVICE=cpu|cuda overrule what the set-up finds.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-fast fuzz lint clean
+.PHONY: help setup quickstart test-fast test test-all fuzz lint clean
 
 PY := .venv/bin/python
 # One thread: on tensors as small as the tests' two are several times slower. Nothing in the tests needs a network.
@@ -18,11 +18,14 @@ setup: ## make .venv and install everything (nothing to do when it is complete)
 quickstart: setup ## train, evaluate and export on the CPU; SEED=1 changes the seed
 	@$(PY) scripts/quickstart.py $(if $(SEED),--seed $(SEED))
 
-test: setup ## all tests; ARGS="-k loss" is passed to pytest
-	@$(TEST_ENV) $(PY) -m pytest $(WORKERS) --durations=10 $(ARGS)
+test-fast: setup ## the quick tests, about a minute; ARGS="-k loss" is passed to pytest
+	@$(TEST_ENV) $(PY) -m pytest $(WORKERS) -m "not slow and not long" $(ARGS)
 
-test-fast: setup ## the tests that need neither a real engine nor a whole run
-	@$(TEST_ENV) $(PY) -m pytest $(WORKERS) --durations=10 -m "not slow" $(ARGS)
+test: setup ## what a change is tested with, some minutes: all but real engines, two processes and kills
+	@$(TEST_ENV) $(PY) -m pytest $(WORKERS) --durations=10 -m "not long" $(ARGS)
+
+test-all: setup ## every test, about half an hour
+	@$(TEST_ENV) $(PY) -m pytest $(WORKERS) --durations=10 $(ARGS)
 
 fuzz: setup ## made-up and damaged input, CASES=500 of each kind, with new seeds
 	@$(TEST_ENV) TRAPO_LITE_FUZZ=$(or $(CASES),500) $(PY) -m pytest $(WORKERS) --durations=10 tests/*/test_fuzz_*.py $(ARGS)

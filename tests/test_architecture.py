@@ -135,6 +135,7 @@ def test_the_core_computes_and_does_nothing_else(path: Path) -> None:
             assert called not in {"print", "open", "item"} - allowed, f"{path.name}, line {node.lineno}: calls {called}"
 
 
+@pytest.mark.slow
 def test_light_imports_load_no_heavy_library() -> None:
     heavy = {"torch", "vllm", "peft", "bitsandbytes", "datasets", "accelerate", "transformers", "math_verify"}
     for modules, allowed in (

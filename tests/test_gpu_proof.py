@@ -23,6 +23,7 @@ def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> gpu_proof.Settin
     return gpu_proof.Setting(work=str(tmp_path / "work"), out=str(tmp_path / "out"), has_gpu=False)
 
 
+@pytest.mark.slow
 def test_each_part_has_its_own_fate(setting: gpu_proof.Setting) -> None:
     order = ["fails", "hangs", "skips", "works"]
     results = gpu_proof.prove(order, setting, deadline=time.monotonic() + 120, table=TABLE)
@@ -43,6 +44,7 @@ def test_each_part_has_its_own_fate(setting: gpu_proof.Setting) -> None:
     assert "| works | ok |" in table and "| answer | 42 |" in table and "work True, exact 0.125" in table
 
 
+@pytest.mark.slow
 def test_what_a_killed_part_started_ends_with_it(setting: gpu_proof.Setting) -> None:
     gpu_proof.prove(["hangs"], setting, deadline=time.monotonic() + 60, table=TABLE)
     child = int(Path(setting.work, "child").read_text())
@@ -88,7 +90,7 @@ def test_a_path_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert done.stderr == f"error: --model: there is no {tmp_path / 'nowhere'}\n"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_trainers_parts_run_without_a_gpu(tmp_path: Path) -> None:
     parts = ["machine", "kernels", "gradient", "update_1.5B", "update_7B"]
     command = [sys.executable, gpu_proof.__file__, "--minutes", "10", "--out", str(tmp_path), "--parts", *parts]

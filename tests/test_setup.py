@@ -66,6 +66,7 @@ def machine(tmp_path) -> Machine:
     return Machine(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pythons", "taken"),
     [
@@ -103,6 +104,7 @@ def test_without_a_suitable_python_each_one_found_is_named(machine):
     assert "PYTHON=" in done.stderr
 
 
+@pytest.mark.slow
 def test_PYTHON_overrules_the_search_and_its_upper_end(machine):
     machine.has_python("python3", (3, 11, 2))
     newest = machine.has_python("mine", (3, 15, 0))
@@ -112,6 +114,7 @@ def test_PYTHON_overrules_the_search_and_its_upper_end(machine):
     assert "oldest: 3.10.0 is too old" in done.stderr
 
 
+@pytest.mark.slow
 def test_DEVICE_is_passed_on(machine):
     machine.has_python("python3", (3, 11, 2))
     assert machine.set_up(DEVICE="cuda").stdout.split() == ["python3", "setup_env.py", "--device", "cuda"]
@@ -177,7 +180,7 @@ def python_of(folder: Path) -> Path:
     return folder / ".venv" / "bin" / "python"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_interrupted_set_up_is_begun_anew_and_a_finished_one_left_alone(tmp_path, monkeypatch, capsys):
     """The real venv and pip; only the installation itself is replaced."""
     root = project_in(tmp_path)
@@ -297,6 +300,7 @@ def test_triton_needs_a_compiler_and_pythons_headers(tmp_path, monkeypatch):
     setup_cuda.check_compiler(tmp_path)
 
 
+@pytest.mark.slow
 def test_what_torch_says_of_the_gpu_ends_the_set_up(tmp_path):
     (tmp_path / "torch.py").write_text("class cuda:\n    def init(): raise RuntimeError('driver too old')\n")
     python = tmp_path / "python"
@@ -310,6 +314,7 @@ def test_what_torch_says_of_the_gpu_ends_the_set_up(tmp_path):
     setup_cuda.check_torch(python)
 
 
+@pytest.mark.slow
 def test_a_failed_pip_shows_its_words_and_one_thing_to_do(tmp_path):
     log = tmp_path / "setup.log"
     with log.open("w") as lock:
@@ -352,13 +357,13 @@ def ci_run(tmp_path: Path, *failing: str) -> tuple[int, list[str]]:
 
 
 def test_ci_lints_tests_and_ends_with_the_count(tmp_path):
-    assert ci_run(tmp_path) == (0, ["make setup", "make lint", "make test", "7 passed in 0.1s"])
+    assert ci_run(tmp_path) == (0, ["make setup", "make lint", "make test-all", "7 passed in 0.1s"])
 
 
 def test_ci_runs_the_tests_although_lint_fails_and_fails(tmp_path):
     code, lines = ci_run(tmp_path, "lint")
     assert code == 1
-    assert lines[-2:] == ["make test", "7 passed in 0.1s"]
+    assert lines[-2:] == ["make test-all", "7 passed in 0.1s"]
 
 
 def test_ci_fails_with_the_tests_and_without_a_set_up(tmp_path):

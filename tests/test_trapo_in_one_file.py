@@ -68,6 +68,7 @@ def of_the_trainer(policy: Policy, groups: list[list[Rollout]]) -> torch.Tensor:
     return policy.adapter.flat_gradient()
 
 
+@pytest.mark.slow
 def test_its_gradient_is_the_trainers(policy: Policy, groups: list[list[Rollout]]) -> None:
     assert any(rollout.train_prefix for group in groups for rollout in group)
     assert any(rollout.prefix_ids and not rollout.train_prefix for group in groups for rollout in group)
@@ -76,6 +77,7 @@ def test_its_gradient_is_the_trainers(policy: Policy, groups: list[list[Rollout]
     torch.testing.assert_close(of_the_example(policy, groups), expected, rtol=0, atol=1e-5 * expected.norm().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ALPHA", "MAX_TOKENS"])
 def test_another_constant_is_another_gradient(
     policy: Policy, groups: list[list[Rollout]], monkeypatch: pytest.MonkeyPatch, name: str
@@ -89,7 +91,7 @@ def test_it_is_short() -> None:
     assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) <= 150
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_learns() -> None:
     program = "import trapo_in_one_file; trapo_in_one_file.main(num_steps=25)"
     done = subprocess.run(

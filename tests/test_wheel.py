@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_wheel_holds_the_packages_data(tmp_path: Path) -> None:
     source = tmp_path / "source"  # setuptools builds beside the source
     source.mkdir()

@@ -28,6 +28,7 @@ def test_the_files_users_are_told_about_are_there():
     assert {file.stem for file in ALGORITHMS} == {"trapo", "grpo", "sft", "luffy"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [None, *ALGORITHMS], ids=file_name)
 @pytest.mark.parametrize("base", BASES, ids=file_name)
 def test_every_algorithm_over_every_base_validates_and_its_resolved_form_is_the_same_config(base, name, tmp_path):

@@ -111,6 +111,7 @@ def require_sound(config: Config | str) -> None:
     assert validate(yaml.safe_load(config.to_yaml())) == config
 
 
+@pytest.mark.slow
 @given(st.sampled_from(FILES).flatmap(lambda file: damaged(file.read_bytes())))
 @example(b"1: {r: 8}")
 @example(b"lora: {1: 8}")
@@ -190,6 +191,7 @@ def test_a_value_out_of_bounds_is_never_taken(key: str, value: Any) -> None:
         assert isinstance(found, str) and name in found, (key, value)
 
 
+@pytest.mark.slow
 @given(
     st.one_of(texts(60), st.builds("{}={}".format, st.sampled_from(KEYS), st.one_of(texts(60), plain_data().map(repr))))
 )
@@ -216,6 +218,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from([*SMALL, *KEYS]), st.one_of(texts(20), plain_data()), max_size=2))
 @example({"model.name": "a\0b"})
 @example({"data.train": "a\0b.jsonl"})

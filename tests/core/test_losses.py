@@ -160,6 +160,7 @@ def test_the_optimum_cuts_the_tail(alpha: float) -> None:
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)  # the tail only tends to 0
 
 
+@pytest.mark.slow
 def test_plain_sft_keeps_the_tail() -> None:
     torch.testing.assert_close(minimise(nll, EXPERT), EXPERT, atol=2e-3, rtol=0)
     with pytest.raises(AssertionError):

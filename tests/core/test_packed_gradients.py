@@ -71,6 +71,7 @@ def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_packed_gradients_equal_padded_ones_however_the_step_is_cut(seed: int) -> None:
     rng = random.Random(seed)
@@ -82,6 +83,7 @@ def test_packed_gradients_equal_padded_ones_however_the_step_is_cut(seed: int) -
         assert relative_error(packed_gradient(policy, groups, budget=budget), expected) < 1e-5, budget
 
 
+@pytest.mark.slow
 def test_the_comparison_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """With attention that sees siblings too, the gradients must differ visibly."""
     policy = trained_policy(rank=4)
@@ -98,6 +100,7 @@ def test_the_comparison_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     assert relative_error(packed_gradient(policy, groups, budget=10_000), expected) > 1e-2
 
 
+@pytest.mark.slow
 def test_segment_and_dense_attention_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = trained_policy(rank=4)
     groups = [make_group(TRAPO, random_rollouts(random.Random(7), problem_id=str(i))) for i in range(2)]
@@ -106,6 +109,7 @@ def test_segment_and_dense_attention_agree(monkeypatch: pytest.MonkeyPatch) -> N
     assert relative_error(packed_gradient(policy, groups, budget=10_000), by_segments) < 1e-5
 
 
+@pytest.mark.slow
 def test_flex_attention_with_grouped_heads_is_the_dense_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward alone and not compiled: FlexAttention has no backward pass on the CPU, and compiling takes long."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention

@@ -69,6 +69,7 @@ def test_the_report_compares_both_readings_of_the_experts(overrides):
     assert "with data.expert_text: full 4 traces" in text
 
 
+@pytest.mark.slow
 def test_verifying_counts_experts_whose_answer_stands_after_the_thought(overrides):
     text = printed(overrides, verify=True)
     assert "expert traces that do not verify: 1 of 3 (33.3%)" in text
@@ -76,6 +77,7 @@ def test_verifying_counts_experts_whose_answer_stands_after_the_thought(override
     assert "WARNING" not in text
 
 
+@pytest.mark.slow
 def test_answers_of_other_problems_are_a_warning(overrides, tmp_path):
     rows = [{"problem": str(i), "answer": str(i + 1), "solution": f"\\boxed{{{i}}}"} for i in range(4)]
     (tmp_path / "shifted.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -159,6 +161,7 @@ def test_errors_are_one_message_and_exit_code_2(overrides, tmp_path, capsys):
     assert "ends in .jsonl" in fails(out=str(tmp_path / "clean.parquet"))
 
 
+@pytest.mark.slow
 def test_the_script_itself(overrides, tmp_path):
     config = tmp_path / "made.yaml"
     config.write_text("data:\n  expert_text: full\n")

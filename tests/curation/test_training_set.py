@@ -86,6 +86,7 @@ def built(build: Build, said: list[str] | None = None) -> tuple[list[dict], Buil
     return [json.loads(line) for line in build.out.read_text().splitlines()], counts
 
 
+@pytest.mark.slow
 def test_second_traces_are_joined_where_they_are_right_finished_new_and_fit(tmp_path: Path) -> None:
     train, second = first_source(tmp_path / "one.jsonl"), second_source(tmp_path / "two.jsonl")
     config = config_of(train)
@@ -256,6 +257,7 @@ def test_a_mistake_does_not_stand_in_the_way_of_its_correction(tmp_path: Path) -
     assert len(built(Build(config_of(train, "data.on_bad_row=skip"), tmp_path / "set.jsonl"))[0]) == 1
 
 
+@pytest.mark.slow
 def test_looking_for_second_traces_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped at row 2,500 of the second source, whose first 2,000 rows are then not read again."""
     num = 3000
@@ -301,7 +303,7 @@ def test_a_histogram_holds_everything_once() -> None:
     assert histogram("trace", {}) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_build_that_was_killed_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     """Killed in its first batch of rows, and again in a later one."""
     train, num = first_source(tmp_path / "one.jsonl", num=400), 400

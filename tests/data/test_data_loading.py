@@ -293,6 +293,7 @@ def test_a_file_without_rows(load, content, name):
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "train"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the sample of real rows is not on this machine")
 @pytest.mark.parametrize(
     ("name", "num_rows", "num_traces", "first_id"),

@@ -38,6 +38,7 @@ def user(content: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": content}]
 
 
+@pytest.mark.slow
 @given(st.sampled_from(["prompt", "messages", "problem"]), CONVERSATIONS, CONVERSATIONS, TEMPLATES, st.booleans())
 @example("prompt", [], "x", "{problem}", False)
 @example("prompt", [*user("1?"), {"role": "assistant", "content": "2"}], "x", "{problem}", False)

@@ -109,6 +109,7 @@ def test_parquet_of_any_bytes(folder: Path, parquet: bytes, data: st.DataObject)
     load(folder / "any.parquet", data.draw(st.one_of(damaged(parquet), changed_byte(parquet))))
 
 
+@pytest.mark.slow
 def test_parquet_with_many_bytes_changed(folder: Path, parquet: bytes) -> None:
     """Metadata at the end, lengths in it: what a reader must not believe."""
     rng = random.Random(0)

@@ -228,6 +228,7 @@ def test_more_processes_than_cards_are_an_error():
     assert (finding.status, "there is no GPU here" in finding.found) == ("warning", True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("memory", "status"), [(80, "ok"), (8, "error")])
 def test_the_memory_plan_is_held_against_the_card(memory, status):
     config = load_config([ROOT / "configs" / "tiny_cpu.yaml"], [f"model.name={ROOT}/trapo_lite/tiny_world/base"])
@@ -339,6 +340,7 @@ def doctor(*arguments: str, timeout: float = 400, **variables: str) -> subproces
     )
 
 
+@pytest.mark.slow
 def test_the_script_reports_on_this_machine_in_seconds():
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = doctor("--json")
@@ -349,6 +351,7 @@ def test_the_script_reports_on_this_machine_in_seconds():
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -366,6 +369,7 @@ def test_bad_usage_ends_with_2_and_one_line(arguments, message):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_script_runs_where_every_package_is_missing(tmp_path):
     """-E, -s and -S: nothing but the standard library is found."""
     command_line = [
@@ -390,7 +394,7 @@ def test_errors_end_with_1_and_warnings_with_0(monkeypatch, capsys):
     assert "1 error, 0 warnings" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_tiny_configuration_is_checked_whole():
     done = doctor("--config", "configs/tiny_cpu.yaml")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -38,7 +38,7 @@ class Served:
         return version
 
 
-@pytest.fixture(scope="session", params=["transformers", pytest.param("vllm", marks=pytest.mark.slow)])
+@pytest.fixture(scope="session", params=["transformers", pytest.param("vllm", marks=pytest.mark.long)])
 def served(request, tiny_model_dir: Path, tmp_path_factory) -> Iterator[Served]:
     if request.param == "vllm":
         from trapo_lite.engines.vllm.engine import VLLMEngine
@@ -129,6 +129,7 @@ def prompt_of(seed: int, length: int) -> tuple[int, ...]:
 # --- what comes back
 
 
+@pytest.mark.slow
 def test_completions_come_back_by_id_with_one_logprob_a_token(served):
     requests = [sample(f"id-{i}", seed=i, prompt=prompt_of(i, 5 + i), max_tokens=1 + i) for i in range(30)]
     completions = run(served.engine, requests)
@@ -140,6 +141,7 @@ def test_completions_come_back_by_id_with_one_logprob_a_token(served):
         assert max(completion.logprobs) <= 0
 
 
+@pytest.mark.slow
 def test_a_stop_token_ends_the_completion_and_stays_in_it(served):
     requests = [sample(f"stop-{i}", seed=i, max_tokens=300, temperature=1.5, stop_ids=(STOP, 5)) for i in range(8)]
     for completion in run(served.engine, requests).values():
@@ -149,6 +151,7 @@ def test_a_stop_token_ends_the_completion_and_stays_in_it(served):
         assert len(completion.logprobs) == len(completion.token_ids)
 
 
+@pytest.mark.slow
 def test_without_stop_ids_the_same_draw_goes_on_to_its_limit(served):
     stopped = run_one(served.engine, sample("stopped", max_tokens=200, temperature=1.5, stop_ids=(STOP,)))
     unstopped = run_one(served.engine, sample("unstopped", max_tokens=200, temperature=1.5))
@@ -201,6 +204,7 @@ def test_requests_nobody_can_serve_are_refused_at_once(served, fields, message):
 # --- seeds
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_tokens_alone_and_among_others(served, tiny_adapter_dir):
     served.publish(tiny_adapter_dir)
     alone = run_one(served.engine, sample("alone", seed=11, max_tokens=60))
@@ -213,6 +217,7 @@ def test_a_seed_gives_the_same_tokens_alone_and_among_others(served, tiny_adapte
     assert run_one(served.engine, sample("other", seed=12, max_tokens=60)).token_ids != alone.token_ids
 
 
+@pytest.mark.slow
 def test_more_prompt_tokens_than_a_batch_or_the_cache_holds(served, tiny_adapter_dir):
     served.publish(tiny_adapter_dir)
     requests = [sample(f"long-{i}", seed=i, prompt=prompt_of(i, 500), max_tokens=100) for i in range(20)]
@@ -225,6 +230,7 @@ def test_more_prompt_tokens_than_a_batch_or_the_cache_holds(served, tiny_adapter
 # --- the distribution
 
 
+@pytest.mark.slow
 def test_sampled_logprobs_agree_with_a_plain_forward(served, tiny_adapter_dir, reference):
     served.publish(tiny_adapter_dir)
     request = sample("agree", temperature=0.6, max_tokens=80)
@@ -243,6 +249,7 @@ def test_scores_are_at_temperature_1_also_for_tokens_in_the_prefix_cache(served,
         torch.testing.assert_close(torch.tensor(served.engine.score(token_ids)), expected, rtol=0, atol=served.atol)
 
 
+@pytest.mark.slow
 def test_scoring_disturbs_no_running_request(served):
     request = sample("running", max_tokens=50)
     alone = run_one(served.engine, request)
@@ -255,6 +262,7 @@ def test_scoring_disturbs_no_running_request(served):
     assert completions[0].token_ids == alone.token_ids
 
 
+@pytest.mark.slow
 def test_drawn_frequencies_follow_the_probabilities(served, reference):
     served.engine.reset_prefix_cache()
     prompt = prompt_of(5, 12)
@@ -301,6 +309,7 @@ def test_config_overrides_reach_the_engine(served, reference, tiny_model_dir):
     assert (without - expected).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_adapters_swap_and_are_reported(served, tiny_adapter_dir, other_adapter_dir, reference):
     assert served.base_completion.adapter_version is None
     scores, tokens = [served.base_scores], [served.base_completion.token_ids]
@@ -374,6 +383,7 @@ def test_a_shared_prompt_and_prefix_are_read_once_and_only_under_one_adapter(
 # --- the adapter in the base's own weights
 
 
+@pytest.mark.slow
 def test_merged_it_serves_the_same_policy_and_unmerged_the_same_bits(served, tiny_adapter_dir, reference):
     engine = served.engine
     version = served.publish(tiny_adapter_dir)
@@ -425,6 +435,7 @@ def test_the_checksum_is_that_of_the_published_folder(served, tiny_adapter_dir, 
         assert served.engine.adapter_checksum() == parity.checksum(adapter_dir, dtype=served.dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("serve", "kind"),
     [("now", "applied"), ("zeros", "no_op"), ("previous", "stale"), ("doubled", "wrong"), ("other", "wrong")],

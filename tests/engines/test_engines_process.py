@@ -80,6 +80,7 @@ def wait_until(condition, limit_s: float = 10.0) -> bool:
     return condition()
 
 
+@pytest.mark.slow
 def test_a_child_that_does_not_read_is_killed(child, monkeypatch) -> None:
     """Calls too long for the socket's buffer; the deadline of an answer has not begun."""
     child.connection.send(("sleep", (600,)))
@@ -132,6 +133,7 @@ def test_a_child_that_fails_is_reported_with_its_last_words(child):
         child.call("hello", limit_s=60.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "argument", "message"),
     [("exit", 3, "ended with exit status 3"), ("sleep", 600.0, "no answer to 'sleep' within 2 s")],
@@ -153,6 +155,7 @@ def test_a_child_that_is_killed_is_reported(child):
         child.call("hello", limit_s=60.0)
 
 
+@pytest.mark.slow
 def test_a_child_that_still_writes_its_log_has_not_hung(child, monkeypatch):
     """As while it downloads a model; the limit then counts from its last line."""
     monkeypatch.setattr("trapo_lite.engines.child.WAIT_INTERVAL_S", 0.1)
@@ -164,6 +167,7 @@ def test_a_child_that_still_writes_its_log_has_not_hung(child, monkeypatch):
         child.receive(limit_s=1.0, waiting_for="sleep", restarts_with_log=True)
 
 
+@pytest.mark.slow
 def test_waiting_is_reported(child, monkeypatch):
     monkeypatch.setattr("trapo_lite.engines.child.WAIT_INTERVAL_S", 0.1)
     waits = []
@@ -172,6 +176,7 @@ def test_waiting_is_reported(child, monkeypatch):
     assert len(waits) >= 2 and waits == sorted(waits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["socket", "process"])
 def test_a_child_ends_when_its_parent_is_killed(tmp_path, how):
     """process: a forked sibling still holds the socket, so that only the loss of the parent can be noticed."""
@@ -212,6 +217,7 @@ def test_the_launchers_variables_are_hidden(monkeypatch):
 # --- the RAM-backed folder
 
 
+@pytest.mark.slow
 def test_a_killed_owners_folder_is_removed_by_the_next_one(tmp_path):
     body = f"""
 from trapo_lite.engines.adapter_folder import PREFIX, AdapterFolder
@@ -429,7 +435,7 @@ def test_nf4_without_its_plugin_names_the_command(tmp_path):
 # --- the real engine
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_engine_that_cannot_start_says_why(tmp_path):
     options = VLLMOptions(model_path=str(tmp_path / "nothing"), max_model_len=64, lora_rank=8)
     engine = VLLMEngine(options, log_path=tmp_path / "log", start_limit_s=200.0)
@@ -438,7 +444,7 @@ def test_an_engine_that_cannot_start_says_why(tmp_path):
     engine.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("moment", ["starting", "loading", "sampling"])
 def test_nothing_of_vllm_outlives_a_killed_parent(tmp_path, tiny_model_dir, tiny_adapter_dir, moment):
     memory_before = set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()

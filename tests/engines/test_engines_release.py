@@ -78,7 +78,7 @@ print("FOUND " + json.dumps(found), flush=True)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("scheduling", ["ahead", "step by step"])
 def test_a_drained_engine_releases_its_cache_and_serves_the_same_afterwards(
     tmp_path, tiny_model_dir, tiny_adapter_dir, scheduling

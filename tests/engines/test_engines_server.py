@@ -153,7 +153,7 @@ def collect(engine: RolloutEngine, wanted: list[SampleRequest], *, after: int = 
     return [found[request.request_id] for request in wanted]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_server_with_log_probs_of_another_distribution_is_refused(
     servers: list[Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,7 +162,7 @@ def test_a_server_with_log_probs_of_another_distribution_is_refused(
         ServerEngine([servers[0].url, servers[2].url], max_model_len=MAX_LEN, dtype=DTYPE)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("stopped", "reason"), [("server", "no longer answers"), ("engine", "its engine has not moved for 3 s")]
 )
@@ -228,6 +228,7 @@ class ListingServer(http.server.ThreadingHTTPServer):
         super().__exit__(*error)
 
 
+@pytest.mark.slow
 def test_a_server_that_takes_no_adapters_while_it_runs_is_refused() -> None:
     with (
         ListingServer() as server,
@@ -236,6 +237,7 @@ def test_a_server_that_takes_no_adapters_while_it_runs_is_refused() -> None:
         ServerEngine([server.url], max_model_len=MAX_LEN, dtype=DTYPE)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
 def test_a_certificate_is_checked_against_the_environments_authority(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -253,7 +255,7 @@ def test_a_certificate_is_checked_against_the_environments_authority(
             ServerEngine([server.url], max_model_len=MAX_LEN, dtype=DTYPE)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_over_two_servers_leaves_the_key_nowhere(
     servers: list[Server], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -277,7 +279,7 @@ def test_a_run_over_two_servers_leaves_the_key_nowhere(
     assert len(files) > 5 and not any(KEY.encode() in path.read_bytes() for path in files)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_servers_serve_as_one_engine_also_when_one_dies(
     servers: list[Server], adapters: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

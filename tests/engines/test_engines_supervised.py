@@ -231,7 +231,7 @@ def test_what_is_kept_of_a_users_adapter_does_not_change_with_it(adapter: Path) 
     assert kept.read_text() == "{}"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["killed", "hung"])
 def test_a_real_vllm_that_dies_serves_the_same_tokens_again(
     how: str, tmp_path: Path, tiny_model_dir: Path, tiny_adapter_dir: Path

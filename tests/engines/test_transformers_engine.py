@@ -92,6 +92,7 @@ def test_prompts_are_read_as_many_at_a_time_as_there_is_memory_for(tiny_model_di
     assert drawn() == at_once
 
 
+@pytest.mark.slow
 def test_rows_join_and_leave_without_disturbing_each_other(tiny_model_dir):
     requests = [
         SampleRequest(f"r{i}", tuple(range(5 + (11 * i) % 60)), seed=i, max_tokens=3 + (7 * i) % 30) for i in range(12)

@@ -191,7 +191,7 @@ def results(out: Path) -> tuple[str, dict]:
     return (out / "dev.jsonl").read_text(), summary
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])
 def test_an_evaluation_is_the_same_again_and_when_it_was_killed(tmp_path: Path, engine: str) -> None:
     run(command(tmp_path / "whole", engine))
@@ -214,7 +214,7 @@ def test_an_evaluation_is_the_same_again_and_when_it_was_killed(tmp_path: Path, 
         assert "starting" not in run(command(tmp_path / "killed", engine))  # there is nothing left to draw
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_grading_again_mends_verdicts_without_drawing(tmp_path: Path) -> None:
     run(command(tmp_path, "transformers"))
     before, summary = results(tmp_path)

@@ -26,6 +26,7 @@ def write(
     log.finish(seed=0)
 
 
+@pytest.mark.slow
 def test_a_table_with_intervals_tests_and_the_literature(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in PAPER_SETS:
         write(tmp_path / "low", name, 0.3)

@@ -156,11 +156,13 @@ def coin(seed: int) -> tuple[int, ...]:
     return (1 + int(torch.randint(2, (), generator=torch.Generator().manual_seed(seed))), STOP_ID)
 
 
+@pytest.mark.slow
 def test_eight_draws_have_the_variance_of_eight_draws():
     # p (1 - p) / 8; the estimate from 400 problems has a relative error of sqrt(2 / 400) = 7 %
     assert spread(ScriptedEngine(draw=lambda request: coin(request.seed))) == pytest.approx(0.25 / 8, rel=0.25)
 
 
+@pytest.mark.slow
 def test_the_variance_test_can_fail():
     """The official script gives all draws of a problem one seed: the variance of a single draw."""
     one_draw = spread(ScriptedEngine(draw=lambda request: coin(request.token_ids[0])))
@@ -217,6 +219,7 @@ def target_of(**arguments: object) -> EvalTarget:
     return target_from_arguments(**{**options, "config": [], **arguments})  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_run_and_its_base(run_dir: Path, easy_file: Path, capsys: pytest.CaptureFixture[str]):
     """Base, then adapter, through the door: the base solves easy problems, the random adapter none."""
     call_script("--run", run_dir, "--base", "--data", easy_file, "--num-samples", 2)
@@ -280,6 +283,7 @@ def test_sets_of_problems_are_read_with_a_look_at_the_template(tmp_path: Path, e
             read("<|user|>{problem}", benchmarks)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_answers_and_another_seed_others(tmp_path: Path):
     config_file, data = tmp_path / "config.yaml", str(DATA_DIR / "dev.jsonl")
     config_file.write_text(tiny_config(tmp_path).to_yaml(), encoding="utf-8")
@@ -302,6 +306,7 @@ def test_the_same_seed_gives_the_same_answers_and_another_seed_others(tmp_path: 
     assert answers(seed=1) != first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -360,7 +365,7 @@ def test_vllm_is_not_started_for_an_adapter_of_another_rank(
     assert "lora.r: 8, but the adapter" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_merged_checkpoint_by_itself_answers_as_base_and_adapter_do(tmp_path: Path, easy_file: Path):
     """SFT that ends answers with <|im_end|>, where the base says <|endoftext|>; then the real evaluation of both."""
     raw = tiny_config(tmp_path).model_dump(mode="json", exclude_unset=True)
@@ -402,7 +407,7 @@ def test_results_of_two_merged_folders_do_not_meet(tmp_path: Path):
 OFFICIAL = OFFICIAL_FILES | {"math500": "math500_test.jsonl"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_official_file_runs_through_the_harness(
     shared_benchmarks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -49,6 +49,7 @@ def test_a_paired_test_sees_what_two_intervals_do_not() -> None:
     assert found.interval_95[0] > 0 and found.p_value < 0.001
 
 
+@pytest.mark.slow
 def test_a_paired_test_of_equals_says_so_and_rejects_as_often_as_it_may() -> None:
     assert scores.paired_difference([0.0, 1.0], [0.0, 1.0], seed=0).p_value == 1.0
     rng = random.Random(2)
@@ -64,6 +65,7 @@ def test_paired_values_must_pair() -> None:
         scores.paired_difference([0.0], [0.0, 1.0], seed=0)
 
 
+@pytest.mark.slow
 def test_the_interval_of_an_average_is_that_of_resampling_each_set_and_never_empty() -> None:
     rng = random.Random(3)
     groups = [[float(rng.random() < p) for _ in range(n)] for p, n in ((0.5, 30), (0.3, 80), (0.8, 500))]

@@ -69,6 +69,7 @@ def text_logprobs(model: object) -> torch.Tensor:
     return logprobs(model, [byte_tokenizer().encode(TEXT)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
 def test_the_checkpoint_reloads_as_the_policy(
     export: Export, base_dir: Path, adapter_dir: Path, tmp_path: Path, quantize: str
@@ -93,6 +94,7 @@ def test_the_checkpoint_reloads_as_the_policy(
     assert not hasattr(AutoConfig.from_pretrained(out), "quantization_config")
 
 
+@pytest.mark.slow
 def test_an_nf4_adapter_is_not_merged_into_the_original_weights(export: Export, base_dir: Path):
     """What must fail: the checkpoint of an nf4 run taken for one of the unquantised base."""
     quantized = AutoModelForCausalLM.from_pretrained(export(model={"quantize": "nf4", "dtype": "bfloat16"}))
@@ -101,6 +103,7 @@ def test_an_nf4_adapter_is_not_merged_into_the_original_weights(export: Export, 
     assert difference.abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_bfloat16_is_rounded_once(export: Export, base_dir: Path, adapter_dir: Path):
     out = export(dtype="bfloat16")
 
@@ -157,6 +160,7 @@ def test_generation_ends_where_training_said_and_overrides_are_in_the_config(exp
     torch.testing.assert_close(frequencies, 40000.0 ** -(torch.arange(0, head_dim, 2) / head_dim))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "tamper",
@@ -187,6 +191,7 @@ def test_one_wrong_layer_is_refused(export: Export, tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_adapter_lost_in_bfloat16_is_refused(
     base_dir: Path, make_adapter: Callable[..., Path], export: Export, tmp_path: Path
 ):
@@ -200,6 +205,7 @@ def test_an_adapter_lost_in_bfloat16_is_refused(
     export(model={"name": str(rounded)}, adapter_dir=faint, dtype="float32")
 
 
+@pytest.mark.slow
 def test_an_untrained_adapter_exports_as_the_base(export: Export, base_dir: Path, make_adapter: Callable[..., Path]):
     out = export(adapter_dir=make_adapter(base_dir, scale=0.0))
     expected = AutoModelForCausalLM.from_pretrained(base_dir)
@@ -221,6 +227,7 @@ def test_survival_is_the_projection_or_unknown():
     assert survival(effect + 1.59 * noise) is not None and survival(effect + 1.61 * noise) is None
 
 
+@pytest.mark.slow
 def test_an_existing_folder_is_kept_unless_told_otherwise(export: Export, tmp_path: Path):
     out = export()
     with pytest.raises(ExportError, match=r"exists already.*--overwrite"):
@@ -237,6 +244,7 @@ def test_an_existing_folder_is_kept_unless_told_otherwise(export: Export, tmp_pa
     assert (notes / "precious.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_refused_overwrite_leaves_the_old_checkpoint(export: Export, monkeypatch: pytest.MonkeyPatch):
     out = export()
     monkeypatch.setattr(Linear, "get_delta_weight", lambda self, adapter: torch.zeros_like(self.base_layer.weight))
@@ -291,6 +299,7 @@ def run_dir(base_dir: Path, adapter_dir: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_door(run_dir: Path, capsys: pytest.CaptureFixture[str]):
     start = {"after_step": 0, "package": "1a", "commit": None, "clean": None, "versions": {"torch": "2.12.0"}}
     (run_dir / "environment.json").write_text(json.dumps([start]))
@@ -324,7 +333,7 @@ def test_mistakes_end_in_one_message(
     assert not (run_dir / "merged").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_vllm_serves_the_checkpoint(export: Export, tmp_path: Path):
     from trapo_lite.engines.vllm.engine import VLLMEngine
     from trapo_lite.engines.vllm.options import VLLMOptions

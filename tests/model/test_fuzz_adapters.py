@@ -81,6 +81,7 @@ FIELDS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(FIELDS), plain_data(3), min_size=1, max_size=2))
 @example({"r": "2"})
 @example({"peft_type": "IA3"})
@@ -99,6 +100,7 @@ def test_an_adapters_configuration_of_any_content(adapter: Path, changes: dict[s
     start_from(folder)
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_tensors_of_other_names_shapes_and_types(adapter: Path, data: st.DataObject) -> None:
     folder = copy_of(adapter)

@@ -113,7 +113,7 @@ def test_nothing_received_is_changed() -> None:
     assert all(torch.equal(one, other) for one, other in zip((hidden.detach(), head, ids), before, strict=True))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_peak_is_two_tables_of_a_chunk() -> None:
     """2,000 tokens, a vocabulary of 152k: 64 MB a table, and no more of them than two at any moment."""
     script = Path(__file__).parents[2] / "benchmarks" / "train_step.py"

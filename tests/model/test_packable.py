@@ -57,7 +57,7 @@ def checked(config: PreTrainedConfig, folder: Path, targets: str | list[str] = "
 CANNOT_BE_CONFIGURED = {"musicgen", "musicgen_melody"}
 
 
-@pytest.mark.slow  # a minute
+@pytest.mark.long  # a minute
 @pytest.mark.parametrize("start", range(4))
 def test_no_architecture_of_transformers_ends_in_a_traceback(start: int, tmp_path: Path) -> None:
     accepted = set()
@@ -266,6 +266,7 @@ def test_a_name_that_peft_takes_for_one_of_fused_experts_is_refused(tmp_path: Pa
     assert checked(config, tmp_path, targets=["q_b_proj", "kv_b_proj", "o_proj"]) == 128
 
 
+@pytest.mark.slow
 def test_a_configuration_that_no_class_takes_is_a_model_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 31, "num_attention_heads": 4}')
     with pytest.raises(ModelError, match=r"model\.name"):

@@ -147,6 +147,7 @@ def test_only_the_adapter_is_trained_in_float32_and_in_a_fixed_order(base_dir: P
     assert not any("lm_head" in name or "embed" in name for name in names)
 
 
+@pytest.mark.slow
 def test_the_fresh_adapter_is_a_function_of_torchs_seed(base_dir: Path) -> None:
     one, same = load(base_dir), load(base_dir)
     assert all(torch.equal(a, b) for a, b in zip(one.adapter.parameters, same.adapter.parameters, strict=True))
@@ -167,6 +168,7 @@ def test_the_adapters_state_travels_bit_for_bit(base_dir: Path) -> None:
     assert other.score(TOKENS) == policy.score(TOKENS)
 
 
+@pytest.mark.slow
 def test_a_state_of_another_adapter_is_refused(base_dir: Path) -> None:
     policy = load(base_dir)
     state = dict(policy.adapter.state())
@@ -195,6 +197,7 @@ def test_tied_embeddings(tmp_path: Path) -> None:
     assert policy.score(TOKENS) == pytest.approx(plain_logprobs(tmp_path, TOKENS, tmp_path / "adapter"), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_bf16_base_trains_float32_weights_under_autocast(base_dir: Path) -> None:
     exact, half = trained(load(base_dir)), trained(load(base_dir, dtype="bfloat16"))
     assert half.model.get_base_model().dtype == torch.bfloat16
@@ -274,6 +277,7 @@ needs_bitsandbytes = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_bitsandbytes
 def test_an_nf4_base_trains_as_its_dequantised_weights_would(base_dir: Path, tmp_path: Path) -> None:
     from bitsandbytes.functional import dequantize_4bit
@@ -296,6 +300,7 @@ def test_an_nf4_base_trains_as_its_dequantised_weights_would(base_dir: Path, tmp
     assert not torch.allclose(expected, gradient(trained(load(base_dir)), group()), rtol=0.1)
 
 
+@pytest.mark.slow
 @needs_bitsandbytes
 def test_an_nf4_base_in_bf16_trains_and_is_its_own_reference(base_dir: Path) -> None:
     policy = trained(load(base_dir, quantize="nf4", dtype="bfloat16"))
@@ -308,11 +313,13 @@ def test_an_nf4_base_in_bf16_trains_and_is_its_own_reference(base_dir: Path) -> 
     assert policy.score(TOKENS) != pytest.approx(reference, abs=1e-2)
 
 
+@pytest.mark.slow
 def test_checkpointed_activations_give_the_same_gradient(base_dir: Path) -> None:
     plain, checkpointed = (trained(load(base_dir, gradient_checkpointing=on)) for on in (False, True))
     torch.testing.assert_close(gradient(checkpointed, group()), gradient(plain, group()))
 
 
+@pytest.mark.slow
 def test_checkpointing_is_on_when_asked_for(base_dir: Path) -> None:
     """The decoder layers run twice: forward, and again in backward."""
     calls: list[bool] = []

@@ -81,6 +81,7 @@ def test_an_adapter_in_half_precision_is_a_start(base_dir: Path, adapter_dir: Pa
     assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tensors", "complaint"),
     [
@@ -206,6 +207,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapters_of_other_kinds_as_peft_saves_them(base_dir: Path, tmp_path: Path, kind: str) -> None:
     config, complaint = KINDS[kind]
@@ -242,6 +244,7 @@ def test_weights_in_a_pickle_and_weights_cut_short(base_dir: Path, adapter_dir: 
         start(base_dir, cut_short(adapter_dir, tmp_path / "short"))
 
 
+@pytest.mark.slow
 def test_a_dry_run_reads_configuration_and_names(base_dir: Path, adapter_dir: Path, tmp_path: Path, capsys) -> None:
     """Without weights: the model's folder need not even hold them."""
     bare = shutil.copytree(base_dir, tmp_path / "bare", ignore=shutil.ignore_patterns("model.safetensors"))
@@ -260,6 +263,7 @@ def test_a_dry_run_reads_configuration_and_names(base_dir: Path, adapter_dir: Pa
     train_cli([*command, f"lora.init_from={adapter_dir}"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["qwen3_moe", "laguna"])
 def test_adapters_of_experts_are_read_as_they_were_written(model_type: str, tmp_path: Path) -> None:
     """PEFT names experts anew when it loads them: some tensors of Laguna then stay as they were."""
@@ -303,6 +307,7 @@ def test_reading_leaves_the_saved_type(adapter_dir: Path, tmp_path: Path) -> Non
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_what_a_run_saves_can_be_read_by_others(base_dir: Path, tmp_path: Path, monkeypatch) -> None:
     """Permissions of any new file, and the base by a name that holds from anywhere."""
     monkeypatch.chdir(base_dir.parent)

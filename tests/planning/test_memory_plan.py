@@ -20,6 +20,8 @@ from trapo_lite.planning.memory import layer_bytes, plan_memory, plan_time, reme
 from trapo_lite.planning.report import memory_report, parse_memory
 from trapo_lite.run.gpus import GIB, GPUS
 
+pytestmark = pytest.mark.slow
+
 QWEN_7B = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
@@ -159,7 +161,7 @@ def test_adapter_and_optimizer_are_counted_exactly() -> None:
 
 @pytest.mark.parametrize(
     ("num_layers", "num_tokens"),
-    [(3, 32_768), pytest.param(28, 32_768, marks=pytest.mark.slow)],
+    [(3, 32_768), pytest.param(28, 32_768, marks=pytest.mark.long)],
 )
 def test_forward_and_backward_take_what_is_planned(tmp_path: Path, num_layers: int, num_tokens: int) -> None:
     """The 7B shape under fake tensors, which have sizes and no numbers: the peak of what operations make."""

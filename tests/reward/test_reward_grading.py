@@ -231,11 +231,13 @@ DIFFERENT = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gold", "boxed"), SAME)
 def test_other_spellings_of_an_answer_are_correct(gold, boxed):
     assert grade(rf"Hence \boxed{{{boxed}}}.", gold, require_box=True) == ("correct", boxed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gold", "boxed"), DIFFERENT)
 def test_other_answers_are_wrong(gold, boxed):
     assert grade(rf"Hence \boxed{{{boxed}}}.", gold, require_box=True) == ("wrong", boxed)
@@ -289,6 +291,7 @@ def test_depth_and_exact_values_are_what_they_say():
     assert read_quantity("1e999999999") is None  # never computed
 
 
+@pytest.mark.slow
 def test_the_quick_parser_reads_what_the_slow_one_reads(monkeypatch):
     pairs = [*SAME, *DIFFERENT]
     golds = [gold for path in BENCHMARKS.glob("*") for gold in benchmark_golds(path)] if BENCHMARKS.exists() else []
@@ -320,7 +323,7 @@ def test_math_verify_alone_would_call_tiny_numbers_equal():
     assert not same_expression(small, smaller)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_equations_that_a_point_tells_apart_are_not_solved():
     """math-verify alone needs more than the deadline for each of these."""
     gold = r"m l \ddot{\theta}(t)-m g \sin \theta(t)=f(t) \cos \theta(t)"
@@ -330,7 +333,7 @@ def test_equations_that_a_point_tells_apart_are_not_solved():
     assert kinds == ["wrong"] * len(others) + ["correct"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not CASES.exists(), reason=f"the shared verifier cases are not at {CASES}")
 def test_agreement_with_the_stated_verdicts():
     rows = [json.loads(line) for line in CASES.read_text().splitlines()]
@@ -358,7 +361,7 @@ def benchmark_golds(path: Path) -> list[str]:
     return list(dict.fromkeys(str(gold).strip() for gold in golds))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not BENCHMARKS.exists(), reason=f"the shared benchmark files are not at {BENCHMARKS}")
 def test_every_benchmark_gold_equals_itself_and_no_small_number():
     golds = [gold for path in sorted(BENCHMARKS.iterdir()) for gold in benchmark_golds(path)]

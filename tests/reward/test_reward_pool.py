@@ -19,6 +19,8 @@ from trapo_lite.reward import MathVerifier
 from trapo_lite.reward.pool import BOOTSTRAP
 from trapo_lite.reward.worker import read_frame, write_frame
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("TRAPO_LITE_SHARED", ROOT.parent / "shared"))
 CASES = SHARED / "data" / "verifier_cases.jsonl"
@@ -83,7 +85,7 @@ def test_a_box_can_be_required():
         assert [v.kind for v in strict.grade([("it is 4", "4"), (r"it is \boxed{4}", "4")])] == ["no_answer", "correct"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_hostile_answers_are_cut_off_at_the_deadline(verifier):
     for question in HOSTILE:
         before = time.monotonic()
@@ -193,7 +195,7 @@ def test_at_its_memory_limit_a_worker_ends(monkeypatch, limit, kind):
         assert pool.submit(*GOOD).result().is_correct
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not CASES.exists(), reason=f"the shared verifier cases are not at {CASES}")
 def test_open_cases_from_four_threads_neither_hang_nor_crash_nor_grow(capsys):
     rows = [row for row in map(json.loads, CASES.read_text().splitlines()) if row["rule"] == "open"]
@@ -255,10 +257,10 @@ tickets = [verifier.submit(r"\\boxed{{9^{{9^{{9^{{9}}}}}}}}", "5") for _ in rang
     ("ending", "stop"),
     [
         pytest.param("import time; time.sleep(600)", signal.SIGKILL, id="SIGKILL"),
-        pytest.param("import time; time.sleep(600)", signal.SIGTERM, id="SIGTERM", marks=pytest.mark.slow),
-        pytest.param("import time; time.sleep(600)", signal.SIGINT, id="SIGINT", marks=pytest.mark.slow),
-        pytest.param("", None, id="end of script", marks=pytest.mark.slow),
-        pytest.param("import os; os._exit(1)", None, id="os._exit", marks=pytest.mark.slow),
+        pytest.param("import time; time.sleep(600)", signal.SIGTERM, id="SIGTERM", marks=pytest.mark.long),
+        pytest.param("import time; time.sleep(600)", signal.SIGINT, id="SIGINT", marks=pytest.mark.long),
+        pytest.param("", None, id="end of script", marks=pytest.mark.long),
+        pytest.param("import os; os._exit(1)", None, id="os._exit", marks=pytest.mark.long),
     ],
 )
 def test_no_worker_outlives_its_parent(tmp_path, ending, stop):

@@ -72,7 +72,7 @@ def test_without_a_box_the_answer_is_found_in_its_place(text, gold):
     assert grade(text, gold, require_box=False)[0] == "correct"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_text_without_an_answer_gets_a_verdict():
     """Not a timeout, though blanks and stars might be shared out among the parts of a pattern in very many ways."""
     texts = ["answer is" + " " * 1400 + "7\nx y", "answer" + "*" * 1400, "answer is" + "\n" * 1400]
@@ -88,6 +88,7 @@ def test_without_a_box_numbers_elsewhere_are_not_offered_beside_the_answer():
     assert grade("The answer is 1,234 apples.", "1234", require_box=False)[0] == "correct"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
@@ -117,7 +118,7 @@ def test_without_a_box_what_qualifies_a_number_is_part_of_the_answer(text):
     assert grade(text, "7", require_box=False)[0] == "wrong"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not ROWS.exists(), reason=f"the shared training rows are not at {ROWS}")
 def test_thoughts_that_people_wrote_are_read():
     """GSM8K's, which end in a sentence and have no box. The rest states another number last, or none."""

@@ -19,6 +19,8 @@ from trapo_lite.rollout.publisher import Publisher
 from trapo_lite.tiny_world import BASE_DIR
 from trapo_lite.training.inputs import read_inputs
 
+pytestmark = pytest.mark.slow
+
 
 class RoundingEngine(TransformersEngine):
     """Merges by losing a part of the adapter's update: real log-probs of a policy that rounding has changed."""

@@ -21,11 +21,13 @@ from trapo_lite.rollout.sampler import sample_groups
 from trapo_lite.rollout.settings import sampling_settings
 from trapo_lite.training.inputs import read_inputs
 
+pytestmark = pytest.mark.slow
+
 NUM_PROBLEMS = 6
 ROUNDING = VLLM_ROUNDING / 10  # of a log-prob, between two batch compositions
 
 
-@pytest.fixture(scope="module", params=["transformers", pytest.param("vllm", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["transformers", pytest.param("vllm", marks=pytest.mark.long)])
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RolloutEngine]:
     config = config_for(request.param)
     engine = start_engine(config, max_model_len=192, log_path=tmp_path_factory.mktemp("logs") / "engine.log")

@@ -95,6 +95,7 @@ def apply(file: Path, kind: str, place: float, amount: int) -> None:
             file.mkdir()
 
 
+@pytest.mark.slow
 @given(damage())
 @example(("manifest.json", "byte", 0.5, 1))
 @example(("manifest.json", "cut", 0.0, 1))
@@ -176,6 +177,7 @@ def test_a_metrics_file_that_was_cut_yields_no_wrong_line(
     assert read_metrics(folder.metrics_file) == [*rows, {"step": step + 1}]
 
 
+@pytest.mark.slow
 @given(st.one_of(damaged(METRICS), st.lists(plain_data()).map(lambda rows: "\n".join(map(json.dumps, rows)).encode())))
 @example(b'{"step": Infinity}\n')
 @example(b'{"step": NaN}\n')

@@ -183,7 +183,7 @@ def test_the_base_is_as_good_as_its_part_in_the_story_needs():
     assert 0 < ACCURACY["hard"]["interval_95"][0] < ACCURACY["hard"]["interval_95"][1] <= 0.2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["easy", "hard"])
 def test_sampling_the_base_again_agrees_with_the_accuracy_table(base, tokenizer, kind):
     problems = distinct_problems("test", kind, 200, seed=7)

@@ -28,7 +28,7 @@ def run_steps(out: Path, *, processes: int, optimizer: str, budget: int, tied: b
     return result
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("processes", "budget"), [(2, 100_000), (3, 60)])
 def test_gradients_and_weights_do_not_depend_on_the_number_of_processes(
     tmp_path: Path, processes: int, budget: int
@@ -43,7 +43,7 @@ def test_gradients_and_weights_do_not_depend_on_the_number_of_processes(
         assert torch.equal(weights, several["weights"])  # every rank holds the same adapter, bit for bit
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_adamw_amplifies_rounding_by_less_than_a_fifth_of_a_step(tmp_path: Path) -> None:
     one = run_steps(tmp_path / "one.pt", processes=1, optimizer="adamw", budget=100_000)
     two = run_steps(tmp_path / "two.pt", processes=2, optimizer="adamw", budget=100_000)
@@ -82,7 +82,7 @@ for exchange in (lambda: ranks.gather([1]), lambda: ranks.sum_tensor(torch.ones(
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_end_of_one_process_is_noticed_by_the_others_whatever_carries_tensors(tmp_path: Path) -> None:
     (tmp_path / "talk.py").write_text(IN_GLOO)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -143,6 +143,7 @@ with exit_on_user_error():
 ELASTIC = os.environ | {"TORCHELASTIC_RUN_ID": "some"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(_is_python(1), reason="what adopts orphans here looks like a launcher")
 def test_a_rank_whose_launcher_died_before_it_could_notice_ends_with_a_message(tmp_path: Path) -> None:
     """Before, it waited in its rendezvous for hours."""
@@ -155,6 +156,7 @@ def test_a_rank_whose_launcher_died_before_it_could_notice_ends_with_a_message(t
     assert said.read_text() == "error: launch: the launcher that started this process is gone; give the command again\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", [[], ["sh", "-c", '"$@"; exit $?', "sh"]])
 def test_a_rank_whose_launcher_lives_goes_on_also_below_a_shell(wrapper: list[str]) -> None:
     rank = [*wrapper, sys.executable, "-c", RANK, "stay"]

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("TRAPO_LITE_SHARED", ROOT.parent / "shared"))
 TINY = ["--config", "configs/tiny_cpu.yaml", f"model.dtype={VLLM_DTYPE}"]
 SMALL = ["rollout.num_problems=2", "eval.every=0", "run.tensorboard=false"]
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def command(folder: Path, name: str, *overrides: str, launcher: tuple[str, ...] = ()) -> list[str]:

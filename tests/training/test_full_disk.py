@@ -20,7 +20,7 @@ from trapo_lite.tiny_world import BASE_DIR
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(
     shutil.which("cc") is None, reason="needs a C compiler: writes are refused by a library of one page"
 )

@@ -47,6 +47,7 @@ def some_groups(seed: int = 0) -> list[Group]:
     return [make_group(TRAPO, random_rollouts(random.Random(seed + i), problem_id=str(i))) for i in range(3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("seed", [0, 10, 20])
@@ -60,6 +61,7 @@ def test_right_packing_passes_with_room_to_spare_and_leaves_no_gradient(
     assert all(parameter.grad is None for parameter in policy.adapter.parameters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_shared", [COMPLETION - 1, COMPLETION])
 def test_rollouts_that_begin_alike_cancel_but_are_not_taken_for_an_error(dtype: torch.dtype, num_shared: int) -> None:
@@ -77,6 +79,7 @@ def test_rollouts_that_begin_alike_cancel_but_are_not_taken_for_an_error(dtype: 
     assert report is not None and report.gradient_error < TWO_LAYERS[dtype]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("seed", [0, 10, 20])
 def test_a_mask_that_shows_siblings_is_found(dtype: torch.dtype, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +160,7 @@ LLAMA_LIKE = [
 NAMES = ["full", "longer-window", "window", "sinks", "cap"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "longest", "is_right"), LLAMA_LIKE, ids=NAMES)
 def test_attention_that_is_not_computed_is_found(
     config: PreTrainedConfig, longest: int, is_right: bool, monkeypatch: pytest.MonkeyPatch
@@ -173,6 +177,7 @@ def test_attention_that_is_not_computed_is_found(
     assert policy.model.get_base_model().config._attn_implementation == "packed_tree"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("longest", "is_right"), [(280, True), (281, False)])
 def test_longrope_is_found_as_soon_as_one_row_goes_past_its_original_length(
     longest: int, is_right: bool, monkeypatch: pytest.MonkeyPatch
@@ -206,6 +211,7 @@ def test_the_rollout_that_moves_the_policy_most_grows_and_comes_first() -> None:
     assert lengthened(small, 4) == small
 
 
+@pytest.mark.slow
 def test_where_only_the_expert_is_trained_its_solution_grows() -> None:
     small = make_group(TRAPO, [rollout([1, 2], [3, 4, 5], [])])
     [long] = lengthened(small, 20).rollouts
@@ -214,6 +220,7 @@ def test_where_only_the_expert_is_trained_its_solution_grows() -> None:
     assert report is not None and report.longest == 400 and report.gradient_error < 1e-4
 
 
+@pytest.mark.slow
 def test_only_the_ends_of_the_long_rollout_are_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows hold the logits of all trained tokens at once."""
     sizes = []
@@ -229,6 +236,7 @@ def test_only_the_ends_of_the_long_rollout_are_trained(monkeypatch: pytest.Monke
     assert max(sizes) <= PROMPT + PREFIX + COMPLETION + COMPLETION
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_leaves_the_small_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     compare = packing_check._compare
 

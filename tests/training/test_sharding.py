@@ -21,7 +21,7 @@ RUN = "--config configs/tiny_cpu.yaml rollout.engine=transformers rollout.num_pr
 RUN += "eval.num_problems=4 run.tensorboard=false train.save_every=2 algorithm.kl_weight=0.01 optim.updates_per_batch=2"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("processes", "tied"), [(2, True), (3, False)])
 def test_gradients_and_weights_are_those_of_a_whole_base(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, tied: bool
@@ -46,7 +46,7 @@ def train(script: str, folder: Path, name: str, *, max_steps: int) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_whole_run_is_the_same_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rollouts, check of packing, reference, two updates a batch, evaluation, checkpoints."""
     train("scripts/train.py", tmp_path, "whole", max_steps=3)
@@ -63,6 +63,7 @@ def test_weights_in_nf4_are_not_sharded(tmp_path: Path) -> None:
         Policy.load(section, LoraSection(r=2, alpha=4), device="cpu", shard=lambda model: model)
 
 
+@pytest.mark.slow
 def test_fsdp_1_is_refused() -> None:
     code = "import fsdp_on_cpu; fsdp_on_cpu.allow(); from trapo_lite.run.processes import Ranks; Ranks()"
     environment = {**os.environ, **fsdp_on_cpu.environment(), "FSDP_VERSION": "1", "PYTHONPATH": str(TESTS)}

@@ -26,6 +26,8 @@ from trapo_lite.training.inputs import read_inputs
 from trapo_lite.training.trainer import train
 from trapo_lite.training.update import Updater
 
+pytestmark = pytest.mark.slow
+
 GRPO = {"name": "grpo", "schedule": [{"num_rollouts": 4}], "prefix_loss": "none"}
 SFT = {
     "name": "sft",

@@ -55,6 +55,7 @@ def weights(policy: Policy) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in policy.adapter.parameters]).clone()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "paged_adamw_8bit", "sgd"])
 @pytest.mark.filterwarnings("ignore:Paged optimizers")
 def test_every_optimizer_learns_and_goes_on_from_a_checkpoint_bit_for_bit(name: str, tmp_path: Path) -> None:
@@ -82,6 +83,7 @@ def test_every_optimizer_learns_and_goes_on_from_a_checkpoint_bit_for_bit(name: 
     assert torch.equal(weights(other), weights(policy))
 
 
+@pytest.mark.slow
 def test_offloaded_activations_give_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     moved: list[torch.Tensor] = []
 
@@ -124,6 +126,7 @@ class Forgetful:
         policy.token_logprobs = token_logprobs  # type: ignore[method-assign]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_updates", [1, 2])
 def test_a_step_without_memory_is_done_again_in_smaller_batches(num_updates: int) -> None:
     algorithm = TRAPO if num_updates == 1 else CLIPPED
@@ -145,6 +148,7 @@ def test_a_step_without_memory_is_done_again_in_smaller_batches(num_updates: int
         assert getattr(one, "value", one) == pytest.approx(getattr(other, "value", other), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_no_memory_after_the_policy_has_moved_is_one_error() -> None:
     """Of four passes, two make the old log-probs and two the first update; the fifth finds no memory."""
     policy = make_policy()
@@ -158,6 +162,7 @@ def test_no_memory_after_the_policy_has_moved_is_one_error() -> None:
     assert not torch.equal(weights(policy), before)
 
 
+@pytest.mark.slow
 def test_no_memory_for_a_single_rollout_says_what_to_do() -> None:
     policy = make_policy()
     Forgetful(policy, limit=3)
@@ -167,6 +172,7 @@ def test_no_memory_for_a_single_rollout_says_what_to_do() -> None:
     assert torch.equal(weights(policy), before)
 
 
+@pytest.mark.slow
 def test_other_errors_are_not_taken_for_missing_memory() -> None:
     policy = make_policy()
 
@@ -196,7 +202,7 @@ print(metrics["train/out_of_memory"], metrics["train/tokens_per_batch"])
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_process_that_really_has_no_more_memory_goes_on_with_less() -> None:
     """A limit of the address space: torch's allocator fails as it does when a machine is full."""
     found = {}
@@ -214,6 +220,7 @@ def test_a_process_that_really_has_no_more_memory_goes_on_with_less() -> None:
 # ----- what is counted
 
 
+@pytest.mark.slow
 def test_the_counts_of_a_step() -> None:
     shared = rollout([1, 2], [3, 4, 5], [6], reward=1.0)
     group = make_group(TRAPO, [shared, rollout([1, 2], [3, 4, 5], [7, 7, 7], slot=1)])
@@ -226,6 +233,7 @@ def test_the_counts_of_a_step() -> None:
     assert metrics["train/batches"] == 1 and metrics["train/padding"].value == 0.0  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_operations_are_what_torch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """With attention by plain products over all pairs, which torch can count."""
     from torch.utils.flop_counter import FlopCounterMode
