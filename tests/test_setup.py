@@ -347,7 +347,7 @@ def ci_run(tmp_path: Path, *failing: str) -> tuple[int, list[str]]:
     """.ci/run beside a `make` that only notes its target and prints what pytest ends with."""
     fake = tmp_path / "make"
     fake.write_text(
-        f'#!/bin/sh\necho "make $1"\n[ "$1" != test ] || echo "7 passed in 0.1s"\ncase " {" ".join(failing)} " in '
+        f'#!/bin/sh\necho "make $1"\n[ "$1" != test-all ] || echo "7 passed in 0.1s"\ncase " {" ".join(failing)} " in '
         f'*" $1 "*) exit 2;; esac\n'
     )
     fake.chmod(0o755)
@@ -367,7 +367,7 @@ def test_ci_runs_the_tests_although_lint_fails_and_fails(tmp_path):
 
 
 def test_ci_fails_with_the_tests_and_without_a_set_up(tmp_path):
-    assert ci_run(tmp_path, "test")[0] == 1
+    assert ci_run(tmp_path, "test-all")[0] == 1
     code, lines = ci_run(tmp_path, "setup")
     assert code != 0 and lines == ["make setup"]
 
