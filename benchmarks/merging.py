@@ -23,7 +23,7 @@ def measure_merging(engine: RolloutEngine, world: World, folder: Path) -> dict[s
     config = world.config()
     policy = Policy.load(config.model, config.lora, device="cuda" if config.model.dtype == "bfloat16" else "cpu")
     move(policy, seed=0)
-    policy.save_adapter(folder / "adapter")
+    policy.adapter.save(folder / "adapter")
     probe = probe_sequences(vocab_size=policy.model.config.vocab_size, num_tokens=512, max_length=MAX_MODEL_LEN - 1)
     trainer = [logprob for token_ids in probe for logprob in policy.score(token_ids)]
     seconds = {"separate": 0.0, "merged": 0.0}

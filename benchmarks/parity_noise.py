@@ -51,7 +51,7 @@ def measure(world: World, engine, folder: Path, sizes: list[int]) -> None:
     previous = engine_previous = None
     for steps in sizes:
         set_size(policy, exact, STEP * steps)
-        policy.save_adapter(folder / "adapter", dtype=torch.bfloat16)
+        policy.adapter.save(folder / "adapter", dtype=torch.bfloat16)
         engine.publish(folder / "adapter", steps)
         trainer, served = scores(policy.score), scores(engine.score)
         verdicts = [
@@ -71,8 +71,8 @@ def measure(world: World, engine, folder: Path, sizes: list[int]) -> None:
 def set_size(policy: Policy, exact: Policy, size: float) -> None:
     """Give both the same adapter: A as in the first policy, B of this size and random sign."""
     generator = torch.Generator().manual_seed(5)
-    into = exact.adapter_state()
-    for name, tensor in policy.adapter_state().items():
+    into = exact.adapter.state()
+    for name, tensor in policy.adapter.state().items():
         if "lora_B" in name:
             tensor.copy_(torch.where(torch.rand(tensor.shape, generator=generator) < 0.5, -size, size))
         into[name].copy_(tensor)

@@ -75,7 +75,7 @@ def load(world: World, *, device: str = "cuda" if torch.cuda.is_available() else
     policy = Policy.load(config.model, config.lora, device=device)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in policy.parameters:
+        for parameter in policy.adapter.parameters:
             parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator).to(parameter.device))
     return policy
 
@@ -166,12 +166,12 @@ WAYS: dict[str, Callable[[Policy, Group], None]] = {"packed": packed, "rows": un
 
 def timed(policy: Policy, way: Callable[[Policy, Group], None], group: Group) -> tuple[float, Tensor]:
     """Return the seconds of forward and backward, and the gradient."""
-    policy.clear_gradient()
+    policy.adapter.clear_gradient()
     started = time.perf_counter()
     way(policy, group)
     if policy.device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started, policy.flat_gradient()
+    return time.perf_counter() - started, policy.adapter.flat_gradient()
 
 
 def measure_layouts(policy: Policy, *, repeats: int) -> dict[str, object]:

@@ -61,8 +61,8 @@ def wrong_adapters(engine: RolloutEngine, folder: Path) -> dict[str, object]:
         max_length=512,
     )
     folders = {kind: folder / kind for kind in ("stale", "no_op", "doubled", "wrong_rank")}
-    policy.save_adapter(folders["no_op"])  # B is still 0
-    other_rank.save_adapter(folders["wrong_rank"])
+    policy.adapter.save(folders["no_op"])  # B is still 0
+    other_rank.adapter.save(folders["wrong_rank"])
     version = 0
     for kind, adapter in folders.items():
         version += 1
@@ -70,7 +70,7 @@ def wrong_adapters(engine: RolloutEngine, folder: Path) -> dict[str, object]:
         move(policy, seed=version)
         publisher.publish(version)
         if kind == "stale":
-            policy.save_adapter(adapter)
+            policy.adapter.save(adapter)
         move(policy, seed=version + 100)
         if kind == "doubled":
             save_doubled(policy, adapter)
@@ -88,12 +88,12 @@ def wrong_adapters(engine: RolloutEngine, folder: Path) -> dict[str, object]:
 def move(policy: Policy, *, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in policy.parameters:
+        for parameter in policy.adapter.parameters:
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator).to(parameter.device))
 
 
 def save_doubled(policy: Policy, folder: Path) -> None:
-    policy.save_adapter(folder)
+    policy.adapter.save(folder)
     file = folder / "adapter_config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps(config | {"lora_alpha": 2 * config["lora_alpha"]}))

@@ -94,6 +94,6 @@ def trained_policy(*, rank: int) -> Policy:
     policy = Policy(tiny_qwen2(), LoraSection(r=rank, alpha=2 * rank), attention="sdpa", gradient_checkpointing=False)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in policy.parameters:
+        for parameter in policy.adapter.parameters:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return policy

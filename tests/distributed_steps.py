@@ -33,7 +33,7 @@ def main(out: str, optimizer_name: str, budget: int, tied: bool) -> None:
     assert policy.is_sharded == is_sharded
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in policy.parameters:
+        for parameter in policy.adapter.parameters:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     algorithm = AlgorithmSection(tis_cap=2.0).build()
     section = OptimSection(name=optimizer_name, lr=LR, grad_clip=None)
@@ -44,8 +44,8 @@ def main(out: str, optimizer_name: str, budget: int, tied: bool) -> None:
         # Four problems: with three ranks the work is uneven; in step 3 a single problem leaves ranks empty.
         groups = [make_group(algorithm, random_rollouts(rng, problem_id=str(i))) for i in range(1 if step == 3 else 4)]
         updater.update(step, ranks.share(groups))
-        gradients.append(policy.flat_gradient())  # summed over the ranks, as the optimizer saw it
-    weights = torch.cat([parameter.detach().flatten() for parameter in policy.parameters])
+        gradients.append(policy.adapter.flat_gradient())  # summed over the ranks, as the optimizer saw it
+    weights = torch.cat([parameter.detach().flatten() for parameter in policy.adapter.parameters])
     by_rank = ranks.gather([weights])
     if ranks.is_main:
         torch.save(

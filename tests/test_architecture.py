@@ -30,7 +30,7 @@ ROW_BY_FOLDER = {folder: row for row, folders in enumerate(ROWS) for folder in f
 DOORS = {
     "vllm": ("engines/vllm",),
     "peft": (
-        *("model/policy", "model/saved_adapter", "model/shape", "model/packable"),
+        *("model/adapter", "model/saved_adapter", "model/shape", "model/packable"),
         *("export/merge", "engines/transformers"),
     ),
     "bitsandbytes": ("model/policy", "export/merge", "training/optimizer"),

@@ -413,8 +413,8 @@ def sampled_gradient(policy: Policy, algo: Algorithm, verdicts: str) -> tuple[Te
     batch = policy.prepare(groups)
     logprobs, entropy = policy.token_logprobs(batch, temperature=1.0)
     policy_loss(algo, TokenLogprobs(logprobs, entropy), batch, count_normalizers(algo, groups))[0].backward()
-    grad = torch.cat([parameter.grad.flatten() for parameter in policy.parameters])
-    for parameter in policy.parameters:
+    grad = torch.cat([parameter.grad.flatten() for parameter in policy.adapter.parameters])
+    for parameter in policy.adapter.parameters:
         parameter.grad = None
     return grad, sampled
 
@@ -477,5 +477,5 @@ def test_sft_is_the_mean_likelihood_of_whole_traces_without_an_engine() -> None:
         total = total + torch.nn.functional.cross_entropy(logits, torch.tensor(trace), reduction="sum")
     policy.model.config._attn_implementation = "packed_tree"
     torch.testing.assert_close(loss, total / 6)
-    grads = [torch.autograd.grad(value, policy.parameters) for value in (loss, total / 6)]
+    grads = [torch.autograd.grad(value, policy.adapter.parameters) for value in (loss, total / 6)]
     torch.testing.assert_close(grads[0], grads[1])

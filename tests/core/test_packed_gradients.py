@@ -18,8 +18,8 @@ TRAPO = AlgorithmSection(entropy_weight=0.01, tis_cap=2.0).build()
 
 
 def gradient(policy: Policy) -> torch.Tensor:
-    flat = torch.cat([p.grad.flatten() for p in policy.parameters])
-    for parameter in policy.parameters:
+    flat = torch.cat([p.grad.flatten() for p in policy.adapter.parameters])
+    for parameter in policy.adapter.parameters:
         parameter.grad = None
     return flat
 

@@ -31,9 +31,9 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapter")
     trained = policy(LORA)
     with torch.no_grad():
-        for number, parameter in enumerate(trained.parameters):
+        for number, parameter in enumerate(trained.adapter.parameters):
             parameter.fill_(0.5 + number)
-    trained.save_adapter(folder)
+    trained.adapter.save(folder)
     return folder
 
 
@@ -47,7 +47,7 @@ def start_from(folder: Path) -> None:
 
     started = outcome(load, mebibytes=4096)
     if isinstance(started, Policy):
-        own, saved = started.adapter_state(), load_file(folder / WEIGHTS)
+        own, saved = started.adapter.state(), load_file(folder / WEIGHTS)
         assert own.keys() == saved.keys()
         assert all(torch.equal(own[name].nan_to_num(7), saved[name].float().nan_to_num(7)) for name in own)
         assert all("lora_" in name for name, value in started.model.named_parameters() if value.requires_grad)

@@ -53,7 +53,7 @@ def trained(policy: Policy, *, scale: float = 0.1) -> Policy:
     """The policy as if it had learnt something: no adapter tensor is zero."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in policy.parameters:
+        for parameter in policy.adapter.parameters:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
     return policy
 
@@ -78,7 +78,7 @@ def gradient(policy: Policy, *groups: Group, algorithm: Algorithm = TRAPO) -> Te
     batch = policy.prepare(groups)
     logprobs, entropy = policy.token_logprobs(batch, temperature=0.7)
     loss, _ = policy_loss(algorithm, TokenLogprobs(logprobs, entropy), batch, count_normalizers(algorithm, groups))
-    return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, policy.parameters)])
+    return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, policy.adapter.parameters)])
 
 
 # ----- the base, the adapter, the reference
@@ -86,7 +86,7 @@ def gradient(policy: Policy, *groups: Group, algorithm: Algorithm = TRAPO) -> Te
 
 def test_score_is_transformers_own_with_the_adapter_applied(base_dir: Path, tmp_path: Path) -> None:
     policy = trained(load(base_dir))
-    policy.save_adapter(tmp_path)
+    policy.adapter.save(tmp_path)
     expected = plain_logprobs(base_dir, TOKENS, tmp_path)
     assert policy.score(TOKENS) == pytest.approx(expected, abs=1e-5)
     assert policy.score(TOKENS) != pytest.approx(plain_logprobs(base_dir, TOKENS), abs=1e-2)
@@ -106,7 +106,7 @@ def test_the_reference_is_the_base_and_only_inside_its_block(base_dir: Path) -> 
     with pytest.raises(ZeroDivisionError), policy.reference():
         _ = 1 / 0
     assert policy.score(TOKENS) == before
-    assert all(parameter.requires_grad for parameter in policy.parameters)
+    assert all(parameter.requires_grad for parameter in policy.adapter.parameters)
 
 
 def test_the_kl_term_is_zero_at_the_base_and_pulls_back_to_it(base_dir: Path) -> None:
@@ -120,7 +120,7 @@ def test_the_kl_term_is_zero_at_the_base_and_pulls_back_to_it(base_dir: Path) ->
         logprobs, entropy = policy.token_logprobs(batch, temperature=0.7)
         normalizers = count_normalizers(algorithm, [indifferent])
         loss, _ = policy_loss(algorithm, TokenLogprobs(logprobs, entropy, reference), batch, normalizers)
-        step = torch.autograd.grad(loss, policy.parameters)
+        step = torch.autograd.grad(loss, policy.adapter.parameters)
         assert (loss.abs().item() < 1e-6) == is_zero
         assert all(grad.abs().max() < 1e-5 for grad in step) == is_zero
 
@@ -141,18 +141,18 @@ def test_only_the_adapter_is_trained_in_float32_and_in_a_fixed_order(base_dir: P
     policy = load(base_dir)
     names = [name for name, parameter in policy.model.named_parameters() if parameter.requires_grad]
     assert all("lora_" in name for name in names)
-    assert len(policy.parameters) == len(names) == 2 * 7 * 2  # two layers of seven linear modules, A and B
-    assert {parameter.dtype for parameter in policy.parameters} == {torch.float32}
-    assert [p.shape for p in policy.parameters] == [p.shape for p in load(base_dir).parameters]
+    assert len(policy.adapter.parameters) == len(names) == 2 * 7 * 2  # two layers of seven linear modules, A and B
+    assert {parameter.dtype for parameter in policy.adapter.parameters} == {torch.float32}
+    assert [p.shape for p in policy.adapter.parameters] == [p.shape for p in load(base_dir).adapter.parameters]
     assert not any("lm_head" in name or "embed" in name for name in names)
 
 
 def test_the_fresh_adapter_is_a_function_of_torchs_seed(base_dir: Path) -> None:
     one, same = load(base_dir), load(base_dir)
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters, same.parameters, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(one.adapter.parameters, same.adapter.parameters, strict=True))
     torch.manual_seed(1)
     other = Policy.load(ModelSection(name=str(base_dir), dtype="float32"), LORA, device="cpu")
-    assert not torch.equal(one.parameters[0], other.parameters[0])
+    assert not torch.equal(one.adapter.parameters[0], other.adapter.parameters[0])
 
 
 # ----- saving and loading the adapter
@@ -160,26 +160,26 @@ def test_the_fresh_adapter_is_a_function_of_torchs_seed(base_dir: Path) -> None:
 
 def test_the_adapters_state_travels_bit_for_bit(base_dir: Path) -> None:
     policy, other = trained(load(base_dir)), load(base_dir)
-    state = {name: tensor.clone() for name, tensor in policy.adapter_state().items()}
+    state = {name: tensor.clone() for name, tensor in policy.adapter.state().items()}
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
-    other.load_adapter_state(state)
-    assert all(torch.equal(a, b) for a, b in zip(policy.parameters, other.parameters, strict=True))
+    other.adapter.load_state(state)
+    assert all(torch.equal(a, b) for a, b in zip(policy.adapter.parameters, other.adapter.parameters, strict=True))
     assert other.score(TOKENS) == policy.score(TOKENS)
 
 
 def test_a_state_of_another_adapter_is_refused(base_dir: Path) -> None:
     policy = load(base_dir)
-    state = dict(policy.adapter_state())
+    state = dict(policy.adapter.state())
     before = {name: tensor.clone() for name, tensor in state.items()}
     first = sorted(state)[0]
     for wrong, complaint in (
         ({name: tensor for name, tensor in state.items() if name != first}, "1 of 28 tensors are missing"),
         ({**state, "base_model.model.more.weight": torch.zeros(2)}, "1 tensors have no place in the model"),
-        (load(base_dir, LoraSection(r=3, alpha=4)).adapter_state(), "28 tensors have another shape"),
+        (load(base_dir, LoraSection(r=3, alpha=4)).adapter.state(), "28 tensors have another shape"),
     ):
         with pytest.raises(ModelError, match=complaint):
-            policy.load_adapter_state(wrong)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in policy.adapter_state().items())
+            policy.adapter.load_state(wrong)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in policy.adapter.state().items())
 
 
 # ----- kinds of base
@@ -191,7 +191,7 @@ def test_tied_embeddings(tmp_path: Path) -> None:
     config = Qwen2Config(vocab_size=64, num_hidden_layers=2, tie_word_embeddings=True, initializer_range=0.2, **sizes)
     Qwen2ForCausalLM(config).save_pretrained(tmp_path)
     policy = trained(load(tmp_path))
-    policy.save_adapter(tmp_path / "adapter")
+    policy.adapter.save(tmp_path / "adapter")
     assert policy.score(TOKENS) == pytest.approx(plain_logprobs(tmp_path, TOKENS, tmp_path / "adapter"), abs=1e-5)
 
 
@@ -456,7 +456,7 @@ def test_a_config_that_describes_no_model_is_one_clear_error(base_dir: Path, tmp
 def test_an_adapter_of_another_rank_or_alpha_is_no_start(
     base_dir: Path, tmp_path: Path, change: dict, complaint: str
 ) -> None:
-    load(base_dir).save_adapter(tmp_path)
+    load(base_dir).adapter.save(tmp_path)
     file = tmp_path / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ConfigError, match=complaint):

@@ -45,9 +45,9 @@ def adapter_dir(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("adapter")
     policy = load(base_dir, LoraSection(r=4, alpha=8))
     with torch.no_grad():
-        for parameter in policy.parameters:
+        for parameter in policy.adapter.parameters:
             parameter.normal_(generator=torch.Generator().manual_seed(parameter.numel()))
-    policy.save_adapter(folder)
+    policy.adapter.save(folder)
     return folder
 
 
@@ -66,15 +66,17 @@ def refuse_to_load(*_args: object, **_options: object) -> None:
 def test_a_run_starts_from_every_tensor_of_the_adapter(base_dir: Path, adapter_dir: Path) -> None:
     saved = load_file(adapter_dir / WEIGHTS)
     policy = start(base_dir, adapter_dir)
-    assert len(saved) == NUM_TENSORS == len(policy.adapter_state())
-    assert all(torch.equal(tensor, saved[name]) for name, tensor in policy.adapter_state().items())
-    assert {id(p) for p in policy.parameters} == {id(p) for _, p in policy.model.named_parameters() if p.requires_grad}
+    assert len(saved) == NUM_TENSORS == len(policy.adapter.state())
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in policy.adapter.state().items())
+    assert {id(p) for p in policy.adapter.parameters} == {
+        id(p) for _, p in policy.model.named_parameters() if p.requires_grad
+    }
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_an_adapter_in_half_precision_is_a_start(base_dir: Path, adapter_dir: Path, tmp_path: Path, dtype) -> None:
     half = edited(adapter_dir, tmp_path / "half", tensors=lambda state: {n: t.to(dtype) for n, t in state.items()})
-    state = start(base_dir, half).adapter_state()
+    state = start(base_dir, half).adapter.state()
     expected = {name: tensor.to(dtype).float() for name, tensor in load_file(adapter_dir / WEIGHTS).items()}
     assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
 
@@ -223,7 +225,7 @@ def test_a_regular_expression_is_read_by_what_it_adapts(base_dir: Path, tmp_path
     for targets in (["q_proj"], ["q_proj", "k_proj", "v_proj"]):
         with pytest.raises(ConfigError, match=r"lora.target_modules: .* has \['q_proj', 'v_proj'\]; set it to that"):
             start(base_dir, tmp_path, target_modules=targets)
-    assert len(start(base_dir, tmp_path, target_modules=["v_proj", "q_proj"]).parameters) == 2 * 2 * 2
+    assert len(start(base_dir, tmp_path, target_modules=["v_proj", "q_proj"]).adapter.parameters) == 2 * 2 * 2
 
 
 @pytest.mark.parametrize("targets", ["(", "a{1,99999999999}", "(" * 5000 + ")" * 5000, "nothing", ["model"]], ids=len)
@@ -270,13 +272,13 @@ def test_adapters_of_experts_are_read_as_they_were_written(model_type: str, tmp_
     AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**sizes)).save_pretrained(tmp_path / "base")
     first = load(tmp_path / "base", LoraSection(r=4, alpha=8))
     with torch.no_grad():
-        for parameter in first.parameters:
+        for parameter in first.adapter.parameters:
             parameter.add_(1.0)
-    first.save_adapter(tmp_path / "adapter")
-    assert set(first.adapter_state()) == set(peft.get_peft_model_state_dict(first.model, save_embedding_layers=False))
+    first.adapter.save(tmp_path / "adapter")
+    assert set(first.adapter.state()) == set(peft.get_peft_model_state_dict(first.model, save_embedding_layers=False))
 
     resumed = load(tmp_path / "base", LoraSection(r=4, alpha=8))
-    resumed.load_adapter_state(load_file(tmp_path / "adapter" / WEIGHTS))
+    resumed.adapter.load_state(load_file(tmp_path / "adapter" / WEIGHTS))
     started = start(tmp_path / "base", tmp_path / "adapter")
     for policy in (resumed, started):
         for (name, found), expected in zip(policy.model.named_parameters(), first.model.parameters(), strict=True):
@@ -305,7 +307,7 @@ def test_what_a_run_saves_can_be_read_by_others(base_dir: Path, tmp_path: Path, 
     """Permissions of any new file, and the base by a name that holds from anywhere."""
     monkeypatch.chdir(base_dir.parent)
     policy = load(Path(base_dir.name), LoraSection(r=4, alpha=8))
-    policy.save_adapter(tmp_path / "adapter")
+    policy.adapter.save(tmp_path / "adapter")
     (plain := tmp_path / "plain").touch()
     assert (tmp_path / "adapter" / WEIGHTS).stat().st_mode == plain.stat().st_mode
     fields = json.loads((tmp_path / "adapter" / CONFIG).read_text())

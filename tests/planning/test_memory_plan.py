@@ -148,7 +148,7 @@ def test_adapter_and_optimizer_are_counted_exactly() -> None:
     config = load_config([Path("configs/tiny_cpu.yaml")])
     shape = model_shape(config)
     policy = Policy.load(config.model, config.lora, device="cpu")
-    assert shape.adapter_parameters == sum(parameter.numel() for parameter in policy.parameters)
+    assert shape.adapter_parameters == sum(parameter.numel() for parameter in policy.adapter.parameters)
     base = policy.model.get_base_model()
     others = sum(p.numel() for name, p in base.named_parameters() if "lora" not in name)
     assert shape.parameters == others

@@ -59,7 +59,7 @@ def policy(tiny_model_dir: Path) -> Policy:
 
 @torch.no_grad()
 def move(policy: Policy) -> None:
-    for parameter in policy.parameters:
+    for parameter in policy.adapter.parameters:
         parameter.add_(0.02 * torch.randn_like(parameter))
 
 
@@ -185,7 +185,7 @@ def test_the_adapter_is_written_once_in_the_engines_type_where_the_engine_wants_
     assert publisher.publish(1).kind == "applied"
     assert given == [(wanted, {torch.bfloat16})]
     assert not wanted.exists() and not (tmp_path / "scratch").exists()
-    assert {tensor.dtype for tensor in publisher.policy.adapter_state().values()} == {torch.float32}
+    assert {tensor.dtype for tensor in publisher.policy.adapter.state().values()} == {torch.float32}
 
 
 def test_an_engine_that_ignores_an_adapter_is_found_however_small_its_effect(tmp_path, text, monkeypatch):
@@ -212,6 +212,6 @@ def test_an_engine_that_ignores_an_adapter_is_found_however_small_its_effect(tmp
 @torch.no_grad()
 def make_small(policy: Policy, size: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    for name, tensor in policy.adapter_state().items():
+    for name, tensor in policy.adapter.state().items():
         if "lora_B" in name:
             tensor.copy_(size * torch.randn(tensor.shape, generator=generator).sign())

@@ -32,10 +32,10 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     policy = Policy.load(config.model, config.lora, device="cpu")
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in policy.parameters:
+        for parameter in policy.adapter.parameters:
             parameter.add_(0.003 * torch.randn(parameter.shape, generator=generator))
     folder = tmp_path_factory.mktemp("adapter")
-    policy.save_adapter(folder)
+    policy.adapter.save(folder)
     engine.publish(folder, 1)
     yield engine
     engine.close()

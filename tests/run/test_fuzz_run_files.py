@@ -44,9 +44,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two checkpoints of one tiny run, with optimizer state."""
     folder = tmp_path_factory.mktemp("run") / "checkpoints"
     policy = tiny_policy()
-    optimizer = make_optimizer(OptimSection(), policy.parameters)
+    optimizer = make_optimizer(OptimSection(), policy.adapter.parameters)
     for step in STEPS:
-        for parameter in policy.parameters:
+        for parameter in policy.adapter.parameters:
             parameter.grad = torch.full_like(parameter, 0.1 * step)
         optimizer.step()
         save_checkpoint(
@@ -116,7 +116,9 @@ def test_a_changed_checkpoint_is_never_loaded(checkpoints: Path, change: tuple[s
         rename_newer_than(folder, found.step)
         assert sorted(path.name for path in folder.iterdir()) == ["damaged-step-000004", "step-000002"]
     policy = tiny_policy()
-    restore_checkpoint(found, policy=policy, optimizer=make_optimizer(OptimSection(), policy.parameters), rank=0)
+    restore_checkpoint(
+        found, policy=policy, optimizer=make_optimizer(OptimSection(), policy.adapter.parameters), rank=0
+    )
 
 
 @given(plain_data())

@@ -38,7 +38,7 @@ def make_policy(dtype: torch.dtype = torch.float32, *, gradient_checkpointing: b
     policy = Policy(base, lora, attention="sdpa", gradient_checkpointing=gradient_checkpointing)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in policy.parameters:
+        for parameter in policy.adapter.parameters:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return policy
 
@@ -57,7 +57,7 @@ def test_right_packing_passes_with_room_to_spare_and_leaves_no_gradient(
     report = check_packing(policy, TRAPO, some_groups(seed), temperature=0.7, longest=LONGEST)
     assert report is not None and report.num_rows == 8
     assert 0 < report.gradient_error < TWO_LAYERS[dtype]
-    assert all(parameter.grad is None for parameter in policy.parameters)
+    assert all(parameter.grad is None for parameter in policy.adapter.parameters)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -141,7 +141,7 @@ def policy_of(config: PreTrainedConfig, monkeypatch: pytest.MonkeyPatch) -> Poli
                 parameter.fill_(1.0)
     policy = Policy(base, LoraSection(r=4, alpha=8, target_modules=["q_proj", "o_proj"]), **OPTIONS)
     with torch.no_grad():
-        for parameter in policy.parameters:
+        for parameter in policy.adapter.parameters:
             parameter.add_(torch.randn(parameter.shape) * 0.1)
     return policy
 

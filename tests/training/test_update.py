@@ -52,7 +52,7 @@ def make_updater(
 
 
 def weights(policy: Policy) -> torch.Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in policy.parameters]).clone()
+    return torch.cat([parameter.detach().flatten() for parameter in policy.adapter.parameters]).clone()
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "paged_adamw_8bit", "sgd"])

@@ -3,7 +3,6 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,21 +16,13 @@ from trapo_lite.core.errors import ConfigError, ModelError
 from trapo_lite.core.tree import PackedBatch, pack
 from trapo_lite.core.types import Group, Rollout, Verdict
 from trapo_lite.model import tree_attention
+from trapo_lite.model.adapter import LoraAdapter
 from trapo_lite.model.base import check_positions, check_rope, load_base, model_config
 from trapo_lite.model.logprobs import token_logprobs
 from trapo_lite.model.packable import require_packable
-from trapo_lite.model.saved_adapter import (
-    WEIGHTS,
-    AdapterError,
-    check_start,
-    load_by_name,
-    lora_parameters,
-    own_config,
-    read_tensors,
-)
+from trapo_lite.model.saved_adapter import check_start
 from trapo_lite.model.shape import ModelShape, head_size
 from trapo_lite.run.device import fits_flex_attention
-from trapo_lite.run.files import naming, save_tensors
 
 MAX_EAGER_SCORES = 2**27
 """Of one layer's attention: entries of the matrix that eager attention makes, of which it keeps several; half a GiB."""
@@ -59,9 +50,8 @@ class BaseModel(nn.Module):
 class Policy:
     """Owns the model; everything that needs a forward pass of the policy goes through it.
 
-    `parameters` are the adapter's tensors in a fixed order: what is optimised, all-reduced, saved and published. They
-    are whole on every rank, also where `shard` spreads the base over the ranks (`Ranks.shard`); every rank must then
-    run equally many passes, forward and backward (`is_sharded`).
+    `adapter` holds what is trained. It is whole on every rank, also where `shard` shards the base over the ranks
+    (`Ranks.shard`); every rank must then run equally many passes, forward and backward (`is_sharded`).
     """
 
     def __init__(
@@ -74,8 +64,6 @@ class Policy:
         offload_activations: bool = False,
         shard: Callable[[nn.Module], nn.Module] | None = None,
     ) -> None:
-        from peft import get_peft_model
-
         self.autocast_dtype = base.dtype if base.dtype != torch.float32 else None
         self._uses_flex = attention == "flex"
         self._offloads = offload_activations
@@ -90,19 +78,9 @@ class Policy:
         if gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
             base.enable_input_require_grads()
-        start = None if lora.init_from is None else check_start(lora)
-        self.model = get_peft_model(base, own_config(lora))
-        self.model.peft_config["default"].base_model_name_or_path = _from_anywhere(base.config._name_or_path)
+        self.adapter = LoraAdapter(base, lora)
+        self.model = self.adapter.model
         self.model.train()
-        if self.autocast_dtype is not None:
-            _keep_input_dtype(self.model)
-        self.parameters = [p for _, p in sorted(self.model.named_parameters(), key=_name) if p.requires_grad]
-        if any(p.dtype != torch.float32 for p in self.parameters):
-            raise ModelError("the adapter's weights are not float32; PEFT's autocast_adapter_dtype must be on")
-        # Views of the parameters under PEFT's names, once: finding them takes a walk through the whole model.
-        self._state = {name: parameter.detach() for name, parameter in lora_parameters(self.model).items()}
-        if start is not None:
-            load_by_name(self.model, read_tensors(start), where=start.where)
 
     @classmethod
     def load(
@@ -222,19 +200,10 @@ class Policy:
         with self.reference():
             return self.token_logprobs(batch, temperature=temperature)[0]
 
-    def flat_gradient(self) -> Tensor:
-        """The adapter's gradient as one vector, zeros where nothing reached: what is summed over ranks."""
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        return torch.cat([grad.flatten() for grad in grads])
-
-    def clear_gradient(self) -> None:
-        for parameter in self.parameters:
-            parameter.grad = None
-
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
         """Inside, the policy is its own reference: the base."""
-        with self.model.disable_adapter():
+        with self.adapter.disabled():
             yield
 
     def prepare(self, groups: Sequence[Group]) -> PackedBatch:
@@ -246,30 +215,6 @@ class Policy:
         batch = pack(groups, pad_to=length)
         check_positions(self._base.config, str(self._base.name_or_path), longest=int(batch.position.max()) + 1)
         return batch.to(self.device)
-
-    def adapter_state(self) -> dict[str, Tensor]:
-        """The adapter's float32 master weights under PEFT's names; they move with the policy."""
-        return dict(self._state)
-
-    def load_adapter_state(self, state: dict[str, Tensor]) -> None:
-        """Take over what `adapter_state` gave; ModelError unless it is for exactly this adapter."""
-        try:
-            load_by_name(self.model, state, where="adapter state")
-        except AdapterError as error:
-            raise ModelError(str(error)) from None
-
-    def save_adapter(self, folder: Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write the adapter in PEFT's format. Raises OSError where that is not possible.
-
-        dtype: of its weights in the file; None: float32, as they are trained
-
-        By the parts of PEFT's save_pretrained that are needed: the rest of it, a model card, takes longer than they do,
-        and every publish saves.
-        """
-        with naming(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            self.model.peft_config["default"].save_pretrained(str(folder))
-        save_tensors({name: tensor.to(dtype) for name, tensor in self._state.items()}, folder / WEIGHTS)
 
     def _hidden_rows(self, batch: PackedBatch, rows: Tensor) -> Tensor:
         make_layout = tree_attention.flex_layout if self._uses_flex else tree_attention.segment_layout
@@ -316,21 +261,3 @@ def _choose_attention(model: ModelSection, device: torch.device, notify: Callabl
         raise ConfigError(f"model.attention: {reason}; set it to auto or sdpa, or model.dtype: bfloat16")
     notify(f"attention: sdpa, chain by chain: {reason}")
     return "sdpa"
-
-
-def _keep_input_dtype(model: nn.Module) -> None:
-    """Stop PEFT from copying every input of an adapter to float32, the dtype of its weights: autocast casts it back."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            setattr(module, "cast_input_dtype_enabled", False)  # noqa: B010 - some of PEFT's layers do not declare it
-
-
-def _name(item: tuple[str, Any]) -> str:
-    return item[0]
-
-
-def _from_anywhere(name: str) -> str:
-    """Return a hub id as it is, and a folder's absolute path."""
-    return str(Path(name).absolute()) if Path(name).is_dir() else name

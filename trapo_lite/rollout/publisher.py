@@ -72,7 +72,7 @@ class Publisher:
             self.publish_seconds = self.probe_seconds = 0.0
             return self._result
         started = time.perf_counter()
-        self.policy.save_adapter(self._scratch, dtype=self._dtype)
+        self.policy.adapter.save(self._scratch, dtype=self._dtype)
         self.engine.publish(self._scratch, version)
         published = time.perf_counter()
         expected = parity.checksum(self._scratch, dtype=self._dtype)

@@ -62,7 +62,7 @@ def save_checkpoint(
         checkpoints.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        policy.save_adapter(temporary)
+        policy.adapter.save(temporary)
         save_tensors(_optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
         save_tensors({str(rank): state for rank, state in enumerate(rng_states)}, temporary / "rng.safetensors")
         _write_json(temporary / "state.json", state)
@@ -109,7 +109,7 @@ def rename_newer_than(checkpoints: Path, step: int) -> None:
 
 def restore_checkpoint(checkpoint: Checkpoint, *, policy: Policy, optimizer: torch.optim.Optimizer, rank: int) -> None:
     """Restore adapter, optimizer state and this rank's random generator exactly."""
-    policy.load_adapter_state(load_file(checkpoint.folder / "adapter_model.safetensors"))
+    policy.adapter.load_state(load_file(checkpoint.folder / "adapter_model.safetensors"))
     _load_optimizer(optimizer, load_file(checkpoint.folder / "optimizer.safetensors"))
     states = load_file(checkpoint.folder / "rng.safetensors")
     if str(rank) in states:

@@ -51,8 +51,8 @@ def apply_gradient(
         )
     if grad_clip is not None:
         gradient = gradient * (grad_clip / (norm + 1e-6)).clamp(max=1.0)
-    sizes = [parameter.numel() for parameter in policy.parameters]
-    for parameter, part in zip(policy.parameters, gradient.split(sizes), strict=True):
+    sizes = [parameter.numel() for parameter in policy.adapter.parameters]
+    for parameter, part in zip(policy.adapter.parameters, gradient.split(sizes), strict=True):
         parameter.grad = part.view_as(parameter)
     for group in optimizer.param_groups:
         group["lr"] = lr

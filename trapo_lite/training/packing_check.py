@@ -79,7 +79,7 @@ def check_packing(
         )
     if report is None:
         report = _compare(policy, algorithm, small, temperature=temperature)
-    policy.clear_gradient()
+    policy.adapter.clear_gradient()
     if not report.gradient_error <= report.bound:
         raise PackingError(
             f"{report.line()}; this model or this build of torch does not compute packed trees correctly: try "
@@ -97,7 +97,7 @@ def _compare(policy: Policy, algorithm: Algorithm, group: Group, *, temperature:
     normalizers = count_normalizers(algorithm, [group])
 
     def gradient(part: Group, forward: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
-        policy.clear_gradient()
+        policy.adapter.clear_gradient()
         batch = _thinned(policy.prepare([part]), longest)
         if len(batch.trained):
             logprobs, entropy = forward(batch, temperature=temperature)
@@ -106,7 +106,7 @@ def _compare(policy: Policy, algorithm: Algorithm, group: Group, *, temperature:
                 with torch.no_grad(), policy.reference():
                     reference = forward(batch, temperature=temperature)[0]
             policy_loss(algorithm, TokenLogprobs(logprobs, entropy, reference), batch, normalizers)[0].backward()
-        return policy.flat_gradient()
+        return policy.adapter.flat_gradient()
 
     summed, squares = torch.zeros(()), 0.0  # added row by row, because every gradient is as large as the adapter
     with policy.own_attention(longest=longest):

@@ -130,7 +130,7 @@ class Run:
         updater = make_updater(config, policy, algorithm, ranks, announce=self._announce)
         if self.start.checkpoint is not None:
             restore_checkpoint(self.start.checkpoint, policy=policy, optimizer=updater.optimizer, rank=ranks.index)
-        ranks.require_equal(policy.parameters, what="the adapter")
+        ranks.require_equal(policy.adapter.parameters, what="the adapter")
         rollouts.attach(policy)
         if ranks.is_main:
             self.log_book = stack.enter_context(
@@ -179,7 +179,7 @@ class Run:
             self.signals.check()
 
     def _write_adapter(self, policy: Policy, folder: Path) -> None:
-        policy.save_adapter(folder)
+        policy.adapter.save(folder)
         fields = read_config(folder, option="run").fields
         tokenizer = self.inputs.tokenizer
         end = str(tokenizer.decode([end_of_text_id(tokenizer, self.config.data.eos_token)]))

@@ -56,7 +56,7 @@ class Updater:
         announce: Callable[[str], None] = print,
     ) -> None:
         self.policy, self.algorithm, self.ranks, self.optim = policy, algorithm, ranks, optim
-        self.optimizer = make_optimizer(optim, policy.parameters)
+        self.optimizer = make_optimizer(optim, policy.adapter.parameters)
         self.max_steps, self.temperature, self.tokens_per_batch = max_steps, temperature, tokens_per_batch
         self._longest, self._announce = longest, announce
         self._is_packing_checked = longest is None
@@ -181,7 +181,7 @@ class Updater:
 
     def _optimizer_step(self, step: int) -> float:
         """Sum the gradient over the ranks and apply it; return its norm before clipping."""
-        gradient = self.ranks.sum_tensor(self.policy.flat_gradient())
+        gradient = self.ranks.sum_tensor(self.policy.adapter.flat_gradient())
         with MemoryAttempt() as attempt:
             return apply_gradient(
                 self.policy, self.optimizer, gradient, lr=self._lr(step), grad_clip=self.optim.grad_clip
@@ -214,11 +214,11 @@ def accumulate_gradient(
     *,
     temperature: float,
 ) -> tuple[dict[str, Mean], list[Tensor]]:
-    """Run forward and backward for every batch, and leave the gradient in `policy.parameters`.
+    """Run forward and backward for every batch, and leave the gradient in `policy.adapter.parameters`.
 
     Returns the summed metrics and, per batch, |log pi - log pi_sampler| at its sampled tokens, on the CPU.
     """
-    policy.clear_gradient()
+    policy.adapter.clear_gradient()
     summed: dict[str, Mean] = {}
     gaps: list[Tensor] = []
     for batch in batches:

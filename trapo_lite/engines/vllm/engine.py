@@ -5,7 +5,6 @@ import importlib.util
 import logging
 import os
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,11 +56,10 @@ class VLLMEngine:
         self._log_path = log_path
         self.version: int | None = None
         self.publish_bytes = 0
-        self.start_seconds: float | None = None
+        self._is_up = False
         self._in_flight: set[str] = set()
         self._outbox: list[tuple[str, Any]] = []
         self._adapter_path: Path | None = None
-        self._started_at = time.monotonic()
         self._owns_folder = folder is None
         self._folder = folder or AdapterFolder(notify=notify)
         self.scratch: Path | None = self._folder.scratch
@@ -78,17 +76,14 @@ class VLLMEngine:
 
     def wait(self) -> None:
         """Wait until the engine is up, with a notice from time to time."""
-        if self.start_seconds is not None:
+        if self._is_up:
             return
 
         def log_wait(seconds: float) -> None:
             self._notify(f"vLLM is loading {self.options.model_path}: {seconds:.0f} s so far (log: {self._log_path})")
 
-        facts = self._child.receive(
-            limit_s=self.start_limit_s, waiting_for="start", on_wait=log_wait, restarts_with_log=True
-        )
-        self.start_seconds = time.monotonic() - self._started_at
-        logger.info("vLLM %s is up after %.1f s", facts["vllm"], self.start_seconds)
+        self._child.receive(limit_s=self.start_limit_s, waiting_for="start", on_wait=log_wait, restarts_with_log=True)
+        self._is_up = True
 
     def publish(self, adapter_dir: Path, version: int) -> None:
         require_idle("publish", len(self._in_flight))
