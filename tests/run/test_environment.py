@@ -135,7 +135,7 @@ def test_a_checkpoint_is_compared_with_the_start_that_made_its_step(tmp_path: Pa
     for step in (5, 8):
         (line,) = lines(step)
         assert line.startswith("WARNING") and "2b (commit cccccccccc) then, 1a (commit cccccccccc) now" in line
-    with pytest.raises(CheckpointError, match=r"2b .*then, 1a .*now.*go back.*run\.deterministic=false.*--restart"):
+    with pytest.raises(CheckpointError, match=r"2b .*then, 1a .*now.*restore.*run\.deterministic=false.*--restart"):
         compare_environments(Checkpoint(tmp_path, {"step": 5}), starts, NOW, is_exact=True)
     for is_exact in (False, True):
         (line,) = compare_environments(Checkpoint(tmp_path, {"step": 5}), [], NOW, is_exact=is_exact)

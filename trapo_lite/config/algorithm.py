@@ -87,13 +87,13 @@ class AlgorithmSection(Section):
 
     @property
     def trains_prefixes(self) -> bool:
-        """Whether a rollout may carry the prefix loss."""
+        """Return whether a rollout may carry the prefix loss."""
         groups = enumerate(self.micro_groups)
         return any(_can_be_guided(index, group) and group.num_trained != 0 for index, group in groups)
 
     @property
     def samples(self) -> bool:
-        """Whether anything is sampled; not if every rollout is a whole expert solution (SFT), which needs no engine."""
+        """Return whether anything is sampled; in SFT every rollout is a whole expert solution, so nothing is."""
         return any(not (g.prefix_ratio == 1.0 and g.help_below is None) for g in self.micro_groups)
 
     @model_validator(mode="after")

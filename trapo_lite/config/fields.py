@@ -1,4 +1,4 @@
-"""The field types of all sections, and their base class, which refuses unknown keys and keys without effect."""
+"""Define the field types of all sections and their base class, which refuses unknown keys and keys without effect."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every option with its default, its bounds and what it may be combined with; defaults are defined only here."""
+"""Define every option with its default, its bounds and what it may be combined with."""
 
 import json
 import re
@@ -285,7 +285,7 @@ class Config(Section):
 
     @property
     def longest_sequence(self) -> int:
-        """The most tokens of prompt and answer together, in training or evaluation."""
+        """Return the most tokens of prompt and answer together, in training or evaluation."""
         in_eval = self.eval.max_response_tokens or 0 if self.eval.every > 0 else 0
         return self.data.max_prompt_tokens + max(self.rollout.max_response_tokens, in_eval)
 

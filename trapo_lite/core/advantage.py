@@ -1,4 +1,4 @@
-"""Group-relative advantages, and the rollouts whose mean reward they are measured against (METHOD 4.2)."""
+"""Compute group-relative advantages, and choose the rollouts that make up their baseline (METHOD 4.2)."""
 
 from collections.abc import Sequence
 

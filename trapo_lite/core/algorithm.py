@@ -50,7 +50,7 @@ class Algorithm:
 
     @property
     def needs_every_token(self) -> bool:
-        """Whether tokens without advantage are trained too, as an entropy or KL term does."""
+        """Return whether tokens without advantage are trained too, as an entropy or KL term does."""
         return self.entropy_weight > 0 or self.kl_weight > 0
 
 

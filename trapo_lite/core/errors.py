@@ -33,7 +33,7 @@ class PackingError(TrapoLiteError):
 
 
 class UpdateError(TrapoLiteError):
-    """The update would destroy the adapter."""
+    """The update cannot be computed, or would destroy the adapter."""
 
 
 class CheckpointError(TrapoLiteError):

@@ -54,12 +54,12 @@ class PackedBatch:
 
     @property
     def trained(self) -> Tensor:
-        """Indices (K,) of the response tokens: those whose log-prob is computed."""
+        """Return the indices (K,) of the response tokens, whose log-probs are computed."""
         return torch.nonzero(self.multiplicity > 0).squeeze(-1)
 
     @property
     def completion(self) -> Tensor:
-        """Number (T,) of the completion that a completion token belongs to, counted from 1; meaningless elsewhere."""
+        """Return the number (T,) of each completion token's completion, counted from 1; meaningless elsewhere."""
         before = torch.arange(-1, self.num_tokens - 1, device=self.parent.device)
         continues = torch.roll(self.is_completion, 1) & (self.parent == before) & (before >= 0)
         return torch.cumsum(self.is_completion & ~continues, dim=0)
@@ -112,7 +112,7 @@ class _Columns:
         return start + num - 1 if num else parent
 
     def close(self, start: int) -> None:
-        """End the open subtrees of all tokens from `start` on at the last token so far."""
+        """Set the end of every open subtree whose first token is at `start` or later."""
         end = len(self.input_ids)
         for index in range(start, end):
             if self.subtree_end[index] == 0:

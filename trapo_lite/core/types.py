@@ -1,4 +1,4 @@
-"""The values that pass through the pipeline: data -> rollout -> reward -> advantage -> loss -> update.
+"""Define the values that pass through the pipeline: data -> rollout -> reward -> advantage -> loss -> update.
 
 Letters for shapes in all docstrings: P problems, G rollouts of a problem, T packed tokens, K trained tokens, V
 vocabulary.
@@ -84,7 +84,7 @@ class Mean:
 
     @property
     def value(self) -> float:
-        """The mean; NaN, never 0, if there was no data."""
+        """Return the mean; NaN, never 0, if there was no data."""
         return self.total / self.count if self.count else float("nan")
 
 

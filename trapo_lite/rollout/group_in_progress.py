@@ -1,4 +1,4 @@
-"""One problem's group while it is drawn: which rollouts it may still need (METHOD 3).
+"""Keep track of which rollouts a problem's group may still need while it is drawn (METHOD 3).
 
 Every slot has a branch without help. If its micro-group can give help, it also has a branch with an expert prefix. The
 rewards of the earlier slots decide between the two. While some of these rewards are missing, their lowest and highest
@@ -25,7 +25,7 @@ class Branch:
 
     @property
     def rewards(self) -> tuple[float, float]:
-        """The lowest and the highest reward that the rollout can have."""
+        """Return the lowest and the highest reward that the rollout can have."""
         return (self.rollout.reward, self.rollout.reward) if self.state == "graded" else (0.0, 1.0)
 
 
@@ -56,12 +56,12 @@ class GroupInProgress:
 
     @property
     def num_settled(self) -> int:
-        """How many slots are decided and graded."""
+        """Return how many slots are decided and graded."""
         return sum(len(left) == 1 and all(b.state == "graded" for b in left) for left in self.candidates)
 
     @property
     def current_micro_group(self) -> int:
-        """Index of the first micro-group with a slot that is not decided and graded."""
+        """Return the index of the first micro-group with a slot that is not decided and graded."""
         for left in self.candidates:
             if len(left) > 1 or left[0].state != "graded":
                 return left[0].micro_group

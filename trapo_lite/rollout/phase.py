@@ -1,4 +1,4 @@
-"""One rollout phase: what is in the engine, what is in the verifier, and which branches to start or to drop.
+"""Run one rollout phase: it knows what engine and verifier work on, and which branches to start or to drop.
 
 branch -> request -> engine -> completion -> verifier -> verdict -> which branches of that problem are needed now
 """

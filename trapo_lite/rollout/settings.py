@@ -1,4 +1,4 @@
-"""The settings of the sampler, and how a configuration gives them."""
+"""Define the settings of the sampler, and take them from a configuration."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -42,7 +42,7 @@ def check_paths(config: Config) -> None:
         check_sources(config.eval.data)
     folder = config.rollout.server_adapter_dir
     if folder is not None and not Path(folder).is_dir():
-        raise ConfigError(f"rollout.server_adapter_dir: no folder {folder!r}; make it, where the servers see it too")
+        raise ConfigError(f"rollout.server_adapter_dir: no folder {folder!r}; create it where the servers see it too")
     if config.lora.init_from is not None:
         check_start(config.lora)
 

@@ -1,4 +1,4 @@
-"""The adapter's optimizer, its learning rate, and its step."""
+"""Make the adapter's optimizer, compute its learning rate, and take its step."""
 
 import math
 from collections.abc import Callable, Sequence

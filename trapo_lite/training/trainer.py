@@ -1,4 +1,4 @@
-"""The training loop: publish, sample groups, advantages, pack, update, evaluate, log, save.
+"""Run the training loop: publish, sample groups, compute advantages, pack, update, evaluate, log, save.
 
 `train` is the paper's figure as code. `Run` prepares it; `training/rollouts` has engine and verifier, `training/update`
 the optimizer, `training/progress` the checkpoints. The algorithm is data (`core/algorithm`).
