@@ -53,7 +53,7 @@ def model_config(section: ModelSection) -> PreTrainedConfig:
         try:
             setattr(config, key, value)
         except StrictDataclassError as error:
-            raise ConfigError(f"model.config_overrides.{key}: found {value!r}: {error}; mend it") from None
+            raise ConfigError(f"model.config_overrides.{key}: found {value!r}: {error}; correct it") from None
     _refuse_what_packing_changes(config, section.name)
     return config
 

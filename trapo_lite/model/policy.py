@@ -211,7 +211,7 @@ class Policy:
 
         ConfigError for a sequence that is too long for the model, or for packing it with others (`check_positions`).
         """
-        length = bucket(sum(map(num_tokens, groups))) if self._uses_flex else 1  # flex: compiled anew for every length
+        length = bucket(sum(map(num_tokens, groups))) if self._uses_flex else 1  # flex is compiled for every length
         batch = pack(groups, pad_to=length)
         check_positions(self._base.config, str(self._base.name_or_path), longest=int(batch.position.max()) + 1)
         return batch.to(self.device)
