@@ -149,6 +149,7 @@ def test_references_that_grow_are_refused(tmp_path: Path) -> None:
         assert isinstance(outcome(lambda file=file: load_config([file]), seconds=5, mebibytes=512), str)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from([*KEYS, "lora", "1.r", ".", "optim.Lr"]), plain_data(), min_size=1, max_size=3))
 @example({"run.name": "a/../b"})
 @example({"model.config_overrides": {"rope_parameters": math.nan}})

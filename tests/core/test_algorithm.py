@@ -221,6 +221,7 @@ def random_groups(algo: Algorithm, seed: int, number: int = 4) -> list[Group]:
 EVERYTHING = {"entropy_weight": 0.01, "kl_weight": 0.1, "tis_cap": 2.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", [{}, {"normalizer": "constant"}, {"prefix_loss": "luffy"}])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_loss_does_not_depend_on_how_the_step_is_cut(section: dict, seed: int) -> None:
@@ -427,6 +428,7 @@ LENIENT = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "verdicts"),
     [("reference_code", "11111110"), ("paper", "11111110"), (LENIENT, "11001010"), (LENIENT, "10101010")],

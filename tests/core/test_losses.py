@@ -152,6 +152,7 @@ def kept_and_renormalised(expert: Tensor, alpha: float) -> Tensor:
     raise AssertionError("this expert distribution has no exact fixed point; take another")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.04, 0.1, 0.25])
 def test_the_optimum_cuts_the_tail(alpha: float) -> None:
     expected = kept_and_renormalised(EXPERT, alpha)

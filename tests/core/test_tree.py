@@ -224,6 +224,7 @@ def packed_weights(batches: Sequence[Sequence[Group]]) -> dict[tuple, list[float
     return dict(table)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_weights_add_up_over_any_split(seed: int) -> None:
     groups, _ = random_batch(seed)
@@ -235,6 +236,7 @@ def test_weights_add_up_over_any_split(seed: int) -> None:
             assert found[key] == pytest.approx(weights, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_every_rollout_is_a_path_with_its_own_advantage_whatever_the_split(seed: int) -> None:
     groups, _ = random_batch(seed)

@@ -194,6 +194,7 @@ def test_different_answers_are_refused(answers):
     assert caught.value.reason == "several answers"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nest", [lambda inner: [inner], lambda inner: {"a": inner}], ids=["lists", "objects"])
 def test_an_answer_that_is_nested_without_end_is_a_bad_row(nest):
     answer = "3"

@@ -79,6 +79,7 @@ def _plain(text: str) -> str:
     return text_of(TOKENIZER, ids, with_special=True)
 
 
+@pytest.mark.slow
 @given(TEMPLATES, texts(200))
 def test_a_problem_stands_in_the_template_to_the_letter(template: str, problem: str) -> None:
     from trapo_lite.data.tokens import prompt_text

@@ -120,6 +120,7 @@ def test_parquet_with_many_bytes_changed(folder: Path, parquet: bytes) -> None:
         load(folder / "any.parquet", bytes(content))
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(ROWS),
     st.dictionaries(st.sampled_from(FIELDS), plain_data(), max_size=3),

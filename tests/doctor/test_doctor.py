@@ -178,6 +178,7 @@ def test_an_nvidia_smi_that_fails_says_why(nvidia_smi):
     assert facts.ask_nvidia_smi() == Answer("failed", "exit status 3")
 
 
+@pytest.mark.slow
 def test_a_program_that_hangs_is_left_behind_with_its_children(nvidia_smi):
     nvidia_smi("sleep 60")
     begin = time.monotonic()
@@ -316,6 +317,7 @@ def test_paths_that_are_not_there_are_one_error_each(tmp_path):
     assert [finding.cure for finding in damaged] == ["give the folder of another adapter"]
 
 
+@pytest.mark.slow
 def test_a_hub_that_hangs_is_given_up(monkeypatch):
     monkeypatch.setattr(hub, "HUB_PROBE", "import time; time.sleep(60)")
     [answer] = hub.ask(config_of("model.name=some/model"), limit_s=0.3).values()

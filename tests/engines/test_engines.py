@@ -159,6 +159,7 @@ def test_without_stop_ids_the_same_draw_goes_on_to_its_limit(served):
     assert unstopped.token_ids[: len(stopped.token_ids)] == stopped.token_ids
 
 
+@pytest.mark.slow
 def test_aborted_requests_never_come_back(served):
     for i in range(6):
         served.engine.submit(sample(f"abort-{i}", seed=i, max_tokens=40))
@@ -240,6 +241,7 @@ def test_sampled_logprobs_agree_with_a_plain_forward(served, tiny_adapter_dir, r
     torch.testing.assert_close(torch.tensor(completion.logprobs), expected, rtol=0, atol=served.atol)
 
 
+@pytest.mark.slow
 def test_scores_are_at_temperature_1_also_for_tokens_in_the_prefix_cache(served, tiny_adapter_dir, reference):
     served.publish(tiny_adapter_dir)
     token_ids = PROBE[0]
@@ -326,6 +328,7 @@ def test_adapters_swap_and_are_reported(served, tiny_adapter_dir, other_adapter_
     assert tokens[1] == tokens[3] and len(set(tokens)) == 3
 
 
+@pytest.mark.slow
 def test_publish_takes_its_own_copy_and_says_what_it_cost(served, make_adapter, reference):
     adapter_dir = make_adapter(5)
     expected = reference(adapter_dir, PROBE[0])
@@ -349,6 +352,7 @@ def test_a_folder_that_holds_no_adapter_is_refused(served, tmp_path):
         served.publish(tmp_path)
 
 
+@pytest.mark.slow
 def test_release_and_resume_keep_the_adapter(served, tiny_adapter_dir):
     served.publish(tiny_adapter_dir)
     before = run_one(served.engine, sample("before"))
@@ -404,6 +408,7 @@ def test_merged_it_serves_the_same_policy_and_unmerged_the_same_bits(served, tin
         assert probe_scores(engine) == separate
 
 
+@pytest.mark.slow
 def test_the_next_publish_takes_the_merged_adapter_out_again(served, make_adapter, tiny_adapter_dir):
     nothing = make_adapter(1, scale=0.0)
     served.publish(nothing)

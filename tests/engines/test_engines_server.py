@@ -355,6 +355,7 @@ def check_logprobs(adapter: Path, request: SampleRequest, completion: Completion
     )
 
 
+@pytest.mark.slow
 def test_the_command_in_a_message_is_the_configurations_own(tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     overrides = ["rollout.engine=server", f"rollout.servers={url}", "run.deterministic=false", "lora.r=24"]
@@ -442,6 +443,7 @@ def test_whatever_ends_a_request_reaches_poll(failure: Exception) -> None:
     engine.close()
 
 
+@pytest.mark.slow
 def test_an_aborted_requests_completion_is_not_that_of_its_successor() -> None:
     engine = stub_engine()
 

@@ -44,6 +44,7 @@ def test_a_table_with_intervals_tests_and_the_literature(tmp_path: Path, capsys:
     )
 
 
+@pytest.mark.slow
 def test_other_problems_are_not_compared_and_other_drawing_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,6 +58,7 @@ def test_other_problems_are_not_compared_and_other_drawing_is_said(
     assert [Path(test["second"]).name for test in json.loads((tmp_path / "t.json").read_text())["tests"]] == ["three"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more", [{"require_box": True}, {"verifier": "other rules"}, {"prompts": "p"}, {"top_k": 20}, {"dtype": "float16"}]
 )

@@ -341,6 +341,7 @@ def test_mistakes_end_in_one_message(
     assert message.format(run=run_dir) in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_adapter_that_is_not_the_bases_is_refused_before_anything_is_loaded(
     run_dir: Path, easy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
@@ -356,6 +357,7 @@ def test_an_adapter_that_is_not_the_bases_is_refused_before_anything_is_loaded(
     assert "is not finite" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_vllm_is_not_started_for_an_adapter_of_another_rank(
     run_dir: Path, easy_file: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -434,6 +436,7 @@ def test_every_official_file_runs_through_the_harness(
     assert json.loads((tmp_path / "math" / "math500.json").read_text())["benchmark"] == "MATH-500, 2 of 500 problems"
 
 
+@pytest.mark.slow
 def test_the_configuration_does_not_cut_benchmarks(run_dir: Path):
     """Its eval.num_problems is for the set that training looks at; on the command line it is meant."""
     config = run_dir / "config.yaml"

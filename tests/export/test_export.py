@@ -118,6 +118,7 @@ def test_bfloat16_is_rounded_once(export: Export, base_dir: Path, adapter_dir: P
     assert weights.stat().st_mode == (out / "config.json").stat().st_mode and not any(out.glob("*.bin"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_by_itself_stops_where_training_stopped(export: Export):
     """Tokenizer, config.json and generation_config.json name one token; the text is read as before."""
     out = export(eos_token="<|im_end|>")
@@ -130,6 +131,7 @@ def test_a_checkpoint_by_itself_stops_where_training_stopped(export: Export):
     assert tokenizer.encode(text) == byte_tokenizer().encode(text) and len(tokenizer) == len(byte_tokenizer())
 
 
+@pytest.mark.slow
 def test_a_plain_token_that_ends_answers_stays_plain(export: Export, tmp_path: Path):
     """As a special token it would be cut out of every text; so evaluation has to be told."""
     out = export(eos_token="\n\n")
@@ -146,6 +148,7 @@ def test_a_plain_token_that_ends_answers_stays_plain(export: Export, tmp_path: P
     require_one_end(config(eos_token="\n\n"), tokenizer)
 
 
+@pytest.mark.slow
 def test_generation_ends_where_training_said_and_overrides_are_in_the_config(export: Export):
     rope = {"rope_type": "default", "rope_theta": 40000.0}
     out = export(model={"config_overrides": {"rope_parameters": rope}}, eos_token="<|im_end|>")
@@ -177,6 +180,7 @@ def test_a_wrong_merge_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_one_wrong_layer_is_refused(export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Most of the effect is there, so only the error can tell."""
     correct, seen = Linear.get_delta_weight, []
@@ -253,6 +257,7 @@ def test_a_refused_overwrite_leaves_the_old_checkpoint(export: Export, monkeypat
     assert AutoModelForCausalLM.from_pretrained(out)
 
 
+@pytest.mark.slow
 def test_adapters_that_cannot_be_used(
     export: Export, adapter_dir: Path, make_adapter: Callable[..., Path], tmp_path: Path
 ):
@@ -268,6 +273,7 @@ def test_adapters_that_cannot_be_used(
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_too_small_is_found_before_writing(
     export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

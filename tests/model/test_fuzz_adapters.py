@@ -61,6 +61,7 @@ def copy_of(adapter: Path) -> Path:
     return shutil.copytree(adapter, folder)
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_an_adapter_of_any_bytes(adapter: Path, data: st.DataObject) -> None:
     folder = copy_of(adapter)

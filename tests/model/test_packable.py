@@ -86,6 +86,7 @@ def test_no_architecture_of_transformers_ends_in_a_traceback(start: int, tmp_pat
 EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model_type", "options", "complaint"),
     [
@@ -129,6 +130,7 @@ def test_random_numbers_in_the_forward_pass_are_refused(
         checked(config_of(model_type, **options), tmp_path, targets=ATTENTION_ONLY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model_type", "options"),
     [
@@ -237,6 +239,7 @@ def test_adapters_on_fused_experts_and_routers_are_counted() -> None:
     assert ModelShape.of(config, rank=4, targets=ATTENTION_ONLY).adapter_parameters == 2 * attention
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["qwen3_moe", "mixtral", "olmoe"])
 def test_all_linear_on_fused_experts_is_refused_with_the_targets_to_take(model_type: str, tmp_path: Path) -> None:
     options = {"num_local_experts": 8} if model_type == "mixtral" else {**MOE, "head_dim": 8}
@@ -256,6 +259,7 @@ def test_counting_draws_no_random_numbers_and_changes_no_configuration() -> None
     assert torch.equal(torch.rand(1), expected) and config._attn_implementation == "packed_tree"
 
 
+@pytest.mark.slow
 def test_a_name_that_peft_takes_for_one_of_fused_experts_is_refused(tmp_path: Path) -> None:
     options = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
     options |= {"n_routed_experts": 4, "moe_intermediate_size": 16, "first_k_dense_replace": 1}

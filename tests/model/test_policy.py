@@ -84,6 +84,7 @@ def gradient(policy: Policy, *groups: Group, algorithm: Algorithm = TRAPO) -> Te
 # ----- the base, the adapter, the reference
 
 
+@pytest.mark.slow
 def test_score_is_transformers_own_with_the_adapter_applied(base_dir: Path, tmp_path: Path) -> None:
     policy = trained(load(base_dir))
     policy.adapter.save(tmp_path)
@@ -96,6 +97,7 @@ def test_a_fresh_adapter_changes_nothing(base_dir: Path) -> None:
     assert load(base_dir).score(TOKENS) == pytest.approx(plain_logprobs(base_dir, TOKENS), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_reference_is_the_base_and_only_inside_its_block(base_dir: Path) -> None:
     policy = trained(load(base_dir))
     before = policy.score(TOKENS)
@@ -109,6 +111,7 @@ def test_the_reference_is_the_base_and_only_inside_its_block(base_dir: Path) -> 
     assert all(parameter.requires_grad for parameter in policy.adapter.parameters)
 
 
+@pytest.mark.slow
 def test_the_kl_term_is_zero_at_the_base_and_pulls_back_to_it(base_dir: Path) -> None:
     """k3 between policy and reference; with reward for nothing, its gradient is all there is."""
     algorithm = AlgorithmSection(kl_weight=1.0, prefix_loss="none").build()
@@ -137,6 +140,7 @@ def test_temperature_divides_the_logits(base_dir: Path) -> None:
     torch.testing.assert_close(entropy, -(logp.exp() * logp).sum(-1))
 
 
+@pytest.mark.slow
 def test_only_the_adapter_is_trained_in_float32_and_in_a_fixed_order(base_dir: Path) -> None:
     policy = load(base_dir)
     names = [name for name, parameter in policy.model.named_parameters() if parameter.requires_grad]
@@ -159,6 +163,7 @@ def test_the_fresh_adapter_is_a_function_of_torchs_seed(base_dir: Path) -> None:
 # ----- saving and loading the adapter
 
 
+@pytest.mark.slow
 def test_the_adapters_state_travels_bit_for_bit(base_dir: Path) -> None:
     policy, other = trained(load(base_dir)), load(base_dir)
     state = {name: tensor.clone() for name, tensor in policy.adapter.state().items()}
@@ -187,6 +192,7 @@ def test_a_state_of_another_adapter_is_refused(base_dir: Path) -> None:
 # ----- kinds of base
 
 
+@pytest.mark.slow
 def test_tied_embeddings(tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -212,6 +218,7 @@ def test_a_bf16_base_trains_float32_weights_under_autocast(base_dir: Path) -> No
     assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.98
 
 
+@pytest.mark.slow
 def test_inputs_of_adapters_stay_bfloat16_under_autocast(base_dir: Path) -> None:
     """No float32 copy of any of them; log-probs and gradient are, bit for bit, those with PEFT's copies."""
     from peft.tuners.lora import LoraLayer
@@ -235,6 +242,7 @@ def test_inputs_of_adapters_stay_bfloat16_under_autocast(base_dir: Path) -> None
     assert results[0][1].any()
 
 
+@pytest.mark.slow
 def test_a_batch_for_flex_attention_is_packed_once(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To one of a few lengths: the least of 1024, 1280, 1536, 1792, 2048, 2560, ... that holds it."""
     policy = load(base_dir)
@@ -331,6 +339,7 @@ def test_checkpointing_is_on_when_asked_for(base_dir: Path) -> None:
     assert calls == [False, True, True]
 
 
+@pytest.mark.slow
 def test_config_overrides_act(base_dir: Path) -> None:
     """rope_theta acts only inside rope_parameters; the base's is 10000."""
     rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 40.0}}
@@ -496,6 +505,7 @@ def test_flex_attention_is_refused_on_the_cpu(base_dir: Path) -> None:
         load(base_dir, attention="flex")
 
 
+@pytest.mark.slow
 def test_log_probs_are_log_probs(base_dir: Path) -> None:
     """Over the whole vocabulary they sum to one: every token as the only continuation of one prompt."""
     policy = trained(load(base_dir))

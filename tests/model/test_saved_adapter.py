@@ -63,6 +63,7 @@ def refuse_to_load(*_args: object, **_options: object) -> None:
     raise AssertionError("a base was loaded before the mistake was found")
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_every_tensor_of_the_adapter(base_dir: Path, adapter_dir: Path) -> None:
     saved = load_file(adapter_dir / WEIGHTS)
     policy = start(base_dir, adapter_dir)
@@ -175,6 +176,7 @@ def test_a_configuration_that_is_not_plain_lora_is_refused(
         read_config(wrong, option="--adapter")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -218,6 +220,7 @@ def test_adapters_of_other_kinds_as_peft_saves_them(base_dir: Path, tmp_path: Pa
         start(base_dir, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_regular_expression_is_read_by_what_it_adapts(base_dir: Path, tmp_path: Path) -> None:
     """The names of the tensors say which layers it matched."""
     config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=r".*\.(q|v)_proj")

@@ -312,6 +312,7 @@ def test_the_quick_parser_reads_what_the_slow_one_reads(monkeypatch):
     assert sum(reading != "None" for reading in slow) > 20
 
 
+@pytest.mark.slow
 def test_math_verify_alone_would_call_tiny_numbers_equal():
     """The reason for comparing numbers here: math-verify rounds to six decimals."""
     from math_verify import parse, verify

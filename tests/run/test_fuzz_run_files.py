@@ -122,6 +122,7 @@ def test_a_changed_checkpoint_is_never_loaded(checkpoints: Path, change: tuple[s
     )
 
 
+@pytest.mark.slow
 @given(plain_data())
 @example([])
 @example({"state.json": None})
@@ -300,6 +301,7 @@ def test_an_evaluation_that_was_cut_anywhere_goes_on_or_is_refused(
         assert content.rstrip(b"\n") == expected[name].rstrip(b"\n")
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_an_evaluation_of_any_bytes_is_read_or_refused(

@@ -52,6 +52,7 @@ def pretraining_documents():
 # --- problems and rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_generator_reproduces_the_shipped_rows_byte_for_byte(split):
     assert (DATA_DIR / f"{split}.jsonl").read_bytes() == jsonl(rows(split)).encode()
@@ -101,6 +102,7 @@ def test_no_shipped_problem_is_asked_in_the_words_of_a_textbook():
 # --- tokenizer
 
 
+@pytest.mark.slow
 def test_the_tokenizer_returns_the_world_exactly(tokenizer):
     texts = [prompt_text(problem.text) + solution for problem, solution in pretraining_documents()]
     texts += [text for row in shipped_rows("dev") for text in (prompt_text(row["problem"]), *row["solutions"])]
@@ -141,6 +143,7 @@ def test_a_batch_labels_the_solutions_and_their_ends_only(tokenizer):
             assert row_labels == expected
 
 
+@pytest.mark.slow
 def test_the_sampler_draws_from_the_model_token_by_token(base, tokenizer):
     problem = distinct_problems("test", "easy", 1, seed=1)[0]
     prompt_ids = torch.tensor([encode(tokenizer, prompt_text(problem.text))] * 2)

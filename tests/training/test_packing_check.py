@@ -250,6 +250,7 @@ def test_memory_that_runs_out_leaves_the_small_tree(monkeypatch: pytest.MonkeyPa
     assert report is not None and report.longest < 100
 
 
+@pytest.mark.slow
 def test_a_model_without_sdpa_is_checked_as_far_as_its_scores_have_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy_module, "MAX_EAGER_SCORES", 4 * 100**2)
     policy = make_policy()
