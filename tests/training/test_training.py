@@ -1,101 +1,27 @@
 """Whole runs on a byte-level tiny model with the transformers engine and the real verifier."""
 
-import errno
-import hashlib
 import json
-import shlex
 import shutil
-import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from adapter_folders import edited, renamed, with_nan
-from byte_model import byte_tokenizer, write_byte_model
-from run_differences import differences
+from byte_model import byte_tokenizer
+from tiny_runs import GRPO, LUFFY, SFT
 from transformers import AddedToken
 
 from trapo_lite.config import Config, validate
-from trapo_lite.core.errors import CheckpointError, ConfigError, DataError, EngineError, ModelError, UpdateError
+from trapo_lite.core.errors import ConfigError, DataError, ModelError, UpdateError
 from trapo_lite.evaluation import evaluate
-from trapo_lite.export.merge import export_run
-from trapo_lite.run.folder import RunFolder, final_adapter, read_metrics
-from trapo_lite.training import checkpoint, trainer
+from trapo_lite.run.folder import read_metrics
+from trapo_lite.training import trainer
 from trapo_lite.training.inputs import read_inputs
 from trapo_lite.training.trainer import train
 from trapo_lite.training.update import Updater
 
 pytestmark = pytest.mark.slow
-
-GRPO = {"name": "grpo", "schedule": [{"num_rollouts": 4}], "prefix_loss": "none"}
-SFT = {
-    "name": "sft",
-    "schedule": [{"num_rollouts": 1, "prefix_ratio": 1.0, "help_below": None}],
-    "prefix_loss": "nll",
-}
-LUFFY = {
-    "name": "luffy",
-    "schedule": [{"num_rollouts": 3}, {"num_rollouts": 1, "prefix_ratio": 1.0, "help_below": None}],
-    "prefix_loss": "luffy",
-}
-TRAPO = {
-    "name": "trapo",
-    "schedule": [
-        {"num_rollouts": 2},
-        {"num_rollouts": 2, "prefix_ratio": 0.5, "help_below": 0.5, "num_trained": 1},
-        {"num_rollouts": 1, "prefix_ratio": 1.0, "help_below": 1.0},
-    ],
-}
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_byte_model(tmp_path_factory.mktemp("byte_model"))
-
-
-@pytest.fixture(scope="module")
-def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("data") / "sums.jsonl"
-    rows = [
-        {"problem": f"{a}+{b}?", "answer": str(a + b), "solution": f"{a} and {b}.\n\nSo \\boxed{{{a + b}}}"}
-        for a in range(3)
-        for b in range(4)
-    ]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
-
-
-@pytest.fixture
-def make_config(model_dir: Path, data_file: Path, tmp_path: Path):
-    def make(*, name: str = "run", algorithm: dict = TRAPO, **changes: dict) -> Config:
-        raw = {
-            "model": {"name": str(model_dir), "dtype": "float32"},
-            "lora": {"r": 4, "alpha": 8},
-            "data": {
-                "train": str(data_file),
-                "expert_text": "full",
-                "prompt_template": "{problem}\n",
-                "max_prompt_tokens": 16,
-            },
-            "rollout": {"engine": "transformers", "num_problems": 3, "max_response_tokens": 48},
-            "reward": {"num_workers": 1},
-            "algorithm": algorithm,
-            "optim": {"lr": 1e-3},
-            "train": {"max_steps": 2, "save_every": 1},
-            "run": {
-                "name": name,
-                "dir": str(tmp_path),
-                "deterministic": True,
-                "num_threads": 1,
-                "tensorboard": False,
-            },
-        }
-        for section, values in changes.items():
-            raw[section] = raw.get(section, {}) | values
-        return validate(raw)
-
-    return make
 
 
 def with_added_token(model_dir: Path, folder: Path) -> Path:
@@ -247,217 +173,6 @@ def test_what_a_run_leaves_can_be_read_by_others_and_says_what_it_is(make_config
     assert f"vllm serve {model_dir} --enable-lora --max-lora-rank 8 --lora-modules trained=." in card
 
 
-def test_a_copy_of_a_checkpoint_under_another_name_is_left_alone(make_config) -> None:
-    folder = train(make_config(train={"max_steps": 1}))
-    copy = shutil.copytree(folder / "checkpoints/step-000001", folder / "checkpoints/step-000001.bak")
-    (folder / "rollouts/step-000001 (copy).jsonl").write_text("{}\n")
-    assert final_adapter(train(make_config(train={"max_steps": 2}))) == folder / "adapter"
-    assert copy.is_dir()
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "complaint"),
-    [
-        ("state.json", "{", "state.json is damaged: not JSON"),
-        ("state.json", "[]", "state.json is damaged: it holds a list"),
-        ("state.json", "{}", "state.json is of step None"),
-        ("manifest.json", "{", "manifest.json is damaged: not JSON"),
-        ("manifest.json", "[]", "manifest.json is damaged: it holds a list"),
-        ("manifest.json", "[" * 100_000, "manifest.json is damaged: not JSON"),
-    ],
-    ids=["cut", "list", "empty", "manifest cut", "manifest list", "manifest deep"],
-)
-def test_a_checkpoint_whose_json_is_damaged_is_not_used(
-    tmp_path: Path, name: str, content: str, complaint: str
-) -> None:
-    """Also where the checksums were made of what is damaged."""
-    step = tmp_path / "step-000002"
-    step.mkdir()
-    for file in checkpoint.FILES:
-        (step / file).write_text('{"step": 2}')
-    if name == "state.json":
-        (step / name).write_text(content)
-    fingerprints = {
-        file: {"bytes": len(data := (step / file).read_bytes()), "sha256": hashlib.sha256(data).hexdigest()}
-        for file in checkpoint.FILES
-    }
-    (step / "manifest.json").write_text(json.dumps(fingerprints) if name == "state.json" else content)
-    found, messages = checkpoint.find_checkpoint(tmp_path)
-    assert found is None and len(messages) == 2 and complaint in messages[0]
-
-
-def test_stopped_and_resumed_equals_uninterrupted(make_config) -> None:
-    whole = train(make_config(name="whole", train={"max_steps": 4}))
-    train(make_config(name="parts", train={"max_steps": 2}))
-    parts = train(make_config(name="parts", train={"max_steps": 4}))
-    assert differences(whole, parts) == []
-    other = train(make_config(name="other", train={"max_steps": 4}, run={"seed": 1}))
-    assert differences(whole, other)  # the comparison can fail
-
-
-def test_lines_beyond_the_checkpoint_are_cut_back(make_config) -> None:
-    whole = train(make_config(name="whole", train={"max_steps": 3, "save_every": 3}))
-    parts = train(make_config(name="parts", train={"max_steps": 3}))
-    for step in (2, 3):
-        shutil.rmtree(parts / f"checkpoints/step-{step:06d}")
-    with (parts / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "torn')
-    train(make_config(name="parts", train={"max_steps": 3}))
-    assert differences(whole, parts) == []
-
-
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(make_config, capsys) -> None:
-    whole = train(make_config(name="whole", train={"max_steps": 3}))
-    train(make_config(name="parts"))
-    damaged = whole.parent / "parts/checkpoints/step-000002/optimizer.safetensors"
-    damaged.write_bytes(damaged.read_bytes()[:-1])
-    capsys.readouterr()
-    parts = train(make_config(name="parts", train={"max_steps": 3}))
-    output = capsys.readouterr().out
-    assert "step-000002: optimizer.safetensors is damaged" in output and "resuming after step 1" in output
-    assert differences(whole, parts) == []
-
-
-def test_a_checkpoint_of_another_configuration_or_model_is_refused(make_config, tmp_path: Path, capsys) -> None:
-    train(make_config())
-    with pytest.raises(CheckpointError, match=r"optim.lr: 0.001 then, 0.5 now.*--restart"):
-        train(make_config(optim={"lr": 0.5}))
-    other = write_byte_model(tmp_path / "other", num_layers=1)
-    with pytest.raises(CheckpointError, match="another"):
-        train(make_config(model={"name": str(other)}))
-    capsys.readouterr()
-    train(make_config(optim={"lr": 0.5}), restart=True)
-    (old,) = [path for path in tmp_path.iterdir() if path.name.startswith("run.old-")]
-    assert f"{tmp_path / 'run'}: the run that was here is now in {old}" in capsys.readouterr().out
-
-
-def test_a_run_of_the_old_form_of_the_configuration_resumes(make_config) -> None:
-    """Its config.yaml and its checkpoints have flat keys; what differs in them is still refused."""
-    folder = train(make_config(algorithm=LUFFY, train={"max_steps": 1}))
-    step = folder / "checkpoints/step-000001"
-    state = json.loads((step / "state.json").read_text())
-    flat = {
-        "prefix_loss": "luffy", "alpha": 0.1, "gamma": 0.1, "prefix_weight": 1.0, "prefix_advantage": True,
-        "count_expert_in_baseline": True, "divide_by_std": False, "clip_low": None, "clip_high": None,
-        "entropy_weight": 0.0, "kl_weight": 0.0, "normalizer": "tokens", "normalizer_tokens": None,
-    }  # fmt: skip
-    parts = ("prefix_loss", "completion_loss", "advantage", "baseline", "normalizer", "tis_cap", "sequence_bound")
-    kept = {
-        key: value
-        for key, value in state["configuration"].items()
-        if not any(key.startswith(f"algorithm.{part}") for part in parts)
-    }
-    old = kept | {f"algorithm.{key}": value for key, value in flat.items()}
-    state["configuration"] = old | {"rollout.tis_cap": None, "rollout.sequence_bound": None}
-    (step / "state.json").write_text(json.dumps(state))
-    manifest = json.loads((step / "manifest.json").read_text())
-    data = (step / "state.json").read_bytes()
-    manifest["state.json"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (step / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match=r"algorithm\.prefix_loss\.gamma: 0\.1 then, 0\.3 now"):
-        train(make_config(algorithm=LUFFY | {"prefix_loss": {"type": "luffy", "gamma": 0.3}}, train={"max_steps": 2}))
-    whole = train(make_config(name="whole", algorithm=LUFFY, train={"max_steps": 2}))
-    assert differences(whole, train(make_config(algorithm=LUFFY, train={"max_steps": 2}))) == []
-
-
-def test_a_full_disk_leaves_the_last_good_checkpoint(make_config, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = train(make_config(train={"max_steps": 1}))
-
-    def full(*_args) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_tensors", full)
-        with pytest.raises(CheckpointError, match=r"the disk is full.*to resume"):
-            train(make_config(train={"max_steps": 2}))
-    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-000001"]
-    train(make_config(train={"max_steps": 2}))
-    assert differences(folder, train(make_config(name="whole"))) == []
-
-
-def test_two_processes_cannot_write_one_run(make_config) -> None:
-    config = make_config()
-    with RunFolder.open(config, restart=False), pytest.raises(ConfigError, match="another process is writing"):
-        train(config)
-
-
-def pretend(folder: Path, **changed: object) -> None:
-    """Have environment.json say that the newest start ran with something else."""
-    file = folder / "environment.json"
-    starts = json.loads(file.read_text())
-    starts[-1] |= changed
-    file.write_text(json.dumps(starts))
-
-
-def test_each_start_is_on_record_and_forgotten_with_its_steps(make_config) -> None:
-    folder = train(make_config(train={"max_steps": 1}))
-
-    def starts() -> list[dict]:
-        return json.loads((folder / "environment.json").read_text())
-
-    (first,) = starts()
-    assert first["after_step"] == 0 and first["processes"] == 1 and first["device"] == "CPU"
-    assert first["versions"]["torch"] == torch.__version__ and first["package"]
-    assert shlex.split(first["command"]) == sys.orig_argv  # of whatever runs the tests
-    train(make_config(train={"max_steps": 3}))
-    assert [start["after_step"] for start in starts()] == [0, 1] and starts()[0] == first
-    recorded = (folder / "config.yaml").read_text()
-    for max_steps in (3, 2):  # complete: nothing is computed, and nothing is put on record
-        train(make_config(train={"max_steps": max_steps}))
-        assert [start["after_step"] for start in starts()] == [0, 1]
-        assert (folder / "config.yaml").read_text() == recorded
-    for step in (2, 3):
-        shutil.rmtree(folder / f"checkpoints/step-{step:06d}")  # the second start has nothing left to show
-    train(make_config(train={"max_steps": 2}))
-    assert [start["after_step"] for start in starts()] == [0, 1] and starts()[0] == first
-    train(make_config(train={"max_steps": 1}), restart=True)
-    assert [start["after_step"] for start in starts()] == [0]
-
-
-def test_changed_code_is_a_warning_when_a_run_is_resumed(make_config, capsys) -> None:
-    loose = {"run": {"deterministic": False}}
-    folder = train(make_config(**loose, train={"max_steps": 1}))
-    pretend(folder, package="0dd", commit=None, versions={"torch": "2.0"})
-    capsys.readouterr()
-    train(make_config(**loose, train={"max_steps": 2}))
-    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
-    assert len(warnings) == 1 and "step-000001: was made by other code or versions" in warnings[0]
-    assert "trapo_lite's files: 0dd then" in warnings[0]
-    assert f"torch: 2.0 then, {torch.__version__} now" in warnings[0]
-    train(make_config(**loose, train={"max_steps": 3}))  # the newest checkpoint is of the code of now
-    pretend(folder, commit="f" * 40, clean=True, command="another", host="elsewhere")  # the same files
-    train(make_config(**loose, train={"max_steps": 4}))
-    assert "WARNING" not in capsys.readouterr().out
-
-
-def test_changed_code_is_an_error_where_bits_were_promised(make_config, capsys) -> None:
-    folder = train(make_config(train={"max_steps": 1}))
-    pretend(folder, package="0dd")
-    train(make_config(train={"max_steps": 1}))
-    assert "is complete" in capsys.readouterr().out  # nothing is computed, so nothing is refused
-    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    with pytest.raises(CheckpointError, match=r"files: 0dd .*then, .* now.*run\.deterministic=false.*--restart"):
-        train(make_config(train={"max_steps": 2}))
-    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
-    loose = {"run": {"deterministic": False}, "rollout": {"schedule": "barrier"}}
-    train(make_config(**loose, train={"max_steps": 2}))
-    assert "WARNING: " in capsys.readouterr().out
-    with pytest.raises(CheckpointError, match=r"\(run\.deterministic: False then, True now\)"):
-        train(make_config(rollout={"schedule": "barrier"}, train={"max_steps": 3}))
-
-
-@pytest.mark.parametrize("content", [None, "", "{}", "[1]", '[{"after_step": 0}]'], ids=repr)
-def test_a_run_without_a_record_of_its_code_is_resumed_with_one_line(make_config, capsys, content) -> None:
-    folder = train(make_config(train={"max_steps": 1}))
-    (folder / "environment.json").unlink()
-    if content is not None:
-        (folder / "environment.json").write_text(content)
-    capsys.readouterr()
-    train(make_config(train={"max_steps": 2}))
-    assert capsys.readouterr().out.count("no record of the code and versions that made it") == 1
-    assert [start["after_step"] for start in json.loads((folder / "environment.json").read_text())] == [1]
-
-
 def no_model(*_args, **_kwargs):
     raise AssertionError("a model was loaded before the mistake was found")
 
@@ -497,67 +212,6 @@ def test_a_folder_without_weights_or_with_an_adapter_is_no_model(make_config, mo
         train(make_config(model={"name": str(adapter)}))
 
 
-def test_a_run_killed_before_it_left_its_adapter_leaves_it_when_started_again(make_config, capsys) -> None:
-    folder = train(make_config(train={"max_steps": 1}))
-    shutil.copytree(folder / "adapter", folder / "old")
-    train(make_config(train={"max_steps": 2}))
-    newest = (folder / "adapter/adapter_model.safetensors").read_bytes()
-    shutil.rmtree(folder / "adapter")
-    (folder / "old").rename(folder / "adapter")  # as if killed between the last checkpoint and the new adapter
-    train(make_config(train={"max_steps": 2}))
-    assert (folder / "adapter/adapter_model.safetensors").read_bytes() == newest
-    capsys.readouterr()
-    train(make_config(train={"max_steps": 2}))
-    assert "is complete: 2 steps done" in capsys.readouterr().out
-
-
-def test_an_adapter_of_an_earlier_end_is_not_taken_for_the_runs(make_config) -> None:
-    folder = train(make_config(train={"max_steps": 1}))
-    assert final_adapter(folder) == folder / "adapter"
-    shutil.copytree(folder / "adapter", folder / "old")
-    train(make_config(train={"max_steps": 2}))
-    assert final_adapter(folder) == folder / "adapter"
-    shutil.rmtree(folder / "adapter")
-    (folder / "old").rename(folder / "adapter")  # as if killed in its second life, after a checkpoint
-    with pytest.raises(ConfigError, match=r"gone on to step-000002; .*--adapter .*step-000002 or --adapter .*/adapter"):
-        final_adapter(folder)
-    with pytest.raises(ConfigError, match="gone on to step-000002"):
-        export_run(folder)
-
-
-def test_whatever_ends_a_run_the_steps_it_logged_are_kept(make_config) -> None:
-    class Dies(Updater):
-        def update(self, step, groups):
-            if step == 2:
-                raise EngineError("it died")
-            return super().update(step, groups)
-
-    config = make_config(train={"max_steps": 4, "save_every": 100})
-    folder = config.run.folder
-    with pytest.raises(EngineError):
-        train(config, make_updater=Dies.from_config)
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-000002"]
-    whole = train(make_config(name="whole", train={"max_steps": 4, "save_every": 100}))
-    assert differences(whole, train(config)) == []
-
-
-def test_a_policy_that_moved_after_the_last_logged_step_is_not_saved_as_that_step(make_config, monkeypatch) -> None:
-    write = trainer.LogBook.write
-
-    def fails_in_the_second_step(self, step: int, *args, **kwargs) -> None:
-        if step == 2:
-            raise OSError(28, "No space left on device")
-        write(self, step, *args, **kwargs)
-
-    config = make_config(train={"max_steps": 3, "save_every": 100})
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.LogBook, "write", fails_in_the_second_step)
-        with pytest.raises(OSError, match="No space"):
-            train(config)
-    whole = train(make_config(name="whole", train={"max_steps": 3, "save_every": 100}))
-    assert differences(whole, train(config)) == []
-
-
 def test_a_mismatch_of_sampler_and_trainer_is_an_alarm(make_config, capsys) -> None:
     train(make_config(name="calm", train={"max_steps": 1}))
     assert "sampler and trainer differ" not in capsys.readouterr().out
@@ -568,22 +222,6 @@ def test_a_mismatch_of_sampler_and_trainer_is_an_alarm(make_config, capsys) -> N
     stages = ("publish", "score", "sample", "verdicts", "update", "idle")
     assert sum(row[f"time/{stage}"] for stage in stages) == pytest.approx(row["time/step"])
     assert row["time/idle"] >= 0 and row["time/first_token"] > row["time/publish"] > 0
-
-
-def test_a_run_that_goes_on_says_that_its_export_is_of_an_earlier_end(make_config, capsys) -> None:
-    folder = train(make_config(train={"max_steps": 1}))
-    said = capsys.readouterr().out
-    assert "an earlier end" not in said
-    assert f"next: python scripts/evaluate.py --run {folder} --benchmarks NAME ..." in said
-    assert f"next: python scripts/export.py --run {folder}" in said
-    (folder / "merged").mkdir()
-    train(make_config(train={"max_steps": 2}))
-    said = capsys.readouterr().out
-    assert "adapter/ is from an earlier end of this run; it is replaced when the run ends" in said
-    assert f"python scripts/export.py --run {folder} --overwrite" in said
-    shutil.rmtree(folder / "merged")
-    train(make_config(train={"max_steps": 3}))
-    assert "merged/" not in capsys.readouterr().out
 
 
 def test_no_expert_traces_where_the_schedule_needs_them(make_config, tmp_path: Path, monkeypatch) -> None:
@@ -658,25 +296,6 @@ def test_a_budget_that_memory_lowered_stays_lowered(make_config, monkeypatch, ca
     assert given[0] > given[1] == given[2]
     assert [row["train/out_of_memory"] for row in read_metrics(folder / "metrics.jsonl")] == [1, 0, 0]
     assert f"memory ran out; forward passes have {given[1]} tokens" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"train": {"check_packing": False}},
-        {"train": {"check_memory": False}},
-        {"model": {"attention": "sdpa"}},
-        {"model": {"gradient_checkpointing": True}},
-        {"train": {"tokens_per_batch": 500}},
-    ],
-    ids=str,
-)
-def test_what_messages_advise_is_taken_when_a_run_goes_on(make_config, change: dict) -> None:
-    inexact = {"run": {"deterministic": False}}
-    train(make_config(**inexact, train={"max_steps": 1}))
-    raw = change | {"train": {"max_steps": 2} | change.get("train", {})} | inexact
-    rows = read_metrics(train(make_config(**raw)) / "metrics.jsonl")
-    assert [row["step"] for row in rows] == [1, 2]
 
 
 def test_no_memory_in_the_optimizer_is_one_error(make_config, monkeypatch) -> None:

@@ -21,7 +21,7 @@ TABLE: dict[str, str] = {
     "verdict/correct": "share of rollouts with this verdict",
     "verdict/wrong": "share of rollouts with this verdict",
     "verdict/no_answer": "share of rollouts with this verdict",
-    "verdict/timeout": "share of rollouts with this verdict; above 0, run.deterministic cannot be kept",
+    "verdict/timeout": "share of rollouts with this verdict; above 0, the run may not be repeatable bit for bit",
     "verdict/crash": "share of rollouts with this verdict",
     "rollout/guided": "share of rollouts that start from an expert prefix",
     "rollout/helped_N": "share of the rollouts of micro-group N that start from an expert prefix",
