@@ -123,25 +123,38 @@ class Updater:
                     f"train.tokens_per_batch={self.tokens_per_batch // 2}"
                 )
             norm = self._optimizer_step(step)
-        every_gap = torch.cat([torch.zeros(0), *ranks.gather(gaps)])
+        return {
+            **self._metrics(step, moving, batches, losses, gaps, seconds=time.perf_counter() - started),
+            "train/skipped_groups": num_groups - len(moving),
+            "train/out_of_memory": num_failures,
+            "optim/grad_norm": norm,
+        }
+
+    def _metrics(
+        self,
+        step: int,
+        moving: Sequence[Group],
+        batches: Sequence[PackedBatch],
+        losses: dict[str, Mean],
+        gaps: Sequence[Tensor],
+        *,
+        seconds: float,
+    ) -> dict[str, Mean | float | int]:
+        """Return what the update cost and what its losses were, over all ranks."""
+        ranks, num_updates = self.ranks, self.optim.updates_per_batch
+        every_gap = torch.cat([torch.zeros(0), *ranks.gather(list(gaps))])
         num_packed = sum(map(num_tokens, cut(moving, budget=self.tokens_per_batch)))
-        tflop = sum(ranks.gather([sum(map(policy.shape.batch_flop, batches))])) * num_updates / 1e12
-        num_batches = sum(ranks.gather([len(batches)]))
-        metrics = ranks.sum_metrics(losses | {"train/padding": _padding(batches)})
+        tflop = sum(ranks.gather([sum(map(self.policy.shape.batch_flop, batches))])) * num_updates / 1e12
         [peak] = ranks.largest([device.peak_gib(ranks.device)])
-        seconds = time.perf_counter() - started
         possible = (device.peak_tflops(ranks.device) or math.nan) * ranks.count
         return {
-            **metrics,
+            **ranks.sum_metrics(losses | {"train/padding": _padding(batches)}),
             **rollout_metrics.token_counts(moving, num_packed=num_packed),
-            "train/skipped_groups": num_groups - len(moving),
-            "train/batches": num_batches,
+            "train/batches": sum(ranks.gather([len(batches)])),
             "train/tflop": tflop,
             "train/tokens_per_batch": self.tokens_per_batch,
-            "train/out_of_memory": num_failures,
             "mismatch/p99": _quantile(every_gap, 0.99) if every_gap.numel() else math.nan,
             "optim/lr": self._lr(step),
-            "optim/grad_norm": norm,
             "time/update": seconds,
             "speed/trained_tokens_per_second": num_packed * num_updates / seconds,
             "speed/flop_utilisation": tflop / seconds / possible,
