@@ -57,17 +57,28 @@ def train(arguments: Sequence[str] | None = None) -> None:
     with exit_on_user_error():
         config = load_config(args.config, args.overrides)
         if args.dry_run:
-            from trapo_lite.model.packable import check_model
-            from trapo_lite.planning.report import plan_lines
-            from trapo_lite.training.inputs import check_paths, check_start_fits
-
-            check_paths(config)
-            if Path(config.model.name).is_dir():  # otherwise the hub would be asked
-                check_model(config)
-                check_start_fits(config, reads_weights=False)
-            print("\n".join(plan_lines(config)))
+            print("\n".join(_dry_run(config)))
             return
-        run_training(config, restart=args.restart)
+        with exit_when_stopped():
+            from trapo_lite.run.launch import end_with_launcher
+
+            end_with_launcher()  # before what takes seconds to import
+            from trapo_lite.training.trainer import train as train_job
+
+            train_job(config, restart=args.restart)
+
+
+def _dry_run(config: Config) -> list[str]:
+    """Check the configuration's paths and model, and return the plan of a step."""
+    from trapo_lite.model.packable import check_model
+    from trapo_lite.planning.report import plan_lines
+    from trapo_lite.training.inputs import check_paths, check_start_fits
+
+    check_paths(config)
+    if Path(config.model.name).is_dir():  # otherwise the hub would be asked
+        check_model(config)
+        check_start_fits(config, reads_weights=False)
+    return plan_lines(config)
 
 
 def plan(arguments: Sequence[str] | None = None) -> None:
@@ -228,16 +239,6 @@ def prepare(arguments: Sequence[str] | None = None) -> None:
             verify=args.verify,
             inspect=args.inspect,
         )
-
-
-def run_training(config: Config, *, restart: bool) -> None:
-    with exit_when_stopped():
-        from trapo_lite.run.launch import end_with_launcher
-
-        end_with_launcher()  # before imports that take seconds
-        from trapo_lite.training.trainer import train as train_job
-
-        train_job(config, restart=restart)
 
 
 @contextlib.contextmanager

@@ -298,8 +298,8 @@ def test_a_policy_that_moved_after_the_last_logged_step_is_not_saved_as_that_ste
     assert differences(whole, train(config)) == []
 
 
-def test_a_run_that_goes_on_says_that_its_export_is_of_an_earlier_end(make_config, trained, capsys) -> None:
-    folder = trained(train={"max_steps": 1})
+def test_a_run_that_goes_on_says_that_its_export_is_of_an_earlier_end(make_config, capsys) -> None:
+    folder = train(make_config(train={"max_steps": 1}))
     said = capsys.readouterr().out
     assert "an earlier end" not in said
     assert f"next: python scripts/evaluate.py --run {folder} --benchmarks NAME ..." in said
