@@ -12,7 +12,7 @@ import pytest
 import torch
 from byte_model import write_byte_model
 from run_differences import differences
-from tiny_runs import LUFFY
+from tiny_runs import LUFFY, data_file, finished_runs, make_config, model_dir, trained
 
 from trapo_lite.core.errors import CheckpointError, ConfigError, EngineError
 from trapo_lite.export.merge import export_run

@@ -9,7 +9,7 @@ import pytest
 import torch
 from adapter_folders import edited, renamed, with_nan
 from byte_model import byte_tokenizer
-from tiny_runs import GRPO, LUFFY, SFT
+from tiny_runs import GRPO, LUFFY, SFT, data_file, finished_runs, make_config, model_dir, trained
 from transformers import AddedToken
 
 from trapo_lite.config import Config, validate
