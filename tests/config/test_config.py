@@ -314,6 +314,12 @@ def test_the_old_form_is_refused_with_the_new_one_spelt_out_which_is_then_taken(
         load_config([file])
 
 
+def test_an_old_key_beside_a_type_that_is_no_name_is_one_error():
+    assert "algorithm.alpha: is prefix_loss.alpha now" in error_of(
+        ["algorithm.prefix_loss={type: [a]}", "algorithm.alpha=1"]
+    )
+
+
 def test_a_run_s_file_in_the_old_form_is_read(tmp_path):
     """Every key that such a run's config.yaml could hold, with values that none of them has by default."""
     (tmp_path / "metrics.jsonl").touch()

@@ -213,7 +213,7 @@ def call_script(*arguments: object) -> None:
 
 
 def target_of(**arguments: object) -> EvalTarget:
-    """What scripts/evaluate.py makes of these arguments and of the others' defaults."""
+    """Return the target that scripts/evaluate.py makes of these arguments and of the others' defaults."""
     options = dict.fromkeys(("run", "model", "adapter", "data", "num_samples", "out"))
     options |= {"base": False, "benchmarks": [], "registry": cli.REGISTRY, "allow_part": False, "restart": False}
     return target_from_arguments(**{**options, "config": [], **arguments})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What training would refuse, scripts/plan.py refuses too: one message, before anything is loaded."""
+"""scripts/plan.py refuses what training would refuse, with one message and before anything is loaded."""
 
 from pathlib import Path
 

@@ -150,7 +150,7 @@ def test_a_step_without_memory_is_done_again_in_smaller_batches(num_updates: int
 
 @pytest.mark.slow
 def test_no_memory_after_the_policy_has_moved_is_one_error() -> None:
-    """Of four passes, two make the old log-probs and two the first update; the fifth finds no memory."""
+    """Two of four passes make the old log-probs and two the first update; the fifth finds no memory."""
     policy = make_policy()
     groups = some_groups(CLIPPED, num=2)
     longest = max(map(num_tokens, groups))

@@ -60,7 +60,7 @@ class AlgorithmSection(Section):
     """Loss of the policy's own tokens."""
     advantage: Annotated[AdvantageSection, NAMED] = Centered()
     baseline: Annotated[BaselineSection, NAMED] = GroupBaseline()
-    """Which rollouts a rollout's reward is compared with."""
+    """Rollouts that a rollout's reward is compared with."""
     tis_cap: Positive | None = None
     """Cap of the importance weight trainer / sampler of the policy's own tokens; None: no weight (the paper's loss)."""
     sequence_bound: Annotated[Number, Field(gt=1.0)] | None = None

@@ -7,7 +7,7 @@ docs/add_an_algorithm.md.
 """
 
 import functools
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -107,7 +107,7 @@ class Luffy(PrefixLossChoice):
 
 
 class CompletionLossChoice(Choice):
-    """An CompletionLossChoice is a completion loss: it trains the policy's own tokens."""
+    """A CompletionLossChoice is a completion loss: it trains the policy's own tokens."""
 
     needs_updates: ClassVar[bool] = False
     """Whether the loss has an effect only with several updates per batch; the ratio is 1 in the first."""
@@ -228,3 +228,9 @@ BaselineSection = Annotated[GroupBaseline | MicroGroupBaseline, Field(discrimina
 NormalizerSection = Annotated[TokenCount | Constant, Field(discriminator="type")]
 
 NAMED = BeforeValidator(by_name)
+
+KINDS = (PrefixLossSection, CompletionLossSection, AdvantageSection, BaselineSection, NormalizerSection)
+FIELDS_BY_TYPE = {
+    choice.model_fields["type"].default: choice.model_fields for kind in KINDS for choice in get_args(get_args(kind)[0])
+}
+"""Fields of each type by its name. No name belongs to two kinds."""

@@ -4,13 +4,13 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import ValidationError
 
 from trapo_lite.config import old_form, plain_yaml
 from trapo_lite.config.algorithm import AlgorithmSection, MicroGroupSection
-from trapo_lite.config.choices import Choice, by_name
+from trapo_lite.config.choices import FIELDS_BY_TYPE, Choice, by_name
 from trapo_lite.config.sections import Config
 from trapo_lite.core.errors import ConfigError
 
@@ -231,8 +231,7 @@ def _is_tag(index: int, loc: Sequence[str | int]) -> bool:
 
 def _known_at(loc: Sequence[str | int]) -> Iterable[str]:
     """Return the known keys of the micro-group or the type that has an unknown one."""
-    types = get_args(AlgorithmSection.model_fields[str(loc[1])].annotation) if loc[1] in CHOICES else ()
-    return next((kind.model_fields for kind in types if kind.model_fields["type"].default == loc[2]), MICRO_GROUP)
+    return FIELDS_BY_TYPE[str(loc[2])] if loc[1] in CHOICES else MICRO_GROUP
 
 
 def sets(key: str, overrides: Sequence[str]) -> bool:

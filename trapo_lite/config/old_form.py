@@ -6,7 +6,7 @@ resumed, evaluated and exported.
 
 from typing import Any
 
-from trapo_lite.config import plain_yaml
+from trapo_lite.config import choices, plain_yaml
 
 # Maps an old key of the algorithm section to today's (key, parameter).
 PARAMETERS = {
@@ -22,13 +22,6 @@ PARAMETERS = {
 }
 MOVED = ("tis_cap", "sequence_bound")  # keys that moved from rollout to algorithm
 DEFAULT_TYPES = {"prefix_loss": "trust_region", "baseline": "group", "normalizer": "tokens"}
-OWNERS = {
-    "alpha": ("trust_region",),
-    "gamma": ("luffy",),
-    "weight": ("trust_region", "nll", "dft", "luffy"),
-    "times_advantage": ("trust_region", "nll", "dft", "luffy"),
-    "num_tokens": ("constant",),
-}  # maps a parameter to the types that have it
 NO_LONGER_AUTOMATIC = {"schedule": "pipelined", "merge": "never"}  # keys of rollout that could be "auto" -> value now
 
 
@@ -66,7 +59,10 @@ def translated(raw: dict[str, Any]) -> dict[str, Any]:
     for key, parameters in _parts(old).items():
         given = algorithm.get(key, DEFAULT_TYPES.get(key))
         part = ({"type": given} if isinstance(given, str) else given if isinstance(given, dict) else {}) | parameters
-        algorithm[key] = {name: value for name, value in part.items() if _acts(name, part)}
+        known = choices.FIELDS_BY_TYPE.get(
+            str(part.get("type")), part
+        )  # old runs also recorded parameters without effect
+        algorithm[key] = {name: value for name, value in part.items() if name in known}
     if algorithm or "algorithm" in raw:
         sections["algorithm"] = algorithm
     return sections
@@ -89,8 +85,3 @@ def _parts(old: dict[str, Any]) -> dict[str, dict[str, Any]]:
             {"type": "ppo_clip", "clip_low": None, "clip_high": None} | parts["completion_loss"] if clips else unclipped
         )
     return parts
-
-
-def _acts(parameter: str, part: dict[str, Any]) -> bool:
-    """Return whether the part has this parameter; old files and old runs also held parameters without effect."""
-    return parameter not in OWNERS or part.get("type") in OWNERS[parameter]

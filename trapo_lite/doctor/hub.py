@@ -42,7 +42,7 @@ class HubName(NamedTuple):
 
 
 HubAnswers = dict[HubName, tuple[bool, str]]
-"""For each name, whether it is there, and its file in the cache or the reason why it is missing."""
+"""The program prints whether each name is there, and its file in the cache or the reason why it is missing."""
 
 
 def hub_names(config: Config) -> list[HubName]:

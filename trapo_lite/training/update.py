@@ -195,11 +195,10 @@ class Updater:
     def _optimizer_step(self, step: int) -> float:
         """Sum the gradient over the ranks and apply it; return its norm before clipping."""
         gradient = self.ranks.sum_tensor(self.policy.adapter.flat_gradient())
-        with MemoryAttempt() as attempt:
+        with MemoryAttempt():
             return apply_gradient(
                 self.policy, self.optimizer, gradient, lr=self._lr(step), grad_clip=self.optim.grad_clip
             )
-        assert attempt.ran_out
         raise UpdateError(
             f"update: out of memory in the optimizer's step; start again with optim.name: adamw_8bit, {ENGINE_TAKES}"
         )
