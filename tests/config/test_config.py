@@ -315,7 +315,7 @@ def test_the_old_form_is_refused_with_the_new_one_spelt_out_which_is_then_taken(
 
 
 def test_an_old_key_beside_a_type_that_is_no_name_is_one_error():
-    assert "algorithm.alpha: is prefix_loss.alpha now" in error_of(
+    assert "algorithm.alpha: is algorithm.prefix_loss.alpha now" in error_of(
         ["algorithm.prefix_loss={type: [a]}", "algorithm.alpha=1"]
     )
 
@@ -380,6 +380,11 @@ def test_a_misspelt_key_of_a_micro_group_is_one_mistake_and_not_two():
     assert error_of(["algorithm.schedule=[{num_rolouts: 2}]"]) == (
         "algorithm.schedule.0.num_rolouts: unknown key; did you mean 'num_rollouts'?"
     )
+
+
+def test_a_file_of_configs_is_found_without_its_folder(monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    assert "did you mean 'configs/tiny_cpu.yaml'?" in error_of([], [Path("tiny_cpu.yaml")])
 
 
 def test_a_missing_file_names_its_neighbour():

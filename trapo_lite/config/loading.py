@@ -95,8 +95,9 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
         raise ConfigError("--config: names no file; give the path of a YAML file")
     path = Path(file)
     if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-        hint = f"; did you mean {str(path.parent / near[0])!r}?" if near else "; give the path of a YAML file"
+        files = {file.name: file for folder in (Path("configs"), path.parent) for file in folder.glob("*.yaml")}
+        near = difflib.get_close_matches(path.name, files, n=1)
+        hint = f"; did you mean {str(files[near[0]])!r}?" if near else "; give the path of a YAML file"
         raise ConfigError(f"--config {path}: {'is a folder' if path.is_dir() else 'no such file'}{hint}")
     try:
         content = plain_yaml.parse(path.read_text(encoding="utf-8"))

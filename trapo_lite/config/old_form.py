@@ -33,7 +33,9 @@ def advice(raw: dict[str, Any]) -> list[str]:
     lines = []
     for old_key in old:
         key, parameter = PARAMETERS[old_key]
-        lines.append(f"algorithm.{old_key}: is {key}.{parameter} now; write {key}: {plain_yaml.in_one_line(now[key])}")
+        lines.append(
+            f"algorithm.{old_key}: is algorithm.{key}.{parameter} now; write {key}: {plain_yaml.in_one_line(now[key])}"
+        )
     for key in MOVED:
         if key in sections.get("rollout", {}):
             lines.append(f"rollout.{key}: is algorithm.{key} now; move it there")
