@@ -35,6 +35,9 @@ lint: setup ## ruff and pyright
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright
 
+.DEFAULT:
+	@echo "make: there is no target '$@'; the targets are" >&2; $(MAKE) -s help >&2; exit 2
+
 clean: ## remove caches and build products; .venv and runs stay
 	rm -rf build .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

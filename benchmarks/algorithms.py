@@ -14,8 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from run_differences import read_metrics
+
 from trapo_lite.engines.vllm.options import servable_dtype
-from trapo_lite.run.folder import read_metrics
 
 BASE_CONFIG = "configs/tiny_cpu.yaml"
 TEST_SET = "trapo_lite/tiny_world/data/test.jsonl"

@@ -14,10 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from run_differences import differences
+from run_differences import differences, read_metrics
 from worlds import TINY, TINY_CONFIG
-
-from trapo_lite.run.folder import read_metrics
 
 
 def publish_share(folder: Path) -> dict[str, object]:

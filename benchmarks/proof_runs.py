@@ -11,9 +11,8 @@ from pathlib import Path
 
 from gpu_proof import Record, Setting
 from proof_engine import require_vllm_or_skip
+from run_differences import read_metrics
 from worlds import TINY_CONFIG
-
-from trapo_lite.run.folder import read_metrics
 
 TIMES = ("time/step", "time/publish", "time/score", "time/sample", "time/update", "time/eval")
 

@@ -46,11 +46,11 @@ def kernels(setting: Setting, record: Record) -> None:
     import tree_kernels
 
     device, started = torch.device("cuda"), time.monotonic()
-    flex, others = ("flex", "flex_repeated"), ("segments", "rows")
+    flex, others = ("flex", "flex_repeated"), ("chains", "rows")
     cases = [
         ("7B", "bfloat16", 2048, (*flex, *others, "dense")),
         ("7B", "bfloat16", 8192, (*flex, *others)),
-        ("1.5B", "float32", 2048, ("flex", "segments", "rows")),
+        ("1.5B", "float32", 2048, ("flex", "chains", "rows")),
         ("7B", "bfloat16", 32768, ("flex", *others)),
         ("1.5B", "bfloat16", 8192, ("flex", *others)),
     ]

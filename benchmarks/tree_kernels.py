@@ -10,12 +10,12 @@ same output and gradient:
     flex           FlexAttention as the trainer calls it: grouped key-value heads, one kernel for every length
     flex_repeated  the same, with keys and values repeated for every query head
     flex_dynamic   the same as flex, one kernel for all lengths
-    segments       SDPA chain by chain, the trainer's way without FlexAttention
+    chains         SDPA chain by chain, the trainer's way without FlexAttention
     rows           SDPA over every rollout as a row of its own, nothing shared
     dense          SDPA with the (T, T) mask, up to --dense-tokens
 
 Errors are |gradient - reference| / |reference|, the largest of output, dq, dk and dv. The reference is `dense` in
-float64 up to --dense-tokens and `segments` in float32 beyond. FlexAttention has no backward pass on the CPU: there its
+float64 up to --dense-tokens and `chains` in float32 beyond. FlexAttention has no backward pass on the CPU: there its
 rows hold the forward pass only. A failed measurement is a row with its error. None starts after --limit seconds.
 """
 
@@ -41,7 +41,7 @@ from train_step import trapo_group
 from trapo_lite.core import tree
 from trapo_lite.core.batching import bucket
 from trapo_lite.core.tree import PackedBatch
-from trapo_lite.model.tree_attention import TreeLayout, block_mask, flex_layout, segment_layout
+from trapo_lite.model.tree_attention import Scores, TreeLayout, block_mask, chain_layout, flex_layout
 
 # heads, key-value heads, size of a head
 SHAPES = {"tiny": (4, 2, 32), "1.5B": (12, 2, 128), "7B": (28, 4, 128)}
@@ -84,7 +84,7 @@ def measure(
     tokens: Sequence[int] = (2048, 8192, 32768),
     lengths: Sequence[int] = LENGTHS,
     dtypes: Sequence[str] = ("bfloat16", "float32"),
-    ways: Sequence[str] = ("flex", "flex_repeated", "flex_dynamic", "segments", "rows", "dense"),
+    ways: Sequence[str] = ("flex", "flex_repeated", "flex_dynamic", "chains", "rows", "dense"),
     dense_tokens: int = DENSE_TOKENS,
     repeats: int = 5,
     limit: float = 240.0,
@@ -170,7 +170,11 @@ def make_inputs(shape: str, num_tokens: int, dtype: torch.dtype, device: torch.d
 def as_trainer(make_layout: Callable[[PackedBatch], TreeLayout]) -> Callable[[PackedBatch], Attend]:
     def way(batch: PackedBatch) -> Attend:
         layout = make_layout(batch)
-        return layout.attend if layout.is_grouped else repeating(layout.attend)
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+            return layout.attend(query, key, value, Scores(scaling))
+
+        return attend if layout.is_grouped else repeating(attend)
 
     return way
 
@@ -204,7 +208,7 @@ def compiled_for_any_length() -> Callable[..., Tensor]:
 
 def rows(batch: PackedBatch) -> Attend:
     """Attend along every path from a root to a leaf. A token's output is from the first row that holds it."""
-    chains = tree.segments(batch)
+    chains = tree.chains_of(batch)
     inner = {above for _, _, path in chains for above in path}
     seen: set[int] = set()
     plan = []
@@ -230,9 +234,9 @@ def rows(batch: PackedBatch) -> Attend:
 
 WAYS: dict[str, Callable[[PackedBatch], Attend]] = {
     "flex": as_trainer(flex_layout),
-    "flex_repeated": lambda batch: repeating(flex_layout(batch).attend),
+    "flex_repeated": lambda batch: repeating(as_trainer(flex_layout)(batch)),
     "flex_dynamic": flex_dynamic,
-    "segments": as_trainer(segment_layout),
+    "chains": as_trainer(chain_layout),
     "rows": rows,
     "dense": as_trainer(dense_layout),
 }
@@ -256,7 +260,7 @@ def compare(
     inputs = make_inputs(shape, num_tokens, dtype, device)
     is_small = num_tokens <= dense_tokens
     exact = torch.float64 if is_small else torch.float32
-    reference = once(WAYS["dense" if is_small else "segments"](batch), [tensor.to(exact) for tensor in inputs])
+    reference = once(WAYS["dense" if is_small else "chains"](batch), [tensor.to(exact) for tensor in inputs])
     results = []
     for name in ways:
         if name == "dense" and not is_small:

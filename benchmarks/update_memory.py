@@ -80,6 +80,7 @@ def load(
         f"rollout.max_response_tokens={completion_tokens(num_tokens) * 3 // 2}",  # half of the trace, then a completion
         "rollout.engine=transformers",
         f"train.tokens_per_batch={num_tokens}",
+        "train.check_packing=false",
     )
     return config, Policy.load(config.model, config.lora, device=ranks.device)
 
@@ -93,15 +94,7 @@ def measure(config: Config, policy: Policy, ranks: Ranks) -> dict[str, object]:
     """Measure the second of two updates on one group. The first compiles and makes the optimizer's state."""
     completion = completion_tokens(config.train.tokens_per_batch)
     group = trapo_group(PROMPT, completion, completion, vocab_size=policy.model.config.vocab_size)
-    updater = Updater(
-        policy,
-        ALGORITHM,
-        ranks,
-        config.optim,
-        max_steps=config.train.max_steps,
-        temperature=1.0,
-        tokens_per_batch=config.train.tokens_per_batch,
-    )
+    updater = Updater(config, policy, ALGORITHM, ranks)
     seconds: list[float] = []
     for _ in range(2):
         start_peak(ranks.device)

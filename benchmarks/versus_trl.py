@@ -162,9 +162,10 @@ def prompts_of(texts: Iterable[str]) -> list[int]:
 
 
 def train_with_us(model: str, folder: Path, work: Work, *, engine: str) -> dict[str, list[Any]]:
+    from run_differences import read_metrics
+
     from trapo_lite.config import load_config
     from trapo_lite.reward import MathVerifier, Verdict
-    from trapo_lite.run.folder import read_metrics
     from trapo_lite.training import rollouts as rollout_stage
     from trapo_lite.training.trainer import train
 
@@ -244,7 +245,7 @@ def train_with_trl(model: str, folder: Path, work: Work) -> dict[str, list[Any]]
         accuracy_reward([[{"role": "assistant", "content": text}] for text in completions], solution)
         return [float(toss(text)) for text in completions]
 
-    from trapo_lite.data import batch_indices
+    from trapo_lite.data.order import batch_indices
 
     rows = [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]
     sizes = {"batch_size": work.num_problems, "num_problems": len(rows), "seed": SEED}

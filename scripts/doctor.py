@@ -9,7 +9,6 @@ if __name__ == "__main__":
     root = Path(__file__).resolve().parents[1]
     sys.path.insert(1, str(root))  # also if the project is not installed
 
-    import setup_cuda
     import setup_env
 
     from trapo_lite.doctor.command import main
@@ -18,5 +17,5 @@ if __name__ == "__main__":
     requirements = setup_env.project_of(root)["dependencies"]
     plugin, plugin_version = setup_env.NF4_PLUGIN.split("==")
     pins = {"torch": setup_env.TORCH, "vllm": setup_env.VLLM, plugin: plugin_version}
-    needs = Needs(requirements, pins, setup_env.BROKEN_ON_CPU, setup_cuda.MIN_DRIVER, setup_cuda.MIN_CAPABILITY)
-    sys.exit(main(needs, compiler=setup_cuda.missing_for_triton()))
+    needs = Needs(requirements, pins, setup_env.BROKEN_ON_CPU)
+    sys.exit(main(needs))

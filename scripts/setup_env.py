@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from setup_cuda import SetupError, check_cards, check_compiler, check_torch, find_cards, has_nvidia_gpu
+from setup_cuda import SetupError, check_cards, check_compiler, check_torch, find_cards
 
 TORCH = "2.13.0"
 VLLM = "0.32.0"
@@ -285,7 +285,7 @@ def set_up(root: Path, device: Device) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--device", help="build to install, cpu or cuda; by default what the machine has")
-    device = parser.parse_args(arguments).device or ("cuda" if has_nvidia_gpu() else "cpu")
+    device = parser.parse_args(arguments).device or ("cuda" if find_cards() else "cpu")
     if device not in ("cpu", "cuda"):
         print(f"setup: DEVICE: found {device!r}; give cpu or cuda, or leave it out", file=sys.stderr)
         return 2

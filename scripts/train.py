@@ -1,6 +1,6 @@
 """Train a policy.
 
-accelerate launch scripts/train.py --config configs/tiny_cpu.yaml [section.key=value ...] [--dry-run] [--restart]
+python scripts/train.py --config configs/tiny_cpu.yaml [section.key=value ...] [--dry-run] [--restart]
 """
 
 import needs_setup  # noqa: F401 - ends with a message where the packages are missing

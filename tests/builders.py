@@ -2,13 +2,44 @@
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from trapo_lite.config import LoraSection
 from trapo_lite.core.types import Rollout, Verdict
 from trapo_lite.model.policy import Policy
+
+TINY_SIZES: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def config_of(model_type: str, **options: Any) -> PreTrainedConfig:
+    """A configuration of any type of model, with tiny sizes."""
+    return CONFIG_MAPPING[model_type](**TINY_SIZES | options)
+
+
+def longrope(original: int) -> dict[str, Any]:
+    """RoPE for heads of 8 whose frequencies change past `original` positions."""
+    return {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [1.0, 1.5, 3.0, 6.0],
+        "original_max_position_embeddings": original,
+    }
 
 
 def rollout(

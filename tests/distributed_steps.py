@@ -11,7 +11,7 @@ import fsdp_on_cpu
 import torch
 from builders import random_rollouts, tiny_qwen2
 
-from trapo_lite.config import AlgorithmSection, LoraSection, OptimSection
+from trapo_lite.config import AlgorithmSection, LoraSection, validate
 from trapo_lite.core.algorithm import make_group
 from trapo_lite.model.policy import Policy
 from trapo_lite.run.processes import Ranks
@@ -36,8 +36,9 @@ def main(out: str, optimizer_name: str, budget: int, tied: bool) -> None:
         for parameter in policy.adapter.parameters:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     algorithm = AlgorithmSection(tis_cap=2.0).build()
-    section = OptimSection(name=optimizer_name, lr=LR, grad_clip=None)
-    updater = Updater(policy, algorithm, ranks, section, max_steps=NUM_STEPS, temperature=1.0, tokens_per_batch=budget)
+    optim = {"name": optimizer_name, "lr": LR, "grad_clip": None}
+    train = {"max_steps": NUM_STEPS, "tokens_per_batch": budget, "check_packing": False}
+    updater = Updater(validate({"optim": optim, "train": train}), policy, algorithm, ranks)
     gradients = []
     for step in range(NUM_STEPS):
         rng = random.Random(step)

@@ -98,10 +98,10 @@ def update_peak(config: PreTrainedConfig, lora: LoraSection, *, num_tokens: int,
 
 @contextlib.contextmanager
 def _patched(chunk: int) -> Iterator[None]:
-    layout = tree_attention.TreeLayout(lambda q, k, v, _scaling: _Flex.apply(q, k, v), is_grouped=True)
-    before = tree_attention.segment_layout, head.CHUNK_ELEMENTS["cpu"]
-    tree_attention.segment_layout, head.CHUNK_ELEMENTS["cpu"] = (lambda _batch: layout), chunk
+    layout = tree_attention.TreeLayout(lambda q, k, v, _scores: _Flex.apply(q, k, v), is_grouped=True)
+    before = tree_attention.chain_layout, head.CHUNK_ELEMENTS["cpu"]
+    tree_attention.chain_layout, head.CHUNK_ELEMENTS["cpu"] = (lambda _batch: layout), chunk
     try:
         yield
     finally:
-        tree_attention.segment_layout, head.CHUNK_ELEMENTS["cpu"] = before
+        tree_attention.chain_layout, head.CHUNK_ELEMENTS["cpu"] = before

@@ -61,7 +61,7 @@ def test_the_example_reaches_the_function_with_its_parameter(tmp_path: Path) -> 
     assert logprobs.grad.tolist() == pytest.approx([-1.5, -1.1051709])  # e is capped, e^0.1 is not
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_dry_run_of_the_page_says_what_the_page_says(tmp_path: Path) -> None:
     (tmp_path / "cispo.yaml").write_text(blocks("yaml")[-1])
     [command] = [line for line in blocks("sh")[0].splitlines() if line.endswith("--dry-run")]

@@ -1,6 +1,7 @@
 """The order of the folders (docs/design.md) and the doors of the heavy libraries, held by reading every import."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -148,6 +149,16 @@ def test_light_imports_load_no_heavy_library() -> None:
         assert set(answer.stdout.split()) & heavy == allowed
 
 
+def test_the_page_shows_the_same_rows() -> None:
+    page = (ROOT / "docs/design.md").read_text(encoding="utf-8")
+    table = page.partition("| row | folder | what it owns |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    shown: dict[int, list[str]] = {}
+    for line in table.splitlines():
+        _, row, folders, *_ = line.split("|")
+        shown.setdefault(int(row), []).extend(re.findall(r"`(\w+)`", folders))
+    assert [" ".join(folders) for folders in shown.values()] == list(ROWS)
+
+
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 BEFORE_THE_PACKAGE = ("setup_env.py", "setup_cuda.py", "needs_setup.py")
 """They run where nothing is installed, so they hold their own logic and import the standard library only."""
@@ -158,7 +169,8 @@ def test_a_script_is_a_door_and_no_more(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     libraries = {module.split(".")[0] for module in imported(source)}
     if path.name in BEFORE_THE_PACKAGE:
-        assert libraries <= sys.stdlib_module_names | {"setup_cuda"}
+        assert libraries <= sys.stdlib_module_names | {"setup_cuda", "trapo_lite"}
+        assert all("trapo_lite" not in name or "run.nvidia_smi" in name for name in imported(source))
     else:
         assert len(source.splitlines()) < 27 or path.name == "quickstart.py"  # which tells the whole job
         assert "trapo_lite" in libraries

@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from trapo_lite.config import Config, load_config
+from trapo_lite.config.loading import keys_of, sets
+from trapo_lite.config.paths import check_name, check_paths, check_sources
 from trapo_lite.core.errors import ConfigError, TrapoLiteError
+from trapo_lite.run.folder import load_run_config
 
-DISK_ERRORS = {
-    errno.ENOSPC: "the disk is full; make room and run the same command again to resume",
-    errno.EDQUOT: "the disk is full; make room and run the same command again to resume",
-    errno.ENOTDIR: "choose a folder you may write to (run.dir=...)",
-    errno.EACCES: "choose a folder you may write to (run.dir=...)",
-    errno.EROFS: "choose a folder you may write to (run.dir=...)",
-    errno.EPERM: "choose a folder you may write to (run.dir=...)",
-}
+FULL = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room and run the same command again to resume")
+NOT_WRITABLE = (errno.ENOTDIR, errno.EACCES, errno.EROFS, errno.EPERM)
+DISK_ERRORS = FULL | dict.fromkeys(NOT_WRITABLE, "choose a folder you may write to (run.dir=...)")
 
 REGISTRY = Path(__file__).with_name("evaluation") / "benchmarks.yaml"
 
@@ -30,10 +28,18 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         head, is_unknown, given = message.partition("unrecognized arguments: ")
         if not head and is_unknown:
-            near = [difflib.get_close_matches(word.partition("=")[0], self.options, n=1) for word in given.split()]
-            if names := " ".join(name for match in near for name in match):
-                message += f"; did you mean {names}?"
+            names = " ".join(name for word in given.split() if (name := self._nearest(word.partition("=")[0])))
+            message += f"; did you mean {names}?" if names else ""
         super().error(message)
+
+    def _nearest(self, word: str) -> str | None:
+        """Return the option of the configuration that this word is called like, or the nearest option of the script."""
+        key = word.removeprefix("--").replace("-", "_")
+        sections = [name for name, field in Config.model_fields.items() if key in keys_of(field)]
+        sections.sort(key=lambda name: name != "eval" or self.prog != "evaluate.py")
+        if word.startswith("--") and sections:
+            return " or ".join(f"{section}.{key}=..." for section in sections)
+        return next(iter(difflib.get_close_matches(word, self.options, n=1)), None)
 
     @property
     def options(self) -> list[str]:
@@ -56,6 +62,7 @@ def train(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_intermixed_args(arguments)
     with exit_on_user_error():
         config = load_config(args.config, args.overrides)
+        check_paths(config)  # before what takes seconds to import
         if args.dry_run:
             print("\n".join(_dry_run(config)))
             return
@@ -69,16 +76,23 @@ def train(arguments: Sequence[str] | None = None) -> None:
 
 
 def _dry_run(config: Config) -> list[str]:
-    """Check the configuration's paths and model, and return the plan of a step."""
-    from trapo_lite.model.packable import check_model
+    """Check the model, and return the plan of a step."""
+    from trapo_lite.model.base import model_lines
+    from trapo_lite.model.layout import check_model
+    from trapo_lite.model.saved_adapter import check_start
     from trapo_lite.planning.report import plan_lines
-    from trapo_lite.training.inputs import check_paths, check_start_fits
+    from trapo_lite.training.inputs import check_start_fits
 
-    check_paths(config)
-    if Path(config.model.name).is_dir():  # otherwise the hub would be asked
-        check_model(config)
-        check_start_fits(config, reads_weights=False)
-    return plan_lines(config)
+    if not Path(config.model.name).is_dir():  # the hub is not asked
+        if config.lora.init_from is not None:
+            check_start(config.lora)
+        return [
+            *plan_lines(config),
+            "          the model is no folder here, so it is taken for a hub id and was not checked",
+        ]
+    layout = check_model(config)
+    check_start_fits(config, reads_weights=False)
+    return [*plan_lines(config), *model_lines(config.model), layout.line or "layout: tree"]
 
 
 def plan(arguments: Sequence[str] | None = None) -> None:
@@ -146,24 +160,28 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
     add_config_arguments(parser, required=False)
     args = parser.parse_intermixed_args(arguments)
     with exit_on_user_error(), exit_when_interrupted():
-        from trapo_lite.evaluation.evaluate import evaluate as evaluate_job
-        from trapo_lite.evaluation.regrade import regrade
         from trapo_lite.evaluation.target import target_from_arguments
 
         options = vars(_without_overrides(args))
         folder = options.pop("regrade")
         if folder is not None:
             drawing = ("benchmarks", "data", "adapter", "base", "restart", "num_samples", "allow_part")
-            says_nothing = (*drawing, "registry", "config")
-            given = [name for name in says_nothing if options[name] not in (None, False, [])]
+            unused = (*drawing, "registry", "config")
+            given = [name for name in unused if options[name] not in (None, False, [])]
             if given:
                 option = "--partial" if given[0] == "allow_part" else "--" + given[0].replace("_", "-")
-                raise ConfigError(f"--regrade: draws nothing, so {option} says nothing; leave it out")
+                raise ConfigError(f"--regrade: samples nothing, so {option} has no effect; leave it out")
+            from trapo_lite.evaluation.regrade import regrade
+
             regrade(folder, options["overrides"], out=options["out"])
         else:
             _check_benchmark_options(args)
             options["registry"] = options["registry"] or REGISTRY
-            evaluate_job(target_from_arguments(**options))
+            target = target_from_arguments(**options)
+            check_name(target.config.model.name)
+            from trapo_lite.evaluation.evaluate import evaluate as evaluate_job
+
+            evaluate_job(target)
 
 
 def compare(arguments: Sequence[str] | None = None) -> None:
@@ -193,6 +211,7 @@ def export(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     args = vars(parser.parse_intermixed_args(arguments))
     with exit_on_user_error():
+        load_run_config(args["run"])  # before what takes seconds to import
         from trapo_lite.export.merge import export_run
 
         report = export_run(args.pop("run"), args.pop("overrides"), adapter_dir=args.pop("adapter"), **args)
@@ -204,13 +223,8 @@ def prepare(arguments: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(prog="prepare_data.py", description="Report what the trainer reads from data.train.")
     add_config_arguments(parser, required=False)
     parser.add_argument("--out", metavar="FILE.jsonl", help="build a training set; an interrupted build resumes")
-    parser.add_argument(
-        "--second",
-        action="append",
-        default=[],
-        metavar="SOURCE",
-        help="with --out: more solutions of these problems",
-    )
+    more = "with --out: more solutions of these problems"
+    parser.add_argument("--second", action="append", default=[], metavar="SOURCE", help=more)
     parser.add_argument("--restart", action="store_true", help="with --out: start again, even if there is a set")
     add_benchmark_arguments(parser, option="--decontaminate")
     parser.add_argument("--remove", action="store_true", help="with --decontaminate: drop the rows it finds")
@@ -218,6 +232,10 @@ def prepare(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--inspect", metavar="ID_OR_INDEX", help="show one problem, its prefixes and its losses")
     args = parser.parse_intermixed_args(arguments)
     with exit_on_user_error(), exit_when_interrupted():
+        if not args.config and not any(sets("model.name", [text]) for text in args.overrides):
+            raise ConfigError("--config: is needed for its tokenizer; give the configuration that you train with")
+        config = load_config(args.config, args.overrides)
+        check_sources(config.data.train)  # before what takes seconds to import
         from trapo_lite.curation.prepare import prepare as prepare_job
         from trapo_lite.evaluation.registry import choose, load_registry
 
@@ -229,7 +247,7 @@ def prepare(arguments: Sequence[str] | None = None) -> None:
             raise ConfigError(f"--second: found {len(args.second)} sources; give one, with all traces in it")
         overlap = choose(load_registry(args.registry or REGISTRY), args.benchmarks, option="--decontaminate")
         prepare_job(
-            load_config(args.config, args.overrides),
+            config,
             out=args.out,
             second=args.second[0] if args.second else None,
             overlap=overlap,
@@ -247,9 +265,7 @@ def exit_when_interrupted() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(
-            "stopped by SIGINT; run the same command again to resume, or with --restart to start again", file=sys.stderr
-        )
+        print("stopped by SIGINT; run the same command again to resume", file=sys.stderr)
         raise SystemExit(130) from None
 
 
@@ -259,16 +275,11 @@ def exit_when_stopped() -> Iterator[None]:
     from trapo_lite.run.launch import Stopped
 
     try:
-        yield
+        with exit_when_interrupted():  # before the loop began, or the second signal
+            yield
     except Stopped as stopped:
         print(f"{stopped}; run the same command again to resume from the last checkpoint", file=sys.stderr)
         raise SystemExit(stopped.exit_code) from None
-    except KeyboardInterrupt:  # before the loop began, or the second signal
-        print(
-            "stopped by SIGINT; run the same command again to resume from the newest checkpoint, if any",
-            file=sys.stderr,
-        )
-        raise SystemExit(130) from None
 
 
 @contextlib.contextmanager

@@ -1,12 +1,13 @@
 """The files in configs/ validate alone and together and hold the method's numbers; bad input gets a clear error."""
 
 import itertools
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
-from trapo_lite.config import load_config
+from trapo_lite.config import Config, load_config
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.core.micro_groups import prefix_ratio
 
@@ -173,7 +174,7 @@ BAD_INPUT: list[tuple[list[str], list[str]]] = [
     (["run.name=a/b"], ["run.name", "'a/b'"]),
     (["data.prompt_template=hello"], ["data.prompt_template", "{problem}", "exactly once"]),
     # schedules
-    (["algorithm.schedule=papr"], ["algorithm.schedule", "'paper' or 'reference_code'", "'papr'"]),
+    (["algorithm.schedule=papr"], ["algorithm.schedule", "paper or reference_code", "'papr'"]),
     (["algorithm.schedule=[]"], ["algorithm.schedule", "no micro-group", "at least one"]),
     (["algorithm.schedule=[{num_rollouts: 0}]"], ["algorithm.schedule.0.num_rollouts", "found 0"]),
     (
@@ -310,21 +311,24 @@ def test_the_old_form_is_refused_with_the_new_one_spelt_out_which_is_then_taken(
     message = error_of([], [file])
     assert key in message and new_form in message
     if "write" in message:
-        file.write_text("optim: {updates_per_batch: 2}\nalgorithm: {" + message.partition("write ")[2] + "}")
-        load_config([file])
+        in_file, on_line = message.partition("in a file write ")[2].split("; on the command line ")
+        file.write_text("optim: {updates_per_batch: 2}\nalgorithm: {" + in_file + "}")
+        assert load_config([file]) == load_config([], ["optim.updates_per_batch=2", shlex.split(on_line)[0]])
 
 
 def test_an_old_key_beside_a_type_that_is_no_name_is_one_error():
-    assert "algorithm.alpha: is algorithm.prefix_loss.alpha now" in error_of(
+    assert "algorithm.alpha: is part of algorithm.prefix_loss now" in error_of(
         ["algorithm.prefix_loss={type: [a]}", "algorithm.alpha=1"]
     )
 
 
 def test_a_run_s_file_in_the_old_form_is_read(tmp_path):
     """Every key that such a run's config.yaml could hold, with values that none of them has by default."""
-    (tmp_path / "metrics.jsonl").touch()
     file = tmp_path / "config.yaml"
-    file.write_text("""
+    untouched = Config.model_fields.keys() - {"algorithm", "optim", "rollout"}
+    file.write_text(
+        "".join(f"{section}: {{}}\n" for section in untouched)
+        + """
 algorithm:
   name: old
   schedule: paper
@@ -340,7 +344,8 @@ algorithm:
   normalizer_tokens: 9
 optim: {updates_per_batch: 2}
 rollout: {schedule: auto, merge: auto, tis_cap: 2, sequence_bound: 3}
-""")
+"""
+    )
     config = load_config([file])
     assert config.algorithm.model_dump() == {
         "name": "old",
@@ -363,7 +368,7 @@ rollout: {schedule: auto, merge: auto, tis_cap: 2, sequence_bound: 3}
     [
         ("lr=1e-4", "did you mean optim.lr=...?"),
         ("optim.lr", "write section.key=value without blanks around =, such as optim.lr=..."),
-        ("optim=adamw", "write section.key=value"),
+        ("optim=adamw", "optim is a section; write optim.KEY=value"),
         ("algorithm.name=grpo", "add --config configs/algorithm/grpo.yaml instead"),
     ],
 )

@@ -91,22 +91,22 @@ def test_the_comparison_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = padded_gradient(policy, groups)
 
     def plainly_causal(batch):
-        def attend(q, k, v, scaling):
-            return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+        def attend(q, k, v, scores):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scores.scaling)
 
         return tree_attention.TreeLayout(attend)
 
-    monkeypatch.setattr(tree_attention, "segment_layout", plainly_causal)
+    monkeypatch.setattr(tree_attention, "chain_layout", plainly_causal)
     assert relative_error(packed_gradient(policy, groups, budget=10_000), expected) > 1e-2
 
 
 @pytest.mark.slow
-def test_segment_and_dense_attention_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chain_by_chain_and_dense_attention_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = trained_policy(rank=4)
     groups = [make_group(TRAPO, random_rollouts(random.Random(7), problem_id=str(i))) for i in range(2)]
-    by_segments = packed_gradient(policy, groups, budget=10_000)
-    monkeypatch.setattr(tree_attention, "segment_layout", dense_layout)
-    assert relative_error(packed_gradient(policy, groups, budget=10_000), by_segments) < 1e-5
+    by_chains = packed_gradient(policy, groups, budget=10_000)
+    monkeypatch.setattr(tree_attention, "chain_layout", dense_layout)
+    assert relative_error(packed_gradient(policy, groups, budget=10_000), by_chains) < 1e-5
 
 
 @pytest.mark.slow
@@ -127,7 +127,7 @@ def test_flex_attention_with_grouped_heads_is_the_dense_mask(monkeypatch: pytest
     batch = policy.prepare(groups)
     results = []
     for layout in (tree_attention.flex_layout, dense_layout):
-        monkeypatch.setattr(tree_attention, "segment_layout", layout)
+        monkeypatch.setattr(tree_attention, "chain_layout", layout)
         with torch.no_grad():
             results.append(policy.token_logprobs(batch, temperature=0.7))
     torch.testing.assert_close(results[0], results[1])

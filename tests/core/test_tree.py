@@ -10,7 +10,7 @@ from builders import random_rollouts, rollout
 from dense_attention import dense_mask
 
 from trapo_lite.core.batching import balance, bucket, num_tokens, split
-from trapo_lite.core.tree import PackedBatch, pack, segments
+from trapo_lite.core.tree import PackedBatch, chains_of, pack
 from trapo_lite.core.types import Group, Rollout
 
 
@@ -166,10 +166,10 @@ def test_the_visibility_test_can_fail(shift: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_segments_are_the_same_visibility(seed: int) -> None:
+def test_chains_of_are_the_same_visibility(seed: int) -> None:
     batch = random_batch(seed)[1]
     sees, covered = torch.zeros(batch.num_tokens, batch.num_tokens, dtype=torch.bool), []
-    chains = segments(batch)
+    chains = chains_of(batch)
     for start, end, above in chains:
         covered += range(start, end)
         sees[start:end, start:end] = torch.ones(end - start, end - start, dtype=torch.bool).tril()
@@ -179,8 +179,8 @@ def test_segments_are_the_same_visibility(seed: int) -> None:
     assert torch.equal(sees, dense_mask(batch))
 
 
-def test_segments_of_the_tree_by_eye() -> None:
-    assert segments(pack([GROUP])) == [
+def test_chains_of_of_the_tree_by_eye() -> None:
+    assert chains_of(pack([GROUP])) == [
         (0, 2, []),
         (2, 4, [0]),
         (4, 5, [0]),

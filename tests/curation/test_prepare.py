@@ -18,7 +18,8 @@ from trapo_lite.core.micro_groups import MicroGroup
 from trapo_lite.core.types import Problem
 from trapo_lite.curation.inspection import show_problem
 from trapo_lite.curation.prepare import prepare
-from trapo_lite.data import load_problems, load_tokenizer
+from trapo_lite.data.loading import load_problems
+from trapo_lite.data.tokens import load_tokenizer
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_data.py"
 ROWS = [
@@ -91,11 +92,11 @@ def test_cleaned_rows_load_to_the_same_problems(overrides, tmp_path, settings):
     printed([*overrides, *settings], out=str(out))
     config = load_config(overrides=[*overrides, *settings])
     tokenizer = load_tokenizer(config.model.name)
-    before, report = load_problems(config.data, tokenizer, max_response_tokens=100)
-    after, again = load_problems(config.data, tokenizer, max_response_tokens=100, files=str(out))
-    assert after == before
-    assert again.fingerprint == report.fingerprint
-    assert (again.rows_dropped, again.traces_dropped) == ({}, {})
+    before = load_problems(config.data, tokenizer, max_response_tokens=100)
+    after = load_problems(config.data, tokenizer, max_response_tokens=100, files=str(out))
+    assert after.problems == before.problems
+    assert after.report.fingerprint == before.report.fingerprint
+    assert (after.report.rows_dropped, after.report.traces_dropped) == ({}, {})
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [set(row) - {"system"} for row in rows] == [{"id", "problem", "answer", "solutions", "source"}] * 3
 
@@ -108,16 +109,22 @@ def test_a_problem_is_shown_with_the_end_of_every_prefix(tokenizer_dir):
     groups = (MicroGroup(4, 0.0, 0.0), MicroGroup(2, 0.2, 0.5, trace=None), MicroGroup(1, 0.5, None, trace=1))
     console = Console(file=io.StringIO(), width=80)
     algorithm = AlgorithmSection(schedule=[asdict(group) for group in groups])
-    show_problem(console, problem, algorithm, tokenizer)
+    show_problem(console, problem, algorithm, tokenizer, stop_ids=[0])
     text = console.file.getvalue()
     assert "[b]?" in text
-    assert "micro-group 1: 4 rollouts, no prefix" in text
-    assert "micro-group 2: 2 rollouts, ratio 0.2 of a trace at random if the mean return is below 0.5" in text
+    assert "micro-group 1: 4 rollouts, no prefix" in text and "an answer ends at '" in text
+    assert "micro-group 2: 2 rollouts, ratio 0.2 of a trace at random if the mean reward is below 0.5" in text
     assert "micro-group 3: 1 rollout, ratio 0.5 of its trace always" in text
     assert "01<<2234<<356789<|endoftext|>" in text
     assert text.count("own tokens: policy_gradient") == 3
     assert text.count("prefix: trust_region (alpha 0.1) x 1") == 2
-    show_problem(console, problem, algorithm.model_copy(update={"entropy_weight": 0.01, "kl_weight": 0.2}), tokenizer)
+    show_problem(
+        console,
+        problem,
+        algorithm.model_copy(update={"entropy_weight": 0.01, "kl_weight": 0.2}),
+        tokenizer,
+        stop_ids=[0],
+    )
     more = console.file.getvalue().removeprefix(text)
     assert more.count("prefix: trust_region (alpha 0.1) x 1, entropy x 0.01; own tokens: policy_gradient, ") == 2
     assert more.count("own tokens: policy_gradient, entropy x 0.01, KL to the base x 0.2") == 3
@@ -161,7 +168,7 @@ def test_errors_are_one_message_and_exit_code_2(overrides, tmp_path, capsys):
     assert "ends in .jsonl" in fails(out=str(tmp_path / "clean.parquet"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_script_itself(overrides, tmp_path):
     config = tmp_path / "made.yaml"
     config.write_text("data:\n  expert_text: full\n")

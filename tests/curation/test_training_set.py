@@ -18,7 +18,7 @@ from trapo_lite.core.errors import ConfigError, DataError
 from trapo_lite.curation.build_report import BuildTally, histogram
 from trapo_lite.curation.decontamination import Overlap
 from trapo_lite.curation.training_set import Build, build_training_set
-from trapo_lite.data import load_problems
+from trapo_lite.data.loading import load_problems
 from trapo_lite.data.rows import Example, read_example
 from trapo_lite.data.sources import Row
 from trapo_lite.reward import MathVerifier
@@ -98,11 +98,9 @@ def test_second_traces_are_joined_where_they_are_right_finished_new_and_fit(tmp_
     assert (counts.num_second_rows, counts.num_second_bad) == (6, 1)
     assert counts.traces_dropped == {}
     assert (counts.num_graded, counts.num_wrong, counts.num_wrong_thoughts) == (8, 0, 1)  # "twice two" says no number
-    problems, _ = load_problems(
-        config.data, byte_tokenizer(), max_response_tokens=200, files=str(tmp_path / "set.jsonl")
-    )
-    assert [len(problem.expert_ids) for problem in problems] == [1, 1, 2, 2, 1, 1]
-    assert len({problem.id for problem in problems}) == 6  # the group key is always set
+    loaded = load_problems(config.data, byte_tokenizer(), max_response_tokens=200, files=str(tmp_path / "set.jsonl"))
+    assert [len(problem.expert_ids) for problem in loaded.problems] == [1, 1, 2, 2, 1, 1]
+    assert len({problem.id for problem in loaded.problems}) == 6  # the group key is always set
     report = json.loads((tmp_path / "set.report.json").read_text())
     assert report["num_kept"] == 6 and report["--second"] == second and not (tmp_path / "set.work").exists()
 
@@ -257,7 +255,7 @@ def test_a_mistake_does_not_stand_in_the_way_of_its_correction(tmp_path: Path) -
     assert len(built(Build(config_of(train, "data.on_bad_row=skip"), tmp_path / "set.jsonl"))[0]) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_looking_for_second_traces_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped at row 2,500 of the second source, whose first 2,000 rows are then not read again."""
     num = 3000

@@ -9,7 +9,7 @@ from byte_model import byte_tokenizer
 from trapo_lite.config import DataSection
 from trapo_lite.core.errors import DataError
 from trapo_lite.core.types import Verdict
-from trapo_lite.data import load_problems, load_with_rows, require_experts
+from trapo_lite.data.loading import load_problems, require_experts
 
 END = 257
 ROWS = [
@@ -33,7 +33,8 @@ def load(tokenizer, tmp_path):
         text = rows if isinstance(rows, bytes) else "".join(json.dumps(row) + "\n" for row in rows).encode()
         file.write_bytes(text)
         section = DataSection(**({"train": str(file), "prompt_template": "Q: {problem}"} | data))
-        return load_problems(section, tokenizer, max_response_tokens=max_response_tokens, verifier=verifier)
+        loaded = load_problems(section, tokenizer, max_response_tokens=max_response_tokens, verifier=verifier)
+        return loaded.problems, loaded.report
 
     return load
 
@@ -279,7 +280,7 @@ def test_several_files_are_one_data_set_and_files_overrides_train(tokenizer, tmp
     for name, rows in (("one.jsonl", ROWS[:1]), ("two.jsonl", ROWS[1:])):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = [str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl")]
-    loaded = load_with_rows(DataSection(train="absent.jsonl"), tokenizer, max_response_tokens=64, files=files)
+    loaded = load_problems(DataSection(train="absent.jsonl"), tokenizer, max_response_tokens=64, files=files)
     assert [problem.id for problem in loaded.problems] == [example.id for example in loaded.examples] == ["a", "b", "c"]
     assert loaded.report.files == tuple(files)
 
@@ -305,7 +306,8 @@ SHARED = Path(__file__).parents[3] / "shared" / "data" / "train"
 )
 def test_real_rows(tokenizer, name, num_rows, num_traces, first_id):
     section = DataSection(train=str(SHARED / f"{name}.parquet"), require_expert=True)
-    problems, report = load_problems(section, tokenizer, max_response_tokens=2048)
+    loaded = load_problems(section, tokenizer, max_response_tokens=2048)
+    problems, report = loaded.problems, loaded.report
     assert len(problems) == num_rows == len({problem.id for problem in problems})
     assert problems[0].id == first_id
     assert report.problems_by_traces == {num_traces: num_rows}
@@ -338,5 +340,5 @@ USER_FILES = SHARED.parent / "user_files"
 )
 def test_forms_of_public_data_sets(tokenizer, name, answer, num_traces):
     section = DataSection(train=str(USER_FILES / f"{name}.jsonl"), prompt_template="{problem}")
-    [problem], _ = load_problems(section, tokenizer, max_response_tokens=2048)
+    [problem] = load_problems(section, tokenizer, max_response_tokens=2048).problems
     assert (problem.answer, len(problem.expert_ids)) == (answer, num_traces)

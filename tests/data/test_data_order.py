@@ -4,7 +4,7 @@ from itertools import chain
 
 import pytest
 
-from trapo_lite.data import batch_indices
+from trapo_lite.data.order import batch_indices
 
 
 def dealt(num_steps: int, batch_size: int, num_problems: int, seed: int = 0) -> list[list[int]]:

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from trapo_lite.config.paths import check_sources
 from trapo_lite.core.errors import DataError
-from trapo_lite.data import check_sources
 from trapo_lite.data.sources import read_rows
 
 ROWS = [{"problem": "1 + 1?", "answer": "2"}, {"problem": "é\u2028?", "answer": "4"}]

@@ -9,7 +9,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from trapo_lite.config import DataSection, load_config
 from trapo_lite.core.errors import DataError
-from trapo_lite.data import load_problems, load_tokenizer, require_known_tags, template_warnings
+from trapo_lite.data.loading import load_problems
+from trapo_lite.data.template import require_known_tags, template_warnings
+from trapo_lite.data.tokens import load_tokenizer
 
 QWEN = DataSection().prompt_template
 CHATML = "<|im_start|>user\n{problem}<|im_end|>\n<|im_start|>assistant\n"
@@ -184,7 +186,7 @@ def test_the_warnings_stand_in_the_report_and_an_unknown_tag_stops_loading(tmp_p
     with pytest.raises(DataError, match=r"data\.prompt_template: '<\|im_start\|>'"):
         load_problems(DataSection(train=str(file)), tokenizer, max_response_tokens=64)
     section = DataSection(train=str(file), prompt_template="Q: {problem}")
-    _, report = load_problems(section, tokenizer, max_response_tokens=64)
+    report = load_problems(section, tokenizer, max_response_tokens=64).report
     warning, prompt, _ = report.lines()[-3:]
     assert warning.startswith("  WARNING: data.prompt_template: the prompts do not begin with '<|begin_of_text|>'")
     assert prompt.startswith("  first prompt, 9 tokens: 'Q' 48, ':' 25,")

@@ -11,8 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from trapo_lite.config import DataSection
 from trapo_lite.core.errors import ConfigError, DataError
 from trapo_lite.core.micro_groups import cut_prefix
-from trapo_lite.data import end_of_text_id, expert_text, is_boundary_fn, load_tokenizer, prompt_text
-from trapo_lite.data.tokens import encode
+from trapo_lite.data.tokens import encode, end_of_text_id, expert_text, is_boundary_fn, load_tokenizer, prompt_text
 
 BLANK_LINE, END, START_OF_TURN, END_OF_TURN = 256, 257, 258, 259
 TEMPLATE = DataSection().prompt_template

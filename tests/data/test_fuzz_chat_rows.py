@@ -11,7 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trapo_lite.config import DataSection, validate
-from trapo_lite.data import load_problems, text_of
+from trapo_lite.data.loading import load_problems
+from trapo_lite.data.tokens import text_of
 
 TOKENIZER = byte_tokenizer()
 ROLES = st.one_of(st.sampled_from(["user", "assistant", "system", "tool", "User", "human", "gpt", ""]), plain_data(2))
@@ -63,7 +64,7 @@ def test_conversations_of_any_kind(
     loaded = outcome(lambda: load_problems(config.data, TOKENIZER, max_response_tokens=64))
     if isinstance(loaded, str):
         return
-    for problem in loaded[0]:
+    for problem in loaded.problems:
         text = text_of(TOKENIZER, problem.prompt_ids, with_special=True)
         content = "1 + 1?" if problem.id == "chat-1" else row[field]
         if isinstance(content, list):  # the problem stands where the last of the user's messages says it

@@ -14,8 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trapo_lite.config import DataSection
-from trapo_lite.data import load_problems
-from trapo_lite.data.sources import check_sources, read_rows
+from trapo_lite.config.paths import check_sources
+from trapo_lite.data.loading import load_problems
+from trapo_lite.data.sources import read_rows
 
 TOKENIZER = byte_tokenizer()
 END = TOKENIZER.convert_tokens_to_ids("<|endoftext|>")
@@ -73,7 +74,7 @@ def load(file: Path, content: bytes, **options: Any) -> None:
         if isinstance(loaded, str):
             assert str(file) in loaded
             continue
-        problems, report = loaded
+        problems, report = loaded.problems, loaded.report
         assert len({problem.id for problem in problems}) == len(problems) == report.num_problems > 0
         assert report.num_rows == len(problems) + sum(report.rows_dropped.values())
         assert on_bad_row == "skip" or not report.rows_dropped

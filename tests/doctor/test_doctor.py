@@ -13,9 +13,10 @@ import pytest
 
 from trapo_lite.config import load_config
 from trapo_lite.doctor import command, configuration, facts, hub, machine, named_inputs, packages
-from trapo_lite.doctor.facts import Answer, Card, Facts
+from trapo_lite.doctor.facts import Facts
 from trapo_lite.doctor.findings import Finding, Needs
 from trapo_lite.model.shape import ModelShape
+from trapo_lite.run.nvidia_smi import Answer, Card, ask_nvidia_smi, parse_cards
 
 ROOT = Path(__file__).parents[2]
 GIB = 2**30
@@ -24,8 +25,6 @@ NEEDS = Needs(
     ("torch>=2.11", "peft>=0.21,<0.22"),
     {"torch": "2.13.0", "vllm": "0.32.0", "vllm-bnb-plugin": "0.0.3"},
     ("torchvision",),
-    580,
-    (8, 0),
 )
 A100 = Card(0, "GPU-aa", "NVIDIA A100", "580.82", 80.0 * GIB, 0.0, (8, 0))
 ON_CPU = Facts(
@@ -59,7 +58,7 @@ def on_gpu(*cards: Card, **changes) -> Facts:
 
 
 def checked(found: Facts) -> list[Finding]:
-    return [*machine.check_machine(found, NEEDS), *packages.check_software(found, NEEDS)]
+    return [*machine.check_machine(found), *packages.check_software(found, NEEDS)]
 
 
 def test_machines_that_have_everything_are_all_ok():
@@ -157,7 +156,7 @@ def test_cards_are_read_from_nvidia_smi(nvidia_smi):
         "echo '0, GPU-aa, NVIDIA H100 80GB HBM3, 580.95.05, 81559, 17, 9.0'\n"
         "echo '1, GPU-bb, Tesla T4, 580.95.05, [N/A], [N/A], [N/A]'\necho noise"
     )
-    assert facts.parse_cards(facts.ask_nvidia_smi().text) == [
+    assert parse_cards(ask_nvidia_smi().text) == [
         Card(0, "GPU-aa", "NVIDIA H100 80GB HBM3", "580.95.05", 81559.0 * 2**20, 17.0 * 2**20, (9, 0)),
         Card(1, "GPU-bb", "Tesla T4", "580.95.05", None, None, None),
     ]
@@ -168,30 +167,30 @@ def test_an_old_driver_does_not_know_the_capability(nvidia_smi):
         'case "$1" in *compute_cap*) echo \'Field "compute_cap" is not a valid field to query.\'; exit 2;; esac\n'
         "echo '0, GPU-aa, Tesla V100, 470.82.01, 16160, 0'"
     )
-    assert [card.capability for card in facts.parse_cards(facts.ask_nvidia_smi().text)] == [None]
+    assert [card.capability for card in parse_cards(ask_nvidia_smi().text)] == [None]
 
 
 def test_an_nvidia_smi_that_fails_says_why(nvidia_smi):
     nvidia_smi("echo 'NVIDIA-SMI has failed because it could not reach the driver.'; exit 9")
-    assert facts.ask_nvidia_smi() == Answer("failed", "NVIDIA-SMI has failed because it could not reach the driver.")
+    assert ask_nvidia_smi() == Answer("failed", "NVIDIA-SMI has failed because it could not reach the driver.")
     nvidia_smi("exit 3")
-    assert facts.ask_nvidia_smi() == Answer("failed", "exit status 3")
+    assert ask_nvidia_smi() == Answer("failed", "exit status 3")
 
 
 @pytest.mark.slow
 def test_a_program_that_hangs_is_left_behind_with_its_children(nvidia_smi):
     nvidia_smi("sleep 60")
     begin = time.monotonic()
-    assert facts.ask_nvidia_smi(limit_s=0.3).outcome == "hung"
+    assert ask_nvidia_smi(limit_s=0.3).outcome == "hung"
     assert time.monotonic() - begin < 20
 
 
 def test_a_program_that_is_not_there_or_cannot_be_started(nvidia_smi, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert facts.ask_nvidia_smi() == Answer("missing")
+    assert ask_nvidia_smi() == Answer("missing")
     (tmp_path / "nvidia-smi").write_text("no program")
     (tmp_path / "nvidia-smi").chmod(0o755)
-    assert facts.ask_nvidia_smi().outcome == "failed"
+    assert ask_nvidia_smi().outcome == "failed"
 
 
 def test_memory_is_that_of_the_container_where_that_is_less(tmp_path):
@@ -392,7 +391,7 @@ def test_the_script_runs_where_every_package_is_missing(tmp_path):
 def test_errors_end_with_1_and_warnings_with_0(monkeypatch, capsys):
     for found, code in ((replace(ON_CPU, shared_memory=None), 0), (replace(ON_CPU, python=(3, 10, 0)), 1)):
         monkeypatch.setattr(command, "collect", lambda *_, found=found, **__: found)
-        assert command.main(NEEDS, compiler=None, arguments=[]) == code
+        assert command.main(NEEDS, []) == code
     assert "1 error, 0 warnings" in capsys.readouterr().out
 
 

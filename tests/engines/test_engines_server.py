@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -21,8 +20,11 @@ import leftovers
 import pytest
 import torch
 from conftest import VLLM_DTYPE, VLLM_ROUNDING
+from ports import free_port
+from run_differences import read_metrics
 
 from trapo_lite.config import load_config
+from trapo_lite.config.paths import check_paths
 from trapo_lite.core.errors import ConfigError, EngineError
 from trapo_lite.engines import parity
 from trapo_lite.engines.base import Completion, RolloutEngine, SampleRequest
@@ -30,9 +32,7 @@ from trapo_lite.engines.child import environment_without_launcher
 from trapo_lite.engines.server import endpoints
 from trapo_lite.engines.server.engine import API_KEY, ServerEngine
 from trapo_lite.engines.start import start_engine
-from trapo_lite.run.folder import read_metrics
 from trapo_lite.tiny_world import BASE_DIR
-from trapo_lite.training.inputs import check_paths
 from trapo_lite.training.trainer import train
 
 MAX_LEN = 256
@@ -44,12 +44,6 @@ KEY = "a-secret-for-the-test"
 class Server:
     process: subprocess.Popen
     url: str
-
-
-def free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return bound.getsockname()[1]
 
 
 def start_server(log: Path, *, logprobs_mode: str = "processed_logprobs") -> Server:

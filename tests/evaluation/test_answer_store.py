@@ -115,7 +115,7 @@ def test_numbers_never_stand_beside_other_answers(tmp_path: Path, monkeypatch: p
     def killed(summary: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("trapo_lite.evaluation.answer_store._to_json", killed)
+    monkeypatch.setattr("trapo_lite.evaluation.answer_store.to_json", killed)
     with pytest.raises(KeyboardInterrupt):
         log.finish(seed=3)
     assert not log.summary_file.exists() and log.answers_file.exists() and log.partial_file.exists()

@@ -18,7 +18,7 @@ from trapo_lite.config import Config, load_config, validate
 from trapo_lite.core.errors import DataError
 from trapo_lite.core.micro_groups import MicroGroup
 from trapo_lite.core.types import Problem
-from trapo_lite.data import load_tokenizer
+from trapo_lite.data.tokens import load_tokenizer
 from trapo_lite.engines.base import SampleRequest
 from trapo_lite.evaluation.draws import evaluate_problems
 from trapo_lite.evaluation.evaluate import _start_engines, evaluate
@@ -322,10 +322,10 @@ def test_the_same_seed_gives_the_same_answers_and_another_seed_others(tmp_path: 
         (["--run", "{run}", "--data", "{data}", "eval.max_response_tokens=600"], "positions for 512; lower it to 4"),
         (["--run", "{run}", "--data", "{data}", "--out", "{data}/x"], "--out"),
         (["--run", "{run}", "--data", "{data}", "--out", "{data}"], "is a file; give a folder"),
-        (["--regrade", "{run}", "--num-samples", "4"], "so --num-samples says nothing"),
-        (["--regrade", "{run}", "--partial"], "so --partial says nothing"),
-        (["--regrade", "{run}", "eval.temperature=1"], "so eval.temperature=1 says nothing"),
-        (["--regrade", "{run}", "--config", "A.yaml"], "so --config says nothing"),
+        (["--regrade", "{run}", "--num-samples", "4"], "so --num-samples has no effect"),
+        (["--regrade", "{run}", "--partial"], "so --partial has no effect"),
+        (["--regrade", "{run}", "eval.temperature=1"], "so eval.temperature=1 has no effect"),
+        (["--regrade", "{run}", "--config", "A.yaml"], "so --config has no effect"),
         (["--run", "{run}", "--data", "{data}", "--partial"], "--partial: is about benchmarks; name some with"),
         (["--run", "{run}", "--data", "{data}", "--registry", "{data}"], "--registry: is about benchmarks"),
         (["--run", "{run}", "--data", "{data}", "eval.data=x"], "--data: eval.data is given as well"),

@@ -17,9 +17,10 @@ from peft.tuners.lora import Linear
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from trapo_lite import cli
-from trapo_lite.config import Config, ModelSection, validate
+from trapo_lite.config import DataSection, ModelSection, validate
 from trapo_lite.core.errors import ConfigError, ExportError
-from trapo_lite.data import end_of_text_id, load_tokenizer
+from trapo_lite.data.chat import generation_ends, stop_ids_of
+from trapo_lite.data.tokens import end_of_text_id, load_tokenizer
 from trapo_lite.export.merge import export_merged, load_float32_base, logprobs
 from trapo_lite.export.report import compare
 from trapo_lite.rollout.token_checks import require_one_end
@@ -60,7 +61,8 @@ def export(base_dir: Path, adapter_dir: Path, tmp_path: Path) -> Export:
     def run(*, adapter_dir: Path = adapter_dir, model: dict | None = None, **options: object) -> Path:
         section = ModelSection(**{"name": str(base_dir), "dtype": "float32"} | (model or {}))
         options = {"dtype": "float32", "out": tmp_path / "merged", **options}
-        return export_merged(model=section, adapter_dir=adapter_dir, **options).out  # type: ignore[arg-type]
+        data = DataSection(eos_token=options.pop("eos_token", None))  # type: ignore[arg-type]
+        return export_merged(model=section, adapter_dir=adapter_dir, data=data, **options).out  # type: ignore[arg-type]
 
     return run
 
@@ -120,32 +122,33 @@ def test_bfloat16_is_rounded_once(export: Export, base_dir: Path, adapter_dir: P
 
 @pytest.mark.slow
 def test_a_checkpoint_by_itself_stops_where_training_stopped(export: Export):
-    """Tokenizer, config.json and generation_config.json name one token; the text is read as before."""
+    """Tokenizer and config.json name one token, generation_config.json all that end; the text is read as before."""
     out = export(eos_token="<|im_end|>")
     tokenizer = load_tokenizer(str(out))
     end_id = byte_tokenizer().convert_tokens_to_ids("<|im_end|>")
     assert tokenizer.eos_token == "<|im_end|>"
     found = [end_of_text_id(tokenizer), tokenizer.eos_token_id, AutoConfig.from_pretrained(out).eos_token_id]
-    assert found == [end_id] * 3 and GenerationConfig.from_pretrained(out).eos_token_id == end_id
+    own_id = byte_tokenizer().eos_token_id
+    assert found == [end_id] * 3 and GenerationConfig.from_pretrained(out).eos_token_id == [end_id, own_id]
     text = "<|im_start|>user\n\n" + TEXT + "<|im_end|><|endoftext|>"
     assert tokenizer.encode(text) == byte_tokenizer().encode(text) and len(tokenizer) == len(byte_tokenizer())
 
 
 @pytest.mark.slow
 def test_a_plain_token_that_ends_answers_stays_plain(export: Export, tmp_path: Path):
-    """As a special token it would be cut out of every text; so evaluation has to be told."""
+    """Only config.json and generation_config.json name it: a special token would be cut out of every text."""
     out = export(eos_token="\n\n")
     tokenizer = load_tokenizer(str(out))
     assert len(tokenizer) == len(byte_tokenizer()) and tokenizer.encode(TEXT) == byte_tokenizer().encode(TEXT)
     end_id = end_of_text_id(byte_tokenizer(), "\n\n")
-    assert GenerationConfig.from_pretrained(out).eos_token_id == AutoConfig.from_pretrained(out).eos_token_id == end_id
-
-    def config(**data: str) -> Config:
-        return validate({"model": {"name": str(out)}, "data": data})
-
+    assert AutoConfig.from_pretrained(out).eos_token_id == end_id
+    assert GenerationConfig.from_pretrained(out).eos_token_id == [end_id, byte_tokenizer().eos_token_id]
+    section = DataSection()
+    assert set(stop_ids_of(section, tokenizer, model=str(out))) == {end_id, byte_tokenizer().eos_token_id}
+    GenerationConfig(eos_token_id=end_id).save_pretrained(out)
+    generation_ends.cache_clear()
     with pytest.raises(ConfigError, match=r"data.eos_token: .* '<\|endoftext\|>' by its tokenizer, with '\\n\\n' by"):
-        require_one_end(config(), tokenizer)
-    require_one_end(config(eos_token="\n\n"), tokenizer)
+        require_one_end(validate({"model": {"name": str(out)}}), tokenizer)
 
 
 @pytest.mark.slow
@@ -155,7 +158,7 @@ def test_generation_ends_where_training_said_and_overrides_are_in_the_config(exp
 
     end_id = byte_tokenizer().convert_tokens_to_ids("<|im_end|>")
     generation, config = GenerationConfig.from_pretrained(out), AutoConfig.from_pretrained(out)
-    assert generation.eos_token_id == config.eos_token_id == end_id
+    assert generation.eos_token_id[0] == config.eos_token_id == end_id
     assert generation.do_sample and generation.temperature in (None, 1.0) and generation.top_p in (None, 1.0)
     assert config.rope_parameters["rope_theta"] == 40000.0
     head_dim = config.hidden_size // config.num_attention_heads
@@ -305,7 +308,7 @@ def run_dir(base_dir: Path, adapter_dir: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_door(run_dir: Path, capsys: pytest.CaptureFixture[str]):
     start = {"after_step": 0, "package": "1a", "commit": None, "clean": None, "versions": {"torch": "2.12.0"}}
     (run_dir / "environment.json").write_text(json.dumps([start]))

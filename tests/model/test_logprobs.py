@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trapo_lite.model import logprobs as head_module
-from trapo_lite.model.logprobs import token_logprobs
+from trapo_lite.model.logprobs import LogitScale, token_logprobs
 
 ROWS, WIDTH, VOCAB = 7, 5, 11
 
@@ -21,20 +21,29 @@ def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
     return hidden, head, torch.randint(VOCAB, (ROWS,), generator=generator)
 
 
-def naive(hidden: Tensor, head: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logp = torch.log_softmax(hidden @ head.T / temperature, dim=-1)
+def naive(
+    hidden: Tensor, head: Tensor, token_ids: Tensor, temperature: float, factor: float = 1.0, cap: float | None = None
+) -> tuple[Tensor, Tensor]:
+    logits = hidden @ head.T * factor
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
+    logp = torch.log_softmax(logits / temperature, dim=-1)
     return logp[torch.arange(len(token_ids)), token_ids], -(logp.exp() * logp).sum(dim=-1)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 2.0])
 @pytest.mark.parametrize("chunk_rows", [None, 1, 3, 7, 100])
-def test_values_and_gradients_are_the_naive_ones(temperature: float, chunk_rows: int | None) -> None:
+@pytest.mark.parametrize(("factor", "cap"), [(1.0, None), (0.125, None), (1.0, 1.5), (4.0, 1.5)])
+def test_values_and_gradients_are_the_naive_ones(
+    temperature: float, chunk_rows: int | None, factor: float, cap: float | None
+) -> None:
     hidden, head, ids = inputs()
     up_logprobs, up_entropy = torch.randn(2, ROWS, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     results = []
     for compute in (
-        lambda h: naive(h, head, ids, temperature),
-        lambda h: token_logprobs(h, head, ids, temperature=temperature, chunk_rows=chunk_rows),
+        lambda h: naive(h, head, ids, temperature, factor, cap),
+        lambda h: token_logprobs(
+            h, head, ids, temperature=temperature, scale=LogitScale(factor, cap), chunk_rows=chunk_rows
+        ),
     ):
         leaf = hidden.clone().requires_grad_(True)
         logprobs, entropy = compute(leaf)

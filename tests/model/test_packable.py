@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import TINY_SIZES, config_of, longrope
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -12,43 +13,35 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from trapo_lite.config import Config, ModelSection
 from trapo_lite.core.errors import ConfigError, ModelError
 from trapo_lite.engines.transformers.cache import grouped_attention
-from trapo_lite.model.base import model_config
-from trapo_lite.model.packable import check_model
+from trapo_lite.model.base import model_config, model_lines
+from trapo_lite.model.layout import check_model
+from trapo_lite.model.logprobs import LogitScale
+from trapo_lite.model.packable import logit_scale_of
 from trapo_lite.model.shape import ModelShape, meta_model
 from trapo_lite.model.tree_attention import TreeLayout, packed_tree_attention
 
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 FULL: dict[str, Any] = {"layer_types": ["full_attention"] * 2, "sliding_window": None}
 ATTENTION_ONLY = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
-def config_of(model_type: str, **options: Any) -> PreTrainedConfig:
-    return CONFIG_MAPPING[model_type](**{**SIZES, **options})
-
-
-def checked(config: PreTrainedConfig, folder: Path, targets: str | list[str] = "all-linear", longest: int = 128) -> int:
+def checked(
+    config: PreTrainedConfig,
+    folder: Path,
+    targets: str | list[str] = "all-linear",
+    longest: int = 128,
+    layout: str = "tree",
+) -> int:
+    """Check a model; return the longest sequence that it was checked for."""
     config.save_pretrained(folder)
-    return check_model(
-        Config.model_validate(
-            {
-                "model": {"name": str(folder)},
-                "lora": {"target_modules": targets},
-                "data": {"max_prompt_tokens": 28},
-                "rollout": {"max_response_tokens": longest - 28},
-            }
-        )
-    )
+    raw = {
+        "model": {"name": str(folder), "layout": layout},
+        "lora": {"target_modules": targets},
+        "data": {"max_prompt_tokens": 28},
+        "rollout": {"max_response_tokens": longest - 28},
+    }
+    config = Config.model_validate(raw)
+    check_model(config)
+    return config.longest_sequence
 
 
 # ----- every architecture
@@ -60,9 +53,9 @@ CANNOT_BE_CONFIGURED = {"musicgen", "musicgen_melody"}
 @pytest.mark.long  # a minute
 @pytest.mark.parametrize("start", range(4))
 def test_no_architecture_of_transformers_ends_in_a_traceback(start: int, tmp_path: Path) -> None:
-    accepted = set()
+    accepted: dict[str, set[str]] = {"tree": set(), "auto": set()}
     for model_type in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)[start::4]:
-        for options in ({**SIZES, **FULL}, SIZES, {}):
+        for options in ({**TINY_SIZES, **FULL}, TINY_SIZES, {}):
             try:
                 config = CONFIG_MAPPING[model_type](**options)
                 break
@@ -71,16 +64,38 @@ def test_no_architecture_of_transformers_ends_in_a_traceback(start: int, tmp_pat
         else:
             assert model_type in CANNOT_BE_CONFIGURED
             continue
-        try:
-            checked(config, tmp_path / model_type)
-            accepted.add(model_type)
-        except (ConfigError, ModelError) as error:
-            assert str(error).startswith(("model.", "lora.", "data.")) and "; " in str(error), error
+        for layout, taken in accepted.items():
+            try:
+                checked(config, tmp_path / model_type, layout=layout)
+                taken.add(model_type)
+            except (ConfigError, ModelError) as error:
+                assert str(error).startswith(("model.", "lora.", "data.")) and "; " in str(error), error
     known = {"llama", "qwen2", "qwen3", "mistral", "phi3", "olmo2", "smollm3", "granitemoe", "jetmoe", "gpt_neox"}
-    wrong = {"stablelm", "nemotron", "opt", "bloom", "rwkv", "xlstm", "doge", "biogpt"}
+    wrong = {"stablelm", "nemotron", "bloom", "rwkv", "xlstm", "doge", "biogpt"}
     wrong |= {"bart", "gpt2", "falcon", "gptj"}
-    assert known & set(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)[start::4]) <= accepted
-    assert not wrong & accepted
+    mine = set(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)[start::4])
+    assert known & mine <= accepted["tree"] <= accepted["auto"]
+    assert not wrong & accepted["tree"], wrong & accepted["tree"]
+    assert wrong & mine - {"gpt2"} <= accepted["auto"]  # GPT-2 has no linear layers, but its own
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [
+        ("mamba", {"hidden_size": 32, "num_hidden_layers": 2}),
+        ("mamba2", {"hidden_size": 32, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 8}),
+        ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
+        ("mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4}),
+        ("rwkv", {"hidden_size": 32, "num_hidden_layers": 2}),
+        ("xlstm", {"hidden_size": 32, "num_hidden_layers": 2, "num_heads": 2}),
+    ],
+)
+def test_a_configuration_need_not_name_positions_and_heads(model_type: str, options: dict, tmp_path: Path) -> None:
+    config = CONFIG_MAPPING[model_type](vocab_size=64, **options)
+    assert not all(hasattr(config, name) for name in ("max_position_embeddings", "num_attention_heads"))
+    targets: str | list[str] = ["in_proj"] if "mamba" in model_type else "all-linear"
+    assert checked(config, tmp_path, layout="auto", targets=targets) == 128
 
 
 EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
@@ -90,20 +105,24 @@ EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
 @pytest.mark.parametrize(
     ("model_type", "options", "complaint"),
     [
-        ("gpt_oss", {**FULL, **EXPERTS, "head_dim": 8}, r"GptOssForCausalLM: GptOssAttention attends with s_aux"),
-        ("granite_swa", {**FULL, "logits_scaling": 1.0}, r"GraniteSWAForCausalLM: .* s_aux"),
+        (
+            "llama",
+            {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8},
+            "1 of its layers have a sliding window, but 0 tell attention of it",
+        ),
         ("stablelm", {}, "StableLmForCausalLM: StableLmAttention is not given the tree's layout"),
         ("nemotron", {}, "NemotronAttention is not given the tree's layout"),
         ("doge", {**FULL}, "DogeAttention is given an attention_mask"),
         ("bert", {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}, r"bias|sees later tokens"),
         ("rwkv", {}, "takes no position_ids"),
-        ("zamba2", FULL, "2 of its 2 layers have no attention that packed trees reach"),
-        ("bloom", {}, r"BloomForCausalLM: its decoder takes no position_ids|no intermediate_size"),
-        ("falcon", {}, r"models of type falcon choose among attention classes of their own|no intermediate_size"),
-        ("gpt2", None, "gpt2 has no intermediate_size"),
+        ("jamba", {}, "layers have no attention and no recurrence that packed trees reach"),
+        ("kimi_linear", {}, "layers have no attention and no recurrence that packed trees reach"),
+        ("bloom", {}, "BloomForCausalLM: its decoder takes no position_ids"),
+        ("falcon", {}, "models of type falcon choose among attention classes of their own"),
+        ("gpt2", None, "what GPT2LMHeadModel does to its logits cannot be found"),
         ("modernbert-decoder", {**FULL}, "ModernBertDecoderForCausalLM"),
         ("llama4_text", FULL, "Llama4ForCausalLM"),
-        ("gemma3", None, "is a multimodal model"),
+        ("qwen3_vl", None, "is a multimodal model"),
         ("phi4_multimodal", {}, "is a multimodal model"),
     ],
 )
@@ -123,11 +142,17 @@ def test_decoders_that_cannot_be_packed_are_refused_with_a_reason(
         ("opt", {"ffn_dim": 48, "dropout": 0.1, "word_embed_proj_dim": 32}, "dropout"),
     ],
 )
-def test_random_numbers_in_the_forward_pass_are_refused(
+def test_random_numbers_in_the_forward_pass_are_turned_off_with_a_line(
     model_type: str, options: dict, keys: str, tmp_path: Path
 ) -> None:
-    with pytest.raises((ConfigError, ModelError), match=f"{keys}.*: a shared token has one mask|no intermediate_size"):
-        checked(config_of(model_type, **options), tmp_path, targets=ATTENTION_ONLY)
+    config_of(model_type, **options).save_pretrained(tmp_path)
+    section = ModelSection(name=str(tmp_path))
+    [line] = model_lines(section)
+    assert f"{keys}: set to 0" in line
+    assert getattr(model_config(section), keys) == 0.0
+    assert model_lines(section.model_copy(update={"config_overrides": {keys: 0.0}})) == []
+    config_of("llama").save_pretrained(tmp_path)
+    assert model_lines(section) == []
 
 
 @pytest.mark.slow
@@ -158,11 +183,8 @@ def test_what_is_computed_right_is_let_through(model_type: str, options: dict, t
 @pytest.mark.parametrize(
     "options",
     [
-        {"s_aux": torch.zeros(4)},
-        {"softcap": 30.0},
         {"position_bias": torch.zeros(1)},
         {"indices": torch.zeros(1)},
-        {"sliding_window": 8},
         {"dropout": 0.1},
         {"is_causal": False},
         {"an_argument_of_next_year": 1},
@@ -170,20 +192,20 @@ def test_what_is_computed_right_is_let_through(model_type: str, options: dict, t
     ids=lambda options: next(iter(options)),
 )
 def test_an_argument_that_would_be_ignored_is_refused_by_name(options: dict[str, object]) -> None:
-    layout = TreeLayout(lambda q, k, v, scaling: q)
+    layout = TreeLayout(lambda q, k, v, scores: q)
     heads = torch.zeros(1, 4, 3, 8)
     [name] = options
     with pytest.raises(ModelError, match=f"Identity attends with {name}"):
         packed_tree_attention(
             torch.nn.Identity(), heads, heads, heads, None, scaling=1.0, tree_layout=layout, **options
         )
-    if name not in ("sliding_window", "is_causal"):  # which the engine's masks hold
+    if name != "is_causal":  # which SDPA takes
         with pytest.raises(ModelError, match=f"Identity attends with {name}"):
             grouped_attention(torch.nn.Identity(), heads[:, :, :1], heads, heads, None, scaling=1.0, **options)
 
 
 def test_arguments_that_change_nothing_pass() -> None:
-    layout = TreeLayout(lambda q, k, v, scaling: q)
+    layout = TreeLayout(lambda q, k, v, scores: q)
     heads = torch.randn(1, 4, 3, 8)
     harmless = {"s_aux": None, "dropout": 0.0, "is_causal": True, "use_cache": False, "output_attentions": False}
     harmless |= {"position_ids": torch.arange(3), "sliding_window": None, "cache_position": torch.arange(3)}
@@ -194,11 +216,6 @@ def test_arguments_that_change_nothing_pass() -> None:
 
 
 # ----- RoPE that depends on the length
-
-
-def longrope(original: int) -> dict[str, Any]:
-    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
-    return {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": original, **factors}
 
 
 @pytest.mark.parametrize("spelling", ["rope_parameters", "rope_scaling", "type"])
@@ -278,3 +295,47 @@ def test_a_configuration_that_no_class_takes_is_a_model_error(tmp_path: Path) ->
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(ModelError, match=r"model\.name"):
         meta_model(model_config(ModelSection(name=str(tmp_path))))
+
+
+# ----- what a class does to its logits
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options", "expected"),
+    [
+        ("llama", {"final_logit_softcapping": 30.0}, LogitScale()),  # the class does not read it
+        ("granite", {"logits_scaling": 8.0}, LogitScale(1 / 8)),
+        ("hyperclovax", {"logits_scaling": 8.0}, LogitScale(8.0)),
+        ("cohere", {"logit_scale": 0.25}, LogitScale(0.25)),
+        ("gemma2", {"final_logit_softcapping": 30.0, "head_dim": 8}, LogitScale(1.0, 30.0)),
+    ],
+)
+def test_the_factor_and_the_cap_of_logits_are_read_from_the_class(
+    model_type: str, options: dict[str, Any], expected: LogitScale
+) -> None:
+    model = meta_model(config_of(model_type, **options))
+    found = logit_scale_of(model)
+    assert found.factor == pytest.approx(expected.factor, rel=1e-5)
+    assert found.softcap == (None if expected.softcap is None else pytest.approx(expected.softcap, rel=1e-5))
+    head = model.get_output_embeddings()
+    assert head is not None and "forward" not in vars(head) and "forward" not in vars(model.get_decoder())
+    hook = vars(head)["forward"] = lambda *_: None
+    logit_scale_of(model)
+    assert vars(head)["forward"] is hook
+
+
+def test_logits_that_are_changed_in_another_way_are_refused() -> None:
+    model = meta_model(config_of("llama"))
+    forward = type(model).forward
+
+    def squared(self, *args: Any, **options: Any) -> Any:
+        output = forward(self, *args, **options)
+        output.logits = output.logits**2
+        return output
+
+    type(model).forward = squared  # type: ignore[method-assign]
+    try:
+        with pytest.raises(ModelError, match="LlamaForCausalLM does more to its logits than a factor and a softcap"):
+            logit_scale_of(model)
+    finally:
+        type(model).forward = forward  # type: ignore[method-assign]

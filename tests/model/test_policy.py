@@ -28,9 +28,10 @@ from trapo_lite.core.algorithm import Algorithm, TokenLogprobs, count_normalizer
 from trapo_lite.core.errors import ConfigError, ModelError
 from trapo_lite.core.types import Group
 from trapo_lite.model import policy as policy_module
-from trapo_lite.model.base import check_rope, check_weight_files, load_base, model_config
+from trapo_lite.model.base import check_weight_files, load_base, model_config
 from trapo_lite.model.packable import require_packable
 from trapo_lite.model.policy import Policy
+from trapo_lite.model.positions import check_rope
 
 LORA = LoraSection(r=2, alpha=4)
 TRAPO = AlgorithmSection(entropy_weight=0.01, tis_cap=2.0).build()
@@ -368,27 +369,11 @@ def test_wrong_overrides_are_refused(base_dir: Path, overrides: dict, complaint:
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
 
 
-@pytest.mark.parametrize(
-    ("config", "complaint"),
-    [
-        (Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=8, max_window_layers=1), "sliding_attention"),
-        (MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=8), "sliding_attention"),
-        (LlamaConfig(**SIZES, final_logit_softcapping=30.0), "final_logit_softcapping"),
-    ],
-    ids=["qwen2", "mistral", "softcap"],
-)
-def test_models_the_packed_forward_does_not_compute_are_refused(
-    config: Qwen2Config, complaint: str, tmp_path: Path
-) -> None:
-    config.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=complaint):
-        model_config(ModelSection(name=str(tmp_path)))
-
-
-def test_an_output_layer_with_a_bias_is_refused(tmp_path: Path) -> None:
+def test_an_output_layer_with_a_bias_takes_rows(tmp_path: Path) -> None:
     PhiForCausalLM(PhiConfig(**SIZES)).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="its output layer has a bias"):
-        load(tmp_path)
+        load(tmp_path, layout="tree")
+    assert load(tmp_path).layout == "rows"
 
 
 def test_a_sliding_window_that_is_off_is_no_reason_to_refuse(tmp_path: Path) -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import rollout
+from builders import config_of, rollout
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from trapo_lite import cli
-from trapo_lite.config import AlgorithmSection, Config, LoraSection, ModelSection, load_config
+from trapo_lite.config import AlgorithmSection, Config, LoraSection, ModelSection, load_config, validate
 from trapo_lite.core.algorithm import make_group
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.model.base import load_base, model_config, model_shape
@@ -242,6 +242,7 @@ def test_what_nothing_helps_says_so(model_7b: Path) -> None:
     assert report.problem and "smaller model, larger GPUs or more of them" in report.cure
 
 
+@pytest.mark.long
 def test_more_of_everything_takes_more(model_7b: Path) -> None:
     def peak(*overrides: str) -> float:
         config = config_for(model_7b, "8xA100_lora.yaml", *overrides)
@@ -277,6 +278,7 @@ def test_times_follow_the_roofline(model_7b: Path) -> None:
     assert plan_time(sft, shape, GPUS["A100"], num_gpus=8).rollouts == 0.0
 
 
+@pytest.mark.long
 def test_the_door(model_7b: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--config", "configs/1x24GB_qlora.yaml", f"model.name={model_7b}"]
     cli.plan([*arguments, "--gpu-memory", "24GB"])
@@ -332,9 +334,25 @@ def test_remedies_go_past_options_that_would_starve_the_engine(model_7b: Path) -
     assert found and not any("gpu_memory_fraction" in option for option in found)
 
 
+@pytest.mark.long
 def test_a_base_for_several_cards_is_sent_to_several_cards(tmp_path: Path) -> None:
     sizes = {"hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80, "num_attention_heads": 64}
     (tmp_path / "config.json").write_text(json.dumps(QWEN_7B | sizes | {"num_key_value_heads": 8}))
     report = memory_report(config_for(tmp_path, "8xA100_lora.yaml"), gpu_name="a100", gpu_memory=None, num_gpus=8)
     assert report.problem and "its copy of the base takes" in report.problem
     assert "--sharded" in report.cure and "rollout.engine=server" in report.cure
+
+
+@pytest.mark.parametrize(("model_type", "num_tokens"), [("llama", 1024), ("stablelm", 80)])
+def test_a_model_that_takes_rows_is_planned_for_one_rollout_at_a_time(
+    model_type: str, num_tokens: int, tmp_path: Path
+) -> None:
+    config_of(model_type).save_pretrained(tmp_path)
+    raw = {
+        "model": {"name": str(tmp_path)},
+        "data": {"max_prompt_tokens": 20},
+        "rollout": {"max_response_tokens": 60},
+        "train": {"tokens_per_batch": 1000},
+    }
+    lines = memory_report(validate(raw), gpu_name=None, gpu_memory=None, num_gpus=1).lines
+    assert any(line.endswith(f"of {num_tokens} tokens a forward pass") for line in lines), lines

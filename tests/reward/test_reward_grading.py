@@ -291,7 +291,7 @@ def test_depth_and_exact_values_are_what_they_say():
     assert read_quantity("1e999999999") is None  # never computed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_quick_parser_reads_what_the_slow_one_reads(monkeypatch):
     pairs = [*SAME, *DIFFERENT]
     golds = [gold for path in BENCHMARKS.glob("*") for gold in benchmark_golds(path)] if BENCHMARKS.exists() else []

@@ -124,7 +124,11 @@ def random_schedule(rng: random.Random) -> tuple[MicroGroup, ...]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("threaded", [False, True], ids=["verdicts-at-once", "verdicts-from-a-thread"])
+@pytest.mark.parametrize(
+    "threaded",
+    [pytest.param(False, marks=pytest.mark.long), True],
+    ids=["verdicts-at-once", "verdicts-from-a-thread"],
+)
 def test_every_mode_gives_the_rollouts_of_the_rule(threaded: bool) -> None:
     """1000 random verdict patterns, schedules and traces; in each the engine and the verifier finish as they like."""
     guided_patterns = set()

@@ -11,7 +11,7 @@ from conftest import VLLM_DTYPE, VLLM_ROUNDING
 
 from trapo_lite.config import Config, load_config
 from trapo_lite.core.types import Rollout, Verdict
-from trapo_lite.data import is_boundary_fn, text_of
+from trapo_lite.data.tokens import is_boundary_fn, text_of
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.start import start_engine
 from trapo_lite.model.policy import Policy
@@ -77,6 +77,7 @@ def compare(left: list[Rollout], right: list[Rollout]) -> None:
         assert (a.reward, a.verdict.kind, a.finish_reason) == (b.reward, b.verdict.kind, b.finish_reason)
 
 
+@pytest.mark.long
 def test_schedules_draw_the_same_rollouts(engine: RolloutEngine) -> None:
     barrier, needed = draw(engine, "barrier")
     rewards = [rollout.reward for group in barrier for rollout in group]
@@ -92,20 +93,8 @@ def test_schedules_draw_the_same_rollouts(engine: RolloutEngine) -> None:
 
 
 def test_the_comparison_can_fail() -> None:
-    rollout = Rollout(
-        problem_id="a",
-        slot=0,
-        prompt_ids=(1,),
-        prefix_ids=(),
-        completion_ids=(5, 6, 7),
-        completion_logprobs=(-0.1, -0.2, -0.3),
-        finish_reason="length",
-        trace=None,
-        train_prefix=False,
-        adapter_version=1,
-        verdict=Verdict("correct"),
-        reward=1.0,
-    )
+    logprobs = (-0.1, -0.2, -0.3)
+    rollout = Rollout("a", 0, (1,), (), (5, 6, 7), logprobs, adapter_version=1, verdict=Verdict("correct"), reward=1.0)
     compare([rollout], [rollout])
     changes = ({"completion_ids": (5, 8, 7)}, {"completion_logprobs": (-0.1, -0.2, -0.31)}, {"reward": 0.0})
     for change in (*changes, {"prefix_ids": (4,)}):

@@ -16,7 +16,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """machine(listed, usable, visible=None, capability=(8, 0)): so many cards in nvidia-smi and in a torch for CUDA."""
 
     def make(listed: int, usable: int, *, visible: str | None = None, capability=(8, 0)) -> None:
-        lines = "".join(f"echo 'GPU {index}: NVIDIA A100 (UUID: GPU-{index})'\n" for index in range(listed))
+        lines = "".join(f"echo '{index}, GPU-{index}, A100, 580.1, 81920, 4, 8.0'\n" for index in range(listed))
         (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{lines}[ {listed} -gt 0 ]\n")
         (tmp_path / "nvidia-smi").chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
@@ -89,25 +89,11 @@ def test_cards_that_are_as_asked_for_pass(machine):
     require_usable_cards()
 
 
-@pytest.mark.parametrize(
-    ("compiler", "headers", "missing"),
-    [
-        ("", True, r"needs a C compiler \(gcc\); install it"),
-        ("gcc", False, r"needs Python's headers \(python3\.\d+-dev\); install it"),
-        ("", False, r"needs a C compiler \(gcc\) and Python's headers .*; install them"),
-    ],
-)
-def test_what_triton_compiles_with_is_asked_for_before_a_model_is_loaded(
-    machine, monkeypatch, tmp_path, compiler, headers, missing
-):
+def test_what_triton_compiles_with_is_asked_for_before_a_model_is_loaded(machine, monkeypatch, tmp_path):
     machine(listed=1, usable=1)
     monkeypatch.delenv("CC")
     monkeypatch.setenv("PATH", str(tmp_path))
-    if compiler:
-        (tmp_path / compiler).touch(mode=0o755)
-    if not headers:
-        (tmp_path / "Python.h").unlink()
-    with pytest.raises(ConfigError, match=missing):
+    with pytest.raises(ConfigError, match=r"^GPU: no C compiler.*install gcc"):
         require_usable_cards()
 
 

@@ -8,7 +8,7 @@ from transformers import Qwen2Config
 
 from trapo_lite.config import ModelSection
 from trapo_lite.core.errors import ConfigError
-from trapo_lite.model import policy
+from trapo_lite.model.layout import choose_attention
 
 CARD = torch.device("cuda", 0)
 
@@ -38,7 +38,7 @@ def test_auto_takes_flex_attention_where_its_kernels_fit(
 
     def choose(asked: str) -> str:
         section = ModelSection.model_validate({"name": str(tmp_path), "dtype": dtype, "attention": asked})
-        return policy._choose_attention(section, CARD, lines.append)
+        return choose_attention(section, CARD, lines.append)
 
     assert choose("sdpa") == "sdpa" and lines == []
     assert choose("auto") == attention

@@ -12,9 +12,7 @@ import leftovers
 import pytest
 from byte_model import write_byte_model
 from conftest import VLLM_DTYPE
-from run_differences import differences
-
-from trapo_lite.run.folder import read_metrics
+from run_differences import differences, read_metrics
 
 ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("TRAPO_LITE_SHARED", ROOT.parent / "shared"))
@@ -158,13 +156,6 @@ def test_a_crash_of_another_process_leaves_the_last_logged_step_in_a_checkpoint(
     assert done.returncode != 0 and "this process has crashed" in done.stderr
     assert [row["step"] for row in read_metrics(tmp_path / "crashed/metrics.jsonl")] == [1, 2, 3]
     assert [path.name for path in (tmp_path / "crashed/checkpoints").glob("step-*")] == ["step-000003"]
-
-
-def test_accelerate_launch_that_starts_fewer_processes_than_asked_is_refused(tmp_path: Path) -> None:
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
-    done = run(command(tmp_path, "fewer", launcher=launcher))
-    assert done.returncode != 0
-    assert "2 processes were asked for but 1 started" in done.stderr and "torchrun" in done.stderr
 
 
 def test_real_mathematics_rows_train_and_resume(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import phases
 import pytest
 
 from trapo_lite import cli
-from trapo_lite.data import end_of_text_id, load_tokenizer
+from trapo_lite.data.tokens import end_of_text_id, load_tokenizer
 from trapo_lite.export.merge import _save_tokenizer
 from trapo_lite.run.files import append_bytes, move_into_place, naming, replace_text
 from trapo_lite.run.loggers import TensorBoardLogger

@@ -1,10 +1,12 @@
 """The check that every run begins with: it passes where the packed path is right and stops the run where it is not."""
 
 import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
-from builders import random_rollouts, rollout, tiny_qwen2
+from builders import longrope, random_rollouts, rollout, tiny_qwen2
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import (
     AutoModelForCausalLM,
@@ -14,6 +16,7 @@ from transformers import (
     Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
+    Qwen3_5TextConfig,
 )
 
 from trapo_lite.config import AlgorithmSection, LoraSection
@@ -24,6 +27,8 @@ from trapo_lite.core.types import Group
 from trapo_lite.model import policy as policy_module
 from trapo_lite.model import tree_attention
 from trapo_lite.model.policy import Policy
+from trapo_lite.model.tree_attention import Scores
+from trapo_lite.model.tree_recurrence import Scan, TreeRecurrence
 from trapo_lite.training import packing_check
 from trapo_lite.training.packing_check import COMPLETION, PREFIX, PROMPT, check_packing, lengthened, shortened
 
@@ -85,10 +90,10 @@ def test_rollouts_that_begin_alike_cancel_but_are_not_taken_for_an_error(dtype: 
 def test_a_mask_that_shows_siblings_is_found(dtype: torch.dtype, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def plainly_causal(batch):
         return tree_attention.TreeLayout(
-            lambda q, k, v, scaling: scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+            lambda q, k, v, scores: scaled_dot_product_attention(q, k, v, is_causal=True, scale=scores.scaling)
         )
 
-    monkeypatch.setattr(tree_attention, "segment_layout", plainly_causal)
+    monkeypatch.setattr(tree_attention, "chain_layout", plainly_causal)
     with pytest.raises(PackingError, match=r"gradients differ by .* model.attention: sdpa"):
         check_packing(make_policy(dtype), TRAPO, some_groups(seed), temperature=0.7, longest=LONGEST)
 
@@ -123,19 +128,10 @@ SIZES = {
     "pad_token_id": 0,
 }
 FULL = ["full_attention"] * 2
-LONGROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 10000.0,
-    "short_factor": [1.0] * 4,
-    "long_factor": [1.0, 1.5, 3.0, 6.0],
-    "original_max_position_embeddings": 280,
-}
 SINKS = {"num_local_experts": 2, "num_experts_per_tok": 1, "layer_types": FULL}
 
 
-def policy_of(config: PreTrainedConfig, monkeypatch: pytest.MonkeyPatch) -> Policy:
-    """A policy of this model, with all that refuses it turned off."""
-    monkeypatch.setattr(tree_attention, "refuse_unknown", lambda module, options: None)
+def policy_of(config: PreTrainedConfig) -> Policy:
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(config, attn_implementation="packed_tree", dtype=torch.float32)
     with torch.no_grad():
@@ -152,10 +148,10 @@ def policy_of(config: PreTrainedConfig, monkeypatch: pytest.MonkeyPatch) -> Poli
 OPTIONS = {"attention": "sdpa", "gradient_checkpointing": False}
 LLAMA_LIKE = [
     (Qwen2Config(**SIZES), 300, True),
-    (MistralConfig(**SIZES, sliding_window=300), 300, True),
+    (MistralConfig(**SIZES, sliding_window=300), 300, True),  # no row is longer than the window
     (MistralConfig(**SIZES, sliding_window=300), 340, False),
     (GptOssConfig(**SIZES, head_dim=8, **SINKS), 40, False),
-    (Gemma2Config(**SIZES, head_dim=8, layer_types=FULL, final_logit_softcapping=None), 40, False),
+    (Gemma2Config(**SIZES, head_dim=8, layer_types=FULL, attn_logit_softcapping=0.5), 40, False),
 ]
 NAMES = ["full", "longer-window", "window", "sinks", "cap"]
 
@@ -165,16 +161,49 @@ NAMES = ["full", "longer-window", "window", "sinks", "cap"]
 def test_attention_that_is_not_computed_is_found(
     config: PreTrainedConfig, longest: int, is_right: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if isinstance(config, Gemma2Config):
-        config.attn_logit_softcapping = 0.5
-    policy = policy_of(config, monkeypatch)
+    def without_terms(batch):
+        layout = chain_layout(batch)
+        return replace(layout, attend=lambda q, k, v, scores: layout.attend(q, k, v, Scores(scores.scaling)))
+
+    policy, chain_layout = policy_of(config), tree_attention.chain_layout
+    report = check_packing(policy, TRAPO, some_groups(), temperature=1.0, longest=longest)
+    assert report is not None and report.longest == longest and report.gradient_error < 1e-4
+    monkeypatch.setattr(tree_attention, "chain_layout", without_terms)
     if is_right:
-        report = check_packing(policy, TRAPO, some_groups(), temperature=1.0, longest=longest)
-        assert report is not None and report.longest == longest and report.gradient_error < 1e-4
+        check_packing(policy, TRAPO, some_groups(), temperature=1.0, longest=longest)
     else:
         with pytest.raises(PackingError, match="gradients differ"):
             check_packing(policy, TRAPO, some_groups(), temperature=1.0, longest=longest)
     assert policy.model.get_base_model().config._attn_implementation == "packed_tree"
+
+
+DELTA_NET = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "head_dim": 8,
+    **{"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16},
+}
+
+
+def leaking_scan(recurrence: TreeRecurrence, scan: Scan, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Scan the batch as one row: a chain starts from the state of whatever stands before it."""
+    return scan(list(inputs), None)[0]
+
+
+def leaking_convolution(recurrence: TreeRecurrence, convolution, inputs: torch.Tensor, *, num_before: int):
+    return convolution(inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "leaking"), [("scan", leaking_scan), ("convolve", leaking_convolution)])
+def test_a_recurrent_state_that_leaks_from_a_sibling_is_found(
+    name: str, leaking: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = policy_of(Qwen3_5TextConfig(**SIZES, **DELTA_NET))
+    report = check_packing(policy, TRAPO, some_groups(), temperature=1.0, longest=60)
+    assert report is not None and report.gradient_error < 1e-4
+    monkeypatch.setattr(TreeRecurrence, name, leaking)
+    with pytest.raises(PackingError, match="gradients differ"):
+        check_packing(policy, TRAPO, some_groups(), temperature=1.0, longest=60)
 
 
 @pytest.mark.slow
@@ -182,9 +211,9 @@ def test_attention_that_is_not_computed_is_found(
 def test_longrope_is_found_as_soon_as_one_row_goes_past_its_original_length(
     longest: int, is_right: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes = {**SIZES, "original_max_position_embeddings": 280, "rope_parameters": LONGROPE, "sliding_window": None}
+    sizes = {**SIZES, "original_max_position_embeddings": 280, "rope_parameters": longrope(280), "sliding_window": None}
     monkeypatch.setattr(tree_attention, "refuse_unknown", lambda module, options: None)
-    monkeypatch.setattr(policy_module, "check_positions", lambda *_, **__: None)
+    monkeypatch.setattr(policy_module, "check_fixed_rope", lambda *_, **__: None)
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(Phi3Config(**sizes), attn_implementation="packed_tree", dtype=torch.float32)
     policy = Policy(base, LoraSection(r=4, alpha=8), **OPTIONS)

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from byte_model import write_byte_model
-from run_differences import differences
+from run_differences import differences, read_metrics
 from tiny_runs import LUFFY, data_file, finished_runs, make_config, model_dir, trained
 
 from trapo_lite.core.errors import CheckpointError, ConfigError, EngineError
 from trapo_lite.export.merge import export_run
-from trapo_lite.run.folder import RunFolder, final_adapter, read_metrics
+from trapo_lite.run.folder import RunFolder, final_adapter
 from trapo_lite.training import checkpoint, trainer
 from trapo_lite.training.trainer import train
 from trapo_lite.training.update import Updater
@@ -72,6 +72,7 @@ def test_stopped_and_resumed_equals_uninterrupted(make_config, trained) -> None:
     assert differences(whole, other)  # the comparison can fail
 
 
+@pytest.mark.long
 def test_lines_beyond_the_checkpoint_are_cut_back(make_config, trained) -> None:
     whole = train(make_config(name="whole", train={"max_steps": 3, "save_every": 3}))
     parts = trained(name="parts", train={"max_steps": 3})
@@ -111,7 +112,7 @@ def test_a_checkpoint_of_another_configuration_or_model_is_refused(
 
 
 def test_a_run_of_the_old_form_of_the_configuration_resumes(make_config, trained) -> None:
-    """Its config.yaml and its checkpoints have flat keys; what differs in them is still refused."""
+    """Its checkpoints have flat keys and lack younger options; what differs in them is still refused."""
     folder = trained(algorithm=LUFFY, train={"max_steps": 1})
     step = folder / "checkpoints/step-000001"
     state = json.loads((step / "state.json").read_text())
@@ -124,7 +125,7 @@ def test_a_run_of_the_old_form_of_the_configuration_resumes(make_config, trained
     kept = {
         key: value
         for key, value in state["configuration"].items()
-        if not any(key.startswith(f"algorithm.{part}") for part in parts)
+        if not key.startswith((*(f"algorithm.{part}" for part in parts), "data.instruction", "data.template_options"))
     }
     old = kept | {f"algorithm.{key}": value for key, value in flat.items()}
     state["configuration"] = old | {"rollout.tis_cap": None, "rollout.sequence_bound": None}
@@ -168,6 +169,7 @@ def pretend(folder: Path, **changed: object) -> None:
     file.write_text(json.dumps(starts))
 
 
+@pytest.mark.long
 def test_each_start_is_on_record_and_forgotten_with_its_steps(make_config, trained) -> None:
     folder = trained(train={"max_steps": 1})
 
@@ -193,6 +195,7 @@ def test_each_start_is_on_record_and_forgotten_with_its_steps(make_config, train
     assert [start["after_step"] for start in starts()] == [0]
 
 
+@pytest.mark.long
 def test_changed_code_is_a_warning_when_a_run_is_resumed(make_config, trained, capsys) -> None:
     loose = {"run": {"deterministic": False}}
     folder = trained(**loose, train={"max_steps": 1})
@@ -258,13 +261,16 @@ def test_an_adapter_of_an_earlier_end_is_not_taken_for_the_runs(make_config, tra
     train(make_config(train={"max_steps": 2}))
     assert final_adapter(folder) == folder / "adapter"
     shutil.rmtree(folder / "adapter")
-    (folder / "old").rename(folder / "adapter")  # as if killed in its second life, after a checkpoint
-    with pytest.raises(ConfigError, match=r"gone on to step-000002; .*--adapter .*step-000002 or --adapter .*/adapter"):
+    with pytest.raises(ConfigError, match=r"is not finished, so .*--adapter .*checkpoints/step-000002"):
         final_adapter(folder)
-    with pytest.raises(ConfigError, match="gone on to step-000002"):
+    (folder / "old").rename(folder / "adapter")  # as if killed in its second life, after a checkpoint
+    with pytest.raises(ConfigError, match=r"resumed up to step-000002; .*--adapter .*step-000002 or --adapter .*"):
+        final_adapter(folder)
+    with pytest.raises(ConfigError, match="resumed up to step-000002"):
         export_run(folder)
 
 
+@pytest.mark.long
 def test_whatever_ends_a_run_the_steps_it_logged_are_kept(make_config) -> None:
     class Dies(Updater):
         def update(self, step, groups):
@@ -275,7 +281,7 @@ def test_whatever_ends_a_run_the_steps_it_logged_are_kept(make_config) -> None:
     config = make_config(train={"max_steps": 4, "save_every": 100})
     folder = config.run.folder
     with pytest.raises(EngineError):
-        train(config, make_updater=Dies.from_config)
+        train(config, make_updater=Dies)
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-000002"]
     whole = train(make_config(name="whole", train={"max_steps": 4, "save_every": 100}))
     assert differences(whole, train(config)) == []

@@ -9,13 +9,13 @@ import pytest
 import torch
 from adapter_folders import edited, renamed, with_nan
 from byte_model import byte_tokenizer
+from run_differences import read_metrics
 from tiny_runs import GRPO, LUFFY, SFT, data_file, finished_runs, make_config, model_dir, trained
 from transformers import AddedToken
 
 from trapo_lite.config import Config, validate
 from trapo_lite.core.errors import ConfigError, DataError, ModelError, UpdateError
 from trapo_lite.evaluation import evaluate
-from trapo_lite.run.folder import read_metrics
 from trapo_lite.training import trainer
 from trapo_lite.training.inputs import read_inputs
 from trapo_lite.training.trainer import train
@@ -70,6 +70,7 @@ def test_a_token_that_is_not_used_needs_no_embedding(make_config, model_dir: Pat
     assert len(read_inputs(config).problems) == 12
 
 
+@pytest.mark.long
 def test_a_run_says_what_its_prompts_lack(make_config, model_dir: Path, tmp_path: Path, capsys) -> None:
     """On the terminal of a training run and of an evaluation, once each; nothing where the template fits."""
     shutil.copytree(model_dir, tmp_path / "chat")
@@ -235,6 +236,7 @@ def test_no_expert_traces_where_the_schedule_needs_them(make_config, tmp_path: P
 # ----- the update as the trainer wires it
 
 
+@pytest.mark.long
 def test_a_run_with_gradient_checkpointing_checks_its_packing_and_equals_one_without(make_config, capsys) -> None:
     train(make_config(name="plain"))
     assert capsys.readouterr().out.count("packing check: ") == 1
@@ -248,6 +250,7 @@ def test_a_run_with_gradient_checkpointing_checks_its_packing_and_equals_one_wit
         assert one["speed/trained_tokens_per_second"] > 0 and one["memory/peak_gib"] > 0 and one["train/tflop"] > 0
 
 
+@pytest.mark.long
 def test_packing_is_checked_in_the_first_step_that_has_a_gradient(make_config, capsys) -> None:
     """A random model fails at everything, so GRPO without help has none; nothing was compared until it has."""
     grpo = make_config(algorithm=GRPO, train={"max_steps": 1})
@@ -258,7 +261,7 @@ def test_packing_is_checked_in_the_first_step_that_has_a_gradient(make_config, c
         def update(self, step, groups):
             return super().update(step, groups if step > 0 else [])
 
-    train(make_config(name="later", train={"max_steps": 4}), make_updater=Later.from_config)
+    train(make_config(name="later", train={"max_steps": 4}), make_updater=Later)
     assert capsys.readouterr().out.count("packing check: ") == 1
 
 
@@ -292,7 +295,7 @@ def test_a_budget_that_memory_lowered_stays_lowered(make_config, monkeypatch, ca
             return super().update(step, groups)
 
     config = make_config(train={"check_packing": False, "max_steps": 3})
-    folder = train(config, make_updater=ShortOfMemory.from_config)
+    folder = train(config, make_updater=ShortOfMemory)
     assert given[0] > given[1] == given[2]
     assert [row["train/out_of_memory"] for row in read_metrics(folder / "metrics.jsonl")] == [1, 0, 0]
     assert f"memory ran out; forward passes have {given[1]} tokens" in capsys.readouterr().out

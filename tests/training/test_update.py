@@ -10,7 +10,7 @@ import torch
 from builders import random_rollouts, rollout, tiny_qwen2
 from dense_attention import dense_mask
 
-from trapo_lite.config import AlgorithmSection, LoraSection, OptimSection
+from trapo_lite.config import AlgorithmSection, LoraSection, validate
 from trapo_lite.core.algorithm import Algorithm, make_group
 from trapo_lite.core.batching import num_tokens
 from trapo_lite.core.errors import UpdateError
@@ -45,10 +45,9 @@ def some_groups(algorithm: Algorithm = TRAPO, *, seed: int = 0, num: int = 4) ->
 def make_updater(
     policy: Policy, *, algorithm: Algorithm = TRAPO, tokens_per_batch: int = 10_000, **optim: object
 ) -> Updater:
-    section = OptimSection(**({"lr": 1e-2, "grad_clip": None} | optim))
-    return Updater(
-        policy, algorithm, Ranks(), section, max_steps=10, temperature=1.0, tokens_per_batch=tokens_per_batch
-    )
+    train = {"max_steps": 10, "tokens_per_batch": tokens_per_batch, "check_packing": False}
+    config = validate({"optim": {"lr": 1e-2, "grad_clip": None} | optim, "train": train})
+    return Updater(config, policy, algorithm, Ranks())
 
 
 def weights(policy: Policy) -> torch.Tensor:
@@ -241,13 +240,13 @@ def test_operations_are_what_torch_counts(monkeypatch: pytest.MonkeyPatch) -> No
     def plain_products(batch: PackedBatch) -> tree_attention.TreeLayout:
         mask = dense_mask(batch)
 
-        def attend(query, key, value, scaling):
-            scores = (query @ key.transpose(2, 3) * scaling).masked_fill(~mask, -torch.inf)
+        def attend(query, key, value, how):
+            scores = (query @ key.transpose(2, 3) * how.scaling).masked_fill(~mask, -torch.inf)
             return scores.softmax(-1) @ value
 
         return tree_attention.TreeLayout(attend)
 
-    monkeypatch.setattr(tree_attention, "segment_layout", plain_products)
+    monkeypatch.setattr(tree_attention, "chain_layout", plain_products)
     policy = make_policy()
     members = [rollout([1], range(2, 34), [7] * 7, reward=1.0), rollout([1], [], [5], slot=1)]
     batch = policy.prepare([make_group(TRAPO, members)])

@@ -1,9 +1,9 @@
-"""The configuration (DESIGN 10): `sections` holds the options, `loading` the files, overrides and error messages."""
+"""The configuration (DESIGN 10): `sections` and `algorithm` hold the options, `loading` reads files and overrides."""
 
 from trapo_lite.config.algorithm import AlgorithmSection
+from trapo_lite.config.config import Config
 from trapo_lite.config.loading import load_config, validate
 from trapo_lite.config.sections import (
-    Config,
     DataSection,
     EvalSection,
     LoraSection,

@@ -1,8 +1,8 @@
 """The `algorithm` section holds a schedule and the parts chosen by name, and checks that they fit each other."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field, Tag, model_validator
+from pydantic import AfterValidator, Field, Tag, model_validator
 
 from trapo_lite.config.choices import (
     NAMED,
@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     from trapo_lite.core.algorithm import Algorithm
 
 
+def _preset(name: str) -> str:
+    if name not in PRESETS:
+        raise ValueError(f"found {name!r}; give {' or '.join(PRESETS)}, or a list of micro-groups")
+    return name
+
+
 class MicroGroupSection(Section):
     """A MicroGroupSection is one micro-group of a schedule (`core.micro_groups.MicroGroup`)."""
 
@@ -50,7 +56,7 @@ class AlgorithmSection(Section):
     name: str = "trapo"
     """Label for tables and logs; nothing is computed from it."""
     schedule: Annotated[
-        Annotated[Literal["paper", "reference_code"], Tag("text")] | Annotated[list[MicroGroupSection], Tag("list")],
+        Annotated[str, AfterValidator(_preset), Tag("text")] | Annotated[list[MicroGroupSection], Tag("list")],
         by_text_or_list,
     ] = "reference_code"
     """Name of a preset, or a list of micro-groups."""

@@ -38,7 +38,7 @@ def by_name(value: Any) -> Any:
 
 
 class NoPrefixLoss(Choice):
-    """A NoPrefixLoss leaves expert tokens untrained."""
+    """Leave expert tokens untrained."""
 
     type: Literal["none"] = "none"
     weight: ClassVar[float] = 0.0
@@ -58,7 +58,7 @@ class PrefixLossChoice(Choice):
 
 
 class TrustRegion(PrefixLossChoice):
-    """A TrustRegion is TRAPO's prefix loss."""
+    """Train expert tokens inside a trust region: TRAPO's prefix loss."""
 
     type: Literal["trust_region"] = "trust_region"
     alpha: Annotated[Number, Field(gt=0.0, le=1.0)] = 0.1
@@ -71,7 +71,7 @@ class TrustRegion(PrefixLossChoice):
 
 
 class Nll(PrefixLossChoice):
-    """An Nll is the loss of plain supervised fine-tuning."""
+    """Train every expert token alike, by its negative log-likelihood: plain supervised fine-tuning."""
 
     type: Literal["nll"] = "nll"
 
@@ -82,7 +82,7 @@ class Nll(PrefixLossChoice):
 
 
 class Dft(PrefixLossChoice):
-    """A Dft is the loss of dynamic fine-tuning."""
+    """Weigh each expert token by its probability, as dynamic fine-tuning (DFT) does."""
 
     type: Literal["dft"] = "dft"
 
@@ -93,7 +93,7 @@ class Dft(PrefixLossChoice):
 
 
 class Luffy(PrefixLossChoice):
-    """A Luffy is LUFFY's shaped loss, multiplied by the advantage."""
+    """Train expert tokens by LUFFY's shaped loss, multiplied by the advantage."""
 
     type: Literal["luffy"] = "luffy"
     times_advantage: bool = True
@@ -114,7 +114,7 @@ class CompletionLossChoice(Choice):
 
 
 class PolicyGradient(CompletionLossChoice):
-    """A PolicyGradient does not clip the ratio."""
+    """Use the plain policy gradient; the ratio is not clipped."""
 
     type: Literal["policy_gradient"] = "policy_gradient"
 
@@ -125,7 +125,7 @@ class PolicyGradient(CompletionLossChoice):
 
 
 class PpoClip(CompletionLossChoice):
-    """A PpoClip clips the ratio as PPO does."""
+    """Clip the ratio as PPO does."""
 
     type: Literal["ppo_clip"] = "ppo_clip"
     needs_updates: ClassVar[bool] = True
@@ -147,7 +147,7 @@ class PpoClip(CompletionLossChoice):
 
 
 class Cispo(CompletionLossChoice):
-    """A Cispo caps the ratio and keeps every token's gradient."""
+    """Cap the ratio, and keep every token's gradient, as CISPO does."""
 
     type: Literal["cispo"] = "cispo"
     needs_updates: ClassVar[bool] = True
@@ -229,8 +229,16 @@ NormalizerSection = Annotated[TokenCount | Constant, Field(discriminator="type")
 
 NAMED = BeforeValidator(by_name)
 
-KINDS = (PrefixLossSection, CompletionLossSection, AdvantageSection, BaselineSection, NormalizerSection)
-FIELDS_BY_TYPE = {
-    choice.model_fields["type"].default: choice.model_fields for kind in KINDS for choice in get_args(get_args(kind)[0])
+KINDS = {
+    "prefix_loss": PrefixLossSection,
+    "completion_loss": CompletionLossSection,
+    "advantage": AdvantageSection,
+    "baseline": BaselineSection,
+    "normalizer": NormalizerSection,
 }
-"""Fields of each type by its name. No name belongs to two kinds."""
+FIELDS_BY_TYPE = {
+    (key, choice.model_fields["type"].default): choice.model_fields
+    for key, kind in KINDS.items()
+    for choice in get_args(get_args(kind)[0])
+}
+"""Fields of each type by (key of the algorithm section, name of the type)."""

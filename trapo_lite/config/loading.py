@@ -2,16 +2,18 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from trapo_lite.config import old_form, plain_yaml
 from trapo_lite.config.algorithm import AlgorithmSection, MicroGroupSection
 from trapo_lite.config.choices import FIELDS_BY_TYPE, Choice, by_name
-from trapo_lite.config.sections import Config
+from trapo_lite.config.config import Config
+from trapo_lite.config.paths import from_root
 from trapo_lite.core.errors import ConfigError
 
 MICRO_GROUP = MicroGroupSection.model_fields
@@ -47,7 +49,7 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
     merged: dict[str, Any] = {}
     for file in files:
         content = read_yaml(file)
-        merged = _merge(merged, old_form.translated(content) if _was_written_by_a_run(Path(file)) else content)
+        merged = _merge(merged, old_form.translated(content) if _was_written_by_a_run(file, content) else content)
     for override in overrides:
         section, key, parameter, value = _parse_override(override)
         trained = _algorithm_of(merged)
@@ -65,10 +67,8 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
     return validate(merged)
 
 
-def _was_written_by_a_run(file: Path) -> bool:
-    return file.name == "config.yaml" and any(
-        (file.parent / name).exists() for name in ("metrics.jsonl", "checkpoints")
-    )
+def _was_written_by_a_run(file: str | Path, content: dict[str, Any]) -> bool:
+    return Path(file).name == "config.yaml" and content.keys() >= Config.model_fields.keys()  # resolved: all sections
 
 
 def _algorithm_of(merged: dict[str, Any]) -> str:
@@ -98,13 +98,15 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
         files = {file.name: file for folder in (Path("configs"), path.parent) for file in folder.glob("*.yaml")}
         near = difflib.get_close_matches(path.name, files, n=1)
         hint = f"; did you mean {str(files[near[0]])!r}?" if near else "; give the path of a YAML file"
+        hint = from_root(path) or hint
         raise ConfigError(f"--config {path}: {'is a folder' if path.is_dir() else 'no such file'}{hint}")
+    cure = "correct the file" if path.suffix in (".yaml", ".yml") else "give a YAML file with options"
     try:
         content = plain_yaml.parse(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise ConfigError(f"--config {path}: is not UTF-8 ({error}); save the file as UTF-8") from None
+        raise ConfigError(f"--config {path}: is not UTF-8 ({error}); {cure}") from None
     except ValueError as error:
-        raise ConfigError(f"--config {path}: {error}; correct the file") from None
+        raise ConfigError(f"--config {path}: {error}; {cure}") from None
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror}); give a file you may read") from None
     if content is None:
@@ -145,12 +147,20 @@ def _parse_override(text: str) -> tuple[str, str, str | None, Any]:
 
 def _how_to_write(key: str, *, has_value: bool) -> str:
     """Return advice for an override that has no section or no value."""
-    sections = [name for name, field in Config.model_fields.items() if key in field.annotation.model_fields]  # type: ignore[union-attr]
+    if key in Config.model_fields:
+        files = ", or --config configs/algorithm/NAME.yaml for all of it" if key == "algorithm" else ""
+        return f"{key} is a section; write {key}.KEY=value for one of its keys{files}"
+    sections = [name for name, field in Config.model_fields.items() if key in keys_of(field)]
     if has_value and sections:
         return f"write section.key=value: did you mean {' or '.join(f'{section}.{key}=...' for section in sections)}?"
     if not has_value and key.count(".") == 1:
-        return f"write section.key=value without blanks around =, such as {key}=..."
+        return f"write section.key=value without blanks around =, such as {key.rstrip(':')}=..."
     return "write section.key=value, such as optim.lr=2e-5"
+
+
+def keys_of(section: FieldInfo) -> Collection[str]:
+    """Return the keys of a section of the configuration."""
+    return section.annotation.model_fields.keys()  # type: ignore[union-attr]
 
 
 def _is_text(section: str, key: str) -> bool:
@@ -232,7 +242,7 @@ def _is_tag(index: int, loc: Sequence[str | int]) -> bool:
 
 def _known_at(loc: Sequence[str | int]) -> Iterable[str]:
     """Return the known keys of the micro-group or the type that has an unknown one."""
-    return FIELDS_BY_TYPE[str(loc[2])] if loc[1] in CHOICES else MICRO_GROUP
+    return FIELDS_BY_TYPE[str(loc[1]), str(loc[2])] if loc[1] in CHOICES else MICRO_GROUP
 
 
 def sets(key: str, overrides: Sequence[str]) -> bool:

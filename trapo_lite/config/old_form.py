@@ -26,19 +26,27 @@ NO_LONGER_AUTOMATIC = {"schedule": "pipelined", "merge": "never"}  # keys of rol
 
 
 def advice(raw: dict[str, Any]) -> list[str]:
-    """Return one line for each key in the old form that says what to write instead."""
+    """Return lines that say what to write instead of the keys in the old form."""
     sections = {name: raw[name] for name in ("algorithm", "rollout") if isinstance(raw.get(name), dict)}
-    old = [key for key in sections.get("algorithm", {}) if key in PARAMETERS]
+    old: dict[str, list[str]] = {}
+    for key in PARAMETERS.keys() & sections.get("algorithm", {}).keys():
+        old.setdefault(PARAMETERS[key][0], []).append(key)
     now = translated(raw).get("algorithm", {})
     lines = []
-    for old_key in old:
-        key, parameter = PARAMETERS[old_key]
+    for part, keys in sorted(old.items()):
+        form = plain_yaml.in_one_line(now[part])
+        lost = sorted(key for key in keys if PARAMETERS[key][1] not in now[part])
+        note = f" ({now[part].get('type')} has no {', '.join(lost)})" if lost else ""
         lines.append(
-            f"algorithm.{old_key}: is algorithm.{key}.{parameter} now; write {key}: {plain_yaml.in_one_line(now[key])}"
+            f"algorithm.{', algorithm.'.join(sorted(keys))}: {'are' if len(keys) > 1 else 'is'} part of "
+            f'algorithm.{part} now; in a file write {part}: {form}; on the command line "algorithm.{part}={form}"{note}'
         )
     for key in MOVED:
         if key in sections.get("rollout", {}):
             lines.append(f"rollout.{key}: is algorithm.{key} now; move it there")
+    for key, value in NO_LONGER_AUTOMATIC.items():
+        if sections.get("rollout", {}).get(key) == "auto":
+            lines.append(f"rollout.{key}: auto is no longer a choice; set rollout.{key} to {value} (docs/rollouts.md)")
     return lines
 
 
@@ -59,11 +67,10 @@ def translated(raw: dict[str, Any]) -> dict[str, Any]:
     old = {key: value for key, value in algorithm.items() if key in PARAMETERS}
     algorithm = {key: value for key, value in algorithm.items() if key not in PARAMETERS}
     for key, parameters in _parts(old).items():
-        given = algorithm.get(key, DEFAULT_TYPES.get(key))
-        part = ({"type": given} if isinstance(given, str) else given if isinstance(given, dict) else {}) | parameters
-        known = choices.FIELDS_BY_TYPE.get(
-            str(part.get("type")), part
-        )  # old runs also recorded parameters without effect
+        given = choices.by_name(algorithm.get(key, {}))
+        part = {"type": DEFAULT_TYPES.get(key)} | (given if isinstance(given, dict) else {}) | parameters
+        # Old runs also recorded parameters without effect.
+        known = choices.FIELDS_BY_TYPE.get((key, str(part["type"])), part)
         algorithm[key] = {name: value for name, value in part.items() if name in known}
     if algorithm or "algorithm" in raw:
         sections["algorithm"] = algorithm

@@ -1,10 +1,33 @@
-"""Check model.name against the file system, and read JSON files that hold an object."""
+"""Check the paths that a configuration names, without opening files of data or weights; read small JSON files."""
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trapo_lite.core.errors import ConfigError
+from trapo_lite.config.fields import possible_path
+from trapo_lite.core.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from trapo_lite.config.config import Config
+
+ROOT = Path(__file__).resolve().parents[2]
+SUFFIXES = (".parquet", ".jsonl", ".json")
+# No hub id ends in one of these, so a missing file with such a suffix is reported as a missing file.
+FILE_SUFFIXES = (*SUFFIXES, ".csv", ".tsv", ".txt", ".gz", ".zip", ".zst", ".arrow", ".yaml")
+HUB_NAME = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?(:(?P<config>[^:/]*))?(:(?P<split>[^:/]+))?")
+
+
+def check_paths(config: "Config") -> None:
+    """Raise an error if a local model, data file or folder that the configuration names is missing; open none."""
+    check_name(config.model.name)
+    check_sources(config.data.train)
+    if config.eval.data is not None:
+        check_sources(config.eval.data)
+    folder = config.rollout.server_adapter_dir
+    if folder is not None and not Path(folder).is_dir():
+        raise ConfigError(f"rollout.server_adapter_dir: no folder {folder!r}; create it where the servers see it too")
 
 
 def check_name(name: str) -> None:
@@ -22,7 +45,51 @@ def check_name(name: str) -> None:
         raise ConfigError(f"model.name: {name!r} is a file; give the model's folder")
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or ("/" in name and path.parent.is_dir())
     if is_path:
-        raise ConfigError(f"model.name: no folder {name!r} ({path.absolute()}); give a model's folder or hub id")
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        cure = from_root(name) or "; give a model's folder or hub id"
+        raise ConfigError(f"model.name: no folder {name!r}{where}{cure}")
+
+
+def check_sources(files: str | Sequence[str], *, option: str = "data") -> list[str]:
+    """Return the sources as a list. Raise DataError unless each is a file of a known kind or looks like a hub id.
+
+    No file is opened. option: the option that named the sources, for messages.
+    """
+    sources = [files] if isinstance(files, str) else list(files)
+    if not sources:
+        raise DataError(f"{option}: the list of files is empty; name at least one")
+    for source in sources:
+        try:
+            possible_path(source)
+        except ValueError as error:
+            raise DataError(f"{option}: {error}") from None
+        check_source(source, option)
+    return sources
+
+
+def check_source(source: str, option: str = "data") -> None:
+    """Raise DataError unless the source is a file of a known kind or looks like a hub id."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        raise DataError(f"{option} {source}: is a folder; name the {', '.join(SUFFIXES)} files in it")
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise DataError(
+                f"{option} {source}: ends in {path.suffix!r}; give a {', '.join(SUFFIXES)} file or a hub id"
+            )
+        if path.stat().st_size == 0:
+            raise DataError(f"{option} {source}: the file is empty; give one with rows")
+    elif path.suffix in FILE_SUFFIXES or not HUB_NAME.fullmatch(source) or source.startswith("."):
+        cure = from_root(source) or (
+            f"; check the path (relative to {Path.cwd()}) or give a hub id: owner/name[@revision][:config][:split]"
+        )
+        raise DataError(f"{option} {source}: no such file{cure}")
+
+
+def from_root(path: str | Path) -> str:
+    """Return a hint for messages if the path is missing here, but is one of the project's own files."""
+    is_own = not Path(path).is_absolute() and (ROOT / path).exists() and Path.cwd() != ROOT
+    return f"; it is a file of the project, so give the command in {ROOT}" if is_own else ""
 
 
 def check_model_files(name: str) -> None:

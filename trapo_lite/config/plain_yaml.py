@@ -1,4 +1,4 @@
-"""YAML for configurations: ambiguous text, and references that stand for very many values, are errors.
+"""Read and write YAML for configurations: ambiguous text, and references that stand for very many values, are errors.
 
 Differences from YAML 1.1 as PyYAML reads it:
 

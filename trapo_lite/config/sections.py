@@ -7,8 +7,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from trapo_lite.config import plain_yaml
-from trapo_lite.config.algorithm import AlgorithmSection
 from trapo_lite.config.fields import (
     Beta,
     NonNegative,
@@ -40,7 +38,10 @@ class ModelSection(Section):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of the frozen base's weights; the adapter's master weights are always float32."""
     attention: Literal["auto", "sdpa", "flex"] = "auto"
-    """auto: FlexAttention on CUDA, SDPA per segment (unbranched part of the packed tree) elsewhere."""
+    """auto: FlexAttention on CUDA, SDPA chain by chain (unbranched parts of the packed tree) elsewhere."""
+    layout: Literal["auto", "tree", "rows"] = "auto"
+    """tree: a problem's rollouts run as one packed tree. rows: each runs by itself, through the model's own forward
+    pass. auto: the tree if it reaches every layer of the model's class and the packing check passes, otherwise rows."""
     gradient_checkpointing: bool = False
     """Keep only the inputs of the decoder's layers, and compute the rest of a layer again in the backward pass."""
     offload_activations: bool = False
@@ -98,13 +99,24 @@ class DataSection(Section):
 
     train: PathOrPaths = "Elliott/Openr1-Math-46k-8192"
     """Parquet or JSON-lines files, or a hub id."""
-    expert_text: Literal["thought", "full"] = "thought"
-    """Text of an expert solution. thought: inside its first <think>...</think> (the official code); full: all of it."""
+    expert_text: Literal["thought", "full", "opened"] = "thought"
+    """Text of an expert solution. thought: inside its first <think>...</think> (the official code); full: all of it;
+    opened: all behind its first <think>, for a prompt that ends in <think>."""
     prompt_template: str = QWEN_TEMPLATE
+    """Text with {problem} where the problem goes, or chat: the tokenizer's own chat template."""
+    system_text: str | None = None
+    """System message of the chat template; None: its own, if it has one."""
+    instruction: str = ""
+    """Text behind the problem in the user's message of the chat template."""
+    template_options: dict[str, bool | int | str] = Field(default_factory=dict)
+    """Options of the chat template, such as enable_thinking: false."""
     system: Literal["template", "row"] = "template"
     """row: a system message of the row replaces the template's."""
     eos_token: str | None = None
-    """Token that ends traces (expert solutions as tokens) and sampling; None: the tokenizer's."""
+    """Token that ends traces (expert solutions as tokens) and answers; None: what ends an answer in the chat template,
+    otherwise the tokenizer's own."""
+    stop_tokens: list[str] | None = None
+    """More tokens that end an answer; None: the tokenizer's own and those of the model's generation_config.json."""
     max_prompt_tokens: PositiveInt = 1024
     on_bad_row: Literal["error", "skip"] = "error"
     require_expert: bool = False
@@ -112,9 +124,16 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _has_slot(self) -> "DataSection":
-        if self.prompt_template.count("{problem}") != 1:
-            raise ValueError("prompt_template: must contain {problem} exactly once; add it where the problem goes")
+        if self.prompt_template != "chat" and self.prompt_template.count("{problem}") != 1:
+            raise ValueError(
+                "prompt_template: must contain {problem} exactly once; add it where the problem goes, or set it to chat"
+            )
         return self
+
+    def idle_keys(self) -> dict[str, str]:
+        if self.prompt_template == "chat":
+            return {"system": "a template that is written out"}
+        return dict.fromkeys(("system_text", "instruction", "template_options"), "data.prompt_template: chat")
 
 
 class RolloutSection(Section):
@@ -210,7 +229,8 @@ class TrainSection(Section):
     check_memory: bool = True
     """Whether a run that the plan (scripts/plan.py) says does not fit the GPU is an error."""
     check_packing: bool = True
-    """Whether the first step compares a small packed tree with the same rollouts as rows; a difference is an error."""
+    """Whether the first step compares a small packed tree with the same rollouts as rows. If they differ, model.layout:
+    auto takes rows, and tree ends with an error."""
     save_every: PositiveInt = 50
     keep_checkpoints: PositiveInt = 3
 
@@ -267,70 +287,3 @@ class RunSection(Section):
     @property
     def folder(self) -> Path:
         return Path(self.dir) / self.name
-
-
-class Config(Section):
-    """A Config is the whole configuration of a run; `run.folder/config.yaml` holds it resolved."""
-
-    model: ModelSection = ModelSection()
-    lora: LoraSection = LoraSection()
-    data: DataSection = DataSection()
-    rollout: RolloutSection = RolloutSection()
-    reward: RewardSection = RewardSection()
-    algorithm: AlgorithmSection = AlgorithmSection()
-    optim: OptimSection = OptimSection()
-    train: TrainSection = TrainSection()
-    eval: EvalSection = EvalSection()
-    run: RunSection = RunSection()
-
-    @property
-    def longest_sequence(self) -> int:
-        """Return the most tokens of prompt and answer together, in training or evaluation."""
-        in_eval = self.eval.max_response_tokens or 0 if self.eval.every > 0 else 0
-        return self.data.max_prompt_tokens + max(self.rollout.max_response_tokens, in_eval)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "Config":
-        algorithm, rollout = self.algorithm, self.rollout
-        if rollout.engine == "server" and self.run.deterministic:
-            raise ValueError(
-                "run.deterministic: servers batch requests as they arrive, so bits may differ; set it to false or "
-                "rollout.engine: vllm"
-            )
-        for key in ("tis_cap", "sequence_bound"):
-            if getattr(algorithm, key) is not None and (rollout.top_p < 1.0 or rollout.top_k > 0):
-                raise ValueError(
-                    f"algorithm.{key}: importance ratios need the sampler's whole distribution, found top_p "
-                    f"{rollout.top_p}, top_k {rollout.top_k}; set top_p: 1 and top_k: 0, or {key}: null"
-                )
-        if algorithm.completion_loss.needs_updates and self.optim.updates_per_batch == 1:
-            raise ValueError(
-                f"algorithm.completion_loss: {algorithm.completion_loss.type} cannot act with one update a batch, its "
-                "ratio is 1 there; use policy_gradient or set optim.updates_per_batch above 1"
-            )
-        if algorithm.kl_weight > 0 and self.lora.init_from is not None:
-            raise ValueError(
-                "algorithm.kl_weight: the reference is the base, not the adapter named by lora.init_from; set "
-                "kl_weight: 0, or export the adapter into a merged checkpoint and start from that"
-            )
-        if self.optim.warmup_steps >= self.train.max_steps:
-            raise ValueError(
-                f"optim.warmup_steps: {self.optim.warmup_steps} is not below train.max_steps ({self.train.max_steps}); "
-                "lower it"
-            )
-        if self.model.quantize == "nf4" and rollout.merge != "never":
-            raise ValueError(
-                "rollout.merge: NF4 weights have 16 values to round to, so an adapter would be lost in them; set it to "
-                "never"
-            )
-        if self.model.quantize == "nf4" and self.model.dtype == "float32" and rollout.engine == "vllm":
-            raise ValueError("model.dtype: vLLM serves NF4 in bfloat16 only; set model.dtype: bfloat16")
-        return self
-
-    def to_yaml(self) -> str:
-        """Return the resolved configuration without keys that have no effect; loading it gives this Config again."""
-        resolved = self.model_dump(mode="json")
-        for name in resolved:
-            for key in getattr(self, name).idle_keys():
-                del resolved[name][key]
-        return plain_yaml.dump(resolved)

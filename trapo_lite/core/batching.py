@@ -64,18 +64,10 @@ def _parts(group: Group, budget: int) -> list[Group]:
     order = sorted(range(len(group.rollouts)), key=lambda member: group.rollouts[member].prefix_ids)
     parts: list[list[int]] = [[]]
     for member in order:
-        if parts[-1] and num_tokens(_subgroup(group, [*parts[-1], member])) > budget:
+        if parts[-1] and num_tokens(group.subset([*parts[-1], member])) > budget:
             parts.append([])
         parts[-1].append(member)
-    return [_subgroup(group, members) for members in parts]
-
-
-def _subgroup(group: Group, members: Sequence[int]) -> Group:
-    return Group(
-        rollouts=tuple(group.rollouts[member] for member in members),
-        advantages=tuple(group.advantages[member] for member in members),
-        prefix_weights=tuple(group.prefix_weights[member] for member in members),
-    )
+    return [group.subset(members) for members in parts]
 
 
 def num_tokens(group: Group) -> int:

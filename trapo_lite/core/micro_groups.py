@@ -9,7 +9,7 @@ class MicroGroup:
     """A MicroGroup describes rollouts of one problem that are drawn together, and when they get a prefix (METHOD 3).
 
     prefix_ratio: share of the expert trace (an expert solution as tokens) that the prefix holds.
-    help_below:   give the prefix if the mean return of all earlier rollouts of the problem is lower; None = always.
+    help_below:   give the prefix if the mean reward of all earlier rollouts of the problem is lower; None = always.
     trace:        index of the expert trace that the prefix is cut from; None = drawn at random. A problem with fewer
                   traces uses its first.
     num_trained:  how many of its guided rollouts, the last ones, carry the prefix loss; None = all of them. They share
@@ -42,22 +42,22 @@ PRESETS: dict[str, tuple[MicroGroup, ...]] = {
 }
 
 
-def prefix_ratio(micro_group: MicroGroup, returns_so_far: Sequence[float]) -> float:
+def prefix_ratio(micro_group: MicroGroup, rewards_so_far: Sequence[float]) -> float:
     """Return the share of the expert trace to give now: the micro-group's ratio if the policy needs help, else 0.
 
     >>> guided = MicroGroup(num_rollouts=2, prefix_ratio=0.25, help_below=0.5)
     >>> prefix_ratio(guided, [1.0, 0.0, 0.0, 0.0]), prefix_ratio(guided, [1.0, 1.0, 0.0, 0.0])
     (0.25, 0.0)
 
-    returns_so_far: returns of ALL earlier rollouts of the problem, guided ones included. If there are none, the ratio
+    rewards_so_far: rewards of ALL earlier rollouts of the problem, guided ones included. If there are none, the ratio
     is 0 unless help_below is None.   Source: METHOD 3; the official code has "<".
     """
     if micro_group.help_below is None:
         return micro_group.prefix_ratio
-    if not returns_so_far:
+    if not rewards_so_far:
         return 0.0
-    mean_return = sum(returns_so_far) / len(returns_so_far)
-    return micro_group.prefix_ratio if mean_return < micro_group.help_below else 0.0
+    mean_reward = sum(rewards_so_far) / len(rewards_so_far)
+    return micro_group.prefix_ratio if mean_reward < micro_group.help_below else 0.0
 
 
 def cut_prefix(

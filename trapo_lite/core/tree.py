@@ -143,15 +143,15 @@ def pack(groups: Sequence[Group], *, pad_to: int | None = None) -> PackedBatch:
     return PackedBatch(**tensors, num_padding=num_padding)
 
 
-def segments(batch: PackedBatch) -> list[tuple[int, int, list[int]]]:
+def chains_of(batch: PackedBatch) -> list[tuple[int, int, list[int]]]:
     """Return the maximal unbranched chains as (start, end, indices of the chains above it, from the root down).
 
     Attention is causal within a chain, and every token of the chains above is visible. A chain ends where its last
     token has several children or none.
     """
-    parent = batch.parent
+    parent = batch.parent.cpu()
     index = torch.arange(batch.num_tokens)
-    starts = torch.nonzero(parent.cpu() != index - 1).squeeze(-1).tolist()
+    starts = torch.nonzero(parent != index - 1).squeeze(-1).tolist()
     branching = sorted({int(parent[start]) + 1 for start in starts if parent[start] >= 0})
     bounds = sorted({0, *starts, *branching, batch.num_tokens})
     chain_ending_at = {end - 1: chain for chain, end in enumerate(bounds[1:])}

@@ -4,6 +4,7 @@ Letters for shapes in all docstrings: P problems, G rollouts of a problem, T pac
 vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,14 +51,14 @@ class Rollout:
     slot: int
     prompt_ids: tuple[int, ...]
     prefix_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
-    completion_logprobs: tuple[float, ...]
-    finish_reason: FinishReason
-    trace: int | None
-    train_prefix: bool
-    adapter_version: int | None
-    verdict: Verdict
-    reward: float
+    completion_ids: tuple[int, ...] = ()
+    completion_logprobs: tuple[float, ...] = ()
+    finish_reason: FinishReason = "length"
+    trace: int | None = None
+    train_prefix: bool = False
+    adapter_version: int | None = None
+    verdict: Verdict = Verdict("no_answer")
+    reward: float = 0.0
 
     @property
     def is_guided(self) -> bool:
@@ -95,3 +96,11 @@ class Group:
     rollouts: tuple[Rollout, ...]
     advantages: tuple[float, ...]
     prefix_weights: tuple[float, ...]
+
+    def subset(self, members: Sequence[int]) -> "Group":
+        """Return the group of these members, in this order."""
+        return Group(
+            rollouts=tuple(self.rollouts[member] for member in members),
+            advantages=tuple(self.advantages[member] for member in members),
+            prefix_weights=tuple(self.prefix_weights[member] for member in members),
+        )

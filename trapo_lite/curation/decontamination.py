@@ -9,7 +9,7 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 class Overlap:
-    """Hold the runs of `num_words` words of each set's problems. A shorter problem is one run of all its words.
+    """Hold the runs of NUM_WORDS words of each set's problems. A shorter problem is one run of all its words.
 
     A run in two different problems is a phrase ("where m and n are relatively prime ...") and does not count. A problem
     made only of phrases is found as a whole. Two problems that share half of their runs are not different: they are the
@@ -20,8 +20,7 @@ class Overlap:
     (('amc',), ())
     """
 
-    def __init__(self, problems: Mapping[str, Iterable[str]], *, num_words: int = NUM_WORDS) -> None:
-        self._num_words = num_words
+    def __init__(self, problems: Mapping[str, Iterable[str]]) -> None:
         self._names: dict[int, set[str]] = {}
         self._wholes: dict[tuple[str, ...], set[str]] = {}
         self._lengths: set[int] = set()
@@ -29,13 +28,13 @@ class Overlap:
             for text in texts:
                 self._wholes.setdefault(_words(text), set()).add(name)
         self._wholes.pop((), None)
-        long_enough = [words for words in self._wholes if len(words) >= min(num_words, FEWEST_WORDS)]
-        runs_of = {words: frozenset(_runs(words, min(num_words, len(words)))) for words in long_enough}
-        speech = _ways_of_speaking(runs_of.values())
+        long_enough = [words for words in self._wholes if len(words) >= min(NUM_WORDS, FEWEST_WORDS)]
+        runs_of = {words: frozenset(_runs(words, min(NUM_WORDS, len(words)))) for words in long_enough}
+        phrases = _common_phrases(runs_of.values())
         for words, runs in runs_of.items():
-            telling = runs - speech
-            self._lengths.add(min(num_words, len(words)) if telling else len(words))
-            for run in telling or _runs(words, len(words)):
+            distinctive = runs - phrases
+            self._lengths.add(min(NUM_WORDS, len(words)) if distinctive else len(words))
+            for run in distinctive or _runs(words, len(words)):
                 self._names.setdefault(run, set()).update(self._wholes[words])
 
     def sets_with(self, text: str) -> tuple[str, ...]:
@@ -47,7 +46,7 @@ class Overlap:
         return tuple(sorted(names))
 
 
-def _ways_of_speaking(texts: Iterable[frozenset[int]]) -> set[int]:
+def _common_phrases(texts: Iterable[frozenset[int]]) -> set[int]:
     """Return the runs in two texts that share less than half of their runs. A text is given as the set of its runs."""
     first: dict[int, frozenset[int]] = {}
     return {

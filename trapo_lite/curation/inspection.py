@@ -10,7 +10,8 @@ from trapo_lite.config import AlgorithmSection
 from trapo_lite.core.errors import DataError
 from trapo_lite.core.micro_groups import MicroGroup, cut_prefix
 from trapo_lite.core.types import Problem
-from trapo_lite.data import is_boundary_fn, text_of
+from trapo_lite.data.template import shown_tokens
+from trapo_lite.data.tokens import is_boundary_fn, text_of
 
 CUT_STYLES = ("green", "cyan", "magenta", "yellow", "blue")
 
@@ -29,14 +30,21 @@ def find_problem(problems: Sequence[Problem], key: str) -> Problem:
 
 
 def show_problem(
-    console: Console, problem: Problem, algorithm: AlgorithmSection, tokenizer: PreTrainedTokenizerBase
+    console: Console,
+    problem: Problem,
+    algorithm: AlgorithmSection,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    stop_ids: Sequence[int],
 ) -> None:
-    """Print the prompt, help and losses of each micro-group, and the traces with the ends of prefixes marked."""
+    """Print prompt and stop tokens, help and losses of each micro-group, and the traces with prefixes' ends marked."""
     micro_groups = algorithm.micro_groups
     is_boundary = is_boundary_fn(tokenizer)
-    _print_lines(console, [f"\nproblem {problem.id}, answer {problem.answer}"])
+    print_lines(console, [f"\nproblem {problem.id}, answer {problem.answer}"])
     _print_title(console, f"prompt, {len(problem.prompt_ids)} tokens")
-    _print_lines(console, [text_of(tokenizer, problem.prompt_ids, with_special=True)])
+    print_lines(console, [text_of(tokenizer, problem.prompt_ids, with_special=True)])
+    print_lines(console, [f"    {shown_tokens(tokenizer, problem.prompt_ids)}"])
+    print_lines(console, [f"an answer ends at {shown_tokens(tokenizer, stop_ids)}"])
     cuts: list[dict[int, int]] = [{} for _ in problem.expert_ids]
     for group_index, micro_group in enumerate(micro_groups):
         help_lines = []
@@ -46,7 +54,7 @@ def show_problem(
             cuts[trace][group_index] = keep
             help_lines.append(f"    {keep} of the {len(token_ids)} tokens of trace {trace}")
         _print_title(console, _describe(group_index, micro_group, bool(help_lines)), style=_style(group_index))
-        _print_lines(console, [*help_lines, f"    {_losses(algorithm, micro_group, bool(help_lines))}"])
+        print_lines(console, [*help_lines, f"    {_losses(algorithm, micro_group, bool(help_lines))}"])
     for trace, token_ids in enumerate(problem.expert_ids):
         _print_title(console, f"trace {trace}, {len(token_ids)} tokens")
         console.print(_marked_trace(token_ids, cuts[trace], tokenizer), soft_wrap=True)
@@ -67,7 +75,7 @@ def _describe(group_index: int, micro_group: MicroGroup, is_helped: bool) -> str
     text = f"micro-group {group_index + 1}: {num} rollout{'s' if num > 1 else ''}"
     if not is_helped:
         return f"{text}, no prefix"
-    when = "always" if micro_group.help_below is None else f"if the mean return is below {micro_group.help_below:.3g}"
+    when = "always" if micro_group.help_below is None else f"if the mean reward is below {micro_group.help_below:.3g}"
     which = "a trace at random" if micro_group.trace is None else "its trace"
     return f"{text}, ratio {micro_group.prefix_ratio:g} of {which} {when}"
 
@@ -108,10 +116,10 @@ def _print_title(console: Console, title: str, *, style: str = "") -> None:
     console.print(Text(title, style=f"bold {style}".strip()), soft_wrap=True)
 
 
-def _print_line(console: Console, line: str) -> None:
+def print_line(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _print_lines(console: Console, lines: Sequence[str]) -> None:
+def print_lines(console: Console, lines: Sequence[str]) -> None:
     for line in lines:
-        _print_line(console, line)
+        print_line(console, line)

@@ -9,12 +9,15 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import Config, DataSection
+from trapo_lite.config.paths import check_sources
 from trapo_lite.core.errors import ConfigError, DataError
 from trapo_lite.curation.decontamination import Overlap
-from trapo_lite.curation.inspection import _print_line, _print_lines, find_problem, show_problem
+from trapo_lite.curation.inspection import find_problem, print_line, print_lines, show_problem
 from trapo_lite.curation.training_set import Build, build_training_set
-from trapo_lite.data import DataReport, check_sources, load_tokenizer
-from trapo_lite.data.loading import Grader, Loaded, load_with_rows
+from trapo_lite.data.chat import stop_ids_of
+from trapo_lite.data.loading import Grader, Loaded, load_problems
+from trapo_lite.data.report import DataReport
+from trapo_lite.data.tokens import load_tokenizer
 from trapo_lite.evaluation.registry import Benchmark, read_benchmark, texts_fingerprint
 from trapo_lite.reward import MathVerifier
 
@@ -70,15 +73,16 @@ def prepare(
                 verifier=grader,
                 restart=restart,
             )
-            counts = build_training_set(build, tokenizer, partial(_print_line, console))
-            _print_lines(console, [*counts.lines(), f"wrote {counts.num_kept} rows to {out}"])
+            counts = build_training_set(build, tokenizer, partial(print_line, console))
+            print_lines(console, [*counts.lines(), f"wrote {counts.num_kept} rows to {out}"])
         else:
             loaded = _load(config, config.data, tokenizer, grader)
             shown = None if inspect is None else find_problem(loaded.problems, inspect)
-            _print_lines(console, loaded.report.lines())
-            _print_lines(console, [_other_reading(config, loaded.report, tokenizer, grader)])
+            print_lines(console, loaded.report.lines())
+            print_lines(console, [_other_reading(config, loaded.report, tokenizer, grader)])
             if shown is not None:
-                show_problem(console, shown, config.algorithm, tokenizer)
+                stop_ids = stop_ids_of(config.data, tokenizer, model=config.model.name)
+                show_problem(console, shown, config.algorithm, tokenizer, stop_ids=stop_ids)
 
 
 def _texts(name: str, benchmark: Benchmark, *, allow_part: bool) -> list[str]:
@@ -104,7 +108,7 @@ def _check_out(path: Path, sources: Sequence[str], *, restart: bool) -> None:
 
 def _load(config: Config, data: DataSection, tokenizer: PreTrainedTokenizerBase, grader: Grader | None) -> Loaded:
     limit = config.rollout.max_response_tokens
-    return load_with_rows(data, tokenizer, max_response_tokens=limit, verifier=grader)
+    return load_problems(data, tokenizer, max_response_tokens=limit, verifier=grader)
 
 
 def _other_reading(

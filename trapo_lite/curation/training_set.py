@@ -19,14 +19,17 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import Config
+from trapo_lite.config.paths import check_sources
 from trapo_lite.core.errors import DataError
 from trapo_lite.core.types import Problem
 from trapo_lite.curation.build_report import BuildTally
 from trapo_lite.curation.decontamination import Overlap
 from trapo_lite.curation.second_traces import cut_to, find_second_traces, matching_key, places_of
-from trapo_lite.data import Grader, check_sources, end_of_text_id, expert_text, require_known_tags, template_warnings
-from trapo_lite.data.loading import Tally, drop_long_prompts, read_examples, resolve_ids, with_traces
+from trapo_lite.data.chat import written_out
+from trapo_lite.data.loading import Grader, Tally, drop_long_prompts, read_examples, resolve_ids, with_traces
 from trapo_lite.data.rows import Example
+from trapo_lite.data.template import require_known_tags, template_warnings
+from trapo_lite.data.tokens import end_of_text_id, expert_text
 from trapo_lite.run.files import append_bytes, errors_named, lock, replace_text
 
 ROWS_AT_ONCE = 64
@@ -89,7 +92,7 @@ def build_training_set(build: Build, tokenizer: PreTrainedTokenizerBase, say: Ca
 
 def _build(build: Build, work: Path, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]) -> BuildTally:
     sources = check_sources(build.config.data.train)
-    require_known_tags(build.config.data.prompt_template, tokenizer)
+    require_known_tags(written_out(build.config.data, tokenizer).prompt_template, tokenizer)
     state_file, kept_file, second_file = work / "state.json", work / "kept.jsonl", work / "second.jsonl"
     if build.restart:
         _clear(work)
@@ -184,7 +187,7 @@ def _finished_rows(
     counts: BuildTally,
 ) -> list[dict[str, Any]]:
     """Return the kept rows of a batch in the simple form. Count all of its rows in `counts`."""
-    data, limit = build.config.data, build.config.rollout.max_response_tokens
+    data, limit = written_out(build.config.data, tokenizer), build.config.rollout.max_response_tokens
     num_read = counts.num_kept + counts.rows_dropped.total() + len(batch)
     tally = Tally(skip_bad_rows=data.on_bad_row == "skip", num_rows=num_read)
     batch = [example for example in batch if not _is_removed(build, example, counts)]
@@ -195,7 +198,9 @@ def _finished_rows(
     )
     tally.require_good_rows()
     if counts.prompt_warnings is None and problems:
-        counts.prompt_warnings = list(template_warnings(data.prompt_template, tokenizer, problems[0].prompt_ids))
+        is_chat = build.config.data.prompt_template == "chat"
+        warnings = template_warnings(data.prompt_template, tokenizer, problems[0].prompt_ids, is_chat=is_chat)
+        counts.prompt_warnings = list(warnings)
     counts.num_kept += len(kept)
     counts.rows_dropped.update(tally.rows)
     counts.traces_dropped.update(tally.traces)

@@ -8,12 +8,14 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import DataSection
+from trapo_lite.config.paths import check_sources
 from trapo_lite.core.errors import DataError
 from trapo_lite.core.types import Problem, Verdict
 from trapo_lite.data.bad_row import BadRow
+from trapo_lite.data.chat import written_out
 from trapo_lite.data.report import DataReport, fingerprint, length_quantiles
 from trapo_lite.data.rows import SOLUTION_FIELDS, Example, read_example
-from trapo_lite.data.sources import check_sources, read_rows, source_name
+from trapo_lite.data.sources import read_rows, source_name
 from trapo_lite.data.template import require_known_tags, template_warnings
 from trapo_lite.data.tokens import encode, end_of_text_id, end_trace, expert_text, prompt_text
 
@@ -93,27 +95,15 @@ def load_problems(
     max_response_tokens: int,
     files: str | list[str] | None = None,
     verifier: Grader | None = None,
-) -> tuple[list[Problem], DataReport]:
-    """Return the problems of `files` (default: data.train) that fit, as token ids, and a report on all rows.
+) -> Loaded:
+    """Load the problems of `files` (default: data.train) that fit, with the texts behind them and a report on all rows.
 
     Prompts over data.max_prompt_tokens are dropped, and so are expert traces that exceed max_response_tokens with EOS.
     With a verifier the expert traces are graded and the report says how many fail. A failing trace is kept.
     Raises DataError if a file, hub id, row, template or end-of-text token cannot be used, and if no row is left.
     """
-    loaded = load_with_rows(data, tokenizer, max_response_tokens=max_response_tokens, files=files, verifier=verifier)
-    return loaded.problems, loaded.report
-
-
-def load_with_rows(
-    data: DataSection,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_response_tokens: int,
-    files: str | list[str] | None = None,
-    verifier: Grader | None = None,
-) -> Loaded:
-    """Load problems as load_problems does, and return the texts of their rows beside them."""
     sources = check_sources(data.train if files is None else files)
+    is_chat, data = data.prompt_template == "chat", written_out(data, tokenizer)
     end_id = end_of_text_id(tokenizer, data.eos_token)
     require_known_tags(data.prompt_template, tokenizer)
     tally = Tally(skip_bad_rows=data.on_bad_row == "skip")
@@ -142,7 +132,7 @@ def load_with_rows(
         trace_lengths=length_quantiles(len(trace) for problem in problems for trace in problem.expert_ids),
         num_graded=len(verdicts),
         unverified_ids=tuple(unverified),
-        prompt_warnings=template_warnings(data.prompt_template, tokenizer, problems[0].prompt_ids),
+        prompt_warnings=template_warnings(data.prompt_template, tokenizer, problems[0].prompt_ids, is_chat=is_chat),
         fingerprint=fingerprint(problems),
     )
     return Loaded(problems, examples, report)

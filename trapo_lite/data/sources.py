@@ -2,19 +2,14 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trapo_lite.config.fields import possible_path
+from trapo_lite.config.paths import HUB_NAME, check_source
 from trapo_lite.core.errors import DataError
 from trapo_lite.data.bad_row import BadRow
-
-SUFFIXES = (".parquet", ".jsonl", ".json")
-# No hub id ends in one of these, so a missing file with such a suffix is reported as a missing file.
-FILE_SUFFIXES = (*SUFFIXES, ".csv", ".tsv", ".txt", ".gz", ".zip", ".zst", ".arrow", ".yaml")
-HUB_NAME = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?(:(?P<config>[^:/]*))?(:(?P<split>[^:/]+))?")
 
 
 @dataclass(frozen=True)
@@ -26,41 +21,6 @@ class Row:
     fields: dict[str, Any]
     bad: BadRow | None = None
     """The reason why `fields` is empty: the line could not be read."""
-
-
-def check_sources(files: str | Sequence[str], *, option: str = "data") -> list[str]:
-    """Return the sources as a list. Raise DataError unless each is a file of a known kind or looks like a hub id.
-
-    No file is opened. option: the option that named the sources, for messages.
-    """
-    sources = [files] if isinstance(files, str) else list(files)
-    if not sources:
-        raise DataError(f"{option}: the list of files is empty; name at least one")
-    for source in sources:
-        try:
-            possible_path(source)
-        except ValueError as error:
-            raise DataError(f"{option}: {error}") from None
-        _check_source(source, option)
-    return sources
-
-
-def _check_source(source: str, option: str = "data") -> None:
-    path = Path(source).expanduser()
-    if path.is_dir():
-        raise DataError(f"{option} {source}: is a folder; name the {', '.join(SUFFIXES)} files in it")
-    if path.is_file():
-        if path.suffix not in SUFFIXES:
-            raise DataError(
-                f"{option} {source}: ends in {path.suffix!r}; give a {', '.join(SUFFIXES)} file or a hub id"
-            )
-        if path.stat().st_size == 0:
-            raise DataError(f"{option} {source}: the file is empty; give one with rows")
-    elif path.suffix in FILE_SUFFIXES or not HUB_NAME.fullmatch(source) or source.startswith("."):
-        raise DataError(
-            f"{option} {source}: no such file; check the path (relative to {Path.cwd()}) or give a hub id: "
-            "owner/name[@revision][:config][:split]"
-        )
 
 
 def source_name(source: str) -> str:
@@ -75,7 +35,7 @@ def read_rows(source: str, *, name: str | None = None) -> Iterator[Row]:
     source: a .parquet, .jsonl or .json file, or a hub id as owner/name[@revision][:config][:split] (split: train).
     Raises DataError if the file is missing, empty or damaged, or if the hub does not give the data.
     """
-    _check_source(source)
+    check_source(source)
     path = Path(source).expanduser()
     if not path.is_file():
         return _from_hub(source, name or source_name(source))

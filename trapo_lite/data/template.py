@@ -4,15 +4,14 @@ import json
 import re
 from collections.abc import Sequence
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.core.errors import DataError
+from trapo_lite.data.chat import PROBLEM, REFUSALS, SYSTEM, render
 from trapo_lite.data.tokens import text_of
 
 # Tags that cannot be plain text: <|user|>, <｜User｜>, <|turn> and <turn|>, and those of sentencepiece vocabularies.
 TAG = re.compile(r"<[|｜][^<>{}\s]+[|｜]?>|<[^<>{}\s|｜]+[|｜]>|</?s>|<[be]os>|<(?:start|end)_of_turn>")
-SYSTEM, PROBLEM = "{system}", "{problem}"
 NUM_FIRST, NUM_LAST = 16, 8  # tokens shown of a prompt
 
 
@@ -34,7 +33,7 @@ def require_known_tags(template: str, tokenizer: PreTrainedTokenizerBase) -> Non
     ids = tokenizer(unknown[0], add_special_tokens=False)["input_ids"]
     raise DataError(
         f"data.prompt_template: {', '.join(map(repr, unknown))}: not known to the tokenizer of "
-        f"{tokenizer.name_or_path or 'the model'}, which reads {unknown[0]!r} as {_shown(tokenizer, ids)}; {fix}"
+        f"{tokenizer.name_or_path or 'the model'}, which reads {unknown[0]!r} as {shown_tokens(tokenizer, ids)}; {fix}"
     )
 
 
@@ -51,15 +50,19 @@ def _is_token(tag: str, tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def template_warnings(
-    template: str, tokenizer: PreTrainedTokenizerBase, first_prompt: Sequence[int]
+    template: str, tokenizer: PreTrainedTokenizerBase, first_prompt: Sequence[int], *, is_chat: bool = False
 ) -> tuple[str, ...]:
     """Return warnings about prompts that differ from the tokenizer's own, followed by the first prompt's tokens.
 
     Empty if nothing differs. Another system message and text around the problem in the user's turn don't count.
+
+    is_chat: the template is the tokenizer's own, so it cannot differ, and the first prompt is always shown
     """
     own, bos = _own_form(tokenizer, PROBLEM), tokenizer.bos_token
     lines = []
-    if isinstance(bos, str) and list(first_prompt[:1]) != [tokenizer.bos_token_id]:
+    if isinstance(bos, str) and list(first_prompt[:2]) == [tokenizer.bos_token_id] * 2:
+        raise DataError(f"data.prompt_template: the prompts begin with {bos!r} twice; remove one from the template")
+    if isinstance(bos, str) and not is_chat and list(first_prompt[:1]) != [tokenizer.bos_token_id]:
         adds_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         if adds_bos or (own or "").startswith(bos):
             lines.append(
@@ -71,13 +74,13 @@ def template_warnings(
             f"WARNING: data.prompt_template: {', '.join(map(repr, unknown))}: not known to the tokenizer, which spells "
             "it in letters, though its chat template has it; was the model trained so?"
         )
-    if own is not None and not _follows(template, tokenizer):
+    if own is not None and not is_chat and not _follows(template, tokenizer):
         lines.append(
             "WARNING: data.prompt_template: differs from the tokenizer's chat template, which would be "
             f"{json.dumps(own, ensure_ascii=False)}"
         )
-    if lines:
-        lines.append(f"first prompt, {len(first_prompt)} tokens: {_shown(tokenizer, first_prompt)}")
+    if lines or is_chat:
+        lines.append(f"first prompt, {len(first_prompt)} tokens: {shown_tokens(tokenizer, first_prompt)}")
     return tuple(lines)
 
 
@@ -108,16 +111,14 @@ def _own_form(tokenizer: PreTrainedTokenizerBase, *contents: str) -> str | None:
     """
     if not tokenizer.chat_template:
         return None
-    roles = ("system", "user")[-len(contents) :]
-    messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
     try:
-        form = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except (TemplateError, ValueError, TypeError):  # Gemma's: "System role not supported"
+        form = render(tokenizer, dict(zip(("system", "user")[-len(contents) :], contents, strict=True)))
+    except REFUSALS:  # Gemma's: "System role not supported"
         return None
-    return form if isinstance(form, str) and all(form.count(content) == 1 for content in contents) else None
+    return form if all(form.count(content) == 1 for content in contents) else None
 
 
-def _shown(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+def shown_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """Return text and id of each token. Of a long prompt only the beginning and the end are shown."""
     shown = [f"{text_of(tokenizer, [token], with_special=True)!r} {token}" for token in ids]
     if len(shown) > NUM_FIRST + NUM_LAST:

@@ -33,20 +33,22 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         ) from None
 
 
-def end_of_text_id(tokenizer: PreTrainedTokenizerBase, eos_token: str | None = None) -> int:
-    """Return the id that ends expert traces and sampling: that of `data.eos_token`, or the tokenizer's own.
+def end_of_text_id(
+    tokenizer: PreTrainedTokenizerBase, eos_token: str | None = None, *, option: str = "data.eos_token"
+) -> int:
+    """Return the id of a token that ends answers: that of `eos_token`, or the tokenizer's own.
+
+    option: what named the token, for messages
 
     Raises DataError unless it is exactly one known token.
     """
     token = tokenizer.eos_token if eos_token is None else eos_token
     if not isinstance(token, str) or not token:
-        raise DataError("data.eos_token: the tokenizer has no end-of-text token of its own; name one of its tokens")
+        raise DataError(f"{option}: the tokenizer has no end-of-text token of its own; name one of its tokens")
     ids = tokenizer(token, add_special_tokens=False)["input_ids"]
     if len(ids) != 1 or (ids[0] == tokenizer.unk_token_id and token != tokenizer.unk_token):
         found = "unknown to the tokenizer" if len(ids) == 1 else f"{len(ids)} tokens"
-        raise DataError(
-            f"data.eos_token: {token!r} is {found}; name one of its tokens, such as {tokenizer.eos_token!r}"
-        )
+        raise DataError(f"{option}: {token!r} is {found}; name one of its tokens, such as {tokenizer.eos_token!r}")
     return ids[0]
 
 
@@ -56,7 +58,7 @@ def prompt_text(template: str, problem: str, *, system: str | None = None) -> st
     >>> prompt_text("Q: {problem} In \\boxed{}. A:", "What is {1, 2}?")
     'Q: What is {1, 2}? In \\boxed{}. A:'
 
-    system: replaces the content of the template's <|im_start|>system block; DataError if the template has none.
+    system: replaces the content of the template's <|im_start|>system block. Raise DataError if it has none.
     """
     before, after = template.split("{problem}")
     if system is not None:
@@ -69,16 +71,22 @@ def prompt_text(template: str, problem: str, *, system: str | None = None) -> st
     return before + problem + after
 
 
-def expert_text(solution: str, mode: Literal["thought", "full"]) -> str:
-    """Return the part of a solution that becomes the trace: all of it (`full`) or its first <think> block (`thought`).
+def expert_text(solution: str, mode: Literal["thought", "full", "opened"]) -> str:
+    r"""Return the part of a solution that becomes the trace.
+
+    full: all of it;  thought: its first <think> block;  opened: all behind a <think> at its beginning
 
     >>> expert_text("<think> 6 * 7 = 42 </think> So it is 42.", "thought")
     '6 * 7 = 42'
     >>> expert_text("<think> 6 * 7 = 42", "thought")
     '<think> 6 * 7 = 42'
+    >>> expert_text("<think>\n6 * 7 = 42 </think> So it is 42.", "opened")
+    '6 * 7 = 42 </think> So it is 42.'
 
     Without a closed block `thought` returns the whole solution, as the official code does (METHOD 3).
     """
+    if mode == "opened":
+        return solution.removeprefix("<think>").removeprefix("\n")
     thought = THOUGHT.search(solution) if mode == "thought" else None
     return solution if thought is None else thought[1].strip()
 

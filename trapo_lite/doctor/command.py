@@ -42,11 +42,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(needs: Needs, *, compiler: str | None, arguments: Sequence[str] | None = None) -> int:
-    """Print the report. Return 0, 1 if a finding is an error, or 2 if the configuration is wrong.
-
-    compiler: what scripts/setup_cuda.py says about the C compiler; None if it is there
-    """
+def main(needs: Needs, arguments: Sequence[str] | None = None) -> int:
+    """Print the report. Return 0, 1 if a finding is an error, or 2 if the configuration is wrong."""
     args = parse_arguments(arguments)
     config, findings = None, []
     if args.config or args.overrides:
@@ -62,11 +59,11 @@ def main(needs: Needs, *, compiler: str | None, arguments: Sequence[str] | None 
                 print(f"error: {error}", file=sys.stderr)
                 return 2
     with ThreadPoolExecutor(2) as pool:
-        facts_to_come = pool.submit(collect, needs.packages(), compiler=compiler, asks_hub=config is None)
+        facts_to_come = pool.submit(collect, needs.packages(), asks_hub=config is None)
         answers = pool.submit(ask, config) if config is not None else None
         broken = import_what_checks_need() if config is not None else None  # takes as long as the others
         facts = facts_to_come.result()
-    findings = [*check_machine(facts, needs), *check_software(facts, needs), *findings]
+    findings = [*check_machine(facts), *check_software(facts, needs), *findings]
     if broken is not None:
         findings.append(broken)
     elif config is not None and answers is not None:

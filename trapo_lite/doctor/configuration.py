@@ -22,7 +22,7 @@ from trapo_lite.doctor.named_inputs import (
 from trapo_lite.engines.adapter_folder import IN_MEMORY, room_for
 from trapo_lite.engines.vllm.engine import require_dtype, require_vllm
 from trapo_lite.model.base import model_shape
-from trapo_lite.model.packable import check_model
+from trapo_lite.model.layout import check_model
 from trapo_lite.model.shape import ModelShape
 from trapo_lite.planning.memory import OPTIMIZER_BYTES, plan_memory
 from trapo_lite.planning.report import memory_report
@@ -53,7 +53,7 @@ def check_configuration(config: Config, facts: Facts, launch: Launch, answers: H
         needs_weights = facts.is_offline or Path(config.model.name).is_dir()
         yield from check_model_files(folder, needs_weights=needs_weights)
         try:
-            check_model(local)
+            local = check_model(local).written_out(local)
             shape = model_shape(local)
             memory = check_memory_plan(local, shape, facts, launch)
         except DAMAGE as error:

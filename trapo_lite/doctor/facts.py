@@ -1,28 +1,22 @@
 """Collect what this machine has. Only the standard library is imported, since any package may be missing."""
 
-import contextlib
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
-MIB = 2**20
+from trapo_lite.run.nvidia_smi import Answer, Card, ask_nvidia_smi, missing_for_triton, parse_cards, run_limited
+
 SHARED_MEMORY = Path("/dev/shm")
 DRIVER_FILES = ("/dev/nvidia0", "/proc/driver/nvidia/version")
-NVIDIA_SMI_SECONDS = 15.0
 TORCH_SECONDS = 15.0
 HUB_SECONDS = 8.0
-
-CARD_FIELDS = ("index", "uuid", "name", "driver_version", "memory.total", "memory.used", "compute_cap")
 
 TORCH_PROBE = """
 import json, torch
@@ -43,33 +37,12 @@ urllib.request.urlopen(urllib.request.Request(sys.argv[1], method="HEAD"), timeo
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Hold what a program did. text: its output; if it failed, the line that says why."""
-
-    outcome: Literal["ok", "failed", "hung", "missing"]
-    text: str = ""
-
-
-@dataclass(frozen=True)
-class Card:
-    """Hold one GPU as nvidia-smi describes it. memory, used: bytes; None: nvidia-smi does not say."""
-
-    index: int
-    uuid: str
-    name: str
-    driver: str
-    memory: float | None
-    used: float | None
-    capability: tuple[int, int] | None
-
-
-@dataclass(frozen=True)
 class Facts:
     """Hold everything that the checks of the machine use. Sizes are in bytes; None: unknown.
 
     visible:   CUDA_VISIBLE_DEVICES; None: not set
     torch:     the JSON that TORCH_PROBE printed
-    compiler:  what setup_cuda.check_compiler says is missing; None: nothing
+    compiler:  what Triton lacks; None: nothing
     disks:     free bytes by purpose and folder
     versions:  version by package; None: not installed
     hub:       None: not asked, because HF_HUB_OFFLINE is set or a configuration names what to ask for
@@ -92,7 +65,7 @@ class Facts:
     cards: list[Card] = field(default_factory=list)
 
 
-def collect(packages: Iterable[str], *, compiler: str | None, asks_hub: bool) -> Facts:
+def collect(packages: Iterable[str], *, asks_hub: bool) -> Facts:
     """Return the facts of this machine. The programs run at the same time, each with its time limit."""
     address = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     is_offline = hub_is_offline()
@@ -110,7 +83,7 @@ def collect(packages: Iterable[str], *, compiler: str | None, asks_hub: bool) ->
         has_driver_files=any(os.path.exists(file) for file in DRIVER_FILES),
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
         torch=torch.result(),
-        compiler=compiler,
+        compiler=missing_for_triton(),
         memory=memory,
         free_memory=free_memory,
         disks={(purpose, str(folder)): free_bytes(folder) for purpose, folder in folders().items()},
@@ -126,67 +99,6 @@ def collect(packages: Iterable[str], *, compiler: str | None, asks_hub: bool) ->
 def hub_is_offline() -> bool:
     """Return whether HF_HUB_OFFLINE is set, as huggingface_hub reads it."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-
-
-def run_limited(command: Sequence[str], *, limit_s: float) -> Answer:
-    """Run a program. If it takes longer than limit_s, kill it and its children, and do not wait for them.
-
-    A process that hangs in the driver cannot be killed.
-    """
-    try:
-        process = subprocess.Popen(
-            list(command),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-    except FileNotFoundError:
-        return Answer("missing")
-    except (OSError, ValueError) as error:
-        return Answer("failed", str(error))
-    try:
-        out, err = process.communicate(timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # ended just now, or of another user
-            os.killpg(process.pid, signal.SIGKILL)
-        return Answer("hung", f"no answer within {limit_s:g} s")
-    if process.returncode == 0:
-        return Answer("ok", out)
-    lines = [line.strip() for line in (err if err.strip() else out).splitlines() if line.strip()]
-    return Answer("failed", lines[-1] if lines else f"exit status {process.returncode}")
-
-
-def ask_nvidia_smi(limit_s: float = NVIDIA_SMI_SECONDS) -> Answer:
-    """Return nvidia-smi's table of cards. Drivers older than 510 do not know its last field."""
-    for fields in (CARD_FIELDS, CARD_FIELDS[:-1]):
-        query = [f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
-        answer = run_limited(["nvidia-smi", *query], limit_s=limit_s)
-        if "not a valid field" not in answer.text:
-            break
-    return answer
-
-
-def parse_cards(table: str) -> list[Card]:
-    """Return the cards of nvidia-smi's table. Lines of another form are skipped.
-
-    >>> card = parse_cards("0, GPU-1a, NVIDIA A100-SXM4-80GB, 580.82.07, 81920, 4, 8.0")[0]
-    >>> card.name, card.capability, card.memory == 80 * 2**30
-    ('NVIDIA A100-SXM4-80GB', (8, 0), True)
-    """
-    cards = []
-    for line in table.splitlines():
-        values = [value.strip() for value in line.split(",")]
-        if len(values) < len(CARD_FIELDS) - 1 or not values[0].isdigit():
-            continue
-        index, uuid, name, driver, total, used = values[:6]
-        memory, in_use = (float(text) * MIB if text.isdigit() else None for text in (total, used))
-        major, _, minor = (values[6] if len(values) > 6 else "").partition(".")
-        capability = (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
-        cards.append(Card(int(index), uuid, name, driver, memory, in_use, capability))
-    return cards
 
 
 def installed_version(package: str) -> str | None:

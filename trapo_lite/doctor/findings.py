@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from trapo_lite.doctor.facts import Card, Facts
+from trapo_lite.doctor.facts import Facts
 from trapo_lite.run.gpus import named_cards
+from trapo_lite.run.nvidia_smi import Card
 
 Status = Literal["ok", "warning", "error"]
 
@@ -22,7 +23,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Needs:
-    """Hold the project's requirements, from pyproject.toml, scripts/setup_env.py and scripts/setup_cuda.py.
+    """Hold the project's requirements, from pyproject.toml and scripts/setup_env.py.
 
     pins:       tested version by package: torch, vllm, and the plug-in for nf4
     unfit:      packages whose CUDA builds break beside a torch for the CPU
@@ -31,8 +32,6 @@ class Needs:
     requirements: Sequence[str]
     pins: dict[str, str]
     unfit: tuple[str, ...]
-    min_driver: int
-    min_capability: tuple[int, int]
 
     def packages(self) -> list[str]:
         """Return the names of all packages whose versions are checked."""

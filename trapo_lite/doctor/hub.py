@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from trapo_lite.doctor.facts import HUB_SECONDS, hub_is_offline, run_limited
+from trapo_lite.doctor.facts import HUB_SECONDS, hub_is_offline
+from trapo_lite.run.nvidia_smi import run_limited
 
 if TYPE_CHECKING:  # pydantic may be missing
     from trapo_lite.config import Config

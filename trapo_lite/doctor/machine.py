@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
-from trapo_lite.doctor.facts import Card, Facts
-from trapo_lite.doctor.findings import Finding, Needs, is_named, visible_cards
+from trapo_lite.doctor.facts import Facts
+from trapo_lite.doctor.findings import Finding, is_named, visible_cards
 from trapo_lite.run.gpus import GIB, named_cards
+from trapo_lite.run.nvidia_smi import MIN_CAPABILITY, MIN_DRIVER, Card
 
 SMALL_MEMORY = 8 * GIB  # of the host: the quickstart's trainer, engine and verifiers take about 4
 SMALL_SHARED_MEMORY = 1 * GIB  # one adapter of a 7B model takes 0.6; NCCL takes some for each process
@@ -13,11 +14,11 @@ FULL_DISK = 1 * GIB
 BUSY = 0.1  # share of a card's memory; above it another process uses the card
 
 
-def check_machine(facts: Facts, needs: Needs) -> Iterator[Finding]:
+def check_machine(facts: Facts) -> Iterator[Finding]:
     """Yield the findings on hardware and system, in the order in which a user would fix them."""
     yield check_python(facts)
-    yield check_driver(facts, needs)
-    yield from check_cards(facts, needs)
+    yield check_driver(facts)
+    yield from check_cards(facts)
     yield from check_visible(facts)
     yield from check_compiler(facts)
     yield check_memory(facts)
@@ -34,7 +35,7 @@ def check_python(facts: Facts) -> Finding:
     return Finding("ok", "python", text)
 
 
-def check_driver(facts: Facts, needs: Needs) -> Finding:
+def check_driver(facts: Facts) -> Finding:
     outcome, text = facts.nvidia_smi.outcome, facts.nvidia_smi.text
     if outcome == "missing" and not facts.has_driver_files:
         return Finding("ok", "driver", "no NVIDIA driver, so runs are on the CPU")
@@ -59,19 +60,19 @@ def check_driver(facts: Facts, needs: Needs) -> Finding:
     major = driver.partition(".")[0]
     if not major.isdigit():
         return Finding("warning", "driver", f"version {driver!r} is unknown", "check it with nvidia-smi")
-    if int(major) < needs.min_driver:
+    if int(major) < MIN_DRIVER:
         return Finding(
             "error",
             "driver",
-            f"{driver}, but torch and vLLM are built for CUDA 13, which needs {needs.min_driver} or newer",
+            f"{driver}, but torch and vLLM are built for CUDA 13, which needs {MIN_DRIVER} or newer",
             "update the NVIDIA driver, or set up for the CPU: make setup DEVICE=cpu",
         )
     return Finding("ok", "driver", driver)
 
 
-def check_cards(facts: Facts, needs: Needs) -> Iterator[Finding]:
+def check_cards(facts: Facts) -> Iterator[Finding]:
     """Yield a finding for each card that a run would see: its capability and its memory."""
-    least = ".".join(map(str, needs.min_capability))
+    least = ".".join(map(str, MIN_CAPABILITY))
     for card in visible_cards(facts):
         check, size = f"card {card.index}", "unknown" if card.memory is None else f"{card.memory / GIB:.0f} GiB"
         if card.capability is None:
@@ -81,7 +82,7 @@ def check_cards(facts: Facts, needs: Needs) -> Iterator[Finding]:
                 f"{card.name}, {size}; its compute capability is unknown",
                 f"look it up: bfloat16 needs {least} or higher",
             )
-        elif card.capability < needs.min_capability:
+        elif card.capability < MIN_CAPABILITY:
             capability = ".".join(map(str, card.capability))
             yield Finding(
                 "error",

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trapo_lite.config import Config
+from trapo_lite.config.paths import check_paths
 from trapo_lite.core.errors import TrapoLiteError
 from trapo_lite.data.sources import read_rows
 from trapo_lite.doctor.facts import Facts
 from trapo_lite.doctor.findings import Finding
 from trapo_lite.doctor.hub import HubAnswers, hub_names
+from trapo_lite.model.saved_adapter import check_start
 from trapo_lite.run.loggers import check_loggers
-from trapo_lite.training.inputs import check_paths
 
 DAMAGE = (
     TrapoLiteError,
@@ -41,6 +42,8 @@ def check_named_paths(config: Config) -> list[Finding]:
     try:
         check_loggers(config)
         check_paths(config)
+        if config.lora.init_from is not None:
+            check_start(config.lora)
     except DAMAGE as error:
         return [finding_of("paths", error)]
     return []
@@ -86,7 +89,7 @@ def check_data(config: Config) -> Iterator[Finding]:
         if row is None or row.bad is not None:
             found = "has no rows" if row is None or row.bad is None else f"{row.where}: {row.bad}"
             status = "error" if row is None or config.data.on_bad_row == "error" else "warning"
-            yield Finding(status, "data", f"{source}: {found}", "give rows with problem and answer (README.md)")
+            yield Finding(status, "data", f"{source}: {found}", "give rows with problem and answer (docs/data.md)")
         else:
             yield Finding("ok", "data", f"{source} can be read")
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trapo_lite.core.errors import EngineError
-from trapo_lite.model.saved_adapter import CONFIG, WEIGHTS, AdapterConfig, AdapterError, read_config, read_shapes
+from trapo_lite.model.adapter_config import CONFIG, AdapterConfig, AdapterError, read_config
+from trapo_lite.model.saved_adapter import WEIGHTS, read_shapes
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from trapo_lite.core.types import Problem
 
 MIN_PROBE_TOKENS = 512
 NOISE_FACTOR = 4.0  # effects below this many times the noise are not judged by their size
-MOVED = 0.5  # least change of the trainer's log-probs by new rounding, as a share of the noise
+MIN_CHANGE = 0.5  # least change of the trainer's log-probs by new rounding, as a share of the noise
 # Without an adapter, engine and trainer may differ by this share of the spread of the log-probs, or by these nats.
 # Measured in bfloat16: 0.0035 of the spread for the tiny base, about 0.015 for Qwen2.5-7B; a rotary base of twice the
 # right one is 0.13, a layer without its norm 0.2 to 1.3.
@@ -38,8 +38,6 @@ class ParityResult:
     """Hold the verdict and the numbers behind it.
 
     projection: of (engine - base) on (trainer - base): 1 applied, 0 no-op, up to 2 the adapter twice over
-    freshness:  of (engine - previous) on (trainer - previous): 1 this version, 0 the previous one; None if the two
-                versions are too close for the noise, or if there is no previous one
     effect:     root mean square change of a token's log-prob by the adapter, in nats
     noise:      root mean square difference of engine and trainer without an adapter
     mismatch:   the same with the adapter
@@ -47,7 +45,6 @@ class ParityResult:
 
     kind: ParityKind
     projection: float
-    freshness: float | None
     effect: float
     noise: float
     mismatch: float
@@ -191,37 +188,31 @@ def verdict(
     effect = trainer - base
     projection, effect_rms = _projection(engine - base, effect), _rms(effect)
 
-    def result(kind: ParityKind, freshness: float | None = None) -> ParityResult:
-        return ParityResult(kind, projection, freshness, effect_rms, noise, _rms(engine - trainer), engine.numel())
+    def result(kind: ParityKind) -> ParityResult:
+        return ParityResult(kind, projection, effect_rms, noise, _rms(engine - trainer), engine.numel())
 
     if not bool(torch.isfinite(engine).all()):
         return result("wrong")
 
-    def repeats(engine_then: Sequence[float] | Tensor | None, trainer_then: Tensor) -> bool:
-        has_moved = _rms(trainer - trainer_then) > MOVED * noise
-        return has_moved and engine_then is not None and torch.equal(engine, _float64(engine_then))
-
-    if repeats(engine_base, base):
+    if _is_frozen(engine, engine_base, trainer - base, noise):
         return result("no_op")
-    if previous is not None and repeats(engine_previous, previous):
+    if previous is not None and _is_frozen(engine, engine_previous, trainer - previous, noise):
         return result("stale")
 
     expected: dict[ParityKind, Tensor] = {"applied": trainer}
     has_effect = _is_seen(effect, noise)
     if has_effect:
         expected["no_op"] = base
-    freshness = None
     if previous is not None:
         # Rounding of the adapter itself (bf16 in the engine) is not in `noise`; the best fit's residual shows it.
         residual = min(_rms(engine - trainer), _rms(engine - previous))
-        if _is_seen(trainer - previous, max(noise, residual)):
-            freshness = _projection(engine - previous, trainer - previous)
-            if _is_seen(previous - base, noise):  # otherwise the previous one equals the base, which is a no-op
-                expected["stale"] = previous
+        is_moved = _is_seen(trainer - previous, max(noise, residual))
+        if is_moved and _is_seen(previous - base, noise):  # otherwise the previous one equals the base, a no-op
+            expected["stale"] = previous
     kind = min(expected, key=lambda name: _rms(engine - expected[name]))
     if _rms(engine - expected[kind]) > max(NOISE_FACTOR * noise, 0.25 * effect_rms):
         kind = "wrong"
-    return result("cannot_tell" if kind == "applied" and not has_effect else kind, freshness)
+    return result("cannot_tell" if kind == "applied" and not has_effect else kind)
 
 
 def require_applied(result: ParityResult, *, version: int) -> None:
@@ -243,7 +234,7 @@ def require_applied(result: ParityResult, *, version: int) -> None:
     sizes = f"effect {result.effect:.2g}, noise {result.noise:.2g}, mismatch {result.mismatch:.2g} nats"
     raise EngineError(
         f"parity: {after}, {problem} (projection {result.projection:.3f}; where the effect is far above the noise, "
-        f"1 is right and up to 2 is the adapter twice over; {sizes}); {cure}. The run must not go on: every rollout "
+        f"1 is right and up to 2 is the adapter twice over; {sizes}); {cure}. The run stops, because every rollout "
         "would come from another policy than the one that is trained"
     )
 
@@ -256,6 +247,14 @@ def require_checksum(found: str | None, *, expected: str, version: int) -> None:
             f"(checksum {(found or 'none')[:12]}, expected {expected[:12]}): it was not loaded, or in part, or in "
             "another dtype; compare model.dtype and the adapter's modules with the engine's log"
         )
+
+
+def _is_frozen(
+    engine: Tensor, engine_then: Sequence[float] | Tensor | None, trainer_change: Tensor, noise: float
+) -> bool:
+    """Return whether the engine's scores are what they were, to the last bit, although the trainer's have changed."""
+    has_moved = _rms(trainer_change) > MIN_CHANGE * noise
+    return has_moved and engine_then is not None and torch.equal(engine, _float64(engine_then))
 
 
 def _is_seen(difference: Tensor, noise: float) -> bool:

@@ -38,68 +38,17 @@ def start_engine(
     On the CPU the vllm engine returns at once and loads in the background; its first call waits for it.
     """
     if config.rollout.engine == "vllm":
-        from trapo_lite.engines.adapter_folder import AdapterFolder
-        from trapo_lite.engines.supervised import SupervisedEngine
-        from trapo_lite.engines.vllm.engine import VLLMEngine
-        from trapo_lite.engines.vllm.options import VLLMOptions
-
-        max_num_seqs = min(config.rollout.max_num_seqs, most_sequences or config.rollout.max_num_seqs)
-        options = VLLMOptions(
-            model_path=config.model.name,
+        return _start_vllm(
+            config,
             max_model_len=max_model_len,
-            lora_rank=config.lora.r,
-            dtype=config.model.dtype,
-            quantize=config.model.quantize,
-            max_num_seqs=max_num_seqs,
-            kv_cache_gib=config.rollout.kv_cache_gib,
-            gpu_memory_fraction=config.rollout.gpu_memory_fraction,
-            num_threads=config.rollout.num_threads,
-            config_overrides=config.model.config_overrides,
-            can_merge=config.rollout.merge != "never",
-        )
-
-        folder = AdapterFolder(room=_folder_room(config, num_engines), notify=notify)  # outlives an engine that dies
-
-        def start() -> RolloutEngine:
-            engine = VLLMEngine(options, log_path=log_path, device_index=device_index, folder=folder, notify=notify)
-            if device_index is not None:
-                try:
-                    engine.wait()  # it measures the card's free memory, so that nothing else may load meanwhile
-                except EngineError:
-                    engine.close()
-                    raise
-            return engine
-
-        with contextlib.ExitStack() as undo:
-            undo.callback(folder.close)
-            engine = SupervisedEngine(
-                start, folder=folder.path / "served", scratch=folder.scratch, notify=notify, on_close=folder.close
-            )
-            undo.pop_all()
-        return engine
-
-    if config.rollout.engine == "server":
-        from trapo_lite.engines.server.command import start_command
-        from trapo_lite.engines.server.engine import ServerEngine
-        from trapo_lite.engines.vllm.options import round_up_lora_rank
-
-        shared = config.rollout.server_adapter_dir
-        command = start_command(
-            max_model_len,
-            model=config.model.name,
-            rank=round_up_lora_rank(config.lora.r),
-            dtype=config.model.dtype,
-            overrides=json.dumps(config.model.config_overrides) if config.model.config_overrides else "",
-        )
-        return ServerEngine(
-            config.rollout.servers,
-            max_model_len=max_model_len,
-            dtype=getattr(torch, config.model.dtype),
-            adapter_dir=None if shared is None else Path(shared),
-            command=command,
-            folder_room=0 if shared is not None else _folder_room(config, num_engines),
+            log_path=log_path,
+            device_index=device_index,
+            num_engines=num_engines,
+            max_num_seqs=min(config.rollout.max_num_seqs, most_sequences or config.rollout.max_num_seqs),
             notify=notify,
         )
+    if config.rollout.engine == "server":
+        return _connect_servers(config, max_model_len=max_model_len, num_engines=num_engines, notify=notify)
 
     from trapo_lite.engines.transformers.engine import TransformersEngine
 
@@ -111,6 +60,83 @@ def start_engine(
         max_num_seqs=config.rollout.max_num_seqs,
         config_overrides=config.model.config_overrides,
         device="cpu" if device_index is None else f"cuda:{device_index}",
+    )
+
+
+def _start_vllm(
+    config: Config,
+    *,
+    max_model_len: int,
+    log_path: Path,
+    device_index: int | None,
+    num_engines: int,
+    max_num_seqs: int,
+    notify: Callable[[str], None],
+) -> RolloutEngine:
+    """Start vLLM in a process of its own, and again when that process dies."""
+    from trapo_lite.engines.adapter_folder import AdapterFolder
+    from trapo_lite.engines.supervised import SupervisedEngine
+    from trapo_lite.engines.vllm.engine import VLLMEngine
+    from trapo_lite.engines.vllm.options import VLLMOptions
+
+    options = VLLMOptions(
+        model_path=config.model.name,
+        max_model_len=max_model_len,
+        lora_rank=config.lora.r,
+        dtype=config.model.dtype,
+        quantize=config.model.quantize,
+        max_num_seqs=max_num_seqs,
+        kv_cache_gib=config.rollout.kv_cache_gib,
+        gpu_memory_fraction=config.rollout.gpu_memory_fraction,
+        num_threads=config.rollout.num_threads,
+        config_overrides=config.model.config_overrides,
+        can_merge=config.rollout.merge != "never",
+    )
+    folder = AdapterFolder(room=_folder_room(config, num_engines), notify=notify)  # outlives an engine that dies
+
+    def start() -> RolloutEngine:
+        engine = VLLMEngine(options, log_path=log_path, device_index=device_index, folder=folder, notify=notify)
+        if device_index is not None:
+            try:
+                engine.wait()  # it measures the card's free memory, so that nothing else may load meanwhile
+            except EngineError:
+                engine.close()
+                raise
+        return engine
+
+    with contextlib.ExitStack() as undo:
+        undo.callback(folder.close)
+        engine = SupervisedEngine(
+            start, folder=folder.path / "served", scratch=folder.scratch, notify=notify, on_close=folder.close
+        )
+        undo.pop_all()
+    return engine
+
+
+def _connect_servers(
+    config: Config, *, max_model_len: int, num_engines: int, notify: Callable[[str], None]
+) -> RolloutEngine:
+    """Connect to the `vllm serve` endpoints of `rollout.servers`."""
+    from trapo_lite.engines.server.command import start_command
+    from trapo_lite.engines.server.engine import ServerEngine
+    from trapo_lite.engines.vllm.options import round_up_lora_rank
+
+    shared = config.rollout.server_adapter_dir
+    command = start_command(
+        max_model_len,
+        model=config.model.name,
+        rank=round_up_lora_rank(config.lora.r),
+        dtype=config.model.dtype,
+        overrides=json.dumps(config.model.config_overrides) if config.model.config_overrides else "",
+    )
+    return ServerEngine(
+        config.rollout.servers,
+        max_model_len=max_model_len,
+        dtype=getattr(torch, config.model.dtype),
+        adapter_dir=None if shared is None else Path(shared),
+        command=command,
+        folder_room=0 if shared is not None else _folder_room(config, num_engines),
+        notify=notify,
     )
 
 

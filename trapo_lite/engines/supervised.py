@@ -19,7 +19,7 @@ class SupervisedEngine:
 
     A call that finds it dead starts a new one, publishes the served adapter under the same version, checks that the new
     process holds the same tensors, and is repeated. Requests in flight are lost with the process: the next `poll`
-    raises EngineRestarted, and they must be submitted again. An engine that dies `max_failures` times under one adapter
+    raises EngineRestarted, and they must be submitted again. An engine that dies `MAX_FAILURES` times under one adapter
     version, or before its first answer, is an EngineError.
 
     start:  makes the engine; called again after each death
@@ -37,10 +37,9 @@ class SupervisedEngine:
         scratch: Path | None = None,
         notify: Callable[[str], None] = lambda line: None,
         on_close: Callable[[], None] = lambda: None,
-        max_failures: int = MAX_FAILURES,
     ) -> None:
         self._on_close = on_close
-        self._start, self._notify, self._max_failures = start, notify, max_failures
+        self._start, self._notify = start, notify
         self._engine = start()
         self._folder = folder
         shutil.rmtree(folder, ignore_errors=True)
@@ -147,13 +146,13 @@ class SupervisedEngine:
             self._failures += 1
             if not self._has_answered or self._is_closed:
                 raise EngineError(str(death)) from None
-            if self._failures >= self._max_failures:
+            if self._failures >= MAX_FAILURES:
                 raise EngineError(
                     f"rollout engine: failed {self._failures} times since it was given its adapter; the last time: "
                     f"{death}"
                 )
             self.num_restarts += 1
-            self._notify(f"{str(death).splitlines()[0]} Starting it again ({self._failures} of {self._max_failures})")
+            self._notify(f"{str(death).splitlines()[0]} Starting it again ({self._failures} of {MAX_FAILURES})")
             try:
                 self._engine = self._start()
                 if self._adapter is not None and self.version is not None:

@@ -89,7 +89,7 @@ class AnswerLog:
             return
         self._take(group)
         with errors_named(self.partial_file), self.partial_file.open("a", encoding="utf-8") as file:
-            file.write(_lines(group))
+            file.write(to_lines(group))
 
     def finish(self, *, seed: int) -> EvalResult:
         """Return the result of all answers, in the order of the problems, and write it if that is not done.
@@ -99,9 +99,9 @@ class AnswerLog:
         result = EvalResult(tuple(self._groups[problem_id] for problem_id in self._ids), seed)
         if not self._is_finished:
             self.summary_file.unlink(missing_ok=True)
-            replace_text(self.answers_file, _lines(result.answers))
+            replace_text(self.answers_file, to_lines(result.answers))
             summary = {**self._noted, **self._described, **result.summary(), "answers": self.answers_file.name}
-            replace_text(self.summary_file, _to_json(summary))
+            replace_text(self.summary_file, to_json(summary))
             self.partial_file.unlink(missing_ok=True)
             self._is_finished = True
         return result
@@ -125,7 +125,7 @@ class AnswerLog:
         """Rewrite the kept answers, so that the next line does not continue one that was cut off."""
         head = json.dumps({**self._noted, **self._described}, ensure_ascii=False) + "\n"
         kept = [answer for group in self._groups.values() for answer in group]
-        replace_text(self.partial_file, head + _lines(kept))
+        replace_text(self.partial_file, head + to_lines(kept))
 
     def _take(self, answers: Sequence[Answer]) -> None:
         """Keep the answers of the complete problems."""
@@ -185,11 +185,11 @@ def read_answers(file: Path, *, num: int | None = None) -> list[Answer]:
         ) from None
 
 
-def _to_json(summary: Mapping[str, Any]) -> str:
+def to_json(summary: Mapping[str, Any]) -> str:
     return json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _lines(answers: Sequence[Answer]) -> str:
+def to_lines(answers: Sequence[Answer]) -> str:
     return "".join(json.dumps(answer.to_row(), ensure_ascii=False) + "\n" for answer in answers)
 
 

@@ -106,7 +106,7 @@ def read_rows(folder: Path) -> list[ResultRow]:
     The quickstart evaluates its base under the name `before`.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: is no folder; give the --out of an evaluation, or a run that was evaluated")
+        raise ConfigError(f"{folder}: is no folder; give an evaluation's folder, or a run that was evaluated")
     parent = folder / "eval" if (folder / "eval").is_dir() else folder
     evaluations = [path for path in parent.glob("*") if path.is_dir()]
     searched = [folder, *sorted(evaluations, key=lambda path: (path.name not in ("base", "before"), path.name))]
@@ -123,7 +123,9 @@ def read_rows(folder: Path) -> list[ResultRow]:
         unfinished = [str(file) for evaluation in searched for file in evaluation.glob("*.partial.jsonl")]
         if unfinished:
             raise ConfigError(f"{unfinished[0]}: is unfinished; give the command that began it again")
-        raise ConfigError(f"{folder}: holds no results; give the --out of an evaluation, or a run that was evaluated")
+        raise ConfigError(
+            f"{folder}: holds no results; evaluate first (scripts/evaluate.py), or give an evaluation's folder"
+        )
     return rows
 
 

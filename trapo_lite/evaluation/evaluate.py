@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from trapo_lite.config import Config
 from trapo_lite.config.paths import check_name
 from trapo_lite.core.errors import ConfigError
-from trapo_lite.data import load_tokenizer, text_of
+from trapo_lite.data.tokens import load_tokenizer, text_of
 from trapo_lite.engines import parity
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.group import EngineGroup
@@ -23,10 +23,13 @@ from trapo_lite.engines.start import start_engine
 from trapo_lite.evaluation.answer_store import AnswerLog
 from trapo_lite.evaluation.draws import evaluate_problems
 from trapo_lite.evaluation.problem_sets import ProblemSet, read_sets, require_positions
+from trapo_lite.evaluation.report import report_lines
 from trapo_lite.evaluation.results import EvalResult
 from trapo_lite.evaluation.target import EvalTarget
-from trapo_lite.model.base import check_weight_files, model_config, num_positions, weights_fingerprint
-from trapo_lite.model.saved_adapter import check_fit, read_config, read_tensors
+from trapo_lite.model.adapter_config import read_config
+from trapo_lite.model.base import check_weight_files, model_config, weights_fingerprint
+from trapo_lite.model.positions import num_positions
+from trapo_lite.model.saved_adapter import check_fit, read_tensors
 from trapo_lite.reward import MathVerifier
 from trapo_lite.reward.pool import verifier_fingerprint
 from trapo_lite.rollout.settings import sampling_settings
@@ -79,8 +82,8 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
         engine, verifier = None, None
         if not all(log.is_complete for log in logs):
             num_done = sum(len(log.done) for log in logs)
-            going_on = f"; {num_done} problems are done" if num_done else ""
-            say(f"starting {config.rollout.engine} with {target.model_name}{going_on}")
+            already_done = f"; {num_done} problems are done" if num_done else ""
+            say(f"starting {config.rollout.engine} with {target.model_name}{already_done}")
             verifier = stack.enter_context(MathVerifier.from_config(config.reward))
             engine = _start_engines(config, max_model_len=max_model_len, folder=target.out, say=say)
             stack.callback(engine.close)
@@ -91,12 +94,7 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
             if engine is not None and verifier is not None and not log.is_complete:
                 _draw(config, problem_set, log, engine, verifier, tokenizer, console)
             results[problem_set.name] = log.finish(seed=config.run.seed)
-    if len(sets) == 1:
-        say("\n".join(table_lines(target, sets[0], results[sets[0].name])))
-    else:
-        lines = [brief_line(problem_set, results[problem_set.name]) for problem_set in sets]
-        say("\n".join([target.model_name, *lines]))
-        say(f"  results    {target.out}; python scripts/compare.py {target.out} [OTHERS ...] [--published]")
+    say("\n".join(report_lines(target, sets, results)))
     return results
 
 
@@ -157,42 +155,6 @@ def _draw(
             on_progress=show,
             on_group=log.append,
         )
-
-
-def brief_line(problem_set: ProblemSet, result: EvalResult) -> str:
-    """Return the line for one set among several."""
-    low, high = result.interval_95
-    drawn = f"{len(result.groups)} problems x {result.num_samples}"
-    return (
-        f"  {problem_set.title:<30} {result.accuracy:.3f}  (95 %: {low:.3f} to {high:.3f})  {drawn}, "
-        f"no answer {result.no_answer_share:.1%}, truncated {result.truncated_share:.1%}"
-    )
-
-
-def table_lines(target: EvalTarget, problem_set: ProblemSet, result: EvalResult) -> list[str]:
-    """Return the lines of a set's report."""
-    low, high = result.interval_95
-    verdicts = ", ".join(f"{count} {kind}" for kind, count in result.verdicts.items())
-    drawn = f"{len(result.groups)} problems x {result.num_samples}"
-    summary = result.summary()
-    lines = [
-        f"{target.model_name} on {problem_set.title}",
-        f"  accuracy   {result.accuracy:.3f}  (95 %: {low:.3f} to {high:.3f})",
-    ]
-    if result.num_samples > 1:
-        passes = ", ".join(f"@{k} {estimate['value']:.3f}" for k, estimate in summary["pass_at_k"].items())
-        lines.append(f"  pass       {passes}; majority of {result.num_samples}: {summary['majority']['value']:.3f}")
-    lines += [
-        f"  drawn      {drawn} at temperature {target.config.eval.temperature:g}",
-        f"  verdicts   {verdicts}",
-        f"  no answer  {result.no_answer_share:.1%}",
-        f"  truncated  {result.truncated_share:.1%}",
-        f"  tokens     {result.mean_tokens:.1f} an answer",
-        f"  results    {target.out / problem_set.name}.json, {problem_set.name}.jsonl",
-    ]
-    if target.config.run.deterministic and result.verdicts.get("timeout"):
-        lines.append("  a verdict timed out, so run.deterministic cannot promise the same numbers again")
-    return lines
 
 
 def _log_of(target: EvalTarget, problem_set: ProblemSet, tokenizer: PreTrainedTokenizerBase) -> AnswerLog:

@@ -10,7 +10,11 @@ from transformers import PreTrainedTokenizerBase
 from trapo_lite.config import Config
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.core.types import Problem
-from trapo_lite.data import encode, fingerprint, load_with_rows, prompt_text, require_known_tags, template_warnings
+from trapo_lite.data.chat import written_out
+from trapo_lite.data.loading import load_problems
+from trapo_lite.data.report import fingerprint
+from trapo_lite.data.template import require_known_tags, template_warnings
+from trapo_lite.data.tokens import encode, prompt_text
 from trapo_lite.evaluation.registry import Benchmark, read_benchmark, texts_fingerprint
 
 
@@ -62,7 +66,8 @@ def read_sets(
     allow_part:   a benchmark's file may hold fewer problems than the benchmark
     Raises ConfigError or DataError if a set cannot be evaluated on.
     """
-    require_known_tags(config.data.prompt_template, tokenizer)
+    data = written_out(config.data, tokenizer)
+    require_known_tags(data.prompt_template, tokenizer)
     sets = [
         _read_benchmark(
             name,
@@ -75,7 +80,8 @@ def read_sets(
         )
         for name, benchmark in benchmarks.items()
     ] or [_read_data(config, tokenizer)]
-    warnings = template_warnings(config.data.prompt_template, tokenizer, sets[0].problems[0].prompt_ids)
+    is_chat = config.data.prompt_template == "chat"
+    warnings = template_warnings(data.prompt_template, tokenizer, sets[0].problems[0].prompt_ids, is_chat=is_chat)
     return [replace(sets[0], report=sets[0].report + warnings), *sets[1:]]
 
 
@@ -89,7 +95,7 @@ def _read_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> ProblemSet
         )
     data = config.data.model_copy(update={"require_expert": False})
     limit = config.rollout.max_response_tokens
-    loaded = load_with_rows(data, tokenizer, max_response_tokens=limit, files=source)
+    loaded = load_problems(data, tokenizer, max_response_tokens=limit, files=source)
     problems, report = loaded.problems, loaded.report
     lines = [report.lines()[0], *(line for line in report.lines() if "rows dropped" in line)]
     name = Path(source).stem.replace(":", "-")
@@ -113,7 +119,8 @@ def _read_benchmark(
 ) -> ProblemSet:
     pairs, num_of_whole = read_benchmark(name, benchmark, allow_part=allow_part)
     chosen = pairs[:num_problems]
-    prompts = encode(tokenizer, [prompt_text(config.data.prompt_template, problem) for problem, _ in chosen])
+    template = written_out(config.data, tokenizer).prompt_template
+    prompts = encode(tokenizer, [prompt_text(template, problem) for problem, _ in chosen])
     problems = tuple(
         Problem(f"{name}-{index}", prompt_ids, gold, source=name)
         for index, (prompt_ids, (_, gold)) in enumerate(zip(prompts, chosen, strict=True))

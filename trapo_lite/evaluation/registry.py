@@ -12,10 +12,11 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from trapo_lite.config.fields import PositiveInt, Section
+from trapo_lite.config.paths import FILE_SUFFIXES, check_sources
 from trapo_lite.core.errors import ConfigError, DataError
 from trapo_lite.data.bad_row import BadRow
 from trapo_lite.data.rows import read_example
-from trapo_lite.data.sources import FILE_SUFFIXES, Row, check_sources, read_rows
+from trapo_lite.data.sources import Row, read_rows
 from trapo_lite.evaluation.multiple_choice import OptionColumns, choice_problem, column
 
 MAX_MISTAKES_SHOWN = 5

@@ -8,8 +8,8 @@ from typing import Any
 from trapo_lite.config import load_config
 from trapo_lite.config.loading import sets
 from trapo_lite.core.errors import ConfigError
-from trapo_lite.data import Grader
-from trapo_lite.evaluation.answer_store import _lines, _to_json, read_answers, read_summary, result_files, result_of
+from trapo_lite.data.loading import Grader
+from trapo_lite.evaluation.answer_store import read_answers, read_summary, result_files, result_of, to_json, to_lines
 from trapo_lite.evaluation.results import EvalResult
 from trapo_lite.reward import MathVerifier
 from trapo_lite.reward.pool import verifier_fingerprint
@@ -27,8 +27,8 @@ class Regraded:
 
     def write(self, folder: Path) -> None:
         """Write both files, under their old names."""
-        replace_text(folder / self.summary_file.with_suffix(".jsonl").name, _lines(self.result.answers))
-        replace_text(folder / self.summary_file.name, _to_json(self.summary))
+        replace_text(folder / self.summary_file.with_suffix(".jsonl").name, to_lines(self.result.answers))
+        replace_text(folder / self.summary_file.name, to_json(self.summary))
 
 
 def regrade(folder: Path, overrides: Sequence[str], *, out: Path | None = None) -> dict[str, EvalResult]:
@@ -40,7 +40,7 @@ def regrade(folder: Path, overrides: Sequence[str], *, out: Path | None = None) 
     config = load_config(overrides=overrides)
     unused_override = next((text for text in overrides if not text.startswith("reward.")), None)
     if unused_override is not None:
-        raise ConfigError(f"--regrade: draws nothing, so {unused_override} says nothing; leave it out")
+        raise ConfigError(f"--regrade: samples nothing, so {unused_override} has no effect; leave it out")
     kept_rules = () if sets("reward.require_box", overrides) else ("require_box",)
     files = result_files(folder)
     if not files:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from trapo_lite.config import Config, load_config
 from trapo_lite.config.loading import sets
+from trapo_lite.config.paths import check_sources
 from trapo_lite.core.errors import ConfigError
-from trapo_lite.data import check_sources
 from trapo_lite.evaluation.registry import Benchmark, choose, load_registry
-from trapo_lite.model.saved_adapter import read_config, read_shapes
+from trapo_lite.model.adapter_config import read_config
 from trapo_lite.run.folder import final_adapter, load_run_config
 
 WHOLE_CARD = 0.9  # rollout.gpu_memory_fraction if no trainer shares the card
@@ -66,19 +66,7 @@ def target_from_arguments(
            results in run/eval/NAME
     model: evaluate it by itself; results in ./eval/NAME, or ./eval/RUN-merged for RUN/merged
     """
-    if num_samples is not None and num_samples < 1:
-        raise ConfigError(f"--num-samples: found {num_samples}; draw at least one answer a problem")
-    options = (
-        ("--data", "eval.data", data),
-        ("--num-samples", "eval.num_samples", num_samples),
-        ("--model", "model.name", model),
-    )
-    given = {key: value for _, key, value in options if value is not None}
-    for option, key, _ in options:
-        if key in given and sets(key, overrides):
-            raise ConfigError(f"{option}: {key} is given as well; give one of them")
-    set_by_options = [f"{key}={json.dumps(value)}" for key, value in given.items()]
-    every_override = [*overrides, *set_by_options]
+    every_override = [*overrides, *_set_by_options(overrides, data=data, num_samples=num_samples, model=model)]
     resolved = load_config(config, every_override) if run is None else load_run_config(run, config, every_override)
     if run is None:
         if base or adapter is not None:
@@ -107,6 +95,24 @@ def target_from_arguments(
     )
 
 
+def _set_by_options(
+    overrides: Sequence[str], *, data: str | None, num_samples: int | None, model: str | None
+) -> list[str]:
+    """Return the overrides that options stand for. Raise ConfigError if `overrides` set the same keys."""
+    if num_samples is not None and num_samples < 1:
+        raise ConfigError(f"--num-samples: found {num_samples}; draw at least one answer a problem")
+    options = {
+        "--data": ("eval.data", data),
+        "--num-samples": ("eval.num_samples", num_samples),
+        "--model": ("model.name", model),
+    }
+    given = {option: (key, value) for option, (key, value) in options.items() if value is not None}
+    for option, (key, _) in given.items():
+        if sets(key, overrides):
+            raise ConfigError(f"{option}: {key} is given as well; give one of them")
+    return [f"{key}={json.dumps(value)}" for key, value in given.values()]
+
+
 def _name_of(model: str) -> str:
     """Return RUN-merged for a folder RUN/merged, NAME for a hub id OWNER/NAME."""
     folder = Path(model)
@@ -119,5 +125,5 @@ def _adapter_of(run: Path, adapter: Path | None, *, base: bool) -> Path | None:
     if base:
         return None
     folder = adapter or final_adapter(run)
-    read_shapes(read_config(folder, option="--adapter"))
+    read_config(folder, option="--adapter")
     return folder

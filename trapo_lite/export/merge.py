@@ -17,21 +17,16 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from trapo_lite.config import ModelSection
+from trapo_lite.config import DataSection, ModelSection
 from trapo_lite.core.errors import ExportError
-from trapo_lite.data import end_of_text_id, load_tokenizer
+from trapo_lite.data.chat import stop_ids_of
+from trapo_lite.data.tokens import end_of_text_id, load_tokenizer
 from trapo_lite.export.model_card import model_card
 from trapo_lite.export.report import ExportDtype, ExportReport, compare
+from trapo_lite.model.adapter_config import AdapterConfig, AdapterError, read_config
 from trapo_lite.model.base import load_base, model_config
 from trapo_lite.model.logprobs import probe_sequences
-from trapo_lite.model.saved_adapter import (
-    AdapterConfig,
-    AdapterError,
-    check_fit,
-    load_by_name,
-    read_config,
-    read_tensors,
-)
+from trapo_lite.model.saved_adapter import check_fit, load_by_name, read_tensors
 from trapo_lite.run.environment import this_environment
 from trapo_lite.run.files import move_into_place
 from trapo_lite.run.folder import RunFolder, final_adapter, load_run_config
@@ -62,7 +57,7 @@ def export_run(
         adapter_dir=adapter_dir or final_adapter(run),
         out=out or run / "merged",
         dtype=dtype or config.model.dtype,
-        eos_token=config.data.eos_token,
+        data=config.data,
         trained=RunFolder(run).starts(),
         overwrite=overwrite,
     )
@@ -74,13 +69,13 @@ def export_merged(
     adapter_dir: Path,
     out: Path,
     dtype: ExportDtype,
-    eos_token: str | None = None,
+    data: DataSection,
     trained: Sequence[Mapping[str, Any]] = (),
     overwrite: bool = False,
 ) -> ExportReport:
     """Write base + adapter to the folder `out` as one safetensors checkpoint with tokenizer and generation config.
 
-    eos_token: the token that ends answers; None: the tokenizer's own
+    data:      says which tokens end answers
     trained:   the environment.json of the adapter's run; it is kept in that of the checkpoint
     An nf4 base is de-quantised, because the adapter was trained on the de-quantised weights.
     Raises ExportError, and leaves `out` as it was, for a missing or foreign adapter, an `out` in use, a full disk, and
@@ -89,13 +84,13 @@ def export_merged(
     adapter = _checked_adapter(adapter_dir, model)
     _require_free(out, overwrite=overwrite)
     tokenizer = load_tokenizer(model.name)
-    eos_id = end_of_text_id(tokenizer, eos_token)
+    stop_ids = stop_ids_of(data, tokenizer, model=model.name)
     partial = out.with_name(f".{out.name}.partial")
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
-        report = _write_checked(model, adapter, partial, out, dtype, tokenizer, eos_id)
-        end, results, made_by = str(tokenizer.decode([eos_id])), report.lines()[1:], this_environment()
+        report = _write_checked(model, adapter, partial, out, dtype, tokenizer, stop_ids)
+        end, results, made_by = str(tokenizer.decode([stop_ids[0]])), report.lines()[1:], this_environment()
         card = model_card(
             model=model, adapter=adapter.fields, dtype=dtype, eos_token=end, results=results, environment=made_by
         )
@@ -117,7 +112,7 @@ def _write_checked(
     out: Path,
     dtype: ExportDtype,
     tokenizer: PreTrainedTokenizerBase,
-    eos_id: int,
+    stop_ids: Sequence[int],
 ) -> ExportReport:
     """Merge, save to `folder`, load it again and compare. One copy of the model is in memory at a time."""
     base = load_float32_base(section)
@@ -126,7 +121,7 @@ def _write_checked(
     policy = _with_adapter(base, adapter)
     policy_logprobs = logprobs(policy, probe)
     merged = policy.merge_and_unload(safe_merge=True)
-    _save(_rounded_(merged, getattr(torch, dtype)), folder, tokenizer, eos_id)
+    _save(_rounded_(merged, getattr(torch, dtype)), folder, tokenizer, stop_ids)
     del base, policy, merged
 
     saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -192,17 +187,21 @@ def _dithered_(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _save(merged: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase, eos_id: int) -> None:
-    """Save model and tokenizer. Sampling defaults are those of training: temperature 1, no truncation."""
+def _save(merged: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> None:
+    """Save model and tokenizer. Sampling defaults are those of training: temperature 1, no truncation.
+
+    stop_ids: tokens of which each ends an answer; the first is the EOS
+    """
     needed = sum(p.numel() * p.element_size() for p in merged.parameters())
     free = shutil.disk_usage(folder.parent).free
     if needed > free:
         raise OSError(f"{needed >> 20:,} MiB are needed, {free >> 20:,} MiB are free on this disk")
     pad_id = tokenizer.pad_token_id
-    merged.generation_config = GenerationConfig(do_sample=True, eos_token_id=eos_id, pad_token_id=pad_id)
-    merged.config.eos_token_id = eos_id
+    ends = list(stop_ids) if len(stop_ids) > 1 else stop_ids[0]
+    merged.generation_config = GenerationConfig(do_sample=True, eos_token_id=ends, pad_token_id=pad_id)
+    merged.config.eos_token_id = stop_ids[0]
     merged.save_pretrained(folder)
-    _save_tokenizer(tokenizer, folder, eos_id)
+    _save_tokenizer(tokenizer, folder, stop_ids[0])
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, eos_id: int) -> None:

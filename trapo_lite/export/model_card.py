@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trapo_lite.config import ModelSection
+from trapo_lite.model.base import model_config, multimodal_type
 from trapo_lite.run.environment import spelt_code
 
 CARD = """\
@@ -22,7 +23,7 @@ tags: [trapo, lora, merged]
 | adapter | LoRA, r = {r}, alpha = {alpha}, on {modules} |
 | weights | {dtype}, merged in float32 and rounded once |
 | answers end with | `{eos_token}` |
-| merged by | trapo_lite {version}, files {code}; torch {torch}, transformers {transformers}, peft {peft} |
+{left_out}| merged by | trapo_lite {version}, files {code}; torch {torch}, transformers {transformers}, peft {peft} |
 {overrides}
 The saved weights, computed in float32, against base + unmerged adapter:
 
@@ -47,15 +48,25 @@ tags: [trapo, lora]
 | adapter | LoRA, r = {r}, alpha = {alpha}, on {modules} |
 | answers end with | `{eos_token}` |
 
-Serve it beside its base, as the model `trained`, from this folder:
-
-```
-vllm serve {base} --enable-lora --max-lora-rank {max_rank} --lora-modules trained=.
-```
+{serving}
 
 Written by trapo_lite.
 """
 
+SERVING = """\
+Serve it beside its base, as the model `trained`, from this folder:
+
+```
+vllm serve {base} --enable-lora --max-lora-rank {max_rank} --lora-modules trained=.
+```"""
+SERVING_LANGUAGE_MODEL = """\
+The base is a multimodal model ({multimodal}), of which only the language model was trained. The adapter's layers are
+named as in {text_class}. Other classes name them differently, and engines that load those may ignore the adapter
+without a word: serve the merged checkpoint instead (`python scripts/export.py --run RUN`)."""
+LEFT_OUT = (
+    "| left out | all weights of the multimodal base ({multimodal}) but its language model's: this checkpoint reads "
+    "text only |\n"
+)
 QUANTIZED_BASE = ", in NF4 (bitsandbytes) during training"
 QUANTIZED = (
     ", in NF4 (bitsandbytes) during training: the adapter is merged into the de-quantised NF4 weights it was trained "
@@ -78,6 +89,7 @@ def model_card(
     environment: of the merging process, from `environment.this_environment`
     """
     versions = environment["versions"]
+    multimodal = multimodal_type(model.name)
     overrides = "".join(f"| config override | `{key}: {value}` |\n" for key, value in model.config_overrides.items())
     return CARD.format(
         base=model.name,
@@ -88,6 +100,7 @@ def model_card(
         dtype=dtype,
         eos_token=eos_token.replace("|", "\\|"),
         overrides=overrides,
+        left_out="" if multimodal is None else LEFT_OUT.format(multimodal=multimodal),
         code=spelt_code(environment),
         version=versions["trapo_lite"],
         **{name: versions.get(name, "none") for name in ("torch", "transformers", "peft")},
@@ -100,14 +113,18 @@ def adapter_card(*, model: ModelSection, adapter: Mapping[str, Any], eos_token: 
 
     adapter: PEFT's adapter_config.json.   max_rank: for vLLM's --max-lora-rank
     """
-    base = adapter["base_model_name_or_path"]
+    base, multimodal = adapter["base_model_name_or_path"], multimodal_type(model.name)
+    serving = SERVING.format(base=base, max_rank=max_rank)
+    if multimodal is not None:
+        [text_class] = model_config(model).architectures or [""]
+        serving = SERVING_LANGUAGE_MODEL.format(multimodal=multimodal, text_class=text_class)
     return ADAPTER_CARD.format(
         hub_base="" if base.startswith("/") else f"base_model: {base}\n",  # the hub rejects a folder's name
         base=base,
         quantized=QUANTIZED_BASE if model.quantize == "nf4" else "",
         r=adapter["r"],
         alpha=adapter["lora_alpha"],
-        max_rank=max_rank,
+        serving=serving,
         modules=_layers(adapter),
         eos_token=eos_token.replace("|", "\\|"),
     )

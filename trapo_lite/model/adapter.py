@@ -1,7 +1,5 @@
-"""The LoRA adapter: the weights that are trained, saved and published."""
+"""Own the weights that are trained, saved and published: one LoRA adapter."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -10,15 +8,8 @@ from transformers import PreTrainedModel
 
 from trapo_lite.config import LoraSection
 from trapo_lite.core.errors import ModelError
-from trapo_lite.model.saved_adapter import (
-    WEIGHTS,
-    AdapterError,
-    check_start,
-    load_by_name,
-    lora_parameters,
-    own_config,
-    read_tensors,
-)
+from trapo_lite.model.adapter_config import AdapterError, own_config
+from trapo_lite.model.saved_adapter import WEIGHTS, check_start, load_by_name, lora_parameters, read_tensors
 from trapo_lite.run.files import naming, save_tensors
 
 
@@ -47,16 +38,19 @@ class LoraAdapter:
         if start is not None:
             load_by_name(self.model, read_tensors(start), where=start.where)
 
-    @contextlib.contextmanager
-    def disabled(self) -> Iterator[None]:
-        """Compute without the adapter inside: the policy is its own reference then."""
-        with self.model.disable_adapter():
-            yield
-
     def flat_gradient(self) -> Tensor:
         """Return the gradient as one vector, zeros where nothing reached: what is summed over ranks."""
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         return torch.cat([grad.flatten() for grad in grads])
+
+    def without_gradient(self) -> list[str]:
+        """Return the last parts of the names of adapted layers, of which a backward pass reached none."""
+        reached: dict[str, bool] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                kind = name.rpartition(".lora_")[0].rpartition(".")[2]
+                reached[kind] = reached.get(kind, False) or parameter.grad is not None
+        return sorted(kind for kind, is_reached in reached.items() if not is_reached)
 
     def clear_gradient(self) -> None:
         """Forget the gradient."""
@@ -68,19 +62,18 @@ class LoraAdapter:
         return dict(self._state)
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state` gave; ModelError unless it is for exactly this adapter."""
+        """Take over what `state` gave. Raise ModelError unless it is for exactly this adapter."""
         try:
             load_by_name(self.model, state, where="adapter state")
         except AdapterError as error:
             raise ModelError(str(error)) from None
 
     def save(self, folder: Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write the adapter in PEFT's format. Raise OSError where that is not possible.
+        """Write the adapter in PEFT's format. Raise OSError if that is not possible.
 
         dtype: of its weights in the file; None: float32, as they are trained
 
-        By the parts of PEFT's save_pretrained that are needed: the rest of it, a model card, takes longer than they do,
-        and every publish saves.
+        Uses only two steps of PEFT's save_pretrained, because every publish saves, and its model card takes longer.
         """
         with naming(folder):
             folder.mkdir(parents=True, exist_ok=True)

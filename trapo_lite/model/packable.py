@@ -1,70 +1,163 @@
-"""Can packed trees run through a model, and can its adapter be served? Asked of its class on the meta device."""
+"""Check on the meta device whether packed trees run through a model, and whether its adapter can be served."""
 
+import contextlib
 import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import MoeModelOutputWithPast
 
-from trapo_lite.config import Config
 from trapo_lite.core.errors import ConfigError, ModelError
-from trapo_lite.model.base import check_positions, model_config
-from trapo_lite.model.shape import FAILURES, adapted, is_target, meta_model, require_sizes
-from trapo_lite.model.tree_attention import ATTENTION, TreeLayout
+from trapo_lite.core.tree import PackedBatch, pack
+from trapo_lite.core.types import Group, Rollout
+from trapo_lite.model.logprobs import LogitScale
+from trapo_lite.model.shape import (
+    FAILURES,
+    adapted,
+    is_target,
+    meta_model,
+    num_sliding_layers,
+    require_sizes,
+    runs_on_meta,
+)
+from trapo_lite.model.tree_attention import ATTENTION, Scores, TreeLayout
+from trapo_lite.model.tree_recurrence import Scan, TreeRecurrence, reach_recurrent_layers
 
 NUM_TOKENS = 8
-OTHER_MODEL = "take a model with full causal attention, such as Llama or Qwen"
+RECURRENT = ("linear_attention", "hybrid", "hybrid_sliding")
+MIXING = ("full_attention", "sliding_attention", "conv", *RECURRENT)
+NOT_MIXING = ("mlp", "moe")
+"""transformers' types of layers: those that scan, all whose tokens see others, and those whose tokens do not."""
+ROWS = "set model.layout: auto or rows"
 
 
 def require_packable(config: PreTrainedConfig) -> PreTrainedModel:
     """Send the tokens of a tree through the model on the meta device: no weights, no results. Returns that model.
 
     Raises ModelError if the tree's layout does not reach the attention of every layer, if attention needs more than the
-    layout, or if the decoder takes no positions; ConfigError if it draws random numbers. Whether the results are right
-    is what `packing_check` tests in the first step of a run.
+    layout, or if the decoder takes no positions. `packing_check` tests in the first step of a run whether the results
+    are right.
     """
     require_sizes(config)
+    layer_types = getattr(config, "layer_types", None) or ()
+    others = {*layer_types} - {*MIXING, *NOT_MIXING}
+    if others:
+        raise ModelError(f"model.name: layers of type {', '.join(sorted(others))} are unknown here; {ROWS}")
     model = meta_model(config, attention=ATTENTION).eval()
-    name, num_layers = f"model.name: {type(model).__name__}", config.num_hidden_layers
+    reach_recurrent_layers(model)
+    name = f"model.name: {type(model).__name__}"
+    num_layers = config.num_hidden_layers - sum(kind in NOT_MIXING for kind in layer_types)
     # Some look for it among the tokens, whose values the meta device has not. Their configurations may refuse None.
     object.__setattr__(model.config, "pad_token_id", None)
     head = model.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None:
-        raise ModelError(f"{name}: its output layer has a bias or is none, which is not computed here; {OTHER_MODEL}")
+        raise ModelError(f"{name}: its output layer has a bias or is none, which is not computed here; {ROWS}")
     decoder = model.get_decoder()
     if "position_ids" not in inspect.signature(decoder.forward).parameters:
-        raise ModelError(f"{name}: its decoder takes no position_ids, which packed trees need; {OTHER_MODEL}")
+        raise ModelError(f"{name}: its decoder takes no position_ids, which packed trees need; {ROWS}")
+    logit_scale_of(model)
     widths: list[tuple[int, int]] = []
+    windows: list[int] = []
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, _scaling: float) -> Tensor:
+    def attend(query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         widths.append((query.shape[2], key.shape[2]))
+        windows.extend([] if scores.window is None else [scores.window])
         return query.new_empty(*query.shape[:3], value.shape[-1])
 
+    recurrence = _CountingRecurrence(_one_chain(NUM_TOKENS))
     ids = torch.zeros(1, NUM_TOKENS, dtype=torch.long, device="meta")
-    try:
-        with torch.device("meta"), torch.no_grad():
-            layout = TreeLayout(attend)
-            decoder(input_ids=ids, position_ids=ids, use_cache=False, tree_layout=layout).last_hidden_state  # noqa: B018
-    except ModelError as error:
-        raise ModelError(f"{name}: {error}; {OTHER_MODEL}") from None
-    except FAILURES as error:
-        if not _needs_values(error):
-            reason = str(error).strip().partition("\n")[0]
+    layout = TreeLayout(attend, recurrence=recurrence)
+    if runs_on_meta(
+        lambda: decoder(input_ids=ids, position_ids=ids, use_cache=False, **layout.arguments).last_hidden_state,
+        name=name,
+        complaint="its forward pass does not take packed trees",
+        remedy=ROWS,
+    ):
+        num_recurrent = sum(kind in RECURRENT for kind in layer_types)
+        num_convolving = min(recurrence.num_convolutions, [*layer_types].count("conv"))
+        num_reached = len(widths) + recurrence.num_scans + num_convolving
+        if num_reached < num_layers or recurrence.num_scans < num_recurrent:
             raise ModelError(
-                f"{name}: its forward pass does not take packed trees ({type(error).__name__}: {reason}); {OTHER_MODEL}"
-            ) from None
-    else:
-        if len(widths) < num_layers:
+                f"{name}: {max(num_layers - num_reached, num_recurrent - recurrence.num_scans)} of its {num_layers} "
+                f"layers have no attention and no recurrence that packed trees reach; {ROWS}"
+            )
+        num_sliding = num_sliding_layers(config)
+        if len(windows) != num_sliding:
             raise ModelError(
-                f"{name}: {num_layers - len(widths)} of its {num_layers} layers have no attention that packed trees "
-                f"reach; {OTHER_MODEL}"
+                f"{name}: {num_sliding} of its layers have a sliding window, but {len(windows)} tell attention of it; "
+                f"{ROWS}"
             )
     if not widths and not type(model)._can_set_attn_implementation():
-        raise ModelError(f"{name}: its attention cannot be replaced, which packed trees need; {OTHER_MODEL}")
+        raise ModelError(f"{name}: its attention cannot be replaced, which packed trees need; {ROWS}")
     if any(width != (NUM_TOKENS, NUM_TOKENS) for width in widths):
-        raise ModelError(f"{name}: it attends to something else than its tokens; {OTHER_MODEL}")
-    _refuse_randomness(config)
+        raise ModelError(f"{name}: it attends to something else than its tokens; {ROWS}")
     return model
+
+
+def _one_chain(num_tokens: int) -> PackedBatch:
+    """Return a batch of one rollout, all of whose tokens are its prompt."""
+    return pack([Group((Rollout("", 0, prompt_ids=(0,) * num_tokens, prefix_ids=()),), (0.0,), (0.0,))])
+
+
+class _CountingRecurrence(TreeRecurrence):
+    """A TreeRecurrence that counts its calls."""
+
+    num_scans = num_convolutions = 0
+
+    def convolve(self, convolution: Callable[[Tensor], Tensor], inputs: Tensor, *, num_before: int) -> Tensor:
+        self.num_convolutions += 1
+        return super().convolve(convolution, inputs, num_before=num_before)
+
+    def scan(self, scan: Scan, inputs: Sequence[Tensor]) -> Tensor:
+        self.num_scans += 1
+        return super().scan(scan, inputs)
+
+
+def logit_scale_of(model: PreTrainedModel) -> LogitScale:
+    """Return what the model's class does to the products of its output layer, found by giving it products to work on.
+
+    Configurations name this differently: Granite divides by `logits_scaling`, HyperCLOVA multiplies by it. Raises
+    ModelError if it is more than a factor and a softcap.
+    """
+    head, decoder = model.get_output_embeddings(), model.get_decoder()
+    answer = MoeModelOutputWithPast(last_hidden_state=cast("torch.FloatTensor", torch.zeros(1, 1, 1, device="cpu")))
+    products = torch.tensor([-1e6, -40.0, -2.0, 1e-3, 0.5, 3.0, 1e6], device="cpu")
+    assert head is not None
+    with _answering(decoder, answer), _answering(head, products[None, None]), torch.no_grad():
+        try:
+            logits = (
+                model(input_ids=torch.zeros(1, 1, dtype=torch.long, device="cpu"), use_cache=False).logits[0, 0].float()
+            )
+        except FAILURES as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ModelError(
+                f"model.name: what {type(model).__name__} does to its logits cannot be found ({reason}); {ROWS}"
+            ) from None
+    factor, largest = float(logits[3] / products[3]), float(logits[-1])
+    scale = LogitScale(factor, softcap=largest if largest < 0.99 * factor * 1e6 else None)
+    if logits.shape != products.shape or not torch.allclose(scale.apply_(products.clone()), logits, rtol=1e-4):
+        raise ModelError(
+            f"model.name: {type(model).__name__} does more to its logits than a factor and a softcap, which is not "
+            f"computed here; {ROWS}"
+        )
+    return scale
+
+
+@contextlib.contextmanager
+def _answering(module: nn.Module, answer: Any) -> Iterator[None]:
+    """Let the module's forward pass return this answer inside."""
+    before = vars(module).get("forward")  # a hook's, as Accelerate sets them
+    vars(module)["forward"] = lambda *_, **__: answer
+    try:
+        yield
+    finally:
+        if before is None:
+            del vars(module)["forward"]
+        else:
+            vars(module)["forward"] = before
 
 
 def check_targets(model: PreTrainedModel, targets: str | list[str]) -> None:
@@ -90,7 +183,7 @@ def check_targets(model: PreTrainedModel, targets: str | list[str]) -> None:
     others = {
         name
         for name, layer in layers.items()
-        if isinstance(layer, ParamWrapper) or not isinstance(layer.get_base_layer(), nn.Linear)
+        if isinstance(layer, ParamWrapper) or not _is_linear(layer.get_base_layer())
     }
     if others:
         linear = sorted({name.rpartition(".")[2] for name in layers.keys() - others})
@@ -104,32 +197,13 @@ def check_targets(model: PreTrainedModel, targets: str | list[str]) -> None:
         )
 
 
-def _refuse_randomness(config: PreTrainedConfig) -> None:
-    """Raise ConfigError for dropout and router noise: a token that rollouts share has one mask, rows have many."""
-    random = [
-        key
-        for key, value in config.to_dict().items()
-        if any(part in key for part in ("dropout", "pdrop", "layerdrop", "jitter"))
-        and isinstance(value, float)
-        and value != 0.0
-        and not key.startswith(("summary", "classifier"))  # of other heads than a language model's
-    ]
-    if random:
-        raise ConfigError(f"model.config_overrides.{', '.join(random)}: a shared token has one mask; set it to 0")
-
-
-def _needs_values(error: BaseException) -> bool:
-    """Return whether the pass ended because it depends on values, such as a router's, which the meta device has not."""
-    return isinstance(error, NotImplementedError) or "meta tensor" in str(error)
-
-
-def check_model(config: Config) -> int:
-    """Return the longest sequence that a run needs, in tokens.
-
-    Raises ConfigError or ModelError if the model, by its config.json and its class, has not enough positions, cannot be
-    trained in packed trees, or lacks the layers that `lora.target_modules` names.
-    """
-    base, max_model_len = model_config(config.model), config.longest_sequence
-    check_positions(base, config.model.name, longest=max_model_len)
-    check_targets(require_packable(base), config.lora.target_modules)
-    return max_model_len
+def _is_linear(layer: nn.Module) -> bool:
+    """Return whether a layer on the meta device is linear and returns a tensor; some routers are of such a class."""
+    if not isinstance(layer, nn.Linear):
+        return False
+    if type(layer).forward is nn.Linear.forward:
+        return True
+    try:
+        return isinstance(layer(layer.weight.new_zeros(1, 1, layer.in_features)), Tensor)
+    except FAILURES:
+        return False

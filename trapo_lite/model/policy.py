@@ -1,9 +1,11 @@
-"""The policy: one frozen base, one LoRA adapter; the reference is the same weights with the adapter disabled."""
+"""Compute with the policy: one frozen base and one LoRA adapter, without which the same base is the reference."""
 
 import contextlib
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,22 +16,25 @@ from trapo_lite.config import LoraSection, ModelSection
 from trapo_lite.core.batching import bucket, num_tokens
 from trapo_lite.core.errors import ConfigError, ModelError
 from trapo_lite.core.tree import PackedBatch, pack
-from trapo_lite.core.types import Group, Rollout, Verdict
+from trapo_lite.core.types import Group, Rollout
 from trapo_lite.model import tree_attention
 from trapo_lite.model.adapter import LoraAdapter
-from trapo_lite.model.base import check_positions, check_rope, load_base, model_config
-from trapo_lite.model.logprobs import token_logprobs
-from trapo_lite.model.packable import require_packable
+from trapo_lite.model.base import load_base
+from trapo_lite.model.layout import Layout, choose_attention, choose_layout
+from trapo_lite.model.logprobs import LogitScale, token_logprobs
+from trapo_lite.model.packable import logit_scale_of
+from trapo_lite.model.positions import check_fixed_rope, check_positions, check_rope
 from trapo_lite.model.saved_adapter import check_start
-from trapo_lite.model.shape import ModelShape, head_size
-from trapo_lite.run.device import fits_flex_attention
+from trapo_lite.model.shape import ModelShape, num_heads
+from trapo_lite.model.tree_attention import TreeLayout
+from trapo_lite.model.tree_recurrence import TreeRecurrence, reach_recurrent_layers
 
 MAX_EAGER_SCORES = 2**27
 """Of one layer's attention: entries of the matrix that eager attention makes, of which it keeps several; half a GiB."""
 
 
 class BaseModel(nn.Module):
-    """A BaseModel is the base as FSDP2 sees it: what reads weights outside the decoder's layers runs in its forward.
+    """A BaseModel is the base as FSDP2 sees it: code that reads embeddings or head must run inside its forward.
 
     FSDP2 gathers a module's weights around its forward. The decoder's layers have theirs; embeddings and head, which
     the chunked log-probs read without the model's own forward, are gathered around this one (docs/design.md 6).
@@ -52,6 +57,8 @@ class Policy:
 
     `adapter` holds what is trained. It is whole on every rank, also where `shard` shards the base over the ranks
     (`Ranks.shard`); every rank must then run equally many passes, forward and backward (`is_sharded`).
+
+    layout: tree, or rows: then a batch is one rollout, which runs through the model's own forward pass
     """
 
     def __init__(
@@ -61,15 +68,17 @@ class Policy:
         *,
         attention: str,
         gradient_checkpointing: bool,
+        layout: Literal["tree", "rows"] = "tree",
         offload_activations: bool = False,
         shard: Callable[[nn.Module], nn.Module] | None = None,
     ) -> None:
         self.autocast_dtype = base.dtype if base.dtype != torch.float32 else None
-        self._uses_flex = attention == "flex"
+        self.layout = layout
+        self._uses_flex = attention == "flex" and layout == "tree"
         self._offloads = offload_activations
         self.shape = ModelShape.of(base.config, rank=lora.r, targets=lora.target_modules)
-        if getattr(base.get_output_embeddings(), "bias", None) is not None:
-            raise ModelError("model.name: its output layer has a bias, which is not computed here; take another model")
+        self._is_recurrent = reach_recurrent_layers(base)
+        self._logit_scale = logit_scale_of(base) if layout == "tree" else _logit_scale_of_rows(base)
         for parameter in base.parameters():
             parameter.requires_grad_(False)
         self._whole = BaseModel(base) if shard is None else shard(BaseModel(base))
@@ -89,31 +98,36 @@ class Policy:
         lora: LoraSection,
         *,
         device: torch.device | str,
+        layout: Layout | None = None,
         shard: Callable[[nn.Module], nn.Module] | None = None,
         notify: Callable[[str], None] = lambda line: None,
     ) -> "Policy":
         """Load the base from disk or hub, and make a fresh adapter or load the one named by `lora.init_from`.
 
-        notify: told where `model.attention: auto` cannot take FlexAttention on a GPU.
+        layout: from `check_model`; None: chosen here, without regard to the length of sequences
+        notify: told why `model.layout: auto` takes rows, and where `model.attention: auto` cannot take FlexAttention on
+                a GPU
 
         A base that is sharded is loaded into the host's memory first: it need not fit the device.
         """
-        attention = _choose_attention(model, torch.device(device), notify)
         if model.offload_activations and torch.device(device).type != "cuda":
             raise ConfigError("model.offload_activations: there is no GPU to take memory off; set it to false")
         if shard is not None and model.quantize != "none":
             raise ConfigError("model.quantize: nf4 weights are not sharded; set it to none, or launch without FSDP")
         if lora.init_from is not None:
             check_start(lora)  # before anything is loaded
-        require_packable(model_config(model))
-        base = load_base(
-            model, device="cpu" if shard else device, attention=tree_attention.ATTENTION, on_one_rank=shard is not None
-        )
+        layout = layout or choose_layout(model)
+        if layout.line:
+            notify(layout.line)
+        attention = choose_attention(model, torch.device(device), notify) if layout.name == "tree" else "sdpa"
+        own_or_tree = tree_attention.ATTENTION if layout.name == "tree" else None
+        base = load_base(model, device="cpu" if shard else device, attention=own_or_tree, on_one_rank=shard is not None)
         check_rope(base, model)
         return cls(
             base,
             lora,
             attention=attention,
+            layout=layout.name,
             gradient_checkpointing=model.gradient_checkpointing,
             offload_activations=model.offload_activations,
             shard=shard,
@@ -125,18 +139,32 @@ class Policy:
 
     @contextlib.contextmanager
     def own_attention(self, *, longest: int) -> Iterator[None]:
-        """Give the base its own attention inside, in the place of the packed one (`row_logprobs`).
+        """Give the base its own attention inside, as in transformers (`row_logprobs`).
 
-        Eager attention, which is the definition, if there is memory for the scores of `longest` tokens; else
-        transformers' default, SDPA for most models.
+        Uses eager attention if its scores for `longest` tokens fit the memory, otherwise transformers' default, which
+        is SDPA for most models.
         """
-        base = self._base
+        base, before = self._base, str(self._base.config._attn_implementation)
         is_small = longest <= self._longest_eager
         base.set_attn_implementation("eager" if is_small else base.get_correct_attn_implementation(None))
         try:
             yield
         finally:
-            base.set_attn_implementation(tree_attention.ATTENTION)
+            base.set_attn_implementation(before)
+
+    def take_rows(self) -> None:
+        """Leave the tree: from here on every batch is one rollout, which runs through the model's own forward pass."""
+        base = self._base
+        base.set_attn_implementation(base.get_correct_attn_implementation(None))
+        self.layout, self._uses_flex = "rows", False
+
+    def take_own_logits(self) -> None:
+        """Take the logits of rows from the model's own forward pass, whole, because its head does something more."""
+        self._logit_scale = None
+
+    @property
+    def has_own_logits(self) -> bool:
+        return self._logit_scale is None
 
     def longest_row(self, wanted: int) -> int:
         """Return how many tokens, at most `wanted`, a row may have so that `own_attention` has the memory for it."""
@@ -145,12 +173,13 @@ class Policy:
 
     @property
     def _longest_eager(self) -> int:
-        return math.isqrt(MAX_EAGER_SCORES // self._base.config.num_attention_heads)
+        return math.isqrt(MAX_EAGER_SCORES // max(1, num_heads(self._base.config)))
 
     def row_logprobs(self, batch: PackedBatch, *, temperature: float) -> tuple[Tensor, Tensor]:
         """Compute `token_logprobs` of a batch that is a single row the way transformers does.
 
-        Called inside `own_attention`. Nothing is chunked. The packed path is compared with this (packing_check).
+        A policy that runs trees calls it inside `own_attention`. Nothing is chunked. The packed path is compared with
+        this (packing_check).
         """
         return self._inside_base(self._row_logprobs, batch, temperature)
 
@@ -161,15 +190,22 @@ class Policy:
         return result
 
     def _token_logprobs(self, batch: PackedBatch, temperature: float) -> tuple[Tensor, Tensor]:
+        if self._logit_scale is None:
+            return self._row_logprobs(batch, temperature)
         rows = batch.trained
         hidden = self._hidden_rows(batch, batch.parent[rows])
-        return token_logprobs(hidden, self._head(), batch.input_ids[rows], temperature=temperature)
+        return token_logprobs(
+            hidden, self._head(), batch.input_ids[rows], temperature=temperature, scale=self._logit_scale
+        )
 
     def _row_logprobs(self, batch: PackedBatch, temperature: float) -> tuple[Tensor, Tensor]:
         base, rows = self._base, batch.trained
-        input_ids = batch.input_ids[None, : batch.num_tokens - batch.num_padding]
+        input_ids = batch.input_ids[None, : max(1, batch.num_tokens - batch.num_padding)]
         with self._autocast(), self._offloading():
-            logits = base(input_ids=input_ids, use_cache=False, logits_to_keep=batch.parent[rows]).logits[0]
+            if "logits_to_keep" in inspect.signature(base.forward).parameters:
+                logits = base(input_ids=input_ids, use_cache=False, logits_to_keep=batch.parent[rows]).logits[0]
+            else:
+                logits = base(input_ids=input_ids, use_cache=False).logits[0, batch.parent[rows]]
         logp = torch.log_softmax(logits.float() / temperature, dim=-1)
         chosen = -nn.functional.nll_loss(logp, batch.input_ids[rows], reduction="none")
         return chosen, -(logp.exp() * logp).sum(dim=-1)
@@ -177,20 +213,7 @@ class Policy:
     @torch.no_grad()
     def score(self, token_ids: Sequence[int]) -> list[float]:
         """Return the log-probs at temperature 1 of token_ids[1:], as `RolloutEngine.score` does for the engine."""
-        rollout = Rollout(
-            problem_id="probe",
-            slot=0,
-            prompt_ids=tuple(token_ids[:1]),
-            prefix_ids=tuple(token_ids[1:]),
-            completion_ids=(),
-            completion_logprobs=(),
-            finish_reason="expert",
-            trace=None,
-            train_prefix=True,
-            adapter_version=None,
-            verdict=Verdict("wrong"),
-            reward=0.0,
-        )
+        rollout = Rollout("probe", 0, prompt_ids=tuple(token_ids[:1]), prefix_ids=tuple(token_ids[1:]))
         batch = self.prepare([Group((rollout,), (0.0,), (1.0,))])
         return self.token_logprobs(batch, temperature=1.0)[0].tolist()
 
@@ -203,29 +226,33 @@ class Policy:
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
         """Make the policy its own reference inside: the base."""
-        with self.adapter.disabled():
+        with self.model.disable_adapter():
             yield
 
     def prepare(self, groups: Sequence[Group]) -> PackedBatch:
         """Pack groups into one batch on this policy's device; of no groups, one of a single padding token.
 
-        ConfigError for a sequence that is too long for the model, or for packing it with others (`check_positions`).
+        Raises ConfigError if a sequence is too long for the model, or for packing it with others.
         """
         length = bucket(sum(map(num_tokens, groups))) if self._uses_flex else 1  # flex is compiled for every length
         batch = pack(groups, pad_to=length)
-        check_positions(self._base.config, str(self._base.name_or_path), longest=int(batch.position.max()) + 1)
+        config, longest = self._base.config, int(batch.position.max()) + 1
+        check_positions(config, str(self._base.name_or_path), longest=longest)
+        if self.layout == "tree":
+            check_fixed_rope(config, str(self._base.name_or_path), longest=longest)
         return batch.to(self.device)
 
     def _hidden_rows(self, batch: PackedBatch, rows: Tensor) -> Tensor:
-        make_layout = tree_attention.flex_layout if self._uses_flex else tree_attention.segment_layout
+        arguments: dict[str, Any] = {}
+        if self.layout == "tree":
+            arguments = {"position_ids": batch.position[None], **self._tree_layout(batch).arguments}
         with self._autocast(), self._offloading():
-            output = self._base.get_decoder()(
-                input_ids=batch.input_ids[None],
-                position_ids=batch.position[None],
-                use_cache=False,
-                tree_layout=make_layout(batch),
-            )
+            output = self._base.get_decoder()(input_ids=batch.input_ids[None], use_cache=False, **arguments)
         return output.last_hidden_state[0, rows]
+
+    def _tree_layout(self, batch: PackedBatch) -> TreeLayout:
+        layout = (tree_attention.flex_layout if self._uses_flex else tree_attention.chain_layout)(batch)
+        return replace(layout, recurrence=TreeRecurrence(batch)) if self._is_recurrent else layout
 
     def _head(self) -> Tensor:
         return cast(nn.Linear, self._base.get_output_embeddings()).weight
@@ -245,19 +272,12 @@ class Policy:
         return torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda")
 
 
-def _choose_attention(model: ModelSection, device: torch.device, notify: Callable[[str], None]) -> str:
-    """Return flex or sdpa; ConfigError where FlexAttention is asked for and cannot run."""
-    if device.type != "cuda":
-        if model.attention == "flex":
-            raise ConfigError("model.attention: FlexAttention has no backward pass on the CPU; set it to auto or sdpa")
-        return "sdpa"
-    if model.attention == "sdpa":
-        return "sdpa"
-    head_bytes = head_size(model_config(model)) * getattr(torch, model.dtype).itemsize
-    if fits_flex_attention(device, head_bytes=head_bytes):
-        return "flex"
-    reason = f"FlexAttention needs more shared memory than this GPU has for heads of {head_bytes} bytes ({model.dtype})"
-    if model.attention == "flex":
-        raise ConfigError(f"model.attention: {reason}; set it to auto or sdpa, or model.dtype: bfloat16")
-    notify(f"attention: sdpa, chain by chain: {reason}")
-    return "sdpa"
+def _logit_scale_of_rows(base: PreTrainedModel) -> LogitScale | None:
+    """Return what the head does to its products; None: more than can be computed in chunks here."""
+    head = base.get_output_embeddings()
+    if head is None or getattr(head, "bias", None) is not None:
+        return None
+    try:
+        return logit_scale_of(base)
+    except ModelError:
+        return None

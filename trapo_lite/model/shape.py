@@ -1,10 +1,10 @@
-"""Sizes of a model and its adapter, from the model's configuration alone: what is counted in bytes and operations."""
+"""Count the sizes of a model and its adapter, from which memory and operations follow, by its configuration alone."""
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -26,6 +26,10 @@ FAILURES = (
 """What modelling code raises where a configuration is not what it expects."""
 
 
+WITHOUT_ATTENTION = ("linear_attention", "conv", "mlp", "moe")
+"""transformers' types of layers that keep no keys and values."""
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """A ModelShape holds the sizes that memory and operations of a step are computed from.
@@ -34,6 +38,8 @@ class ModelShape:
     adapter_parameters: of LoRA on those of them that are targets
     other_parameters:   embeddings, an output layer that is not tied to them, norms, biases
     attention_width, kv_width: heads, and key-value heads, times the size of a head
+    num_sliding, window: layers with a sliding window, and how many tokens it holds
+    num_without_attention: layers of a recurrence, a convolution or an MLP alone
     lora_width: inputs and outputs of all linear layers of the decoder: parameters of one rank of an adapter on them
     """
 
@@ -47,6 +53,9 @@ class ModelShape:
     linear_parameters: int
     other_parameters: int
     adapter_parameters: int
+    num_sliding: int = 0
+    window: int = 0
+    num_without_attention: int = 0
 
     @property
     def parameters(self) -> int:
@@ -54,9 +63,9 @@ class ModelShape:
 
     @classmethod
     def of(cls, config: PreTrainedConfig, *, rank: int, targets: str | Sequence[str]) -> ModelShape:
-        """Count them on the meta device, where a model has no weights. targets: as in lora.target_modules.
+        """Count a model's sizes on the meta device, where it has no weights. targets: as in lora.target_modules.
 
-        ModelError where transformers cannot build it, or where its configuration does not have these sizes.
+        Raises ModelError if transformers cannot build it, or if its configuration does not have these sizes.
         """
         require_sizes(config)
         model = meta_model(config)
@@ -65,46 +74,75 @@ class ModelShape:
         num_linear = sum(module.weight.numel() for module in decoder.values())
         size = head_size(config)
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        num_kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads(config)
         adapter = adapted(model, rank=rank, targets=targets).parameters()
         return cls(
             num_layers=config.num_hidden_layers,
             hidden_size=config.hidden_size,
-            mlp_width=config.intermediate_size,
+            mlp_width=getattr(config, "intermediate_size", None) or max(len(part.weight) for part in decoder.values()),
             vocab_size=config.vocab_size,
-            attention_width=config.num_attention_heads * size,
+            attention_width=num_heads(config) * size,
             kv_width=num_kv_heads * size,
             lora_width=sum(module.in_features + module.out_features for module in decoder.values()),
             linear_parameters=num_linear,
             other_parameters=num_parameters - num_linear,
             adapter_parameters=sum(parameter.numel() for parameter in adapter if parameter.requires_grad),
+            num_sliding=num_sliding_layers(config),
+            window=getattr(config, "sliding_window", None) or 0,
+            num_without_attention=sum(kind in WITHOUT_ATTENTION for kind in getattr(config, "layer_types", None) or ()),
         )
 
-    def training_flop(self, *, num_tokens: int, num_visible: int, num_trained: int) -> float:
+    def training_flop(
+        self, *, num_tokens: int, num_visible: int, num_trained: int, num_in_window: int | None = None
+    ) -> float:
         """Return the operations of forward and backward through a frozen base under an adapter, recomputation left out.
 
         A frozen weight costs 2 a token forward and 2 for the gradient of its input; an adapter's 2 more for its own.
         num_visible: pairs of a token and one that it sees (itself included): 4 forward and 8 backward for each unit of
-        attention_width and layer.   num_trained: rows of the head.
+        attention_width and layer.   num_in_window: the same in layers with a window; None: as many.
+        num_trained: rows of the head.
         """
         dense = 4.0 * self.linear_parameters * num_tokens + 6.0 * self.adapter_parameters * num_tokens
-        attention = 12.0 * self.attention_width * self.num_layers * num_visible
+        num_pairs = (self.num_layers - self.num_without_attention - self.num_sliding) * num_visible
+        num_pairs += self.num_sliding * (num_visible if num_in_window is None else num_in_window)
+        attention = 12.0 * self.attention_width * num_pairs
         return dense + attention + 4.0 * self.hidden_size * self.vocab_size * num_trained
 
     def batch_flop(self, batch: PackedBatch) -> float:
         """Return `training_flop` of one packed batch; a token sees as many as stand on its path."""
         num_tokens = batch.num_tokens - batch.num_padding
         num_visible = int((batch.position + 1).sum()) - batch.num_padding
-        return self.training_flop(num_tokens=num_tokens, num_visible=num_visible, num_trained=len(batch.trained))
+        num_in_window = int((batch.position + 1).clamp(max=self.window).sum()) - batch.num_padding
+        return self.training_flop(
+            num_tokens=num_tokens,
+            num_visible=num_visible,
+            num_trained=len(batch.trained),
+            num_in_window=num_in_window if self.num_sliding else None,
+        )
 
 
 def head_size(config: PreTrainedConfig) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return getattr(config, "head_dim", None) or config.hidden_size // max(1, num_heads(config))
+
+
+def num_heads(config: PreTrainedConfig) -> int:
+    """Return the number of attention heads, 0 for a model without attention."""
+    return getattr(config, "num_attention_heads", None) or 0
+
+
+def num_sliding_layers(config: PreTrainedConfig) -> int:
+    """Return how many layers have a sliding window."""
+    if getattr(config, "sliding_window", None) is None:
+        return 0
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is None:  # Mistral, Phi-3: the field alone makes every layer slide
+        return config.num_hidden_layers
+    return layer_types.count("sliding_attention")
 
 
 def require_sizes(config: PreTrainedConfig) -> None:
     """Raise ModelError if the configuration lacks a size that `ModelShape` needs."""
-    sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads")
+    sizes = ("num_hidden_layers", "hidden_size", "vocab_size")
     missing = [name for name in sizes if not isinstance(getattr(config, name, None), int)]
     if missing:
         raise ModelError(
@@ -119,7 +157,7 @@ def is_target(name: str, targets: str | Sequence[str]) -> bool:
 
 
 def meta_model(config: PreTrainedConfig, *, attention: str | None = None) -> PreTrainedModel:
-    """Build the model in bfloat16 without memory behind its weights; ModelError if transformers cannot build it."""
+    """Build the model in bfloat16 without memory for its weights. Raise ModelError if transformers cannot."""
     from transformers import AutoModelForCausalLM
 
     try:
@@ -142,7 +180,7 @@ def meta_model(config: PreTrainedConfig, *, attention: str | None = None) -> Pre
 def adapted(model: PreTrainedModel, *, rank: int, targets: str | Sequence[str]) -> PeftModel:
     """Add the adapter that training would have to a model on the meta device, which is changed.
 
-    ModelError if PEFT finds nothing to adapt, or takes the targets for something else.
+    Raises ModelError if PEFT finds nothing to adapt, or takes the targets for something else.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -155,4 +193,26 @@ def adapted(model: PreTrainedModel, *, rank: int, targets: str | Sequence[str]) 
             return cast("PeftModel", get_peft_model(model, lora, low_cpu_mem_usage=True))
     except FAILURES as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ModelError(f"lora.target_modules: {names}: PEFT cannot adapt {type(model).__name__}: {reason}") from None
+        known = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)})
+        raise ModelError(
+            f"lora.target_modules: {names}: PEFT cannot adapt {type(model).__name__}: {reason}; its layers are "
+            f"{', '.join(known)}"
+        ) from None
+
+
+def runs_on_meta(forward: Callable[[], object], *, name: str, complaint: str, remedy: str) -> bool:
+    """Return whether a pass on the meta device came to its end. It does not if it needs values, such as a router's.
+
+    Raises ModelError with the reason if it fails otherwise: "name: complaint (reason); remedy".
+    """
+    try:
+        with torch.device("meta"), torch.no_grad():
+            forward()
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}; {remedy}") from None
+    except FAILURES as error:
+        if isinstance(error, NotImplementedError) or "meta tensor" in str(error):
+            return False
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(f"{name}: {complaint} ({type(error).__name__}: {reason}); {remedy}") from None
+    return True

@@ -77,16 +77,22 @@ class MemoryPlan:
         return self.trainer + self.engine_weights + self.kv_cache + self.reserve
 
 
+def tokens_at_once(config: Config) -> int:
+    """Return the most tokens of a forward pass; `model.layout` auto counts as tree. A rollout is never cut."""
+    longest = config.longest_sequence
+    return longest if config.model.layout == "rows" else bucket(max(config.train.tokens_per_batch, longest))
+
+
 def plan_memory(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int = 1) -> MemoryPlan:
     """Plan one GPU, shared by a trainer process and its engine, unless the engine is on servers.
 
     num_shards: number of GPUs over which FSDP2 shards the trainer's base; the engine's copy is whole.
     """
-    model, train, rollout = config.model, config.train, config.rollout
+    model, rollout = config.model, config.rollout
     width = 4 if model.dtype == "float32" else 2
     is_nf4 = model.quantize == "nf4"
     base = shape.other_parameters * width + shape.linear_parameters * (NF4_BYTES if is_nf4 else width)
-    tokens = bucket(max(train.tokens_per_batch, config.longest_sequence))  # a rollout is never cut
+    tokens = tokens_at_once(config)
     layer = layer_bytes(shape, rank=config.lora.r, width=width, is_grouped=model.attention != "sdpa")
     in_backward = 2 * width * shape.mlp_width  # gradients of the widest part of a layer
     if not model.gradient_checkpointing:
@@ -113,7 +119,7 @@ def plan_memory(config: Config, shape: ModelShape, *, gpu_memory: float, num_sha
         step=shape.adapter_parameters * 12.0,
         engine_weights=engine_weights,
         kv_cache=max(0.0, kv_cache),
-        kv_token=2.0 * shape.num_layers * shape.kv_width * 2,
+        kv_token=2.0 * (shape.num_layers - shape.num_without_attention) * shape.kv_width * 2,
         reserve=RESERVE,
         keeps_cache=not rollout.colocate,
     )

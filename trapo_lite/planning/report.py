@@ -8,9 +8,9 @@ from trapo_lite.config.choices import Constant
 from trapo_lite.config.paths import check_name
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.model.base import model_shape
-from trapo_lite.model.packable import check_model
+from trapo_lite.model.layout import check_model
 from trapo_lite.model.shape import ModelShape
-from trapo_lite.planning.memory import plan_memory, plan_time, remedies, shortcoming
+from trapo_lite.planning.memory import plan_memory, plan_time, remedies, shortcoming, tokens_at_once
 from trapo_lite.run.gpus import GIB, GPUS, Gpu
 
 SHARDED = "shard the base over the GPUs (--sharded here, configs/accelerate/fsdp2.yaml to train)"
@@ -38,7 +38,7 @@ def plan_lines(config: Config) -> list[str]:
         if group.prefix_ratio == 0.0 or group.help_below == 0.0:
             lines[-1] += "unguided"
         else:
-            when = "always" if group.help_below is None else f"if the mean return is below {group.help_below:.3g}"
+            when = "always" if group.help_below is None else f"if the mean reward is below {group.help_below:.3g}"
             lines[-1] += f"{group.prefix_ratio:.0%} of the expert trace {when}"
     prefix = ""
     if algorithm.prefix_loss.type != "none":
@@ -100,7 +100,7 @@ def memory_report(
         raise ConfigError("--sharded: nf4 weights are not sharded; set model.quantize=none, or leave it out")
     gpu, is_assumed = _gpu(gpu_name, gpu_memory)
     check_name(config.model.name)
-    check_model(config)
+    config = check_model(config).written_out(config)
     shape = model_shape(config)
     num_shards = num_gpus if is_sharded else 1
     plan = plan_memory(config, shape, gpu_memory=gpu.memory, num_shards=num_shards)
@@ -110,7 +110,7 @@ def memory_report(
         *([("gathered", plan.gathered, "embeddings, head and two layers, whole")] if num_shards > 1 else []),
         ("adapter", plan.adapter, f"{shape.adapter_parameters / 1e6:.1f} million, weights and gradients in float32"),
         ("optimizer", plan.optimizer, config.optim.name),
-        ("activations", plan.activations, f"of {config.train.tokens_per_batch} tokens a forward pass"),
+        ("activations", plan.activations, f"of {tokens_at_once(config)} tokens a forward pass"),
         ("one layer", plan.layer, "in its backward pass"),
         ("or the head", plan.head, "hidden rows and chunks of logits, if that is more"),
         ("or the step", plan.step, "copies of the gradient, if that is more than all three"),

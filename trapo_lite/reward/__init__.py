@@ -3,7 +3,6 @@ r"""Grade answers to mathematical problems in worker processes that can be kille
     with MathVerifier(num_workers=2, deadline_seconds=5.0) as verifier:
         verdicts = verifier.grade([(r"... so \boxed{42}", "42")])
 
-`pool` owns the processes, `worker` is what runs in them, `grading` decides, with `extraction` (which part of the text
 `pool` owns the processes, `worker` runs in them, and `grading` decides. It uses `extraction` (which part of the text
 is the answer), `unboxed` (texts without a box), `notation` (one spelling for equal spellings), `quantity` and `units`
 (exact numbers and their units) and `symbolic` (math-verify). `spelling` is what a vote counts. docs/verifier.md has

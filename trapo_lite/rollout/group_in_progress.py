@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trapo_lite.core.micro_groups import MicroGroup, cut_prefix, prefix_ratio
-from trapo_lite.core.types import Problem, Rollout, Verdict
+from trapo_lite.core.types import Problem, Rollout
 
 
 @dataclass(eq=False)
@@ -123,13 +123,8 @@ class GroupInProgress:
             slot=slot,
             prompt_ids=self.problem.prompt_ids,
             prefix_ids=prefix,
-            completion_ids=(),
-            completion_logprobs=(),
             finish_reason="expert" if is_whole_trace else "length",
             trace=trace,
             train_prefix=is_trained,
-            adapter_version=None,
-            verdict=Verdict("no_answer"),
-            reward=0.0,
         )
         return Branch(rollout, micro_group, room=0 if is_whole_trace else max(0, self._limit - len(prefix)))

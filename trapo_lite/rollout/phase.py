@@ -9,10 +9,8 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Protocol
 
-from trapo_lite.core.micro_groups import MicroGroup
 from trapo_lite.core.types import Problem, Rollout, Verdict
 from trapo_lite.engines.base import Completion, SampleRequest, SamplingEngine
 from trapo_lite.rollout.group_in_progress import Branch, GroupInProgress
@@ -54,33 +52,30 @@ def request_seed(run_seed: int, step: int, problem_id: str, slot: int, is_guided
     return _digest(run_seed, step, problem_id, slot, is_guided) % 2**53
 
 
+def random_trace(run_seed: int, step: int, problem: Problem, micro_group: int) -> int:
+    """Return the index of the expert trace that a micro-group of this step shows, drawn for this problem alone."""
+    draw = _digest(run_seed, step, problem.id, micro_group, "trace")
+    return random.Random(draw).randrange(len(problem.expert_ids))
+
+
 class RolloutPhase:
-    """A RolloutPhase owns the requests and the gradings of one step's rollouts; arguments as for `sample_groups`."""
+    """A RolloutPhase owns the requests and the gradings of one step's rollouts.
+
+    groups: one for each problem; the other arguments as for `sample_groups`
+    """
 
     def __init__(
         self,
         engine: SamplingEngine | None,
         verifier: Verifier,
-        problems: Sequence[Problem],
+        groups: Sequence[GroupInProgress],
         *,
         step: int,
-        micro_groups: Sequence[MicroGroup],
         settings: SamplingSettings,
         decode: Callable[[Sequence[int]], str],
-        is_boundary: Callable[[int], bool],
     ) -> None:
-        self.engine, self.verifier, self.step = engine, verifier, step
-        self.settings, self.decode = settings, decode
-        self.groups = [
-            GroupInProgress(
-                problem,
-                micro_groups,
-                max_response_tokens=settings.max_response_tokens,
-                pick_trace=partial(self._random_trace, problem),
-                is_boundary=is_boundary,
-            )
-            for problem in problems
-        ]
+        self.engine, self.verifier, self.groups = engine, verifier, groups
+        self.step, self.settings, self.decode = step, settings, decode
         self.num_rollouts = sum(len(group.candidates) for group in self.groups)
         self.settled = [group.num_settled for group in self.groups]
         self.complete: list[int] = []  # problems completed since the last call of `newly_complete`
@@ -241,10 +236,6 @@ class RolloutPhase:
     def _sort_key(self, completion: Completion) -> tuple[int, int, bool]:
         index, branch = self.in_engine[completion.request_id]
         return index, branch.rollout.slot, branch.rollout.is_guided
-
-    def _random_trace(self, problem: Problem, micro_group: int) -> int:
-        draw = _digest(self.settings.seed, self.step, problem.id, micro_group, "trace")
-        return random.Random(draw).randrange(len(problem.expert_ids))
 
     def _count(self, **more: float) -> None:
         self.report = replace(self.report, **{name: getattr(self.report, name) + n for name, n in more.items()})

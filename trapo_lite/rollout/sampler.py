@@ -14,7 +14,8 @@ from functools import partial
 from trapo_lite.core.micro_groups import MicroGroup
 from trapo_lite.core.types import Problem, Rollout
 from trapo_lite.engines.base import EngineRestarted, SamplingEngine
-from trapo_lite.rollout.phase import PhaseReport, RolloutPhase, Verifier
+from trapo_lite.rollout.group_in_progress import GroupInProgress
+from trapo_lite.rollout.phase import PhaseReport, RolloutPhase, Verifier, random_trace
 from trapo_lite.rollout.settings import SamplingSettings
 
 
@@ -40,17 +41,20 @@ def sample_groups(
     on_group:    called with a problem's index and its complete group. It is called again with the same group if the
                  engine dies and a deterministic phase starts again.
     """
-    new_phase = partial(
-        RolloutPhase,
-        engine,
-        verifier,
-        problems,
-        step=step,
-        micro_groups=micro_groups,
-        settings=settings,
-        decode=decode,
-        is_boundary=is_boundary,
-    )
+
+    def new_phase() -> RolloutPhase:
+        groups = [
+            GroupInProgress(
+                problem,
+                micro_groups,
+                max_response_tokens=settings.max_response_tokens,
+                pick_trace=partial(random_trace, settings.seed, step, problem),
+                is_boundary=is_boundary,
+            )
+            for problem in problems
+        ]
+        return RolloutPhase(engine, verifier, groups, step=step, settings=settings, decode=decode)
+
     phase = new_phase()
     if engine is not None and settings.deterministic:
         engine.reset_prefix_cache()

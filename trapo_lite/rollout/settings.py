@@ -6,7 +6,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import Config
-from trapo_lite.data import end_of_text_id
+from trapo_lite.data.chat import stop_ids_of
 
 StartOrder = Literal["barrier", "pipelined", "speculative"]
 
@@ -35,7 +35,7 @@ def sampling_settings(
     return SamplingSettings(
         seed=config.run.seed,
         max_response_tokens=limit,
-        stop_ids=(end_of_text_id(tokenizer, config.data.eos_token),),
+        stop_ids=stop_ids_of(config.data, tokenizer, model=config.model.name),
         temperature=temperature,
         top_p=config.rollout.top_p,
         top_k=config.rollout.top_k,

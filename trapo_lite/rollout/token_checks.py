@@ -3,12 +3,13 @@
 import json
 from collections.abc import Sequence
 
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import Config
 from trapo_lite.core.errors import ConfigError, DataError
 from trapo_lite.core.types import Problem
-from trapo_lite.data import end_of_text_id, text_of
+from trapo_lite.data.chat import end_id_of, generation_ends
+from trapo_lite.data.tokens import text_of
 from trapo_lite.model.base import model_config
 
 
@@ -20,11 +21,11 @@ def require_embeddings(config: Config, tokenizer: PreTrainedTokenizerBase, probl
     size = model_config(config.model).get_text_config().vocab_size
     if max(tokenizer.get_vocab().values()) < size:
         return
-    end_id = end_of_text_id(tokenizer, config.data.eos_token)
+    end_id = end_id_of(config.data, tokenizer)
     only = f"but {config.model.name} has embeddings for the tokens 0 to {size - 1} only"
     fix = "or enlarge the model's embeddings, train the new ones and save it"
     if end_id >= size:
-        end = config.data.eos_token or tokenizer.eos_token
+        end = str(tokenizer.convert_ids_to_tokens(end_id))
         raise ConfigError(f"data.eos_token: {end!r} is token {end_id}, {only}; name another token, {fix}")
     for problem in problems:
         for token_ids in (problem.prompt_ids, *problem.expert_ids):
@@ -45,12 +46,8 @@ def require_one_end(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
     """
     if config.data.eos_token is not None:
         return
-    try:
-        ids = GenerationConfig.from_pretrained(config.model.name).eos_token_id
-    except (OSError, ValueError):  # there is no generation_config.json
-        return
-    ids = [ids] if isinstance(ids, int) else ids or []
-    if ids and end_of_text_id(tokenizer) not in ids:
+    ids = generation_ends(config.model.name)
+    if ids and end_id_of(config.data, tokenizer) not in ids:
         names = [str(tokenizer.decode([token_id])) for token_id in ids]
         raise ConfigError(
             f"data.eos_token: {config.model.name} ends answers with {tokenizer.eos_token!r} by its tokenizer, with "

@@ -1,18 +1,14 @@
 """Check the GPUs that this process may use. GPUs that torch cannot use are an error, not a run on the CPU."""
 
 import os
-import shutil
-import subprocess
-import sysconfig
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.run.gpus import named_cards
+from trapo_lite.run.nvidia_smi import MIN_CAPABILITY, ask_nvidia_smi, missing_for_triton, parse_cards
 
-MIN_CAPABILITY = (8, 0)  # needed for bfloat16
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -25,7 +21,7 @@ def require_usable_cards(*, num_processes: int = 1) -> None:
     if torch.version.cuda is None or (names is not None and not names):
         return
     if not torch.cuda.is_available():
-        if (listed := _listed_cards()) > 0:
+        if listed := len(parse_cards(ask_nvidia_smi().text)):
             raise ConfigError(
                 f"GPU: nvidia-smi lists {listed}, but torch {torch.__version__} cannot use "
                 f"{'those' if names is None else f'what {VISIBLE}={os.environ[VISIBLE]} names'}: {_reason()}; name "
@@ -44,7 +40,8 @@ def require_usable_cards(*, num_processes: int = 1) -> None:
             f"start {visible} (--num_processes {visible}; {VISIBLE} may hide others)"
         )
     _require_bfloat16(range(num_processes))
-    _require_compiler()
+    if missing := missing_for_triton():
+        raise ConfigError(f"GPU: {missing}")
 
 
 def _require_bfloat16(cards: Sequence[int]) -> None:
@@ -55,28 +52,6 @@ def _require_bfloat16(cards: Sequence[int]) -> None:
                 f"GPU: {torch.cuda.get_device_name(card)} has compute capability {capability[0]}.{capability[1]}, "
                 f"bfloat16 needs 8.0 or higher (A100, RTX 30 or newer); choose other cards by {VISIBLE}"
             )
-
-
-def _require_compiler() -> None:
-    """Raise ConfigError if the compiler that Triton uses in trainer and engine during a run is missing."""
-    missing = []
-    if "CC" not in os.environ and not (shutil.which("gcc") or shutil.which("clang")):
-        missing.append("a C compiler (gcc)")
-    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
-        missing.append(f"Python's headers (python{sysconfig.get_python_version()}-dev)")
-    if missing:
-        raise ConfigError(
-            f"GPU: Triton compiles kernels during a run, and needs {' and '.join(missing)}; install "
-            f"{'them' if len(missing) > 1 else 'it'}"
-        )
-
-
-def _listed_cards() -> int:
-    try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in done.stdout.splitlines()) if done.returncode == 0 else 0
 
 
 def _reason() -> str:

@@ -7,12 +7,12 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from trapo_lite.core.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def replace_text(path: Path, text: str, *, option: str = "--out") -> None:
@@ -86,12 +86,15 @@ def make_folder(out: Path) -> None:
         raise DataError(f"--out {out}: cannot be made: {error.strerror}; give a folder you may write to") from None
 
 
-def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+def save_tensors(tensors: "Mapping[str, Tensor]", file: Path) -> None:
     """Write a safetensors file with the permissions of any new file. Raise OSError if that is impossible.
 
     safetensors writes a temporary file, which only its owner may read, and renames it.
     """
     file.touch()
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     mode = file.stat().st_mode
     try:
         save_file(dict(tensors), file, metadata={"format": "pt"})
@@ -104,7 +107,7 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
 @contextlib.contextmanager
 def lock(folder: Path, *, option: str) -> Iterator[None]:
     """Lock the folder, which `option` named, against other processes. Raise ConfigError if one has locked it."""
-    descriptor = _locked(folder)
+    descriptor = try_lock(folder)
     if descriptor is None:
         raise ConfigError(f"{option}: another process is writing to {folder}; wait for it, stop it, or choose another")
     try:
@@ -113,7 +116,7 @@ def lock(folder: Path, *, option: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _locked(folder: Path) -> int | None:
+def try_lock(folder: Path) -> int | None:
     """Lock the folder in the kernel. Return the descriptor that holds the lock, or None if another process has it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

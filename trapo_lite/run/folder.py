@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from trapo_lite.config import Config, load_config
-from trapo_lite.core.errors import ConfigError, DataError
+from trapo_lite.core.errors import ConfigError
 from trapo_lite.run.environment import is_environment
-from trapo_lite.run.files import _locked, move_into_place, naming, write_whole
+from trapo_lite.run.files import move_into_place, naming, try_lock, write_whole
 
 STEP_NAME = re.compile(r"step-(?!0{6}$)(?:[0-9]{6}|[1-9][0-9]{6,})")
 
@@ -150,7 +150,7 @@ class RunFolder:
         return self.rollouts / f"step-{step:06d}.jsonl"
 
     def _take_lock(self) -> None:
-        self._lock = _locked(self.path)
+        self._lock = try_lock(self.path)
         if self._lock is None:
             raise ConfigError(
                 f"run.name: another process is writing to {self.path}; wait for it, stop it, or choose another run.name"
@@ -163,8 +163,13 @@ def final_adapter(run: Path) -> Path:
     newest = max(step_folders(folder.checkpoints), default=None, key=step_of_folder)
     if newest is not None and (run / "adapter").is_dir() and not folder.holds_adapter_of(newest):
         raise ConfigError(
-            f"--run {run}: its adapter/ is of an earlier end, the run has gone on to {newest.name}; finish it, or say "
-            f"which is meant: --adapter {newest} or --adapter {run / 'adapter'}"
+            f"--run {run}: its adapter/ is of an earlier end, and the run was resumed up to {newest.name}; finish "
+            f"it, or say which is meant: --adapter {newest} or --adapter {run / 'adapter'}"
+        )
+    if newest is not None and not (run / "adapter").is_dir():
+        raise ConfigError(
+            f"--run {run}: is not finished, so it has no adapter/; finish it, or take its newest checkpoint: "
+            f"--adapter {newest}"
         )
     return run / "adapter"
 
@@ -205,21 +210,6 @@ def _step_of(line: str) -> int | None:
         return None
     step = row.get("step") if isinstance(row, dict) else None
     return step if type(step) is int and step >= 1 else None
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl, without a last line that was cut off.
-
-    Raises DataError if the file is missing or has other lines.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); give the folder of a run that has begun") from None
-    for line_number, line in enumerate(lines, start=1):
-        if _step_of(line) is None:
-            raise DataError(f"{path} line {line_number}: is no line of metrics; the run's own command leaves it out")
-    return [json.loads(line) for line in lines]
 
 
 def bytes_of(path: Path) -> bytes | None:

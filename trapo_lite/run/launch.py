@@ -4,19 +4,14 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-
-import yaml
 
 from trapo_lite.config import Config
 from trapo_lite.core.errors import ConfigError
 
-ACCELERATE_DEFAULT = (
-    Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "accelerate/default_config.yaml"
-)
-LAUNCHERS = ("launch", "accelerate.commands.launch")
+LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_USE_CPU")  # torchrun sets the first, accelerate launch the second
 PR_SET_PDEATHSIG = 1
 
 
@@ -51,30 +46,16 @@ class StopSignals:
         self.restore()
 
 
-def check_world_size(world_size: int) -> None:
-    """Raise ConfigError if fewer processes run than the launcher was asked for.
-
-    `accelerate launch --cpu --num_processes 2` starts one process without a warning.
-    """
-    asked = _asked_processes()
-    if asked is not None and asked != world_size:
-        raise ConfigError(
-            f"launch: {asked} processes were asked for but {world_size} started; on the CPU use "
-            f"`torchrun --nproc_per_node {asked} scripts/train.py ...`"
-        )
-
-
 def end_with_launcher() -> None:
     """Make Linux kill this process when its launcher dies, because launchers do not pass on a SIGKILL.
 
     Raises ConfigError if the launcher is dead already: this process would wait for hours for the others.
     """
     parent = os.getppid()
-    is_elastic = "TORCHELASTIC_RUN_ID" in os.environ
-    if sys.platform != "linux" or not (is_elastic or _launcher_place(_arguments(parent)) is not None):
+    if sys.platform != "linux" or not any(name in os.environ for name in LAUNCHED):
         return
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent or (is_elastic and not any(map(_is_python, _ancestors()))):
+    if os.getppid() != parent or not any(map(_is_python, _ancestors())):
         raise ConfigError("launch: the launcher that started this process is gone; give the command again")
 
 
@@ -83,45 +64,6 @@ def set_threads(config: Config) -> None:
 
     if config.run.num_threads is not None:
         torch.set_num_threads(config.run.num_threads)
-
-
-def _asked_processes(arguments: Sequence[str] | None = None) -> int | None:
-    """Return the number of processes that the `accelerate launch` above this process was asked for.
-
-    The number is from --num_processes or its configuration file; None if there is no such launcher or number.
-    """
-    arguments = _arguments(os.getppid()) if arguments is None else arguments
-    launcher = _launcher_place(arguments)
-    if launcher is None:
-        return None
-    asked = _option(arguments[launcher + 1 :], "--num_processes", "--num-processes", "-n")
-    if asked is None:
-        file = _option(arguments[launcher + 1 :], "--config_file", "--config-file")
-        asked = _configured_processes(Path(file) if file else ACCELERATE_DEFAULT)
-    return int(asked) if asked and asked.isdigit() else None
-
-
-def _option(arguments: Sequence[str], *names: str) -> str | None:
-    """Return the value of the first of these options before the launched script."""
-    for index, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name in names:
-            return value if equals else (*arguments[index + 1 : index + 2], None)[0]
-        if argument.endswith(".py"):
-            break
-    return None
-
-
-def _configured_processes(file: Path) -> str | None:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
-        return None  # accelerate itself reports what is wrong with it
-    return str(content["num_processes"]) if isinstance(content, dict) and "num_processes" in content else None
-
-
-def _launcher_place(arguments: Sequence[str]) -> int | None:
-    return next((index for index, argument in enumerate(arguments) if argument in LAUNCHERS), None)
 
 
 def _ancestors() -> Iterator[int]:
@@ -144,10 +86,3 @@ def _is_python(pid: int) -> bool:
         return False
     except OSError:
         return True
-
-
-def _arguments(pid: int) -> list[str]:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:
-        return []

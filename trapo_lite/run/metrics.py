@@ -77,8 +77,6 @@ TABLE: dict[str, str] = {
 }
 
 STAGE_TIMES = ("time/publish", "time/score", "time/sample", "time/verdicts", "time/update", "time/eval")
-MEASURED = tuple(name for name in TABLE if name.startswith(("time/", "speed/", "memory/")))
-"""The metrics that differ when a run is repeated."""
 
 
 def entry(name: str) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trapo_lite.core.algorithm import Algorithm, TokenLogprobs, count_normalizers, needs_forward, policy_loss
 from trapo_lite.core.batching import num_tokens
-from trapo_lite.core.errors import PackingError
+from trapo_lite.core.errors import ModelError, PackingError, UpdateError
 from trapo_lite.core.tree import PackedBatch
 from trapo_lite.core.types import Group
 from trapo_lite.model.policy import Policy
@@ -73,7 +73,7 @@ def check_packing(
     with MemoryAttempt() as attempt:
         report = _compare(policy, algorithm, long, temperature=temperature)
     if attempt.ran_out and policy.is_sharded:
-        raise PackingError(
+        raise UpdateError(
             f"packing check: out of memory with a row of {longest} tokens and a sharded base; turn on "
             "model.gradient_checkpointing, or set train.check_packing: false to skip the check"
         )
@@ -83,16 +83,57 @@ def check_packing(
     if not report.gradient_error <= report.bound:
         raise PackingError(
             f"{report.line()}; this model or this build of torch does not compute packed trees correctly: try "
-            "model.attention: sdpa, or set train.check_packing: false to skip the check"
+            "model.attention: sdpa, set model.layout: rows, or set train.check_packing: false to skip the check"
         )
     return report
 
 
+HEAD_BOUNDS = {torch.float32: 0.01, torch.bfloat16: 0.3}
+"""Largest accepted difference of a token's log-prob, in nats, by the type that the base computes in."""
+
+
+def check_rows(policy: Policy, algorithm: Algorithm, groups: Sequence[Group], *, temperature: float) -> str | None:
+    """Check a policy that runs rows, on one shortened rollout, and return a line; None if no group has a gradient.
+
+    The head is compared with the model's own logits; where it does more than a factor and a softcap, the policy takes
+    those from here on. Raises ModelError if the log-prob of a token depends on a later one.
+    """
+    candidates = smallest_moving(algorithm, groups)
+    if not candidates:
+        return None
+    [small] = candidates
+    row = small.subset([max(range(len(small.rollouts)), key=lambda member: len(small.rollouts[member].response_ids))])
+    batch = policy.prepare([row])
+    changed = replace(batch, input_ids=batch.input_ids.clone())
+    changed.input_ids[-1] = (changed.input_ids[-1] + 1) % policy.shape.vocab_size
+    bound = HEAD_BOUNDS[policy.autocast_dtype or torch.float32]
+    name = type(policy.model.get_base_model()).__name__
+    try:
+        with torch.no_grad():
+            chunked = policy.token_logprobs(batch, temperature=temperature)[0]
+            own = policy.row_logprobs(batch, temperature=temperature)[0]
+            without = policy.row_logprobs(changed, temperature=temperature)[0]
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise ModelError(
+            f"model.name: {name} fails in its forward pass ({reason}); take another model, or model.quantize: none"
+        ) from None
+    earlier = (without - own)[:-1].abs()
+    if len(earlier) and earlier.max() > bound:
+        raise ModelError(
+            f"model.name: {name} lets a token see later ones, so it cannot be "
+            "trained to continue a text; take a causal language model"
+        )
+    if (chunked - own).abs().max() > bound:
+        policy.take_own_logits()
+        return "row check: the model's head is more than a factor and a softcap: logits of whole rollouts are kept"
+    return "row check: the log-probs are those of the model's own logits"
+
+
 def _compare(policy: Policy, algorithm: Algorithm, group: Group, *, temperature: float) -> PackingReport:
-    rows = [
-        Group((rollout,), (advantage,), (weight,))
-        for rollout, advantage, weight in zip(group.rollouts, group.advantages, group.prefix_weights, strict=True)
-    ]
+    rows = [group.subset([member]) for member in range(len(group.rollouts))]
     longest = max(map(num_tokens, rows))
     normalizers = count_normalizers(algorithm, [group])
 
@@ -176,9 +217,5 @@ def lengthened(group: Group, longest: int) -> Group:
     else:
         prefix = chosen.prefix_ids + chosen.completion_ids + more
         grown = replace(chosen, prefix_ids=prefix, completion_ids=(), completion_logprobs=())
-    order = [first, *(member for member in members if member != first)]
-    return Group(
-        rollouts=(grown, *(group.rollouts[member] for member in order[1:])),
-        advantages=tuple(group.advantages[member] for member in order),
-        prefix_weights=tuple(group.prefix_weights[member] for member in order),
-    )
+    ordered = group.subset([first, *(member for member in members if member != first)])
+    return replace(ordered, rollouts=(grown, *ordered.rollouts[1:]))

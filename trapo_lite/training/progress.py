@@ -77,7 +77,10 @@ class Progress:
                 policy=self._policy,
                 optimizer=self._optimizer,
                 rng_states=self._rng_states,
-                state={"step": step, "adapter_version": step, "data_cursor": step, **self._identity},
+                state={
+                    **{"step": step, "adapter_version": step, "data_cursor": step, "layout": self._policy.layout},
+                    **self._identity,
+                },
                 keep=self._keep,
             )
         self._saved_step = step

@@ -33,12 +33,16 @@ MAY_CHANGE = {
 
 # Keys that change results only by rounding: they may differ too, unless run.deterministic is on.
 MAY_CHANGE_INEXACTLY = {
-    "model": {"gradient_checkpointing", "attention", "offload_activations"},
+    "model": {"gradient_checkpointing", "attention", "layout", "offload_activations"},
     "rollout": {"schedule", "colocate", "gpu_memory_fraction", "max_num_seqs", "kv_cache_gib", "num_threads"},
     "reward": {"num_workers", "memory_mb"},
     "train": {"tokens_per_batch"},
     "run": {"deterministic"},  # may be turned off, not on
 }
+
+
+# Options that checkpoints of older versions do not record -> what these versions did.
+YOUNGER_OPTIONS = {"data.instruction": "", "data.template_options": {}, "model.layout": "auto"}
 
 
 def run_identity(config: Config, *, data_fingerprint: str, num_processes: int) -> dict[str, Any]:
@@ -72,9 +76,9 @@ def _flat(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return flat
 
 
-def _in_todays_form(recorded: Any) -> Any:
+def _in_todays_form(recorded: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a checkpoint's configuration in the form that `run_identity` has now (config/old_form.py)."""
-    if not isinstance(recorded, Mapping) or "algorithm.prefix_loss" not in recorded:
+    if "algorithm.prefix_loss" not in recorded:
         return recorded
     sections: dict[str, dict[str, Any]] = {}
     for name, value in recorded.items():
@@ -98,8 +102,9 @@ def require_same(checkpoint: Checkpoint, expected: Mapping[str, Any], *, may_dif
     """
     for key, now in expected.items():
         then = checkpoint.state.get(key)
-        if key == "configuration":
-            then = _in_todays_form(then)
+        if key == "configuration" and isinstance(then, Mapping):
+            younger = {name: value for name, value in YOUNGER_OPTIONS.items() if name in now}
+            then = {**younger, **_in_todays_form(then)}
         if then == now:
             continue
         if isinstance(then, Mapping) and isinstance(now, Mapping):
@@ -160,6 +165,11 @@ class StartPoint:
     is_complete: bool
     identity: dict[str, Any]
     notes: list[str]
+
+    @property
+    def had_rows(self) -> bool:
+        """Return whether the rollouts of the run so far ran as rows in the end."""
+        return self.checkpoint is not None and self.checkpoint.state.get("layout") == "rows"
 
 
 def find_start_point(config: Config, folder: RunFolder, ranks: Ranks, *, data_fingerprint: str) -> StartPoint:

@@ -14,7 +14,8 @@ from trapo_lite.config import Config
 from trapo_lite.core.algorithm import Algorithm, make_group
 from trapo_lite.core.micro_groups import MicroGroup
 from trapo_lite.core.types import Group, Mean
-from trapo_lite.data import batch_indices, is_boundary_fn, text_of
+from trapo_lite.data.order import batch_indices
+from trapo_lite.data.tokens import is_boundary_fn, text_of
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.parity import text_sequences
 from trapo_lite.evaluation.draws import evaluate_problems
@@ -64,7 +65,7 @@ class RolloutStage:
         if config.algorithm.samples or inputs.eval_problems:
             self.engine = start_engine(
                 config,
-                max_model_len=inputs.max_model_len,
+                max_model_len=config.longest_sequence,
                 log_path=folder / f"engine-{ranks.index}.log",
                 device_index=ranks.local_index if ranks.device.type == "cuda" else None,
                 num_engines=ranks.count,
@@ -78,7 +79,7 @@ class RolloutStage:
     def attach(self, policy: Policy) -> None:
         """Serve this policy from now on; the engine must hold the base without an adapter."""
         if self.engine is not None:
-            num_tokens, max_length = self.config.rollout.probe_tokens, self.inputs.max_model_len
+            num_tokens, max_length = self.config.rollout.probe_tokens, self.config.longest_sequence
             self.publisher = Publisher(
                 self.engine,
                 policy,

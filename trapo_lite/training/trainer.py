@@ -14,19 +14,19 @@ import torch
 
 from trapo_lite.config import Config
 from trapo_lite.core.types import Mean
-from trapo_lite.data import end_of_text_id
+from trapo_lite.data.chat import end_id_of
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.start import start_engine
 from trapo_lite.engines.vllm.options import round_up_lora_rank
 from trapo_lite.export.model_card import adapter_card
-from trapo_lite.model.base import model_shape
+from trapo_lite.model.adapter_config import read_config
+from trapo_lite.model.base import model_lines, model_shape
 from trapo_lite.model.policy import Policy
-from trapo_lite.model.saved_adapter import read_config
 from trapo_lite.planning.memory import require_fits
 from trapo_lite.run import device
 from trapo_lite.run.display import Display
 from trapo_lite.run.folder import RunFolder
-from trapo_lite.run.launch import StopSignals, check_world_size, set_threads
+from trapo_lite.run.launch import StopSignals, set_threads
 from trapo_lite.run.processes import Ranks
 from trapo_lite.run.step_log import LogBook
 from trapo_lite.training.checkpoint import restore_checkpoint
@@ -42,7 +42,7 @@ def train(
     *,
     restart: bool = False,
     start_engine: Callable[..., RolloutEngine] = start_engine,
-    make_updater: Callable[..., Updater] = Updater.from_config,
+    make_updater: Callable[..., Updater] = Updater,
 ) -> Path:
     """Run or resume the run in `config.run.folder`, and return the folder. Raises Stopped on SIGTERM or SIGINT."""
     with contextlib.ExitStack() as stack:
@@ -74,7 +74,6 @@ class Run:
         self.config = config
         set_threads(config)
         self.ranks = Ranks()
-        check_world_size(self.ranks.count)
         self.inputs = read_inputs(config)
         self.folder = RunFolder(config.run.folder)
         if self.ranks.is_main:
@@ -91,7 +90,8 @@ class Run:
                 is_main=self.ranks.is_main,
             )
         )
-        for line in [*self.folder.notes, *self.start.notes, *self.inputs.report.lines(), self._start_line()]:
+        notes = [*self.folder.notes, *self.start.notes, *model_lines(config.model)]
+        for line in [*notes, *self.inputs.report.lines(), self._start_line()]:
             self.display.message(line)
 
     def load(
@@ -105,13 +105,8 @@ class Run:
         config, ranks = self.config, self.ranks
         for line in self.folder.outdated():
             self.display.message(line)
-        if config.train.check_memory and (memory := device.total_memory(ranks.device)) is not None:
-            require_fits(
-                config, model_shape(config), gpu_memory=memory, num_shards=ranks.count if ranks.is_sharding else 1
-            )
-        minutes = "some minutes" if ranks.device.type == "cuda" else "about half a minute"
-        patience = f"; vLLM takes {minutes}" if config.rollout.engine == "vllm" else ""
-        self.display.message(f"starting the verifier, the engine and the model{patience}")
+        self._require_memory()
+        self.display.message(self._loading_line())
         algorithm = config.algorithm.build(max_response_tokens=config.rollout.max_response_tokens)
         rollouts = RolloutStage(
             config,
@@ -126,7 +121,17 @@ class Run:
         )
         torch.manual_seed(config.run.seed)
         shard = ranks.shard if ranks.is_sharding else None
-        policy = Policy.load(config.model, config.lora, device=ranks.device, shard=shard, notify=self.display.message)
+        policy = Policy.load(
+            config.model,
+            config.lora,
+            device=ranks.device,
+            layout=self.inputs.layout,
+            shard=shard,
+            notify=self.display.message,
+        )
+        if config.model.layout == "auto" and self.start.had_rows and policy.layout == "tree":
+            policy.take_rows()
+            self.display.message("layout: rows, as before: the packing check failed earlier in this run")
         updater = make_updater(config, policy, algorithm, ranks, announce=self._announce)
         if self.start.checkpoint is not None:
             restore_checkpoint(self.start.checkpoint, policy=policy, optimizer=updater.optimizer, rank=ranks.index)
@@ -149,6 +154,14 @@ class Run:
         self.signals = StopSignals()  # before this line, Ctrl-C ends the process at once
         stack.callback(self.signals.restore)
         return rollouts, updater, progress
+
+    def _require_memory(self) -> None:
+        """Raise an error if the plan says that a step does not fit this rank's GPU."""
+        config, memory = self.config, device.total_memory(self.ranks.device)
+        if config.train.check_memory and memory is not None:
+            num_shards = self.ranks.count if self.ranks.is_sharding else 1
+            planned = self.inputs.layout.written_out(config)
+            require_fits(planned, model_shape(config), gpu_memory=memory, num_shards=num_shards)
 
     def log(
         self,
@@ -182,7 +195,7 @@ class Run:
         policy.adapter.save(folder)
         fields = read_config(folder, option="run").fields
         tokenizer = self.inputs.tokenizer
-        end = str(tokenizer.decode([end_of_text_id(tokenizer, self.config.data.eos_token)]))
+        end = str(tokenizer.decode([end_id_of(self.config.data, tokenizer)]))
         max_rank = round_up_lora_rank(self.config.lora.r)
         card = adapter_card(model=self.config.model, adapter=fields, eos_token=end, max_rank=max_rank)
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -196,6 +209,11 @@ class Run:
             self.display.message(line)
         else:
             print(f"rank {self.ranks.index}: {line}", file=sys.stderr, flush=True)
+
+    def _loading_line(self) -> str:
+        minutes = "some minutes" if self.ranks.device.type == "cuda" else "about half a minute"
+        patience = f"; vLLM takes {minutes}" if self.config.rollout.engine == "vllm" else ""
+        return f"starting the verifier, the engine and the model{patience}"
 
     def _start_line(self) -> str:
         if self.start.is_complete:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from trapo_lite.config import Config, OptimSection
+from trapo_lite.config import Config
 from trapo_lite.core.algorithm import (
     Algorithm,
     Normalizers,
@@ -18,9 +18,10 @@ from trapo_lite.core.algorithm import (
     policy_loss,
 )
 from trapo_lite.core.batching import balance, cut, num_tokens, split
-from trapo_lite.core.errors import UpdateError
+from trapo_lite.core.errors import PackingError, UpdateError
 from trapo_lite.core.tree import PackedBatch
 from trapo_lite.core.types import Group, Mean
+from trapo_lite.model.layout import rows_line
 from trapo_lite.model.policy import Policy
 from trapo_lite.rollout import metrics as rollout_metrics
 from trapo_lite.run import device
@@ -28,56 +29,38 @@ from trapo_lite.run import metrics as metric_table
 from trapo_lite.run.device import MemoryAttempt
 from trapo_lite.run.processes import Ranks
 from trapo_lite.training.optimizer import apply_gradient, learning_rate, make_optimizer
-from trapo_lite.training.packing_check import check_packing, smallest_moving
+from trapo_lite.training.packing_check import check_packing, check_rows, smallest_moving
 
 ENGINE_TAKES = "or lower rollout.gpu_memory_fraction if the engine shares the card"
+ONE_ROLLOUT = 1
+"""Token budget with which every batch holds one rollout, because a rollout is never cut."""
 LESS_MEMORY = f"turn on model.gradient_checkpointing, and with it model.offload_activations, {ENGINE_TAKES}"
 
 
 class Updater:
-    """An Updater owns the optimizer, the token budget, and whether packing was checked.
+    """An Updater owns the optimizer, the token budget, and whether the layout was checked.
 
-    tokens_per_batch: token budget of one forward pass; it is halved if memory runs out
-    longest:          tokens of the longest row of the packing check; None: packing is not checked
-    announce:         called with a line for the user
+    announce: called with a line for the user
     """
 
     def __init__(
         self,
+        config: Config,
         policy: Policy,
         algorithm: Algorithm,
         ranks: Ranks,
-        optim: OptimSection,
         *,
-        max_steps: int,
-        temperature: float,
-        tokens_per_batch: int,
-        longest: int | None = None,
         announce: Callable[[str], None] = print,
     ) -> None:
-        self.policy, self.algorithm, self.ranks, self.optim = policy, algorithm, ranks, optim
-        self.optimizer = make_optimizer(optim, policy.adapter.parameters)
-        self.max_steps, self.temperature, self.tokens_per_batch = max_steps, temperature, tokens_per_batch
-        self._longest, self._announce = longest, announce
-        self._is_packing_checked = longest is None
-
-    @classmethod
-    def from_config(
-        cls, config: Config, policy: Policy, algorithm: Algorithm, ranks: Ranks, *, announce: Callable[[str], None]
-    ) -> "Updater":
-        """Return the Updater that the configuration describes."""
-        longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
-        return cls(
-            policy,
-            algorithm,
-            ranks,
-            config.optim,
-            max_steps=config.train.max_steps,
-            temperature=config.rollout.temperature,
-            tokens_per_batch=config.train.tokens_per_batch,
-            longest=longest if config.train.check_packing else None,
-            announce=announce,
-        )
+        self.policy, self.algorithm, self.ranks, self.optim = policy, algorithm, ranks, config.optim
+        self.optimizer = make_optimizer(config.optim, policy.adapter.parameters)
+        self.max_steps, self.temperature = config.train.max_steps, config.rollout.temperature
+        self.tokens_per_batch = config.train.tokens_per_batch
+        """Token budget of one forward pass; it is halved if memory runs out."""
+        self._announce = announce
+        self._layout = config.model.layout
+        self._is_layout_checked = policy.layout == "tree" and not config.train.check_packing
+        self._longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
 
     def update(self, step: int, groups: Sequence[Group]) -> dict[str, Mean | float | int]:
         """Update the policy by the gradient of the step's loss over all ranks; return metrics (run/metrics.py).
@@ -89,8 +72,9 @@ class Updater:
         started = time.perf_counter()
         policy, ranks, num_updates = self.policy, self.ranks, self.optim.updates_per_batch
         device.start_peak(ranks.device)
-        if not self._is_packing_checked:
-            self._check_packing(groups)
+        is_first = not self._is_layout_checked
+        if is_first:
+            self._check_layout(groups)
         normalizers = sum(ranks.gather([count_normalizers(self.algorithm, groups)]), start=Normalizers(0.0, 0.0, 0.0))
         num_groups = sum(ranks.gather([len(groups)]))
         moving = ranks.gather([group for group in groups if needs_forward(self.algorithm, group)])
@@ -105,6 +89,11 @@ class Updater:
                 break
             num_failures += 1
             self._halve_budget(moving)
+        if is_first and batches and (idle := policy.adapter.without_gradient()):
+            self._announce(
+                f"WARNING: lora.target_modules: no gradient reaches {', '.join(idle)}: the model's class does not call "
+                "these layers, or reads past their adapters; leave them out"
+            )
         if num_failures:
             self._announce(
                 f"WARNING: update: memory ran out; forward passes have {self.tokens_per_batch} tokens from now on, "
@@ -118,9 +107,10 @@ class Updater:
                     policy, self.algorithm, batches, normalizers, temperature=self.temperature
                 )
             if self._any_failed(attempt):
+                smaller = f"with train.tokens_per_batch={self.tokens_per_batch // 2}"
                 raise UpdateError(
-                    "update: out of memory after the policy was updated; resume from the newest checkpoint with "
-                    f"train.tokens_per_batch={self.tokens_per_batch // 2}"
+                    "update: out of memory after the policy was updated; resume from the newest checkpoint "
+                    + (smaller if policy.layout == "tree" else f"and {LESS_MEMORY}")
                 )
             norm = self._optimizer_step(step)
         return {
@@ -143,7 +133,7 @@ class Updater:
         """Return what the update cost and what its losses were, over all ranks."""
         ranks, num_updates = self.ranks, self.optim.updates_per_batch
         every_gap = torch.cat([torch.zeros(0), *ranks.gather(list(gaps))])
-        num_packed = sum(map(num_tokens, cut(moving, budget=self.tokens_per_batch)))
+        num_packed = sum(map(num_tokens, cut(moving, budget=self._budget)))
         tflop = sum(ranks.gather([sum(map(self.policy.shape.batch_flop, batches))])) * num_updates / 1e12
         [peak] = ranks.largest([device.peak_gib(ranks.device)])
         possible = (device.peak_tflops(ranks.device) or math.nan) * ranks.count
@@ -161,9 +151,13 @@ class Updater:
             "memory/peak_gib": peak,
         }
 
+    @property
+    def _budget(self) -> int:
+        return self.tokens_per_batch if self.policy.layout == "tree" else ONE_ROLLOUT
+
     def _pack(self, moving: Sequence[Group]) -> list[PackedBatch]:
         """Return this rank's share of all ranks' groups, as batches within the token budget."""
-        budget = self.tokens_per_batch
+        budget = self._budget
         mine = balance(cut(moving, budget=budget), num_ranks=self.ranks.count)[self.ranks.index]
         parts = split(mine, budget=budget)
         if self.policy.is_sharded:  # every rank must run equally many passes
@@ -184,8 +178,8 @@ class Updater:
 
         Raises UpdateError if every batch already holds a single rollout.
         """
-        rollouts = [num_tokens(part) for part in cut(groups, budget=1)]
-        if self.tokens_per_batch < min(rollouts):
+        rollouts = [num_tokens(part) for part in cut(groups, budget=ONE_ROLLOUT)]
+        if self._budget < min(rollouts):
             raise UpdateError(
                 f"update: out of memory with a single rollout a forward pass, of up to {max(rollouts)} tokens; take "
                 f"model.quantize: nf4, lower rollout.max_response_tokens, {LESS_MEMORY}"
@@ -206,16 +200,36 @@ class Updater:
     def _lr(self, step: int) -> float:
         return learning_rate(self.optim, step=step, max_steps=self.max_steps)
 
-    def _check_packing(self, groups: Sequence[Group]) -> None:
-        """Compare a small packed tree with the same rollouts as rows, in the first step that has a gradient."""
+    def _check_layout(self, groups: Sequence[Group]) -> None:
+        """Check the tree or the rows, in the first step that has a gradient (`packing_check`)."""
         candidates = self.ranks.gather(smallest_moving(self.algorithm, groups))  # so that all ranks check the same tree
-        report = check_packing(
-            self.policy, self.algorithm, candidates, temperature=self.temperature, longest=self._longest or 0
-        )
-        if report is not None:  # None: no group had a gradient, but one of the next step may
-            self._is_packing_checked = True
+        if self.policy.layout == "tree":
+            line = self._check_tree(candidates)
+        if self.policy.layout == "rows":
+            line = check_rows(self.policy, self.algorithm, candidates, temperature=self.temperature)
+            if any(self.ranks.gather([self.policy.has_own_logits])):
+                self.policy.take_own_logits()
+        if line is not None:  # None: no group had a gradient, but one of the next step may
+            self._is_layout_checked = True
             if self.ranks.is_main:
-                self._announce(report.line())
+                self._announce(line)
+
+    def _check_tree(self, candidates: Sequence[Group]) -> str | None:
+        """Compare a small tree with its rollouts as rows. Where they differ, `model.layout: auto` takes rows."""
+        line, failure = None, None
+        try:
+            report = check_packing(
+                self.policy, self.algorithm, candidates, temperature=self.temperature, longest=self._longest
+            )
+            line = None if report is None else report.line()
+        except PackingError as error:
+            failure = error
+        if any(self.ranks.gather([failure is not None])):
+            if self._layout != "auto":
+                raise failure or PackingError("packing check: it failed on another rank")
+            self.policy.take_rows()
+            self._announce(rows_line(str(failure or "packing check: it failed on another rank")))
+        return line
 
 
 def accumulate_gradient(

@@ -62,9 +62,8 @@ class ServerEngine:
         self._prefix = f"trapo-{uuid.uuid4().hex[:8]}"
         self._finished: queue.SimpleQueue[tuple[int, Completion | EngineError]] = queue.SimpleQueue()
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._wanted: dict[
-            str, int
-        ] = {}  # id of a request in flight -> its ticket; an id may be used again, a ticket never
+        # Maps the id of a request in flight to its ticket; an id may be used again, a ticket never.
+        self._wanted: dict[str, int] = {}
         self._num_tickets = 0
         self._folder = AdapterFolder(adapter_dir, room=folder_room, notify=notify)
         self.scratch: Path | None = self._folder.scratch
@@ -213,7 +212,7 @@ class ServerEngine:
         self._finished.put((ticket, await self._ready().complete(request, name, version)))
 
     def _report_failure(self, ticket: int, task: "asyncio.Task[None]") -> None:
-        """Pass every error of a request to `poll`, which would otherwise wait for it for ever."""
+        """Pass every error of a request to `poll`, which would otherwise never stop waiting for it."""
         del self._tasks[ticket]
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, EngineError):

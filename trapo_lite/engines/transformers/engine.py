@@ -14,11 +14,13 @@ from trapo_lite.core.errors import EngineError
 from trapo_lite.engines.adapter_folder import read_servable
 from trapo_lite.engines.base import Completion, SampleRequest, check_request, require_idle, require_newer
 from trapo_lite.engines.parity import PEFT_PREFIX, checksum_of_pairs
-from trapo_lite.engines.transformers.cache import ATTENTION, RowCache, read_at_once
+from trapo_lite.engines.transformers.cache import RowCache, read_at_once
 from trapo_lite.engines.transformers.merging import MergedAdapter
 from trapo_lite.engines.transformers.sampling import draw, processed_logprobs
+from trapo_lite.engines.transformers.served import attention_of, require_served
+from trapo_lite.model.adapter_config import AdapterError
 from trapo_lite.model.base import load_base
-from trapo_lite.model.saved_adapter import AdapterError, load_by_name, read_tensors
+from trapo_lite.model.saved_adapter import load_by_name, read_tensors
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -73,13 +75,15 @@ class TransformersEngine:
         self.scratch: Path | None = None
         self.publish_bytes = 0
         section = ModelSection(name=model_path, dtype=dtype, quantize=quantize, config_overrides=config_overrides or {})
-        self._base: Any = load_base(section, device=self.device, attention=ATTENTION).eval()
+        self._base: Any = load_base(section, device=self.device, attention=attention_of(section)).eval()
         self._peft: PeftModel | None = None
         self._merged: MergedAdapter | None = None
         self._quantize = quantize
         self._waiting: deque[Row] = deque()
         self._rows: list[Row] = []
         self._cache: Any = None
+        self._has_states = RowCache(self._base.config).has_states
+        require_served(self)
 
     @property
     def model(self) -> Any:
@@ -126,7 +130,8 @@ class TransformersEngine:
         newcomers = [self._waiting.popleft() for _ in range(min(self._num_free, len(self._waiting)))]
         if self._rows:
             self._decode()
-        for batch in read_at_once(newcomers, lambda row: row.request.token_ids):
+        # The state of a recurrent layer would see padding: a bias makes it something else than zero.
+        for batch in read_at_once(newcomers, lambda row: row.request.token_ids, equal_lengths=self._has_states):
             self._join(batch)
         done = [row.finish_reason is not None for row in self._rows]
         finished = [completion_of(row) for row, is_done in zip(self._rows, done, strict=True) if is_done]
@@ -194,13 +199,9 @@ class TransformersEngine:
         width = max(row.num_cached for row in self._rows)
         cached = torch.tensor([row.num_cached for row in self._rows], device=self.device)
         columns = torch.arange(width + 1, device=self.device)
-        logits = self.model(
-            input_ids=torch.tensor([row.token_ids[-1:] for row in self._rows], device=self.device),
-            attention_mask=(columns >= width - cached.unsqueeze(1)).long(),
-            position_ids=cached.unsqueeze(1),
-            past_key_values=self._cache,
-            use_cache=True,
-        ).logits[:, -1]
+        ids = torch.tensor([row.token_ids[-1:] for row in self._rows], device=self.device)
+        mask = columns >= width - cached.unsqueeze(1)
+        logits = self._last_logits(ids, self._cache, mask=mask, positions=cached.unsqueeze(1))
         self._draw(self._rows, logits)
 
     def _join(self, newcomers: list[Row]) -> None:
@@ -213,15 +214,11 @@ class TransformersEngine:
         ids = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
         columns = torch.arange(width, device=self.device)
         offset = width - lengths.unsqueeze(1)
-        cache = RowCache()
-        logits = self.model(
-            input_ids=torch.tensor(ids, device=self.device),
-            attention_mask=(columns >= offset).long(),
-            position_ids=(columns - offset).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+        cache = RowCache(self._base.config)
+        positions = (columns - offset).clamp(min=0)
+        logits = self._last_logits(
+            torch.tensor(ids, device=self.device), cache, mask=columns >= offset, positions=positions
+        )
         self._draw(newcomers, logits[shared])
         cache.select(shared, width=width)
         if self._rows:
@@ -229,6 +226,17 @@ class TransformersEngine:
         else:
             self._cache = cache
         self._rows += newcomers
+
+    def _last_logits(self, ids: Tensor, cache: RowCache, *, mask: Tensor, positions: Tensor) -> Tensor:
+        """Feed tokens (B, T) after those in the cache, which takes them up. Return the logits (B, V) of the last ones.
+
+        mask: which columns a row has, (B, columns in the cache + T)
+        """
+        if cache.has_columns:
+            inputs = {"past_key_values": cache, "attention_mask": mask.long(), "position_ids": positions}
+        else:  # Mamba: it would multiply one token by the masks of all
+            inputs = {"cache_params": cache}
+        return self.model(input_ids=ids, use_cache=True, logits_to_keep=1, **inputs).logits[:, -1]
 
     def _draw(self, rows: list[Row], logits: Tensor) -> None:
         requests = [row.request for row in rows]

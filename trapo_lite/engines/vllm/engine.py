@@ -15,6 +15,7 @@ from trapo_lite.core.errors import EngineError
 from trapo_lite.engines.adapter_folder import AdapterFolder, read_servable
 from trapo_lite.engines.base import Completion, SampleRequest, check_request, require_idle, require_newer
 from trapo_lite.engines.child import ChildProcess, environment_without_launcher
+from trapo_lite.engines.vllm.language_model import require_unquantised
 from trapo_lite.engines.vllm.options import VLLMOptions, round_up_lora_rank, without_expandable_segments
 
 ALLOCATOR_SETTINGS = {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"}  # older and newer name of the same setting
@@ -49,6 +50,7 @@ class VLLMEngine:
         on_cuda = device_index is not None or torch.cuda.is_available()
         require_card(on_cuda=on_cuda)
         require_dtype(options.dtype, on_cuda=on_cuda)
+        require_unquantised(options)
         self.options = options
         self.start_limit_s = start_limit_s
         self.silence_limit_s = silence_limit_s
@@ -91,7 +93,10 @@ class VLLMEngine:
         require_rank(Path(adapter_dir), self.options.lora_rank)
         self.wait()
         path, num_bytes = self._folder.add(Path(adapter_dir), version)
-        self._call("publish", path, version)
+        unbound = self._call("publish", path, version)
+        if unbound:
+            self._folder.remove(path)
+            raise EngineError(unbound_message(unbound))
         if self._adapter_path is not None:
             self._folder.remove(self._adapter_path)
         self._adapter_path, self.version = path, version
@@ -163,7 +168,24 @@ class VLLMEngine:
 def require_rank(adapter_dir: Path, rank: int) -> None:
     """Raise EngineError for an adapter of another rank than the engine's, because vLLM would end or pad it silently."""
     if (found := read_servable(adapter_dir).r) != rank:
-        raise EngineError(f"publish: {adapter_dir} has rank {found}, the engine was started for {rank}; check lora.r")
+        raise EngineError(
+            f"publish: {adapter_dir} has rank {found}, the engine was started for {rank}; set lora.r to {found}"
+        )
+
+
+def unbound_message(modules: Sequence[str]) -> str:
+    """Return what to tell the user about adapted modules that vLLM would ignore.
+
+    >>> unbound_message(["model.layers.0.mlp.router", "model.layers.1.mlp.router"])
+    'publish: vLLM has no layer for 2 adapted modules (router; the first is model.layers.0.mlp.router), and would \
+ignore them; list the other layers in lora.target_modules, or set rollout.engine: transformers'
+    """
+    layers = sorted({module.rpartition(".")[2] for module in modules})
+    return (
+        f"publish: vLLM has no layer for {len(modules)} adapted modules ({', '.join(layers)}; the first is "
+        f"{modules[0]}), and would ignore them; list the other layers in lora.target_modules, or set rollout.engine: "
+        "transformers"
+    )
 
 
 def require_vllm(*, quantize: str) -> None:

@@ -34,7 +34,8 @@ class MergedAdapter:
             for a, b in zip(module.lora_a_stacked, module.lora_b_stacked, strict=True):
                 # Copies, because a slot may lose its adapter while no request names it.
                 update = Update(a[slot, 0].clone(), b[slot, 0].clone())
-                self._merge(module.base_layer.weight.data[start : start + len(update.b)], update)
+                if update.b.any():  # layers without an adapter may hold no matrix, as a convolution does
+                    self._merge(module.base_layer.weight.data[start : start + len(update.b)], update)
                 start += len(update.b)
         self._use_new_weights()
 

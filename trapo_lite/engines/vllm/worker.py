@@ -8,16 +8,24 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from trapo_lite.engines.base import FIRST_ADAPTER_ID, Completion, SampleRequest
 from trapo_lite.engines.parity import checksum_of_pairs
+from trapo_lite.engines.vllm.binding import (
+    active_pairs,
+    bind_whole_layers,
+    lora_manager,
+    rows_by_module,
+    unbound_modules,
+)
 from trapo_lite.engines.vllm.cpu_lora import use_one_adapter_lora
+from trapo_lite.engines.vllm.cpu_rotary import rotate_all_heads
+from trapo_lite.engines.vllm.language_model import language_model_arguments, read_language_model_only
 from trapo_lite.engines.vllm.merging import MergedAdapter, keep_plain_weights
 from trapo_lite.engines.vllm.options import VLLMOptions, round_up_lora_rank
+from trapo_lite.model.base import multimodal_type
 
 if TYPE_CHECKING:
-    from vllm.v1.worker.worker_base import WorkerBase
+    pass
 
 BLOCK_SIZE_ON_CPU = 32  # with the default, 128, the prefix cache never holds a prompt under 128 tokens
 MIN_BATCHED_TOKENS_ON_CPU = 4096
@@ -36,12 +44,20 @@ class VLLMWorker:
         self.is_cpu = current_platform.is_cpu()
         if self.is_cpu:
             use_one_adapter_lora()
+            rotate_all_heads()
             if options.can_merge:
                 keep_plain_weights()
+        bind_whole_layers()
         gpu_memory = 0 if self.is_cpu else current_platform.get_device_total_memory()
         arguments = engine_arguments(options, is_cpu=self.is_cpu, gpu_memory=gpu_memory)
+        arguments |= language_model_arguments(options)
+        if multimodal_type(options.model_path) is not None:
+            read_language_model_only()
+        if self.is_cpu and EngineArgs(**arguments).create_model_config().has_inner_state:
+            arguments["enable_prefix_caching"] = False  # for states of recurrent layers it needs prefills in chunks
         self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         self.lora_request: Any = None
+        self.num_rows: dict[str, int] = {}  # of B, for each module of that adapter
         self.merged: MergedAdapter | None = None
         self.version: int | None = None
         self.version_by_request: dict[str, int | None] = {}
@@ -103,10 +119,15 @@ class VLLMWorker:
                     by_token = output.prompt_logprobs[1:]
                     return [position[token].logprob for position, token in zip(by_token, token_ids[1:], strict=True)]
 
-    def publish(self, path: Path, version: int) -> None:
+    def publish(self, path: Path, version: int) -> list[str]:
+        """Serve the adapter and return []; change nothing and return the modules that vLLM has no layer for, if any."""
         from vllm.lora.request import LoRARequest
 
         self._drain()
+        num_rows = rows_by_module(path)
+        [unbound] = self.engine.collective_rpc(lambda worker: unbound_modules(worker, num_rows))
+        if unbound:
+            return unbound
         self.unmerge()
         # A new id, name and path for every version: for a known id vLLM keeps the old adapter, and for a known name it
         # uses the old adapter's prefix cache.
@@ -114,10 +135,11 @@ class VLLMWorker:
         self.lora_request = LoRARequest(f"version-{version}", FIRST_ADAPTER_ID + version, str(path))
         if not self.engine.add_lora(self.lora_request):
             raise RuntimeError(f"vLLM did not load adapter version {version} from {path}")
-        self.version = version
+        self.version, self.num_rows = version, num_rows
         if previous is not None:
             self.engine.remove_lora(previous.lora_int_id)
         self.reset_prefix_cache()
+        return []
 
     def merge(self) -> float:
         self._drain()
@@ -137,7 +159,7 @@ class VLLMWorker:
         if self.lora_request is None:
             return None
         adapter_id = self.lora_request.lora_int_id
-        [pairs] = self.engine.collective_rpc(lambda worker: active_pairs(worker, adapter_id))
+        [pairs] = self.engine.collective_rpc(lambda worker: active_pairs(worker, adapter_id, self.num_rows))
         return checksum_of_pairs(pairs)
 
     def reset_prefix_cache(self) -> None:
@@ -251,33 +273,8 @@ def engine_arguments(options: VLLMOptions, *, is_cpu: bool, gpu_memory: int = 0)
     return arguments
 
 
-def lora_manager(worker: "WorkerBase") -> Any:
-    return worker.model_runner.lora_manager._adapter_manager  # type: ignore[union-attr]
-
-
-def active_pairs(worker: "WorkerBase", adapter_id: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return (A, scaled B) by module name, read from the slot that the kernels use, or {} if the adapter has no slot.
-
-    vLLM stacks the adapters of q, k, v and of gate, up. Here they get their own names again.
-    """
-    manager = lora_manager(worker)
-    if adapter_id not in manager.lora_index_to_id:
-        return {}
-    slot = manager.lora_index_to_id.index(adapter_id)
-    pairs = {}
-    for name, module in manager.modules.items():
-        if not isinstance(getattr(module, "lora_a_stacked", None), tuple):
-            continue
-        parent, _, leaf = name.rpartition(".")
-        leaves = manager.packed_modules_mapping.get(leaf, [leaf])
-        for index, leaf in enumerate(leaves):
-            a, b = module.lora_a_stacked[index][slot, 0], module.lora_b_stacked[index][slot, 0]
-            pairs[f"{parent}.{leaf}"] = (a.cpu(), b.cpu())
-    return pairs
-
-
 def serve(connection: Connection) -> None:
-    """Make the engine from the first message's options, say that it is up, then answer calls for ever."""
+    """Make the engine from the first message's options, say that it is up, then answer calls until the process ends."""
     worker = VLLMWorker(connection.recv())
     connection.send("up")
     while True:

@@ -1,0 +1,129 @@
+"""Measure which families of tests/families.py vLLM serves on the CPU, without and with the trainer's adapter.
+
+    python benchmarks/vllm_families.py [FAMILY ...]
+
+It prints one line of JSON a family: the largest difference of a token's log-prob from a freshly loaded model without
+adapter, with it and with it merged, and of drawn tokens from the engine's own scores of them; or the step that failed
+and why. vLLM is imported once, and each family runs in a fork: 10 seconds, or 30 where vLLM inspects a class first.
+tests/families.py holds the results, docs/models.md shows them.
+"""
+
+import importlib
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+LIMIT_S = 200
+
+
+def measure(name: str, folder: Path) -> dict[str, Any]:
+    """Return the result of one family. Call it in a process of its own: vLLM starts once in a process."""
+    import torch
+    from families import FAMILIES, write_model  # pyright: ignore[reportMissingImports]
+    from peft import PeftModel
+    from served_by_vllm import (  # pyright: ignore[reportMissingImports]
+        IDS,
+        fresh_scores,
+        load_fresh,
+        save_random_adapter,
+        vllm_options,
+        with_wide_heads,
+    )
+
+    from trapo_lite.engines import parity
+    from trapo_lite.engines.vllm.worker import VLLMWorker
+
+    result: dict[str, Any] = {"family": name}
+    started, step = time.monotonic(), "trainer"
+
+    def difference(expected: torch.Tensor) -> float:
+        return float((torch.tensor(worker.score(tuple(IDS))) - expected).abs().max())
+
+    try:
+        base = write_model(with_wide_heads(FAMILIES[name]), folder / "model")
+        adapter = save_random_adapter(base, folder / "adapter")
+        fresh = load_fresh(base)
+        before = fresh_scores(fresh)
+        after = fresh_scores(PeftModel.from_pretrained(fresh, adapter).eval())
+        result["effect"] = float((after - before).abs().mean())
+        step = "start"
+        worker = VLLMWorker(vllm_options(base, "float32"))
+        step = "score"
+        result["without"] = difference(before)
+        step = "publish"
+        result["unbound"] = worker.publish(adapter, 1)
+        if not result["unbound"]:
+            result["with"] = difference(after)
+            result["checksum"] = worker.adapter_checksum() == parity.checksum(adapter, dtype=torch.float32)
+            step = "draw"
+            result["drawn"] = drawn_difference(worker, IDS)
+            step = "merge"
+            worker.merge()
+            result["merged"] = difference(after)
+    except Exception as error:
+        result |= {"failed": step, "error": f"{type(error).__name__}: {error}"}
+        traceback.print_exc()
+    return result | {"seconds": round(time.monotonic() - started, 1)}
+
+
+def drawn_difference(worker: Any, ids: list[int]) -> float:
+    """Return the largest difference between log-probs of drawn tokens and the engine's own scores of them."""
+    from trapo_lite.engines.base import SampleRequest
+
+    prompt = tuple(ids[:10])
+    worker.submit(SampleRequest("draw", prompt, seed=0, max_tokens=24))
+    completions = []
+    while not completions:
+        completions = worker.poll()
+    [completion] = completions
+    scores = worker.score((*prompt, *completion.token_ids))[len(prompt) - 1 :]
+    return max(abs(one - other) for one, other in zip(completion.logprobs, scores, strict=True))
+
+
+def measure_in_fork(name: str, folder: Path) -> dict[str, Any]:
+    """Return the result of one family from a fork of this process. Its log is FOLDER.log."""
+    reading, writing = os.pipe()
+    process = os.fork()
+    if process == 0:
+        log = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        signal.alarm(LIMIT_S)
+        os.write(writing, json.dumps(measure(name, folder)).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(process, 0)
+    return json.loads(answer) if answer else {"family": name, "failed": "died"}
+
+
+def main() -> None:
+    """Measure the families named on the command line, or all."""
+    os.environ |= ENVIRONMENT
+    for module in ("vllm.v1.engine.llm_engine", "vllm.v1.worker.cpu_worker", "vllm.lora.worker_manager"):
+        importlib.import_module(module)
+    from families import FAMILIES  # pyright: ignore[reportMissingImports]
+
+    folder = Path(tempfile.mkdtemp(prefix="vllm-families-"))
+    print(f"logs: {folder}", file=sys.stderr)
+    for index, name in enumerate(sys.argv[1:] or FAMILIES):
+        print(json.dumps(measure_in_fork(name, folder / f"{index:02d}")), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Prompts and stops from the tokenizer's own chat template: templates with the quirks of real ones, on byte tokens."""
+
+import json
+from pathlib import Path
+
+import pytest
+from byte_model import byte_tokenizer
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from trapo_lite.config import DataSection, validate
+from trapo_lite.core.errors import ConfigError, DataError
+from trapo_lite.data.chat import end_id_of, stop_ids_of, written_out
+from trapo_lite.data.loading import load_problems
+
+START, END = "<|im_start|>", "<|im_end|>"
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+OPENS_THE_THOUGHT = CHATML.replace("assistant\n", "assistant\n<think>\n")
+WITH_BOS = "<|endoftext|>" + CHATML
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+DROPS = "{{ messages[0].role }}<|im_start|>assistant\n"
+
+
+def tokenizer_with(template: str | None, **tokens: str) -> PreTrainedTokenizerBase:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    for name, token in tokens.items():
+        setattr(tokenizer, name, token)
+    return tokenizer
+
+
+def section(**data: object) -> DataSection:
+    return validate({"data": {"prompt_template": "chat", **data}}).data
+
+
+def test_the_prompt_is_what_transformers_makes_of_the_messages() -> None:
+    tokenizer = tokenizer_with(CHATML)
+    data = section(system_text="Be brief.", instruction=" Box it.", template_options={"enable_thinking": False})
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1? Box it."}]
+    expected = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+    template = written_out(data, tokenizer).prompt_template
+    assert template.replace("{problem}", "1 + 1?") == expected
+    assert template.endswith("<think>\n\n</think>\n\n")
+
+
+def test_a_template_that_is_written_out_stays_as_it_is() -> None:
+    data = DataSection(prompt_template="Q: {problem}")
+    assert written_out(data, tokenizer_with(CHATML)) is data
+
+
+def test_an_expert_solution_ends_as_the_template_ends_an_answer() -> None:
+    """The tokenizer's own end of a text is another token, as with Gemma, and it stops an answer too."""
+    tokenizer = tokenizer_with(CHATML)
+    end, own = (tokenizer.convert_tokens_to_ids(token) for token in (END, "<|endoftext|>"))
+    assert end_id_of(section(), tokenizer) == end
+    assert stop_ids_of(section(), tokenizer, model="none") == (end, own)
+    assert end_id_of(section(eos_token="<|endoftext|>"), tokenizer) == own
+    assert end_id_of(DataSection(prompt_template="Q: {problem}"), tokenizer) == own
+    assert end_id_of(section(), tokenizer_with("{{ messages[-1].content }}")) == own  # nothing follows the answer
+
+
+def test_stops_are_the_tokenizers_and_the_generation_configs_unless_they_are_named(tmp_path: Path) -> None:
+    tokenizer = tokenizer_with(CHATML)
+    start, end, own = (tokenizer.convert_tokens_to_ids(token) for token in (START, END, "<|endoftext|>"))
+    GenerationConfig(eos_token_id=[own, start]).save_pretrained(tmp_path)
+    assert stop_ids_of(section(), tokenizer, model=str(tmp_path)) == (end, own, start)
+    assert stop_ids_of(section(stop_tokens=[START]), tokenizer, model=str(tmp_path)) == (end, start)
+    assert stop_ids_of(section(stop_tokens=[]), tokenizer, model=str(tmp_path)) == (end,)
+
+
+@pytest.mark.parametrize(
+    ("template", "data", "message"),
+    [
+        (None, {}, r"data\.prompt_template: chat, but the tokenizer of .* has no chat template; write one"),
+        (NO_SYSTEM, {"system_text": "Be brief."}, r"does not take a system and a user message .*no system role"),
+        (DROPS, {}, r"does not show the user message unchanged and once"),
+        (CHATML.replace("m.content", "m.content | upper"), {}, r"does not show the user message unchanged"),
+        ("{{ nothing.at_all }}", {}, r"does not take a user message .*nothing"),
+        ("{% broken", {}, r"does not take a user message .*TemplateSyntaxError"),
+        ("{{ strftime_now('%d %b %Y') }}" + CHATML, {}, r"writes today's date, .*template_options: \{date_string"),
+        (CHATML, {"stop_tokens": ["two words"]}, r"data\.stop_tokens: 'two words' is \d+ tokens; name one"),
+        (CHATML, {"eos_token": "<|eot|>"}, r"data\.eos_token: '<\|eot\|>' is \d+ tokens"),
+    ],
+)
+def test_what_a_template_or_a_stop_cannot_be_is_one_error(template: str | None, data: dict, message: str) -> None:
+    tokenizer = tokenizer_with(template)
+    with pytest.raises(DataError, match=message):
+        stop_ids_of(section(**data), tokenizer, model="none")
+
+
+@pytest.mark.parametrize("name", ["system_text", "instruction", "template_options"])
+def test_options_of_the_chat_template_need_it(name: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"data\.{name}: has no effect here: it acts with data\.prompt_template: chat"
+    ):
+        validate({"data": {name: {"a": 1} if name == "template_options" else "x"}})
+    with pytest.raises(ConfigError, match=r"data\.system: has no effect here: it acts with a template that is written"):
+        validate({"data": {"prompt_template": "chat", "system": "row"}})
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    file = tmp_path / "rows.jsonl"
+    row = {"problem": "1 + 1?", "answer": "2", "solution": "<think>\nOne and one.\n</think>\nIt is 2."}
+    file.write_text(json.dumps(row) + "\n")
+    return file
+
+
+def test_problems_are_loaded_in_it_and_the_first_prompt_is_shown(rows: Path) -> None:
+    tokenizer = tokenizer_with(CHATML)
+    loaded = load_problems(section(train=str(rows), expert_text="full"), tokenizer, max_response_tokens=100)
+    [problem] = loaded.problems
+    assert tokenizer.decode(problem.prompt_ids) == "<|im_start|>user\n1 + 1?<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(problem.expert_ids[0][-1:]) == END
+    assert any(line.strip().startswith("first prompt, ") for line in loaded.report.lines())
+
+
+def test_a_thought_that_the_prompt_opens_is_not_opened_again(rows: Path) -> None:
+    tokenizer = tokenizer_with(OPENS_THE_THOUGHT)
+    data = section(train=str(rows), expert_text="opened")
+    [problem] = load_problems(data, tokenizer, max_response_tokens=100).problems
+    text = tokenizer.decode(problem.prompt_ids + problem.expert_ids[0])
+    assert (
+        text.endswith("assistant\n<think>\nOne and one.\n</think>\nIt is 2.<|im_end|>") and text.count("<think>") == 1
+    )
+
+
+def test_bos_stands_once_also_where_template_and_tokenizer_both_have_it(rows: Path) -> None:
+    tokenizer = tokenizer_with(WITH_BOS, bos_token="<|endoftext|>")
+    [problem] = load_problems(section(train=str(rows)), tokenizer, max_response_tokens=100).problems
+    assert problem.prompt_ids.count(tokenizer.bos_token_id) == 1 and problem.prompt_ids[0] == tokenizer.bos_token_id
+    twice = DataSection(train=str(rows), prompt_template="<|endoftext|><|endoftext|>{problem}")
+    with pytest.raises(DataError, match=r"the prompts begin with '<\|endoftext\|>' twice; remove one"):
+        load_problems(twice, tokenizer, max_response_tokens=100)
+
+
+def test_a_date_that_is_fixed_by_an_option_is_taken() -> None:
+    template = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}" + CHATML
+    data = section(template_options={"date_string": "26 Jul 2024"})
+    assert written_out(data, tokenizer_with(template)).prompt_template.startswith("26 Jul 2024<|im_start|>user")
+
+
+def test_its_own_template_is_never_warned_about(rows: Path) -> None:
+    """Options change it, and it may leave out the BOS that the tokenizer puts in front of other texts."""
+    tokenizer = tokenizer_with(CHATML, bos_token="<|endoftext|>")
+    data = section(train=str(rows), template_options={"enable_thinking": False}, system_text="Be brief.")
+    assert "WARNING" not in "\n".join(load_problems(data, tokenizer, max_response_tokens=100).report.lines())

@@ -1,0 +1,164 @@
+"""Compare what vLLM serves with freshly loaded models: without an adapter, with the trainer's, and with it merged.
+
+benchmarks/vllm_families.py measures them. Here it runs on the families that are trained most, one of each class; the
+others were measured by it once, and tests/families.py holds what it found.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from adapter_folders import edited
+from conftest import VLLM_DTYPE, VLLM_ROUNDING
+from families import FAMILIES, write_model
+from peft import PeftModel
+from served_by_vllm import IDS, fresh_scores, load_fresh, save_random_adapter, vllm_options, with_wide_heads
+
+from trapo_lite.core.errors import EngineError
+from trapo_lite.engines import parity
+from trapo_lite.engines.vllm import binding
+from trapo_lite.engines.vllm.engine import VLLMEngine
+
+REPOSITORY = Path(__file__).parents[2]
+MOST_TRAINED = [
+    "llama",
+    "qwen2",
+    "qwen3",
+    "mistral, windows",
+    "phi3, windows",
+    "gemma2, windows and caps",
+    "gemma3, windows",
+    "olmo3, windows",  # through vLLM's general class for transformers' own code
+    "exaone4, windows",
+    "granite, scaled logits",
+    "smollm3, NoPE",
+    "lfm2, short convolutions",
+    "nemotron-h, Mamba-2",
+    "falcon",  # of which vLLM takes no adapters
+]
+
+
+@pytest.fixture(scope="module")
+def measured() -> Iterator[Callable[[str], dict[str, Any]]]:
+    """Return the result of a family, as soon as the one process that measures all has it."""
+    process = subprocess.Popen(
+        [sys.executable, "benchmarks/vllm_families.py", *MOST_TRAINED],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    results: dict[str, dict[str, Any]] = {}
+
+    def result_of(name: str) -> dict[str, Any]:
+        while name not in results:
+            result = json.loads(process.stdout.readline())
+            results[result["family"]] = result
+        return results[name]
+
+    yield result_of
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.long
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the list is of vLLM's build for the CPU")
+@pytest.mark.parametrize("name", MOST_TRAINED)
+def test_vllm_serves_a_family_as_the_list_says(name: str, measured: Callable[[str], dict[str, Any]]) -> None:
+    result = measured(name)
+    if FAMILIES[name].vllm == "yes":
+        assert "failed" not in result and result["unbound"] == [] and result["checksum"], result
+        assert result["effect"] > 0.05
+        bound = BOUND.get(name, VLLM_ROUNDING)
+        assert max(result[key] for key in ("without", "with", "drawn", "merged")) < bound, result
+    else:
+        assert "failed" in result or result["unbound"] or result["without"] > 0.01, result
+
+
+BOUND = {"nemotron-h, Mamba-2": 2e-3}  # measured 1e-3
+
+
+@pytest.mark.long
+def test_an_adapter_with_a_module_that_vllm_lacks_is_refused_by_name(tmp_path: Path) -> None:
+    """vLLM itself would ignore q_proj of a fifth layer without a word."""
+    base = write_model(with_wide_heads(FAMILIES["llama"]), tmp_path / "model")
+    adapter = save_random_adapter(base, tmp_path / "adapter")
+    moved = edited(
+        adapter,
+        tmp_path / "moved",
+        tensors=lambda tensors: {
+            name.replace("layers.3.self_attn.q_proj", "layers.4.self_attn.q_proj"): tensor
+            for name, tensor in tensors.items()
+        },
+    )
+    engine = VLLMEngine(vllm_options(base, VLLM_DTYPE), log_path=tmp_path / "vllm.log", start_limit_s=300.0)
+    try:
+        before = engine.score(IDS)
+        with pytest.raises(EngineError, match=r"no layer for 1 .*q_proj.*model\.layers\.4\.self_attn\.q_proj.*lora\."):
+            engine.publish(moved, 1)
+        assert engine.version is None and engine.adapter_checksum() is None and engine.score(IDS) == before
+        engine.publish(adapter, 1)
+        after = fresh_scores(PeftModel.from_pretrained(load_fresh(base), adapter).eval())
+        torch.testing.assert_close(torch.tensor(engine.score(IDS)), after, rtol=0, atol=VLLM_ROUNDING)
+        assert engine.adapter_checksum() == parity.checksum(adapter, dtype=getattr(torch, VLLM_DTYPE))
+    finally:
+        engine.close()
+
+
+# ----- which slices of vLLM's layers a module has; each B here has as many rows as its value says, all of its own kind
+
+
+def manager_of(layers: dict[str, list[int]], packed: dict[str, list[str]]) -> SimpleNamespace:
+    """vLLM's layers with the rows of each of their slices; the rows of a slice hold its index, in slot 0."""
+    modules = {
+        name: SimpleNamespace(
+            lora_a_stacked=tuple(torch.ones(1, 1, 2, 3) for _ in rows),
+            lora_b_stacked=tuple(torch.full((1, 1, count, 2), float(index)) for index, count in enumerate(rows)),
+        )
+        for name, rows in layers.items()
+    }
+    return SimpleNamespace(modules=modules, packed_modules_mapping=packed, model=None)
+
+
+@pytest.mark.parametrize(
+    ("layers", "packed", "num_rows", "slices"),
+    [
+        ({"l.o": [4]}, {}, {"l.o": 4}, {"l.o": [0]}),
+        ({"l.qkv": [4, 2, 2]}, {"qkv": ["q", "k", "v"]}, {"l.q": 4, "l.v": 2}, {"l.q": [0], "l.v": [2]}),
+        ({"l.in": [4, 4, 2]}, {"in": ["in"]}, {"l.in": 10}, {"l.in": [0, 1, 2]}),
+        ({"l.qkvz": [2, 2, 4, 4]}, {"qkvz": ["qkv", "z"]}, {"l.qkv": 8, "l.z": 4}, {"l.qkv": [0, 1, 2], "l.z": [3]}),
+        ({"l.qkvz": [2, 2, 4, 4]}, {"qkvz": ["qkv", "z"]}, {"l.z": 4}, {"l.z": [3]}),
+        ({"l.o": [4]}, {}, {"l.o": 3, "m.o": 4}, {}),
+    ],
+    ids=["plain", "stacked", "one in slices", "groups", "one of the groups", "other rows and names"],
+)
+def test_a_module_is_found_in_its_slices(
+    layers: dict[str, list[int]],
+    packed: dict[str, list[str]],
+    num_rows: dict[str, int],
+    slices: dict[str, list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(binding, "vllm_name", lambda model, name: name)
+    found = binding.bound_modules(manager_of(layers, packed), num_rows)
+    assert {name: list(bound.slices) for name, bound in found.items()} == slices
+    for name, bound in found.items():
+        a, b = bound.pair(slot=0)
+        assert a.shape == (2, 3) and len(b) == num_rows[name] and b.unique().tolist() == slices[name]
+
+
+def test_slices_that_do_not_share_their_a_have_another_checksum() -> None:
+    layer = manager_of({"l.in": [1, 1]}, {}).modules["l.in"]
+    right = binding.BoundModule(layer, range(2)).pair(slot=0)
+    layer.lora_a_stacked[1].mul_(2)
+    wrong = binding.BoundModule(layer, range(2)).pair(slot=0)
+    assert wrong[0].shape != right[0].shape

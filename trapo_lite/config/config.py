@@ -1,0 +1,85 @@
+"""Define the whole configuration, and which options of different sections exclude each other."""
+
+from pydantic import model_validator
+
+from trapo_lite.config import plain_yaml
+from trapo_lite.config.algorithm import AlgorithmSection
+from trapo_lite.config.fields import Section
+from trapo_lite.config.sections import (
+    DataSection,
+    EvalSection,
+    LoraSection,
+    ModelSection,
+    OptimSection,
+    RewardSection,
+    RolloutSection,
+    RunSection,
+    TrainSection,
+)
+
+
+class Config(Section):
+    """A Config is the whole configuration of a run; `run.folder/config.yaml` holds it resolved."""
+
+    model: ModelSection = ModelSection()
+    lora: LoraSection = LoraSection()
+    data: DataSection = DataSection()
+    rollout: RolloutSection = RolloutSection()
+    reward: RewardSection = RewardSection()
+    algorithm: AlgorithmSection = AlgorithmSection()
+    optim: OptimSection = OptimSection()
+    train: TrainSection = TrainSection()
+    eval: EvalSection = EvalSection()
+    run: RunSection = RunSection()
+
+    @property
+    def longest_sequence(self) -> int:
+        """Return the most tokens of prompt and answer together, in training or evaluation."""
+        in_eval = self.eval.max_response_tokens or 0 if self.eval.every > 0 else 0
+        return self.data.max_prompt_tokens + max(self.rollout.max_response_tokens, in_eval)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        algorithm, rollout = self.algorithm, self.rollout
+        if rollout.engine == "server" and self.run.deterministic:
+            raise ValueError(
+                "run.deterministic: servers batch requests as they arrive, so bits may differ; set it to false or "
+                "rollout.engine: vllm"
+            )
+        for key in ("tis_cap", "sequence_bound"):
+            if getattr(algorithm, key) is not None and (rollout.top_p < 1.0 or rollout.top_k > 0):
+                raise ValueError(
+                    f"algorithm.{key}: importance ratios need the sampler's whole distribution, found top_p "
+                    f"{rollout.top_p}, top_k {rollout.top_k}; set top_p: 1 and top_k: 0, or {key}: null"
+                )
+        if algorithm.completion_loss.needs_updates and self.optim.updates_per_batch == 1:
+            raise ValueError(
+                f"algorithm.completion_loss: {algorithm.completion_loss.type} cannot act with one update a batch, its "
+                "ratio is 1 there; use policy_gradient or set optim.updates_per_batch above 1"
+            )
+        if algorithm.kl_weight > 0 and self.lora.init_from is not None:
+            raise ValueError(
+                "algorithm.kl_weight: the reference is the base, not the adapter named by lora.init_from; set "
+                "kl_weight: 0, or export the adapter into a merged checkpoint and start from that"
+            )
+        if self.optim.warmup_steps >= self.train.max_steps:
+            raise ValueError(
+                f"optim.warmup_steps: {self.optim.warmup_steps} is not below train.max_steps ({self.train.max_steps}); "
+                "lower it"
+            )
+        if self.model.quantize == "nf4" and rollout.merge != "never":
+            raise ValueError(
+                "rollout.merge: NF4 weights have 16 values to round to, so an adapter would be lost in them; set it to "
+                "never"
+            )
+        if self.model.quantize == "nf4" and self.model.dtype == "float32" and rollout.engine == "vllm":
+            raise ValueError("model.dtype: vLLM serves NF4 in bfloat16 only; set model.dtype: bfloat16")
+        return self
+
+    def to_yaml(self) -> str:
+        """Return the resolved configuration without keys that have no effect; loading it gives this Config again."""
+        resolved = self.model_dump(mode="json")
+        for name in resolved:
+            for key in getattr(self, name).idle_keys():
+                del resolved[name][key]
+        return plain_yaml.dump(resolved)

@@ -1,0 +1,113 @@
+"""Take the prompt template, and the token that ends an answer, from the tokenizer (data.prompt_template: chat)."""
+
+import functools
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from trapo_lite.config import DataSection
+from trapo_lite.core.errors import DataError
+from trapo_lite.data.tokens import end_of_text_id
+
+SYSTEM, PROBLEM, ANSWER = "{system}", "{problem}", "{answer}"
+REFUSALS = (TemplateError, ValueError, TypeError, KeyError, AttributeError)
+"""A chat template raises one of these for messages or options that it does not take."""
+
+
+def written_out(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> DataSection:
+    """Return the section with a literal prompt_template and, if it has none, the eos_token of the chat template.
+
+    Raises DataError if the tokenizer has no chat template, or if that raises or drops a message.
+    """
+    if data.prompt_template != "chat":
+        return data
+    name = tokenizer.name_or_path or "the model"
+    if not tokenizer.chat_template:
+        raise DataError(
+            f"data.prompt_template: chat, but the tokenizer of {name} has no chat template; write one, with {PROBLEM} "
+            "where the problem goes"
+        )
+    contents = {"user": PROBLEM + data.instruction}
+    if data.system_text is not None:
+        contents = {"system": data.system_text, **contents}
+    try:
+        template = render(tokenizer, contents, data.template_options)
+        ended = render(tokenizer, {**contents, "assistant": ANSWER}, data.template_options)
+    except REFUSALS as error:
+        roles, options = " and a ".join(contents), ", ".join(data.template_options)
+        raise DataError(
+            f"data.prompt_template: chat, but the chat template of {name} does not take a {roles} message"
+            f"{f' with {options}' if options else ''} ({type(error).__name__}: {error}); change data.system_text or "
+            "data.template_options, or write the template out"
+        ) from None
+    for role, content in contents.items():
+        if content not in template or template.count(PROBLEM) != 1:
+            raise DataError(
+                f"data.prompt_template: chat, but the chat template of {name} does not show the {role} message "
+                "unchanged and once; write the template out"
+            )
+    if any(time.strftime(form) in template for form in ("%d %b %Y", "%Y-%m-%d", "%d %B %Y", "%B %d, %Y")):
+        raise DataError(
+            f"data.prompt_template: chat, but the chat template of {name} writes today's date, so that a run could "
+            "not be resumed tomorrow; fix it, for Llama 3 by data.template_options: {date_string: 26 Jul 2024}"
+        )
+    eos_token = data.eos_token
+    if eos_token is None and ANSWER in ended:
+        eos_token = _first_special(tokenizer, ended.rpartition(ANSWER)[2])
+    return data.model_copy(update={"prompt_template": template, "eos_token": eos_token})
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase, contents: Mapping[str, str], options: Mapping[str, Any] | None = None
+) -> str:
+    """Return what the chat template makes of one message of each role, up to where the assistant answers.
+
+    Raises one of REFUSALS if it does not take them.
+    """
+    messages = [{"role": role, "content": content} for role, content in contents.items()]
+    is_open = "assistant" not in contents
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_open, **(options or {}))
+    if not isinstance(text, str):
+        raise TypeError("it gives no text")
+    return text
+
+
+def _first_special(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
+    """Return the token that the text begins with, if it is one of the tokenizer's added or special tokens."""
+    ids = tokenizer(text.lstrip(), add_special_tokens=False)["input_ids"]
+    if ids and (ids[0] in tokenizer.added_tokens_decoder or ids[0] in tokenizer.all_special_ids):
+        return str(tokenizer.convert_ids_to_tokens(ids[0]))
+    return None
+
+
+def end_id_of(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id of the token that ends expert traces, and answers first of all; raise DataError if it is none."""
+    return end_of_text_id(tokenizer, written_out(data, tokenizer).eos_token)
+
+
+def stop_ids_of(data: DataSection, tokenizer: PreTrainedTokenizerBase, *, model: str) -> tuple[int, ...]:
+    """Return the ids that end a completion: the one that ends traces, then the others, each once.
+
+    The others are `data.stop_tokens`; None: the tokenizer's own and those of the model's generation_config.json.
+    Raises DataError for a stop token that is not one token.
+    """
+    end_id = end_id_of(data, tokenizer)
+    if data.stop_tokens is not None:
+        others = [end_of_text_id(tokenizer, token, option="data.stop_tokens") for token in data.stop_tokens]
+    else:
+        own = [] if tokenizer.eos_token is None else [end_of_text_id(tokenizer)]
+        others = [*own, *generation_ends(model)]
+    return tuple(dict.fromkeys([end_id, *others]))
+
+
+@functools.cache
+def generation_ends(model: str) -> tuple[int, ...]:
+    """Return the ids that end an answer by the generation_config.json of a model's folder or hub id, if any."""
+    try:
+        ids = GenerationConfig.from_pretrained(model).eos_token_id
+    except (OSError, ValueError):
+        return ()
+    return tuple([ids] if isinstance(ids, int) else ids or [])
