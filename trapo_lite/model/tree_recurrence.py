@@ -29,7 +29,8 @@ length, ...) and the states at the end. An input of zeros must leave the state a
 class TreeRecurrence:
     """A TreeRecurrence runs causal convolutions and scans along the paths of a batch's trees.
 
-    Chains with equally many chains above them are scanned at once, as rows of one call. Results at padding tokens mean nothing.
+    Chains with equally many chains above them are scanned at once, as rows of one call. Results at padding tokens mean
+    nothing.
     """
 
     def __init__(self, batch: PackedBatch) -> None:
