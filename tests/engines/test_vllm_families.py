@@ -114,6 +114,27 @@ def test_an_adapter_with_a_module_that_vllm_lacks_is_refused_by_name(tmp_path: P
         engine.close()
 
 
+@pytest.mark.long
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the list is of vLLM's build for the CPU")
+@pytest.mark.parametrize(
+    ("name", "refusal"),
+    [
+        ("falcon", r"^rollout\.engine: set it to transformers.*FalconForCausalLM takes no adapters$"),
+        ("bamba, Mamba-2", r"(?s)Layer 0.*has no other way.*set rollout\.engine: transformers"),
+    ],
+)
+def test_a_class_that_vllm_cannot_serve_is_refused_at_the_start(name: str, refusal: str, tmp_path: Path) -> None:
+    base = write_model(with_wide_heads(FAMILIES[name]), tmp_path / "model")
+    engine = VLLMEngine(vllm_options(base, VLLM_DTYPE), log_path=tmp_path / "vllm.log", start_limit_s=300.0)
+    try:
+        with pytest.raises(EngineError, match=refusal):
+            engine.wait()
+    finally:
+        engine.close()
+    if name == "falcon":
+        assert "Loading safetensors" not in (tmp_path / "vllm.log").read_text()  # no weight was read
+
+
 # ----- which slices of vLLM's layers a module has; each B here has as many rows as its value says, all of its own kind
 
 

@@ -6,8 +6,9 @@ process with a traceback in its log, and the parent reports it.
 
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from trapo_lite.core.errors import EngineError
 from trapo_lite.engines.base import FIRST_ADAPTER_ID, Completion, SampleRequest
 from trapo_lite.engines.parity import checksum_of_pairs
 from trapo_lite.engines.vllm.binding import (
@@ -23,9 +24,6 @@ from trapo_lite.engines.vllm.language_model import language_model_arguments, rea
 from trapo_lite.engines.vllm.merging import MergedAdapter, keep_plain_weights
 from trapo_lite.engines.vllm.options import VLLMOptions, round_up_lora_rank
 from trapo_lite.model.base import multimodal_type
-
-if TYPE_CHECKING:
-    pass
 
 BLOCK_SIZE_ON_CPU = 32  # with the default, 128, the prefix cache never holds a prompt under 128 tokens
 MIN_BATCHED_TOKENS_ON_CPU = 4096
@@ -53,7 +51,8 @@ class VLLMWorker:
         arguments |= language_model_arguments(options)
         if multimodal_type(options.model_path) is not None:
             read_language_model_only()
-        if self.is_cpu and EngineArgs(**arguments).create_model_config().has_inner_state:
+        model_config = served_model(options.model_path, arguments)
+        if self.is_cpu and model_config.has_inner_state:
             arguments["enable_prefix_caching"] = False  # for states of recurrent layers it needs prefills in chunks
         self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         self.lora_request: Any = None
@@ -233,6 +232,29 @@ def completion_of(output: Any, version: int | None) -> Completion:
     )
 
 
+def served_model(model_path: str, arguments: dict[str, Any]) -> Any:
+    """Return vLLM's ModelConfig. Raise EngineError if vLLM has no class for the model, or serves no adapters on it.
+
+    arguments: of vLLM's EngineArgs
+    """
+    from vllm import EngineArgs
+    from vllm.model_executor.model_loader.utils import get_model_cls
+    from vllm.model_executor.models import supports_lora
+
+    try:
+        config = EngineArgs(**arguments).create_model_config()
+        model_class = get_model_cls(config)
+    except ValueError as error:
+        raise EngineError(f"{cannot_serve(model_path)}: {error}") from None
+    if not supports_lora(model_class):
+        raise EngineError(f"{cannot_serve(model_path)}: its {model_class.__name__} takes no adapters")
+    return config
+
+
+def cannot_serve(model_path: str) -> str:
+    return f"rollout.engine: set it to transformers, because vLLM cannot serve {model_path}"
+
+
 def engine_arguments(options: VLLMOptions, *, is_cpu: bool, gpu_memory: int = 0) -> dict[str, Any]:
     """Return the arguments for vLLM to serve versioned adapters and report log-probs as the trainer computes them.
 
@@ -274,8 +296,15 @@ def engine_arguments(options: VLLMOptions, *, is_cpu: bool, gpu_memory: int = 0)
 
 
 def serve(connection: Connection) -> None:
-    """Make the engine from the first message's options, say that it is up, then answer calls until the process ends."""
-    worker = VLLMWorker(connection.recv())
+    """Make the engine from the first message's options, say that it is up, then answer calls until the process ends.
+
+    An engine that refuses the model sends its EngineError instead, and ends.
+    """
+    try:
+        worker = VLLMWorker(connection.recv())
+    except EngineError as refusal:
+        connection.send(refusal)
+        return
     connection.send("up")
     while True:
         method, arguments = connection.recv()
