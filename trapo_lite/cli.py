@@ -77,6 +77,7 @@ def train(arguments: Sequence[str] | None = None) -> None:
 
 def _dry_run(config: Config) -> list[str]:
     """Check the model, and return the plan of a step."""
+    from trapo_lite.engines.start import check_served
     from trapo_lite.model.base import model_lines
     from trapo_lite.model.layout import check_model
     from trapo_lite.model.saved_adapter import check_start
@@ -91,6 +92,8 @@ def _dry_run(config: Config) -> list[str]:
             "          the model is no folder here, so it is taken for a hub id and was not checked",
         ]
     layout = check_model(config)
+    if config.uses_engine:
+        check_served(config)
     check_start_fits(config, reads_weights=False)
     return [*plan_lines(config), *model_lines(config.model), layout.line or "layout: tree"]
 

@@ -20,7 +20,8 @@ from trapo_lite.engines.transformers.cache import ATTENTION, read_at_once
 from trapo_lite.engines.transformers.engine import TransformersEngine
 
 SERVED = [name for name, family in FAMILIES.items() if family.serves]
-REFUSED = {name: family for name, family in FAMILIES.items() if not family.serves} | {
+REFUSED_BY_CLASS = [name for name, family in FAMILIES.items() if not family.serves]
+REFUSED_BY_VALUES = {
     "bart, which takes no positions": Family("bart", {"decoder_layers": 2, "decoder_attention_heads": 4}),
     "bert, which sees later tokens": Family("bert", {}),
 }
@@ -105,21 +106,40 @@ def test_an_adapter_of_recurrent_layers_is_published_and_merged(family: str, tmp
     assert engine.score(ids) == separate
 
 
-@pytest.mark.parametrize("family", REFUSED)
-def test_a_class_that_cannot_be_continued_is_refused_at_the_start(family: str, tmp_path: Path) -> None:
-    name = type(AutoModelForCausalLM.from_config(config_of(REFUSED[family].model_type))).__name__
-    with pytest.raises(EngineError, match=rf"model.name: {name}.*; set rollout.engine: vllm.*or take another model"):
-        start(REFUSED[family], tmp_path)
+def refusal_of(family: Family) -> str:
+    name = type(AutoModelForCausalLM.from_config(config_of(family.model_type))).__name__
+    return rf"model.name: {name}.*; set rollout.engine: vllm.*or take another model"
 
 
+@pytest.mark.parametrize("family", REFUSED_BY_CLASS)
+def test_a_class_that_cannot_be_continued_is_refused_before_a_weight_is_read(family: str, tmp_path: Path) -> None:
+    write_model(FAMILIES[family], tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(EngineError, match=refusal_of(FAMILIES[family])):
+        TransformersEngine(str(tmp_path), max_model_len=64)
+
+
+@pytest.mark.parametrize("family", REFUSED_BY_VALUES)
+def test_a_class_that_draws_from_something_else_than_it_scores_is_refused(family: str, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=refusal_of(REFUSED_BY_VALUES[family])):
+        start(REFUSED_BY_VALUES[family], tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", ["bloom, ALiBi", "codegen"])
 def test_attention_that_ignores_the_mask_is_refused_at_the_start(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both add the mask to their scores, and the engine's own attention has a mask of True and False."""
     monkeypatch.setattr(engine_module, "attention_of", lambda section: ATTENTION)
     with pytest.raises(EngineError, match="its log-probs change by"):
-        start(FAMILIES[family], tmp_path)
+        start(FAMILIES[family], tmp_path, dtype=dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", SERVED)
+def test_rounding_to_bfloat16_is_not_taken_for_a_mistake(family: str, tmp_path: Path) -> None:
+    start(FAMILIES[family], tmp_path, dtype="bfloat16")
 
 
 def test_prompts_of_equal_length_are_read_at_once() -> None:

@@ -38,6 +38,11 @@ class Config(Section):
         in_eval = self.eval.max_response_tokens or 0 if self.eval.every > 0 else 0
         return self.data.max_prompt_tokens + max(self.rollout.max_response_tokens, in_eval)
 
+    @property
+    def uses_engine(self) -> bool:
+        """Return whether anything is sampled: rollouts, or answers in evaluations."""
+        return self.algorithm.samples or self.eval.every > 0
+
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         algorithm, rollout = self.algorithm, self.rollout

@@ -49,6 +49,9 @@ class ModelSection(Section):
     config_overrides: dict[str, Any] = Field(default_factory=dict)
     """Fields of the model's config.json to replace, in trainer, engine and export."""
 
+    def idle_keys(self) -> dict[str, str]:
+        return {"attention": "model.layout: tree, whose attention it is"} if self.layout == "rows" else {}
+
     @field_validator("config_overrides")
     @classmethod
     def _is_finite(cls, overrides: dict[str, Any]) -> dict[str, Any]:

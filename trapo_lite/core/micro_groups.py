@@ -42,21 +42,21 @@ PRESETS: dict[str, tuple[MicroGroup, ...]] = {
 }
 
 
-def prefix_ratio(micro_group: MicroGroup, rewards_so_far: Sequence[float]) -> float:
+def prefix_ratio(micro_group: MicroGroup, returns_so_far: Sequence[float]) -> float:
     """Return the share of the expert trace to give now: the micro-group's ratio if the policy needs help, else 0.
 
     >>> guided = MicroGroup(num_rollouts=2, prefix_ratio=0.25, help_below=0.5)
     >>> prefix_ratio(guided, [1.0, 0.0, 0.0, 0.0]), prefix_ratio(guided, [1.0, 1.0, 0.0, 0.0])
     (0.25, 0.0)
 
-    rewards_so_far: rewards of ALL earlier rollouts of the problem, guided ones included. If there are none, the ratio
+    returns_so_far: rewards of ALL earlier rollouts of the problem, guided ones included. If there are none, the ratio
     is 0 unless help_below is None.   Source: METHOD 3; the official code has "<".
     """
     if micro_group.help_below is None:
         return micro_group.prefix_ratio
-    if not rewards_so_far:
+    if not returns_so_far:
         return 0.0
-    mean_reward = sum(rewards_so_far) / len(rewards_so_far)
+    mean_reward = sum(returns_so_far) / len(returns_so_far)
     return micro_group.prefix_ratio if mean_reward < micro_group.help_below else 0.0
 
 

@@ -20,6 +20,7 @@ from trapo_lite.doctor.named_inputs import (
     finding_of,
 )
 from trapo_lite.engines.adapter_folder import IN_MEMORY, room_for
+from trapo_lite.engines.start import check_served
 from trapo_lite.engines.vllm.engine import require_dtype, require_vllm
 from trapo_lite.model.base import model_shape
 from trapo_lite.model.layout import check_model
@@ -54,6 +55,8 @@ def check_configuration(config: Config, facts: Facts, launch: Launch, answers: H
         yield from check_model_files(folder, needs_weights=needs_weights)
         try:
             local = check_model(local).written_out(local)
+            if config.uses_engine:
+                check_served(local)
             shape = model_shape(local)
             memory = check_memory_plan(local, shape, facts, launch)
         except DAMAGE as error:
@@ -80,7 +83,7 @@ def check_processes(facts: Facts, launch: Launch) -> Iterator[Finding]:
 
 def check_engine(config: Config, facts: Facts) -> Iterator[Finding]:
     """Yield whether the engine for sampling is installed and can serve this type."""
-    if not _has_engine(config):
+    if not config.uses_engine:
         return
     on_cuda = bool(visible_cards(facts))
     try:
@@ -123,8 +126,8 @@ def check_memory_plan(config: Config, shape: ModelShape, facts: Facts, launch: L
 
 def _check_host_memory(config: Config, shape: ModelShape, facts: Facts, launch: Launch) -> Finding:
     base = plan_memory(config, shape, gpu_memory=0.0).base
-    each = 2 * base if _has_engine(config) and config.rollout.engine != "server" else base
-    if _has_engine(config) and config.rollout.engine == "vllm":
+    each = 2 * base if config.uses_engine and config.rollout.engine != "server" else base
+    if config.uses_engine and config.rollout.engine == "vllm":
         each += config.rollout.kv_cache_gib * GIB
     needed, found = launch.num_gpus * each, f"weights and cache take {launch.num_gpus * each / GIB:.1f} GiB on the CPU"
     if facts.memory is None or needed < (facts.free_memory or facts.memory):
@@ -136,7 +139,7 @@ def _check_host_memory(config: Config, shape: ModelShape, facts: Facts, launch: 
 
 def check_adapter_room(config: Config, shape: ModelShape, facts: Facts, launch: Launch) -> Iterator[Finding]:
     """Yield where adapters can pass to vLLM: in memory, on the disk for temporary files, or nowhere."""
-    if not _has_engine(config) or config.rollout.engine != "vllm":
+    if not config.uses_engine or config.rollout.engine != "vllm":
         return
     room = room_for(getattr(torch, config.model.dtype).itemsize * shape.adapter_parameters, num_engines=launch.num_gpus)
     needed = f"adapters may need {room / GIB:.1f} GiB"
@@ -173,7 +176,3 @@ def check_download(shape: ModelShape, facts: Facts) -> Finding:
         has = "it cannot be written" if free is None else f"{free / GIB:.1f} are free"
         return Finding("warning", "download", f"{found}, {has}", "set HF_HOME to a roomy folder, if they are not there")
     return Finding("ok", "download", f"{found}, {free / GIB:.0f} are free")
-
-
-def _has_engine(config: Config) -> bool:
-    return config.algorithm.samples or config.eval.every > 0

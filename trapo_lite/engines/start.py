@@ -63,6 +63,24 @@ def start_engine(
     )
 
 
+def check_served(config: Config) -> None:
+    """Raise EngineError, before a weight is read, for what the engine is known not to serve.
+
+    vLLM judges the model's class itself, in its own process, before it reads weights.
+    """
+    if config.rollout.engine == "transformers":
+        from trapo_lite.engines.transformers.served import check_class
+
+        check_class(config.model)
+    from trapo_lite.model.base import multimodal_type
+
+    if config.rollout.engine == "server" and (kind := multimodal_type(config.model.name)) is not None:
+        raise EngineError(
+            f"rollout.engine: {config.model.name} is multimodal ({kind}), and `vllm serve` names its layers otherwise "
+            "than the trained language model does; set it to vllm or transformers"
+        )
+
+
 def _start_vllm(
     config: Config,
     *,

@@ -19,7 +19,7 @@ from trapo_lite.data.tokens import load_tokenizer, text_of
 from trapo_lite.engines import parity
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.group import EngineGroup
-from trapo_lite.engines.start import start_engine
+from trapo_lite.engines.start import check_served, start_engine
 from trapo_lite.evaluation.answer_store import AnswerLog
 from trapo_lite.evaluation.draws import evaluate_problems
 from trapo_lite.evaluation.problem_sets import ProblemSet, read_sets, require_positions
@@ -64,6 +64,7 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
         allow_part=target.allow_part,
     )
     require_embeddings(config, tokenizer, [problem for problem_set in sets for problem in problem_set.problems])
+    check_served(config)
     base = model_config(config.model)
     check_weight_files(config.model.name)
     max_model_len = require_positions(config, sets, available=num_positions(base))

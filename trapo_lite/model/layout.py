@@ -92,7 +92,7 @@ def check_model(config: Config) -> Layout:
     """
     longest = config.longest_sequence
     layout = choose_layout(config.model, longest=longest)
-    if config.algorithm.samples or config.eval.every > 0:
+    if config.uses_engine:
         check_fixed_rope(layout.model.config, config.model.name, longest=longest)
     check_targets(layout.model, config.lora.target_modules)
     return layout

@@ -16,6 +16,7 @@ from trapo_lite.core.types import Group, Rollout
 from trapo_lite.model.logprobs import LogitScale
 from trapo_lite.model.shape import (
     FAILURES,
+    NOT_MIXING,
     adapted,
     is_target,
     meta_model,
@@ -29,8 +30,7 @@ from trapo_lite.model.tree_recurrence import Scan, TreeRecurrence, reach_recurre
 NUM_TOKENS = 8
 RECURRENT = ("linear_attention", "hybrid", "hybrid_sliding")
 MIXING = ("full_attention", "sliding_attention", "conv", *RECURRENT)
-NOT_MIXING = ("mlp", "moe")
-"""transformers' types of layers: those that scan, all whose tokens see others, and those whose tokens do not."""
+"""transformers' types of layers that scan, and all whose tokens see others."""
 ROWS = "set model.layout: auto or rows"
 
 

@@ -25,8 +25,9 @@ FAILURES = (
 )
 """What modelling code raises where a configuration is not what it expects."""
 
-
-WITHOUT_ATTENTION = ("linear_attention", "conv", "mlp", "moe")
+NOT_MIXING = ("mlp", "moe")
+"""transformers' types of layers whose tokens see no others."""
+WITHOUT_ATTENTION = ("linear_attention", "conv", *NOT_MIXING)
 """transformers' types of layers that keep no keys and values."""
 
 

@@ -100,7 +100,7 @@ def plan_memory(config: Config, shape: ModelShape, *, gpu_memory: float, num_sha
     else:
         in_backward += layer  # recomputed
         kept = 0.0 if model.offload_activations else shape.hidden_size * width * shape.num_layers
-    engine = rollout.engine if config.algorithm.samples or config.eval.every > 0 else "server"
+    engine = rollout.engine if config.uses_engine else "server"
     engine_weights = {"vllm": _vllm_bytes(config, shape, width=width), "transformers": base, "server": 0.0}[engine]
     kv_cache = rollout.gpu_memory_fraction * gpu_memory - engine_weights if engine == "vllm" else 0.0
     return MemoryPlan(

@@ -11,6 +11,7 @@ from trapo_lite.core.types import Problem
 from trapo_lite.data.loading import load_problems, require_experts
 from trapo_lite.data.report import DataReport
 from trapo_lite.data.tokens import load_tokenizer
+from trapo_lite.engines.start import check_served
 from trapo_lite.model.adapter_config import own_config
 from trapo_lite.model.base import check_weight_files, model_config
 from trapo_lite.model.layout import Layout, check_model
@@ -48,6 +49,8 @@ def read_inputs(config: Config) -> Inputs:
     check_loggers(config)
     check_paths(config)
     layout = check_model(config)
+    if config.uses_engine:
+        check_served(config)
     check_weight_files(config.model.name)
     check_start_fits(config, reads_weights=True)
     limit = config.rollout.max_response_tokens

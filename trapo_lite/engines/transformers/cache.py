@@ -18,6 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from trapo_lite.model.shape import NOT_MIXING
 from trapo_lite.model.tree_attention import Scores, attend_rows, refuse_unknown
 
 ATTENTION = "grouped_heads"  # without "sdpa" in it, which some classes refuse in any name
@@ -124,6 +125,8 @@ class RowCache(Cache):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(layers=[_as_rows(layer) for layer in DynamicCache(config=config).layers])
+        kinds = getattr(config, "layer_types", None) or [""] * len(self.layers)
+        self._used = [layer for layer, kind in zip(self.layers, kinds, strict=False) if kind not in NOT_MIXING]
 
     @property
     def has_columns(self) -> bool:
@@ -132,6 +135,11 @@ class RowCache(Cache):
     @property
     def has_states(self) -> bool:
         return any(isinstance(layer, LinearAttentionLayer) for layer in self.layers)
+
+    @property
+    def num_empty(self) -> int:
+        """Return how many layers hold nothing, those aside whose tokens see no others."""
+        return sum(not _holds_something(layer) for layer in self._used)
 
     def select(self, rows: Tensor, *, width: int) -> None:
         """Keep the last `width` columns of these rows, in this order, each as often as it is named."""
@@ -161,6 +169,11 @@ def _as_rows(layer: Any) -> LinearAttentionLayer | GrowingLayer:
 
 def _states_of(layer: Any) -> list[dict[int, Any]]:
     return [layer.conv_states, layer.recurrent_states] if isinstance(layer, LinearAttentionLayer) else []
+
+
+def _holds_something(layer: Any) -> bool:
+    has_columns = isinstance(layer, GrowingLayer) and layer.is_initialized
+    return has_columns or any(state is not None for states in _states_of(layer) for state in states.values())
 
 
 def _widened(states: Tensor, width: int) -> Tensor:

@@ -17,7 +17,7 @@ from trapo_lite.engines.parity import PEFT_PREFIX, checksum_of_pairs
 from trapo_lite.engines.transformers.cache import RowCache, read_at_once
 from trapo_lite.engines.transformers.merging import MergedAdapter
 from trapo_lite.engines.transformers.sampling import draw, processed_logprobs
-from trapo_lite.engines.transformers.served import attention_of, require_served
+from trapo_lite.engines.transformers.served import attention_of, check_class, require_served
 from trapo_lite.model.adapter_config import AdapterError
 from trapo_lite.model.base import load_base
 from trapo_lite.model.saved_adapter import load_by_name, read_tensors
@@ -75,6 +75,7 @@ class TransformersEngine:
         self.scratch: Path | None = None
         self.publish_bytes = 0
         section = ModelSection(name=model_path, dtype=dtype, quantize=quantize, config_overrides=config_overrides or {})
+        check_class(section)
         self._base: Any = load_base(section, device=self.device, attention=attention_of(section)).eval()
         self._peft: PeftModel | None = None
         self._merged: MergedAdapter | None = None
