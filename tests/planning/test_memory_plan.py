@@ -1,13 +1,21 @@
 """The plan's arithmetic against what is really allocated, and what it advises."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from builders import config_of, rollout
 from torch import Tensor
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GraniteMoeHybridConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3_5TextConfig,
+)
 
 from trapo_lite import cli
 from trapo_lite.config import AlgorithmSection, Config, LoraSection, ModelSection, load_config, validate
@@ -16,7 +24,16 @@ from trapo_lite.core.errors import ConfigError
 from trapo_lite.model.base import load_base, model_config, model_shape
 from trapo_lite.model.logprobs import CHUNK_ELEMENTS
 from trapo_lite.model.policy import Policy
-from trapo_lite.planning.memory import layer_bytes, plan_memory, plan_time, remedies, require_fits, shortcoming
+from trapo_lite.model.shape import ModelShape
+from trapo_lite.planning.memory import (
+    RECURRENT_LAYER,
+    layer_bytes,
+    plan_memory,
+    plan_time,
+    remedies,
+    require_fits,
+    shortcoming,
+)
 from trapo_lite.planning.report import memory_report, parse_memory
 from trapo_lite.run.gpus import GIB, GPUS
 
@@ -52,11 +69,14 @@ def config_for(model: Path, name: str, *overrides: str) -> Config:
 # ----- against what is really allocated
 
 
-def kept_bytes(num_layers: int, num_tokens: int, *, dtype: torch.dtype, rank: int, **sizes: int) -> int:
-    """What autograd keeps of one row's forward pass, the model's own weights left out."""
+def qwen2(num_layers: int, **sizes: int) -> PreTrainedConfig:
     shape = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 2} | sizes
-    config = Qwen2Config(**shape, num_hidden_layers=num_layers, vocab_size=128, attn_implementation="packed_tree")
-    base = Qwen2ForCausalLM(config).to(dtype)
+    return Qwen2Config(**shape, num_hidden_layers=num_layers, vocab_size=128)
+
+
+def kept_bytes(config: PreTrainedConfig, num_tokens: int, *, dtype: torch.dtype, rank: int) -> int:
+    """What autograd keeps of one row's forward pass, the model's own weights left out."""
+    base = AutoModelForCausalLM.from_config(config, attn_implementation="packed_tree").to(dtype)
     policy = Policy(base, LoraSection(r=rank, alpha=8), attention="sdpa", gradient_checkpointing=False)
     algorithm = AlgorithmSection().build()
     batch = policy.prepare([make_group(algorithm, [rollout([1], [], [2] * (num_tokens - 1), reward=1.0)])])
@@ -89,27 +109,79 @@ def kept_bytes(num_layers: int, num_tokens: int, *, dtype: torch.dtype, rank: in
     ids=str,
 )
 def test_what_a_layer_keeps_is_what_autograd_keeps(dtype: torch.dtype, sizes: dict[str, int]) -> None:
-    options = {"rank": 8} | sizes
+    sizes = dict(sizes)
+    rank = sizes.pop("rank", 8)
     one, three = (
-        kept_bytes(layers, 200, dtype=dtype, **options) - kept_bytes(layers, 100, dtype=dtype, **options)
+        kept_bytes(qwen2(layers, **sizes), 200, dtype=dtype, rank=rank)
+        - kept_bytes(qwen2(layers, **sizes), 100, dtype=dtype, rank=rank)
         for layers in (1, 3)
     )
     found = (three - one) / 2 / 100
-    hidden, heads = options.get("hidden_size", 256), 4
+    hidden, heads = sizes.get("hidden_size", 256), 4
     shape = model_shape_of(
         hidden_size=hidden,
-        mlp_width=options.get("intermediate_size", 1024),
-        attention_width=heads * options.get("head_dim", hidden // heads),
-        kv_width=options.get("num_key_value_heads", 2) * options.get("head_dim", hidden // heads),
+        mlp_width=sizes.get("intermediate_size", 1024),
+        attention_width=heads * sizes.get("head_dim", hidden // heads),
+        kv_width=sizes.get("num_key_value_heads", 2) * sizes.get("head_dim", hidden // heads),
     )
     width = torch.finfo(dtype).bits // 8
-    expected = layer_bytes(shape, rank=options["rank"], width=width, is_grouped=True)
+    expected = layer_bytes(shape, rank=rank, width=width, is_grouped=True)
     assert found == pytest.approx(expected, rel=0.02)
 
 
-def model_shape_of(**sizes: int):
-    from trapo_lite.model.shape import ModelShape
+def gated_delta_net(num_layers: int) -> PreTrainedConfig:
+    """A quarter of Qwen3.5-4B's widths."""
+    return Qwen3_5TextConfig(
+        hidden_size=640,
+        intermediate_size=2304,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=256,
+        linear_num_key_heads=4,
+        linear_num_value_heads=8,
+        linear_key_head_dim=128,
+        linear_value_head_dim=128,
+        num_hidden_layers=num_layers,
+        layer_types=["full_attention"] + ["linear_attention"] * (num_layers - 1),
+        vocab_size=128,
+    )
 
+
+def mamba2(num_layers: int) -> PreTrainedConfig:
+    """A quarter of the widths of Granite 4 Micro H."""
+    return GraniteMoeHybridConfig(
+        hidden_size=512,
+        intermediate_size=2048,
+        shared_intermediate_size=2048,
+        num_local_experts=0,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        mamba_n_heads=16,
+        mamba_d_head=64,
+        mamba_d_state=128,
+        mamba_n_groups=1,
+        num_hidden_layers=num_layers,
+        layer_types=["full_attention"] + ["linear_attention"] * (num_layers - 1),
+        vocab_size=128,
+    )
+
+
+@pytest.mark.parametrize("config_of_layers", [gated_delta_net, mamba2])
+def test_a_recurrent_layer_keeps_no_more_than_is_planned(
+    config_of_layers: Callable[[int], PreTrainedConfig],
+) -> None:
+    two, three = (
+        kept_bytes(config_of_layers(layers), 512, dtype=torch.bfloat16, rank=32)
+        - kept_bytes(config_of_layers(layers), 256, dtype=torch.bfloat16, rank=32)
+        for layers in (2, 3)
+    )
+    shape = ModelShape.of(config_of_layers(3), rank=32, targets="all-linear")
+    assert shape.num_recurrent == 2
+    share = (three - two) / 256 / layer_bytes(shape, rank=32, width=2, is_grouped=True)
+    assert 0.8 * RECURRENT_LAYER < share <= RECURRENT_LAYER
+
+
+def model_shape_of(**sizes: int) -> ModelShape:
     names = ("num_layers", "vocab_size", "lora_width")
     counts = ("linear_parameters", "other_parameters", "adapter_parameters")
     return ModelShape(**dict.fromkeys(names + counts, 1), **sizes)
@@ -272,6 +344,10 @@ def test_times_follow_the_roofline(model_7b: Path) -> None:
     shape = model_shape(config)
     slow, fast = (plan_time(config, shape, GPUS[name], num_gpus=8) for name in ("A100", "H100"))
     assert slow.update / fast.update == pytest.approx(989 / 312) and slow.rollouts > fast.rollouts
+    rows = config_for(model_7b, "8xA100_lora.yaml", "model.layout=rows")
+    tree, alone = (plan_time(each, shape, GPUS["A100"], num_gpus=8).num_tokens for each in (config, rows))
+    prompts = config.rollout.num_problems * config.data.max_prompt_tokens
+    assert alone - tree == prompts * (config.algorithm.group_size - 1)
     sft = load_config(
         [Path("configs/8xA100_lora.yaml"), Path("configs/algorithm/sft.yaml")], [f"model.name={model_7b}"]
     )

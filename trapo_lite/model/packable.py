@@ -17,6 +17,7 @@ from trapo_lite.model.logprobs import LogitScale
 from trapo_lite.model.shape import (
     FAILURES,
     NOT_MIXING,
+    RECURRENT,
     adapted,
     is_target,
     meta_model,
@@ -28,9 +29,8 @@ from trapo_lite.model.tree_attention import ATTENTION, Scores, TreeLayout
 from trapo_lite.model.tree_recurrence import Scan, TreeRecurrence, reach_recurrent_layers
 
 NUM_TOKENS = 8
-RECURRENT = ("linear_attention", "hybrid", "hybrid_sliding")
 MIXING = ("full_attention", "sliding_attention", "conv", *RECURRENT)
-"""transformers' types of layers that scan, and all whose tokens see others."""
+"""transformers' types of layers whose tokens see others."""
 ROWS = "set model.layout: auto or rows"
 
 

@@ -25,8 +25,9 @@ FAILURES = (
 )
 """What modelling code raises where a configuration is not what it expects."""
 
+RECURRENT = ("linear_attention", "hybrid", "hybrid_sliding")
 NOT_MIXING = ("mlp", "moe")
-"""transformers' types of layers whose tokens see no others."""
+"""transformers' types of layers that scan, and those whose tokens see no others."""
 WITHOUT_ATTENTION = ("linear_attention", "conv", *NOT_MIXING)
 """transformers' types of layers that keep no keys and values."""
 
@@ -41,6 +42,7 @@ class ModelShape:
     attention_width, kv_width: heads, and key-value heads, times the size of a head
     num_sliding, window: layers with a sliding window, and how many tokens it holds
     num_without_attention: layers of a recurrence, a convolution or an MLP alone
+    num_recurrent: layers with a recurrence, alone or beside attention
     lora_width: inputs and outputs of all linear layers of the decoder: parameters of one rank of an adapter on them
     """
 
@@ -57,6 +59,7 @@ class ModelShape:
     num_sliding: int = 0
     window: int = 0
     num_without_attention: int = 0
+    num_recurrent: int = 0
 
     @property
     def parameters(self) -> int:
@@ -77,6 +80,7 @@ class ModelShape:
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads(config)
         adapter = adapted(model, rank=rank, targets=targets).parameters()
+        layer_types = getattr(config, "layer_types", None) or ()
         return cls(
             num_layers=config.num_hidden_layers,
             hidden_size=config.hidden_size,
@@ -90,7 +94,8 @@ class ModelShape:
             adapter_parameters=sum(parameter.numel() for parameter in adapter if parameter.requires_grad),
             num_sliding=num_sliding_layers(config),
             window=getattr(config, "sliding_window", None) or 0,
-            num_without_attention=sum(kind in WITHOUT_ATTENTION for kind in getattr(config, "layer_types", None) or ()),
+            num_without_attention=sum(kind in WITHOUT_ATTENTION for kind in layer_types),
+            num_recurrent=sum(kind in RECURRENT for kind in layer_types),
         )
 
     def training_flop(

@@ -19,6 +19,9 @@ Change = Callable[[Config], Config]
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, a byte per 64 weights, 4 bytes per 256 of these bytes
 ENGINE_NF4_BYTES = 0.5 + 4 / 64  # the engine keeps a float32 per 64 weights
+RECURRENT_LAYER = 4.5
+"""What a layer of a recurrence keeps, as a multiple of `layer_bytes`, in transformers' form in plain torch: 3.8 for
+Gated DeltaNet of the sizes of Qwen3.5-4B, 4.4 for Mamba-2 of those of Granite 4 Micro H. Kernels keep less."""
 ADAPTER_SLOTS = 2  # the engine's max_loras: the adapter in use and the next one
 RESERVE = 1.5 * GIB  # CUDA contexts and kernels of trainer and engine
 FRAGMENTATION = 0.1  # share of what is allocated and freed in every batch that the allocator loses
@@ -96,9 +99,9 @@ def plan_memory(config: Config, shape: ModelShape, *, gpu_memory: float, num_sha
     layer = layer_bytes(shape, rank=config.lora.r, width=width, is_grouped=model.attention != "sdpa")
     in_backward = 2 * width * shape.mlp_width  # gradients of the widest part of a layer
     if not model.gradient_checkpointing:
-        kept = layer * shape.num_layers
+        kept = layer * (shape.num_layers + (RECURRENT_LAYER - 1) * shape.num_recurrent)
     else:
-        in_backward += layer  # recomputed
+        in_backward += layer * (RECURRENT_LAYER if shape.num_recurrent else 1.0)  # recomputed
         kept = 0.0 if model.offload_activations else shape.hidden_size * width * shape.num_layers
     engine = rollout.engine if config.uses_engine else "server"
     engine_weights = {"vllm": _vllm_bytes(config, shape, width=width), "transformers": base, "server": 0.0}[engine]
@@ -260,9 +263,24 @@ def plan_time(config: Config, shape: ModelShape, gpu: Gpu, *, num_gpus: int) -> 
         computed = 2 * shape.parameters * batch / (gpu.tflops * 1e12 * UTILISATION)
         rollouts = limit * max(read, computed) * max(1.0, together / batch)
     rows = round(problems * config.algorithm.group_size)
-    tokens = rows * limit + round(problems) * prompt
-    visible = rows * (limit * prompt + limit * limit // 2)
-    flop = shape.training_flop(num_tokens=tokens, num_visible=visible, num_trained=rows * limit)
+    num_prompts = rows if config.model.layout == "rows" else round(problems)
+    tokens = rows * limit + num_prompts * prompt
+    flop = shape.training_flop(
+        num_tokens=tokens,
+        num_visible=rows * num_pairs(prompt, limit, window=prompt + limit),
+        num_in_window=rows * num_pairs(prompt, limit, window=shape.window) if shape.num_sliding else None,
+        num_trained=rows * limit,
+    )
     if config.model.gradient_checkpointing:
         flop *= 1.5  # the forward pass is repeated: 2 of 4 operations per weight
     return TimePlan(rollouts, flop / (gpu.tflops * 1e12 * UTILISATION), tokens * num_gpus)
+
+
+def num_pairs(prompt: int, response: int, *, window: int) -> int:
+    """Return how many tokens the tokens of a response see together, each at most `window`.
+
+    >>> num_pairs(10, 4, window=100), num_pairs(10, 4, window=12), num_pairs(10, 4, window=3)
+    (48, 46, 12)
+    """
+    num_seeing_all = min(response, max(0, window - prompt))
+    return num_seeing_all * (prompt + num_seeing_all // 2) + (response - num_seeing_all) * window
