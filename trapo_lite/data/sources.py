@@ -110,7 +110,7 @@ def _no_object(found: str, fix: str) -> BadRow:
 
 def _from_hub(source: str, key: str) -> Iterator[Row]:
     match = HUB_NAME.fullmatch(source)
-    assert match is not None  # _check_source
+    assert match is not None
     name, config, split = match["id"], match["config"] or None, match["split"] or "train"
     import datasets
     from datasets.exceptions import DatasetsError

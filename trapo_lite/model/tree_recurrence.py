@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, softplus
 from torch.nn.utils.rnn import pad_sequence
 
+from trapo_lite.core.errors import ModelError
 from trapo_lite.core.tree import PackedBatch, chains_of
 
 Scan = Callable[[list[Tensor], Tensor | None], tuple[Tensor, Tensor | None]]
@@ -100,7 +101,7 @@ def reach_recurrent_layers(model: nn.Module) -> bool:
     The modules of transformers that define these classes look their functions up by name, so they are replaced there,
     once a process. Without a layout they do what they did before. Returns whether the classes have any.
     """
-    found = False
+    has_any = False
     for module in {type(part).__module__ for part in model.modules()}:
         names = vars(sys.modules[module])
         if FUSED in names:
@@ -108,10 +109,10 @@ def reach_recurrent_layers(model: nn.Module) -> bool:
         for name, over_tree in OVER_TREE.items():
             if name not in names:
                 continue
-            found = True
+            has_any = True
             if not hasattr(names[name], "over_tree"):
                 names[name] = _by_layout(names[name], over_tree)
-    return found
+    return has_any
 
 
 def _by_layout(original: Callable[..., Any], over_tree: Callable[..., Any]) -> Callable[..., Any]:
@@ -135,8 +136,10 @@ def _causal_convolution(
     weight: Tensor,
     bias: Tensor | None = None,
     activation: str | None = None,
-    **_: Any,
+    **options: Any,
 ) -> Tensor:
+    _refuse(options)
+
     def convolution(line: Tensor) -> Tensor:
         return original(line, weight, bias, activation=activation)
 
@@ -153,12 +156,14 @@ def _gated_delta_rule(
     g: Tensor,
     beta: Tensor,
     use_qk_l2norm_in_kernel: bool,
-    **_: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
+    _refuse(options)
+
     def scan(rows: list[Tensor], state: Tensor | None) -> tuple[Tensor, Tensor | None]:
         value, query, key, g, beta = rows
-        options = {"initial_state": state, "output_final_state": True}
-        return original(query, key, value, g=g, beta=beta, use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel, **options)
+        states = {"initial_state": state, "output_final_state": True}
+        return original(query, key, value, g=g, beta=beta, use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel, **states)
 
     return recurrence.scan(scan, [value, query, key, g, beta]), None
 
@@ -177,18 +182,26 @@ def _state_space(
     dt_bias: Tensor | None = None,
     dt_softplus: bool = False,
     dt_limit: tuple[float, float] = (0.0, float("inf")),
-    **_: Any,
+    **options: Any,
 ) -> Tensor:
+    _refuse(options)
     # The steps are computed here, because a padded step must be zero after its bias, softplus and limits.
     steps = dt.float() if dt_bias is None else dt.float() + dt_bias.float()
     steps = (softplus(steps) if dt_softplus else steps).clamp(*dt_limit)
 
     def scan(rows: list[Tensor], state: Tensor | None) -> tuple[Tensor, Tensor]:
         inputs, steps, B, C = rows
-        options = {"initial_states": state, "return_final_states": True}
-        return original(inputs, steps, A, B, C, chunk_size=chunk_size, D=D, z=None, **options)
+        states = {"initial_states": state, "return_final_states": True}
+        return original(inputs, steps, A, B, C, chunk_size=chunk_size, D=D, z=None, **states)
 
     return recurrence.scan(scan, [inputs, steps, B, C])
+
+
+def _refuse(options: dict[str, Any]) -> None:
+    """Raise ModelError for an argument that asks for something; over a tree it would be ignored."""
+    for name, value in options.items():
+        if value is not None and value is not False:
+            raise ModelError(f"a recurrent layer computes with {name}, which packed trees do not have")
 
 
 def _not_fused(*_: Any, **__: Any) -> None:
