@@ -12,6 +12,7 @@ import torch
 from adapter_folders import edited, with_nan
 from byte_model import byte_tokenizer, write_byte_model
 from conftest import VLLM_DTYPE, VLLM_ROUNDING
+from families import FAMILIES, targets_of, write_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -36,10 +37,10 @@ def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def make_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    def make(base_dir: Path, *, scale: float) -> Path:
+    def make(base_dir: Path, *, scale: float, targets: str | list[str] = "all-linear") -> Path:
         """B is normal with this standard deviation."""
         torch.manual_seed(1)
-        config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+        config = LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM")
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32), config)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -94,6 +95,27 @@ def test_the_checkpoint_reloads_as_the_policy(
     assert record["exported"]["versions"]["torch"] == torch.__version__ and record["trained"] == []
     assert f"files {record['exported']['package']}" in card and f"torch {torch.__version__}" in card
     assert not hasattr(AutoConfig.from_pretrained(out), "quantization_config")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpt-oss, windows and sinks", "bamba, Mamba-2", "bloom, ALiBi"])
+def test_every_kind_of_class_reloads_as_the_policy(
+    family: str, export: Export, make_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+):
+    """gpt-oss and Bloom have no SDPA, Bamba has recurrent layers."""
+    base_dir = write_model(FAMILIES[family], tmp_path_factory.mktemp("family"))
+    byte_tokenizer().save_pretrained(base_dir)
+    adapter_dir = make_adapter(base_dir, scale=0.1, targets=targets_of(base_dir))
+    out = export(model={"name": str(base_dir)}, adapter_dir=adapter_dir)
+
+    ids = torch.randint(64, (1, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        base = AutoModelForCausalLM.from_pretrained(base_dir).eval()
+        before = base(input_ids=ids).logits
+        expected = PeftModel.from_pretrained(base, str(adapter_dir)).eval()(input_ids=ids).logits
+        found = AutoModelForCausalLM.from_pretrained(out).eval()(input_ids=ids).logits
+    assert (expected - before).abs().mean() > 0.01, "the adapter does too little to be tested"
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)  # sums in another order
 
 
 @pytest.mark.slow

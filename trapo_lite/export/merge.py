@@ -138,8 +138,8 @@ def _write_checked(
 def load_float32_base(section: ModelSection) -> PreTrainedModel:
     """Load the base in float32 on the CPU. An nf4 base is loaded as for training, then de-quantised."""
     if section.quantize == "none":
-        return load_base(section.model_copy(update={"dtype": "float32"}), device="cpu", attention="sdpa").eval()
-    base = load_base(section, device="cpu", attention="sdpa").dequantize(dtype=torch.float32)
+        return load_base(section.model_copy(update={"dtype": "float32"}), device="cpu", attention=None).eval()
+    base = load_base(section, device="cpu", attention=None).dequantize(dtype=torch.float32)
     return _rounded_(base, torch.float32).eval()  # unquantised weights are still in section.dtype
 
 
