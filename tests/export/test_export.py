@@ -98,11 +98,11 @@ def test_the_checkpoint_reloads_as_the_policy(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["gpt-oss, windows and sinks", "bamba, Mamba-2", "bloom, ALiBi"])
+@pytest.mark.parametrize("family", ["gpt-oss, windows and sinks", "bamba, Mamba-2", "bloom, ALiBi", "mamba2, Mamba-2"])
 def test_every_kind_of_class_reloads_as_the_policy(
     family: str, export: Export, make_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ):
-    """gpt-oss and Bloom have no SDPA, Bamba has recurrent layers."""
+    """gpt-oss and Bloom have no SDPA, Bamba has recurrent layers, Bloom and Mamba-2 have no limit on positions."""
     base_dir = write_model(FAMILIES[family], tmp_path_factory.mktemp("family"))
     byte_tokenizer().save_pretrained(base_dir)
     adapter_dir = make_adapter(base_dir, scale=0.1, targets=targets_of(base_dir))

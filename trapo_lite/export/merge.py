@@ -26,6 +26,7 @@ from trapo_lite.export.report import ExportDtype, ExportReport, compare
 from trapo_lite.model.adapter_config import AdapterConfig, AdapterError, read_config
 from trapo_lite.model.base import load_base, model_config
 from trapo_lite.model.logprobs import probe_sequences
+from trapo_lite.model.positions import num_positions
 from trapo_lite.model.saved_adapter import check_fit, load_by_name, read_tensors
 from trapo_lite.run.environment import this_environment
 from trapo_lite.run.files import move_into_place
@@ -155,7 +156,7 @@ def logprobs(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
 
 
 def _probe_of(base: PreTrainedModel) -> list[list[int]]:
-    length = min(MAX_PROBE_LENGTH, base.config.max_position_embeddings)
+    length = min(MAX_PROBE_LENGTH, num_positions(base.config))
     return probe_sequences(vocab_size=base.config.vocab_size, num_tokens=MIN_PROBE_TOKENS, max_length=length)
 
 
