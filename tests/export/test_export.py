@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from adapter_folders import edited, with_nan
-from byte_model import byte_tokenizer, write_byte_model
+from byte_model import CHATML, byte_tokenizer, write_byte_model
 from conftest import VLLM_DTYPE, VLLM_ROUNDING
 from families import FAMILIES, targets_of, write_model
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -62,7 +62,8 @@ def export(base_dir: Path, adapter_dir: Path, tmp_path: Path) -> Export:
     def run(*, adapter_dir: Path = adapter_dir, model: dict | None = None, **options: object) -> Path:
         section = ModelSection(**{"name": str(base_dir), "dtype": "float32"} | (model or {}))
         options = {"dtype": "float32", "out": tmp_path / "merged", **options}
-        data = DataSection(eos_token=options.pop("eos_token", None))  # type: ignore[arg-type]
+        keys = options.keys() & DataSection.model_fields.keys()
+        data = DataSection(**{key: options.pop(key) for key in keys})  # type: ignore[arg-type]
         return export_merged(model=section, adapter_dir=adapter_dir, data=data, **options).out  # type: ignore[arg-type]
 
     return run
@@ -154,6 +155,28 @@ def test_a_checkpoint_by_itself_stops_where_training_stopped(export: Export):
     assert found == [end_id] * 3 and GenerationConfig.from_pretrained(out).eos_token_id == [end_id, own_id]
     text = "<|im_start|>user\n\n" + TEXT + "<|im_end|><|endoftext|>"
     assert tokenizer.encode(text) == byte_tokenizer().encode(text) and len(tokenizer) == len(byte_tokenizer())
+
+
+@pytest.mark.slow
+def test_a_checkpoint_by_itself_makes_the_prompts_of_training(export: Export, base_dir: Path, tmp_path: Path):
+    """Without options of a caller, its chat template does what training told the base's to do; the card says all."""
+    chat_dir = tmp_path / "base"
+    shutil.copytree(base_dir, chat_dir)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(chat_dir)
+    options = {"enable_thinking": False}
+    out = export(
+        model={"name": str(chat_dir)}, prompt_template="chat", instruction=" Box it.", template_options=options
+    )
+    messages = [{"role": "user", "content": "1 + 1? Box it."}]
+    expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)
+    assert load_tokenizer(str(out)).apply_chat_template(messages, add_generation_prompt=True) == expected
+    assert tokenizer.apply_chat_template(messages, add_generation_prompt=True) != expected
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "| answers end with | `<\\|im_end\\|>`, `<\\|endoftext\\|>` |" in card
+    assert "enable_thinking=False" in card and '"chat_template_kwargs": {"enable_thinking": false}' in card
+    assert "takes these values of `enable_thinking` as defaults" in card and "problem + ' Box it.'" in card
 
 
 @pytest.mark.slow

@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from trapo_lite.config import DataSection, ModelSection
 from trapo_lite.core.errors import ExportError
-from trapo_lite.data.chat import stop_ids_of
-from trapo_lite.data.tokens import end_of_text_id, load_tokenizer
+from trapo_lite.data.chat import stop_ids_of, template_with_defaults
+from trapo_lite.data.tokens import end_of_text_id, load_tokenizer, texts_of
 from trapo_lite.export.model_card import model_card
 from trapo_lite.export.report import ExportDtype, ExportReport, compare
 from trapo_lite.model.adapter_config import AdapterConfig, AdapterError, read_config
@@ -76,7 +76,8 @@ def export_merged(
 ) -> ExportReport:
     """Write base + adapter to the folder `out` as one safetensors checkpoint with tokenizer and generation config.
 
-    data:      says which tokens end answers
+    data:      says how prompts were made and which tokens end answers; the chat template that is saved takes its
+               template_options as defaults, unless `template_with_defaults` cannot make such a template
     trained:   the environment.json of the adapter's run; it is kept in that of the checkpoint
     An nf4 base is de-quantised, because the adapter was trained on the de-quantised weights.
     Raises ExportError, and leaves `out` as it was, for a missing or foreign adapter, an `out` in use, a full disk, and
@@ -86,14 +87,23 @@ def export_merged(
     _require_free(out, overwrite=overwrite)
     tokenizer = load_tokenizer(model.name)
     stop_ids = stop_ids_of(data, tokenizer, model=model.name)
+    template = template_with_defaults(data, tokenizer)
+    tokenizer.chat_template = template or tokenizer.chat_template
     partial = out.with_name(f".{out.name}.partial")
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         report = _write_checked(model, adapter, partial, out, dtype, tokenizer, stop_ids)
-        end, results, made_by = str(tokenizer.decode([stop_ids[0]])), report.lines()[1:], this_environment()
+        made_by = this_environment()
         card = model_card(
-            model=model, adapter=adapter.fields, dtype=dtype, eos_token=end, results=results, environment=made_by
+            model=model,
+            adapter=adapter.fields,
+            dtype=dtype,
+            data=data,
+            ends=texts_of(tokenizer, stop_ids),
+            has_defaults=template is not None,
+            results=report.lines()[1:],
+            environment=made_by,
         )
         (partial / "README.md").write_text(card, encoding="utf-8")
         record = json.dumps({"exported": made_by, "trained": list(trained)}, indent=1, ensure_ascii=False)
