@@ -18,7 +18,7 @@ from peft.tuners.lora import Linear
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from trapo_lite import cli
-from trapo_lite.config import DataSection, ModelSection, validate
+from trapo_lite.config import DataSection, ModelSection, load_config, validate
 from trapo_lite.core.errors import ConfigError, ExportError
 from trapo_lite.data.chat import generation_ends, stop_ids_of
 from trapo_lite.data.tokens import end_of_text_id, load_tokenizer
@@ -175,6 +175,9 @@ def test_a_checkpoint_by_itself_makes_the_prompts_of_training(export: Export, ba
     assert tokenizer.apply_chat_template(messages, add_generation_prompt=True) != expected
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "| answers end with | `<\\|im_end\\|>`, `<\\|endoftext\\|>` |" in card
+    assert load_config([out / "trapo_lite.yaml"]).data == DataSection(
+        prompt_template="chat", instruction=" Box it.", template_options=options
+    )
     assert "enable_thinking=False" in card and '"chat_template_kwargs": {"enable_thinking": false}' in card
     assert "takes these values of `enable_thinking` as defaults" in card and "problem + ' Box it.'" in card
 

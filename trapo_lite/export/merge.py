@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trapo_lite.config import DataSection, ModelSection
+from trapo_lite.config.prompt_file import PROMPT_FILE, prompt_yaml
 from trapo_lite.core.errors import ExportError
 from trapo_lite.data.chat import stop_ids_of, template_with_defaults
 from trapo_lite.data.tokens import end_of_text_id, load_tokenizer, texts_of
@@ -76,6 +77,8 @@ def export_merged(
 ) -> ExportReport:
     """Write base + adapter to the folder `out` as one safetensors checkpoint with tokenizer and generation config.
 
+    The folder also holds a card, environment.json, and the prompts of training for evaluation (config/prompt_file.py).
+
     data:      says how prompts were made and which tokens end answers; the chat template that is saved takes its
                template_options as defaults, unless `template_with_defaults` cannot make such a template
     trained:   the environment.json of the adapter's run; it is kept in that of the checkpoint
@@ -106,6 +109,7 @@ def export_merged(
             environment=made_by,
         )
         (partial / "README.md").write_text(card, encoding="utf-8")
+        (partial / PROMPT_FILE).write_text(prompt_yaml(data), encoding="utf-8")
         record = json.dumps({"exported": made_by, "trained": list(trained)}, indent=1, ensure_ascii=False)
         (partial / "environment.json").write_text(record + "\n", encoding="utf-8")
         _move_into_place(partial, out)
@@ -219,7 +223,7 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, eos_id: in
     """Save the tokenizer, with the token that ends answers as its EOS, so that serving stops there.
 
     A token of the plain vocabulary is not made the EOS: as a special token it would be removed from every text. Then
-    only config.json and generation_config.json name it, and evaluation needs data.eos_token.
+    only config.json, generation_config.json and the prompt file name it.
     """
     if eos_id in tokenizer.added_tokens_decoder:
         tokenizer.eos_token = tokenizer.added_tokens_decoder[eos_id].content
