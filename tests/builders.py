@@ -27,8 +27,12 @@ TINY_SIZES: dict[str, Any] = {
 
 
 def config_of(model_type: str, **options: Any) -> PreTrainedConfig:
-    """A configuration of any type of model, with tiny sizes."""
-    return CONFIG_MAPPING[model_type](**TINY_SIZES | options)
+    """A configuration of any type of model, with tiny sizes. Only a class that limits its positions gets a limit."""
+    config_class = CONFIG_MAPPING[model_type]
+    sizes, limit = dict(TINY_SIZES), "max_position_embeddings"
+    if not hasattr(config_class, limit) and limit not in config_class.attribute_map:
+        del sizes[limit]
+    return config_class(**sizes | options)
 
 
 def longrope(original: int) -> dict[str, Any]:

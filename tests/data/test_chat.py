@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from byte_model import byte_tokenizer
+from byte_model import CHATML, byte_tokenizer
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from trapo_lite.config import DataSection, validate
@@ -13,11 +13,6 @@ from trapo_lite.data.chat import end_id_of, stop_ids_of, written_out
 from trapo_lite.data.loading import load_problems
 
 START, END = "<|im_start|>", "<|im_end|>"
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
-)
 OPENS_THE_THOUGHT = CHATML.replace("assistant\n", "assistant\n<think>\n")
 WITH_BOS = "<|endoftext|>" + CHATML
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from adapter_folders import edited, with_nan
 from conftest import OFFICIAL_FILES
 from scripted import STOP_ID, ScriptedEngine, ScriptedVerifier, decode, is_boundary
 
 from trapo_lite import cli
 from trapo_lite.config import Config, load_config, validate
-from trapo_lite.core.errors import DataError
+from trapo_lite.config.prompt_file import PROMPT_FILE, prompt_yaml
+from trapo_lite.core.errors import ConfigError, DataError
 from trapo_lite.core.micro_groups import MicroGroup
 from trapo_lite.core.types import Problem
 from trapo_lite.data.tokens import load_tokenizer
@@ -394,8 +396,75 @@ def test_a_merged_checkpoint_by_itself_answers_as_base_and_adapter_do(tmp_path: 
     own_end = {key: value for key, value in raw["data"].items() if key != "eos_token"}
     by_itself = {**evaluation, "data": own_end, "model": {"name": str(merged), "dtype": "float32"}}
     assert answers(config=validate(by_itself), adapter_dir=None) == unmerged
+    settings = tmp_path / "settings.yaml"  # of everything but prompts and their ends
+    settings.write_text(yaml.safe_dump({key: part for key, part in evaluation.items() if key not in ("data", "model")}))
+    alone = target_of(model=str(merged), config=[str(settings)], overrides=["model.dtype=float32"]).config
+    assert answers(config=alone, adapter_dir=None) == unmerged
     ended = [row for row in unmerged if row["finish_reason"] == "stop"]
     assert len(ended) >= 9, "the run did not learn to end its answers, so that this test says nothing"
+
+
+OWN = {
+    "prompt_template": "chat",
+    "instruction": " Box it.",
+    "template_options": {"enable_thinking": False},
+    "eos_token": "<|im_end|>",
+}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected", "line"),
+    [
+        ([], OWN, "prompt: as in training, by "),
+        (["data.instruction=''"], OWN | {"instruction": ""}, "WARNING: data: the prompts differ"),
+        (
+            ["data.prompt_template='Q: {problem}'"],
+            {"prompt_template": "Q: {problem}"},
+            "WARNING: data: the prompts differ",
+        ),
+    ],
+    ids=["its own", "one key", "another form"],
+)
+def test_a_checkpoint_brings_its_prompts(tmp_path: Path, overrides: list[str], expected: dict, line: str):
+    """A given data.prompt_template replaces them all, another key only that one."""
+    data = validate({"data": OWN | {"max_prompt_tokens": 7}}).data
+    (tmp_path / PROMPT_FILE).write_text(prompt_yaml(data), encoding="utf-8")
+    target = target_of(model=str(tmp_path), overrides=overrides)
+    assert target.config.data == validate({"data": expected}).data
+    assert target.prompt_line.startswith(line)
+
+
+def test_a_configuration_file_replaces_them_too(tmp_path: Path):
+    (tmp_path / PROMPT_FILE).write_text(prompt_yaml(validate({"data": OWN}).data), encoding="utf-8")
+    file = tmp_path / "given.yaml"
+    file.write_text("data: {prompt_template: 'Q: {problem}', max_prompt_tokens: 9}\nlora: {r: 4}\n")
+    with_file = target_of(model=str(tmp_path), config=[str(file)], overrides=[])
+    assert with_file.config.data == validate({"data": {"prompt_template": "Q: {problem}", "max_prompt_tokens": 9}}).data
+    assert with_file.prompt_line.startswith("WARNING") and with_file.config.lora.r == 4
+
+
+def test_a_prompt_that_is_written_out_is_kept_too(tmp_path: Path):
+    data = validate(
+        {"data": {"prompt_template": "<|im_start|>\n{problem}", "system": "row", "stop_tokens": ["\n\n"]}}
+    ).data
+    (tmp_path / PROMPT_FILE).write_text(prompt_yaml(data), encoding="utf-8")
+    assert target_of(model=str(tmp_path), overrides=[]).config.data == data
+
+
+def test_a_model_without_prompts_of_its_own_takes_the_default_and_says_so(tmp_path: Path):
+    target = target_of(model=str(tmp_path), overrides=[])
+    assert target.config.data == validate({}).data
+    assert (
+        f"the default of data.prompt_template, Qwen2.5's chat form, because {tmp_path} holds no" in target.prompt_line
+    )
+    assert target_of(model=str(tmp_path), overrides=["data.prompt_template=chat"]).prompt_line == ""
+
+
+@pytest.mark.parametrize("content", ["data: {train: x.jsonl}", "reward: {num_workers: 9}", "data: 5"])
+def test_the_prompt_file_of_a_model_sets_nothing_else(tmp_path: Path, content: str):
+    (tmp_path / PROMPT_FILE).write_text(content)
+    with pytest.raises(ConfigError, match=r"trapo_lite\.yaml may set eos_token, .* of data only; export .* again"):
+        target_of(model=str(tmp_path), overrides=[])
 
 
 def test_results_of_two_merged_folders_do_not_meet(tmp_path: Path):

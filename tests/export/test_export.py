@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from adapter_folders import edited, with_nan
-from byte_model import byte_tokenizer, write_byte_model
+from byte_model import CHATML, byte_tokenizer, write_byte_model
 from conftest import VLLM_DTYPE, VLLM_ROUNDING
+from families import FAMILIES, targets_of, write_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from trapo_lite import cli
-from trapo_lite.config import DataSection, ModelSection, validate
+from trapo_lite.config import DataSection, ModelSection, load_config, validate
 from trapo_lite.core.errors import ConfigError, ExportError
 from trapo_lite.data.chat import generation_ends, stop_ids_of
 from trapo_lite.data.tokens import end_of_text_id, load_tokenizer
@@ -36,10 +37,10 @@ def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def make_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    def make(base_dir: Path, *, scale: float) -> Path:
+    def make(base_dir: Path, *, scale: float, targets: str | list[str] = "all-linear") -> Path:
         """B is normal with this standard deviation."""
         torch.manual_seed(1)
-        config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+        config = LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM")
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32), config)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -61,7 +62,8 @@ def export(base_dir: Path, adapter_dir: Path, tmp_path: Path) -> Export:
     def run(*, adapter_dir: Path = adapter_dir, model: dict | None = None, **options: object) -> Path:
         section = ModelSection(**{"name": str(base_dir), "dtype": "float32"} | (model or {}))
         options = {"dtype": "float32", "out": tmp_path / "merged", **options}
-        data = DataSection(eos_token=options.pop("eos_token", None))  # type: ignore[arg-type]
+        keys = options.keys() & DataSection.model_fields.keys()
+        data = DataSection(**{key: options.pop(key) for key in keys})  # type: ignore[arg-type]
         return export_merged(model=section, adapter_dir=adapter_dir, data=data, **options).out  # type: ignore[arg-type]
 
     return run
@@ -94,6 +96,27 @@ def test_the_checkpoint_reloads_as_the_policy(
     assert record["exported"]["versions"]["torch"] == torch.__version__ and record["trained"] == []
     assert f"files {record['exported']['package']}" in card and f"torch {torch.__version__}" in card
     assert not hasattr(AutoConfig.from_pretrained(out), "quantization_config")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpt-oss, windows and sinks", "bamba, Mamba-2", "bloom, ALiBi", "mamba2, Mamba-2"])
+def test_every_kind_of_class_reloads_as_the_policy(
+    family: str, export: Export, make_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+):
+    """gpt-oss and Bloom have no SDPA, Bamba has recurrent layers, Bloom and Mamba-2 have no limit on positions."""
+    base_dir = write_model(FAMILIES[family], tmp_path_factory.mktemp("family"))
+    byte_tokenizer().save_pretrained(base_dir)
+    adapter_dir = make_adapter(base_dir, scale=0.1, targets=targets_of(base_dir))
+    out = export(model={"name": str(base_dir)}, adapter_dir=adapter_dir)
+
+    ids = torch.randint(64, (1, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        base = AutoModelForCausalLM.from_pretrained(base_dir).eval()
+        before = base(input_ids=ids).logits
+        expected = PeftModel.from_pretrained(base, str(adapter_dir)).eval()(input_ids=ids).logits
+        found = AutoModelForCausalLM.from_pretrained(out).eval()(input_ids=ids).logits
+    assert (expected - before).abs().mean() > 0.01, "the adapter does too little to be tested"
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)  # sums in another order
 
 
 @pytest.mark.slow
@@ -132,6 +155,31 @@ def test_a_checkpoint_by_itself_stops_where_training_stopped(export: Export):
     assert found == [end_id] * 3 and GenerationConfig.from_pretrained(out).eos_token_id == [end_id, own_id]
     text = "<|im_start|>user\n\n" + TEXT + "<|im_end|><|endoftext|>"
     assert tokenizer.encode(text) == byte_tokenizer().encode(text) and len(tokenizer) == len(byte_tokenizer())
+
+
+@pytest.mark.slow
+def test_a_checkpoint_by_itself_makes_the_prompts_of_training(export: Export, base_dir: Path, tmp_path: Path):
+    """Without options of a caller, its chat template does what training told the base's to do; the card says all."""
+    chat_dir = tmp_path / "base"
+    shutil.copytree(base_dir, chat_dir)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(chat_dir)
+    options = {"enable_thinking": False}
+    out = export(
+        model={"name": str(chat_dir)}, prompt_template="chat", instruction=" Box it.", template_options=options
+    )
+    messages = [{"role": "user", "content": "1 + 1? Box it."}]
+    expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)
+    assert load_tokenizer(str(out)).apply_chat_template(messages, add_generation_prompt=True) == expected
+    assert tokenizer.apply_chat_template(messages, add_generation_prompt=True) != expected
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "| answers end with | `<\\|im_end\\|>`, `<\\|endoftext\\|>` |" in card
+    assert load_config([out / "trapo_lite.yaml"]).data == DataSection(
+        prompt_template="chat", instruction=" Box it.", template_options=options
+    )
+    assert "enable_thinking=False" in card and '"chat_template_kwargs": {"enable_thinking": false}' in card
+    assert "takes these values of `enable_thinking` as defaults" in card and "problem + ' Box it.'" in card
 
 
 @pytest.mark.slow

@@ -170,8 +170,9 @@ def test_what_a_run_leaves_can_be_read_by_others_and_says_what_it_is(make_config
     assert len(files) == 3 + 6 and {file.stat().st_mode for file in files} == {plain.stat().st_mode}
     assert json.loads((folder / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] == str(model_dir)
     card = (folder / "adapter/README.md").read_text()
-    assert "r = 4, alpha = 8" in card and "`<\\|im_end\\|>`" in card and "base_model:" not in card
+    assert "r = 4, alpha = 8" in card and "`<\\|im_end\\|>`, `<\\|endoftext\\|>`" in card and "base_model:" not in card
     assert f"vllm serve {model_dir} --enable-lora --max-lora-rank 8 --lora-modules trained=." in card
+    assert "prompt = '{problem}\\n'.replace(" in card
 
 
 def no_model(*_args, **_kwargs):

@@ -1,6 +1,7 @@
 """Take the prompt template, and the token that ends an answer, from the tokenizer (data.prompt_template: chat)."""
 
 import functools
+import json
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -30,9 +31,7 @@ def written_out(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> DataSe
             f"data.prompt_template: chat, but the tokenizer of {name} has no chat template; write one, with {PROBLEM} "
             "where the problem goes"
         )
-    contents = {"user": PROBLEM + data.instruction}
-    if data.system_text is not None:
-        contents = {"system": data.system_text, **contents}
+    contents = messages_of(data)
     try:
         template = render(tokenizer, contents, data.template_options)
         ended = render(tokenizer, {**contents, "assistant": ANSWER}, data.template_options)
@@ -58,6 +57,37 @@ def written_out(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> DataSe
     if eos_token is None and ANSWER in ended:
         eos_token = _first_special(tokenizer, ended.rpartition(ANSWER)[2])
     return data.model_copy(update={"prompt_template": template, "eos_token": eos_token})
+
+
+def messages_of(data: DataSection) -> dict[str, str]:
+    """Return the messages of a prompt in the chat template, by role: the user's, after the system's if there is one."""
+    user = {"user": PROBLEM + data.instruction}
+    return user if data.system_text is None else {"system": data.system_text, **user}
+
+
+def template_with_defaults(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the tokenizer's chat template with `data.template_options` as defaults, which a caller's options replace.
+
+    None: the tokenizer has several templates or none, or this one makes other prompts or answered chats than the
+    options given by a caller, as where the options are not the template's but those of apply_chat_template.
+    """
+    if not isinstance(tokenizer.chat_template, str):
+        return None
+    options, prompt = data.template_options, messages_of(data)
+    literals = {name: json.dumps(value, ensure_ascii=False) for name, value in options.items()}
+    # Lines by themselves: the line break behind a tag is no part of the text.
+    defaults = "".join(
+        f"{{%- if {name} is not defined %}}{{%- set {name} = {literal} %}}{{%- endif %}}\n"
+        for name, literal in literals.items()
+    )
+    template = defaults + tokenizer.chat_template
+    try:
+        for contents in (prompt, {**prompt, "assistant": ANSWER}):
+            if render(tokenizer, contents, {"chat_template": template}) != render(tokenizer, contents, options):
+                return None
+    except REFUSALS:
+        return None
+    return template
 
 
 def render(

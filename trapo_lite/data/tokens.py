@@ -110,6 +110,11 @@ def text_of(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], *, wit
     return str(tokenizer.decode(ids, skip_special_tokens=not with_special, clean_up_tokenization_spaces=False))
 
 
+def texts_of(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> dict[int, str]:
+    """Return the text of each token, special ones included, by its id."""
+    return {token_id: text_of(tokenizer, [token_id], with_special=True) for token_id in token_ids}
+
+
 def end_trace(token_ids: tuple[int, ...], end_id: int) -> tuple[int, ...]:
     """Return the trace up to its first EOS, or with EOS appended if it has none. Tokens after EOS are not scored.
 

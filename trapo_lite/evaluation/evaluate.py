@@ -50,6 +50,8 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
     """
     config, console = target.config, Console()
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    if target.prompt_line:
+        say(target.prompt_line)
     set_threads(config)
     if config.rollout.engine != "server":
         require_usable_cards(num_processes=max(1, torch.cuda.device_count()))

@@ -8,6 +8,7 @@ from pathlib import Path
 from trapo_lite.config import Config, load_config
 from trapo_lite.config.loading import sets
 from trapo_lite.config.paths import check_sources
+from trapo_lite.config.prompt_file import prompt_file_of, prompt_line, sets_template
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.evaluation.registry import Benchmark, choose, load_registry
 from trapo_lite.model.adapter_config import read_config
@@ -27,6 +28,7 @@ class EvalTarget:
     num_problems: use the first ones of each benchmark; None: all
     allow_part:   a benchmark's file may hold fewer problems than the benchmark
     restart:      discard results of the same names in `out`
+    prompt_line:  says where the prompts of a model come from; empty if the user gave them, or a run has them
     """
 
     config: Config
@@ -37,6 +39,7 @@ class EvalTarget:
     num_problems: int | None = None
     allow_part: bool = False
     restart: bool = False
+    prompt_line: str = ""
 
     @property
     def model_name(self) -> str:
@@ -64,10 +67,18 @@ def target_from_arguments(
 
     run:   evaluate its adapter (`adapter`, by default run/adapter) unmerged on its base, or the base alone with `base`;
            results in run/eval/NAME
-    model: evaluate it by itself; results in ./eval/NAME, or ./eval/RUN-merged for RUN/merged
+    model: evaluate it by itself; results in ./eval/NAME, or ./eval/RUN-merged for RUN/merged. A checkpoint's own
+           prompts and ends of answers are taken, unless `config` or `overrides` set data.prompt_template
     """
     every_override = [*overrides, *_set_by_options(overrides, data=data, num_samples=num_samples, model=model)]
-    resolved = load_config(config, every_override) if run is None else load_run_config(run, config, every_override)
+    is_given = sets_template(config, overrides)
+    own_prompt = None if model is None else prompt_file_of(model)
+    if run is not None:
+        resolved = load_run_config(run, config, every_override)
+    elif own_prompt is None or is_given:
+        resolved = load_config(config, every_override)
+    else:
+        resolved = load_config([own_prompt, *config], every_override)
     if run is None:
         if base or adapter is not None:
             raise ConfigError("--base, --adapter: say which adapter of a run; give --run instead of --model")
@@ -92,6 +103,7 @@ def target_from_arguments(
         num_problems=resolved.eval.num_problems if sets("eval.num_problems", overrides) else None,
         allow_part=allow_part,
         restart=restart,
+        prompt_line="" if model is None else prompt_line(model, own_prompt, resolved.data, is_given=is_given),
     )
 
 

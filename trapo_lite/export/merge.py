@@ -18,14 +18,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trapo_lite.config import DataSection, ModelSection
+from trapo_lite.config.prompt_file import PROMPT_FILE, prompt_yaml
 from trapo_lite.core.errors import ExportError
-from trapo_lite.data.chat import stop_ids_of
-from trapo_lite.data.tokens import end_of_text_id, load_tokenizer
+from trapo_lite.data.chat import stop_ids_of, template_with_defaults
+from trapo_lite.data.tokens import end_of_text_id, load_tokenizer, texts_of
 from trapo_lite.export.model_card import model_card
 from trapo_lite.export.report import ExportDtype, ExportReport, compare
 from trapo_lite.model.adapter_config import AdapterConfig, AdapterError, read_config
 from trapo_lite.model.base import load_base, model_config
 from trapo_lite.model.logprobs import probe_sequences
+from trapo_lite.model.positions import num_positions
 from trapo_lite.model.saved_adapter import check_fit, load_by_name, read_tensors
 from trapo_lite.run.environment import this_environment
 from trapo_lite.run.files import move_into_place
@@ -75,7 +77,10 @@ def export_merged(
 ) -> ExportReport:
     """Write base + adapter to the folder `out` as one safetensors checkpoint with tokenizer and generation config.
 
-    data:      says which tokens end answers
+    The folder also holds a card, environment.json, and the prompts of training for evaluation (config/prompt_file.py).
+
+    data:      says how prompts were made and which tokens end answers; the chat template that is saved takes its
+               template_options as defaults, unless `template_with_defaults` cannot make such a template
     trained:   the environment.json of the adapter's run; it is kept in that of the checkpoint
     An nf4 base is de-quantised, because the adapter was trained on the de-quantised weights.
     Raises ExportError, and leaves `out` as it was, for a missing or foreign adapter, an `out` in use, a full disk, and
@@ -85,16 +90,26 @@ def export_merged(
     _require_free(out, overwrite=overwrite)
     tokenizer = load_tokenizer(model.name)
     stop_ids = stop_ids_of(data, tokenizer, model=model.name)
+    template = template_with_defaults(data, tokenizer)
+    tokenizer.chat_template = template or tokenizer.chat_template
     partial = out.with_name(f".{out.name}.partial")
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         report = _write_checked(model, adapter, partial, out, dtype, tokenizer, stop_ids)
-        end, results, made_by = str(tokenizer.decode([stop_ids[0]])), report.lines()[1:], this_environment()
+        made_by = this_environment()
         card = model_card(
-            model=model, adapter=adapter.fields, dtype=dtype, eos_token=end, results=results, environment=made_by
+            model=model,
+            adapter=adapter.fields,
+            dtype=dtype,
+            data=data,
+            ends=texts_of(tokenizer, stop_ids),
+            has_defaults=template is not None,
+            results=report.lines()[1:],
+            environment=made_by,
         )
         (partial / "README.md").write_text(card, encoding="utf-8")
+        (partial / PROMPT_FILE).write_text(prompt_yaml(data), encoding="utf-8")
         record = json.dumps({"exported": made_by, "trained": list(trained)}, indent=1, ensure_ascii=False)
         (partial / "environment.json").write_text(record + "\n", encoding="utf-8")
         _move_into_place(partial, out)
@@ -138,8 +153,8 @@ def _write_checked(
 def load_float32_base(section: ModelSection) -> PreTrainedModel:
     """Load the base in float32 on the CPU. An nf4 base is loaded as for training, then de-quantised."""
     if section.quantize == "none":
-        return load_base(section.model_copy(update={"dtype": "float32"}), device="cpu", attention="sdpa").eval()
-    base = load_base(section, device="cpu", attention="sdpa").dequantize(dtype=torch.float32)
+        return load_base(section.model_copy(update={"dtype": "float32"}), device="cpu", attention=None).eval()
+    base = load_base(section, device="cpu", attention=None).dequantize(dtype=torch.float32)
     return _rounded_(base, torch.float32).eval()  # unquantised weights are still in section.dtype
 
 
@@ -155,7 +170,7 @@ def logprobs(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
 
 
 def _probe_of(base: PreTrainedModel) -> list[list[int]]:
-    length = min(MAX_PROBE_LENGTH, base.config.max_position_embeddings)
+    length = min(MAX_PROBE_LENGTH, num_positions(base.config))
     return probe_sequences(vocab_size=base.config.vocab_size, num_tokens=MIN_PROBE_TOKENS, max_length=length)
 
 
@@ -208,7 +223,7 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, eos_id: in
     """Save the tokenizer, with the token that ends answers as its EOS, so that serving stops there.
 
     A token of the plain vocabulary is not made the EOS: as a special token it would be removed from every text. Then
-    only config.json and generation_config.json name it, and evaluation needs data.eos_token.
+    only config.json, generation_config.json and the prompt file name it.
     """
     if eos_id in tokenizer.added_tokens_decoder:
         tokenizer.eos_token = tokenizer.added_tokens_decoder[eos_id].content

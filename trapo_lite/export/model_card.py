@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trapo_lite.config import ModelSection
+from trapo_lite.config import DataSection, ModelSection
+from trapo_lite.export.prompt_card import SERVED_AS, prompt_section, spelt_ends
 from trapo_lite.model.base import model_config, multimodal_type
 from trapo_lite.run.environment import spelt_code
 
@@ -22,9 +23,18 @@ tags: [trapo, lora, merged]
 | base | `{base}`{quantized} |
 | adapter | LoRA, r = {r}, alpha = {alpha}, on {modules} |
 | weights | {dtype}, merged in float32 and rounded once |
-| answers end with | `{eos_token}` |
+| answers end with | {ends} |
 {left_out}| merged by | trapo_lite {version}, files {code}; torch {torch}, transformers {transformers}, peft {peft} |
 {overrides}
+Serve it from this folder, as the model `{served_as}`:
+
+```
+vllm serve . --served-model-name {served_as}
+```
+
+{prompt}
+## Check
+
 The saved weights, computed in float32, against base + unmerged adapter:
 
 ```
@@ -46,18 +56,19 @@ tags: [trapo, lora]
 |---|---|
 | base | `{base}`{quantized} |
 | adapter | LoRA, r = {r}, alpha = {alpha}, on {modules} |
-| answers end with | `{eos_token}` |
+| answers end with | {ends} |
 
 {serving}
 
+{prompt}
 Written by trapo_lite.
 """
 
 SERVING = """\
-Serve it beside its base, as the model `trained`, from this folder:
+Serve it beside its base, as the model `{served_as}`, from this folder:
 
 ```
-vllm serve {base} --enable-lora --max-lora-rank {max_rank} --lora-modules trained=.
+vllm serve {base} --enable-lora --max-lora-rank {max_rank} --lora-modules {served_as}=.
 ```"""
 SERVING_LANGUAGE_MODEL = """\
 The base is a multimodal model ({multimodal}), of which only the language model was trained. The adapter's layers are
@@ -79,13 +90,17 @@ def model_card(
     model: ModelSection,
     adapter: Mapping[str, Any],
     dtype: str,
-    eos_token: str,
+    data: DataSection,
+    ends: Mapping[int, str],
+    has_defaults: bool,
     results: Sequence[str],
     environment: Mapping[str, Any],
 ) -> str:
     """Return the README of a merged checkpoint.
 
-    adapter: PEFT's adapter_config.json.   results: lines of the log-prob comparison.
+    adapter: PEFT's adapter_config.json.   ends: text of each token that ends an answer, by its id
+    has_defaults: the chat template beside the card has `data.template_options` as defaults
+    results: lines of the log-prob comparison
     environment: of the merging process, from `environment.this_environment`
     """
     versions = environment["versions"]
@@ -98,7 +113,9 @@ def model_card(
         alpha=adapter["lora_alpha"],
         modules=_layers(adapter),
         dtype=dtype,
-        eos_token=eos_token.replace("|", "\\|"),
+        ends=spelt_ends(ends),
+        served_as=SERVED_AS,
+        prompt=prompt_section(data, ends, has_defaults=has_defaults),
         overrides=overrides,
         left_out="" if multimodal is None else LEFT_OUT.format(multimodal=multimodal),
         code=spelt_code(environment),
@@ -108,13 +125,16 @@ def model_card(
     )
 
 
-def adapter_card(*, model: ModelSection, adapter: Mapping[str, Any], eos_token: str, max_rank: int) -> str:
+def adapter_card(
+    *, model: ModelSection, adapter: Mapping[str, Any], data: DataSection, ends: Mapping[int, str], max_rank: int
+) -> str:
     """Return the README of an adapter that has not been merged.
 
-    adapter: PEFT's adapter_config.json.   max_rank: for vLLM's --max-lora-rank
+    adapter: PEFT's adapter_config.json.   ends: text of each token that ends an answer, by its id
+    max_rank: for vLLM's --max-lora-rank
     """
     base, multimodal = adapter["base_model_name_or_path"], multimodal_type(model.name)
-    serving = SERVING.format(base=base, max_rank=max_rank)
+    serving = SERVING.format(base=base, max_rank=max_rank, served_as=SERVED_AS)
     if multimodal is not None:
         [text_class] = model_config(model).architectures or [""]
         serving = SERVING_LANGUAGE_MODEL.format(multimodal=multimodal, text_class=text_class)
@@ -126,7 +146,8 @@ def adapter_card(*, model: ModelSection, adapter: Mapping[str, Any], eos_token: 
         alpha=adapter["lora_alpha"],
         serving=serving,
         modules=_layers(adapter),
-        eos_token=eos_token.replace("|", "\\|"),
+        ends=spelt_ends(ends),
+        prompt=prompt_section(data, ends, has_defaults=False),
     )
 
 

@@ -14,7 +14,8 @@ import torch
 
 from trapo_lite.config import Config
 from trapo_lite.core.types import Mean
-from trapo_lite.data.chat import end_id_of
+from trapo_lite.data.chat import stop_ids_of
+from trapo_lite.data.tokens import texts_of
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.start import start_engine
 from trapo_lite.engines.vllm.options import round_up_lora_rank
@@ -193,11 +194,14 @@ class Run:
 
     def _write_adapter(self, policy: Policy, folder: Path) -> None:
         policy.adapter.save(folder)
-        fields = read_config(folder, option="run").fields
-        tokenizer = self.inputs.tokenizer
-        end = str(tokenizer.decode([end_id_of(self.config.data, tokenizer)]))
-        max_rank = round_up_lora_rank(self.config.lora.r)
-        card = adapter_card(model=self.config.model, adapter=fields, eos_token=end, max_rank=max_rank)
+        config, tokenizer = self.config, self.inputs.tokenizer
+        card = adapter_card(
+            model=config.model,
+            adapter=read_config(folder, option="run").fields,
+            data=config.data,
+            ends=texts_of(tokenizer, stop_ids_of(config.data, tokenizer, model=config.model.name)),
+            max_rank=round_up_lora_rank(config.lora.r),
+        )
         (folder / "README.md").write_text(card, encoding="utf-8")
 
     def _on_rollouts(self, done: int, expected: int) -> None:
