@@ -1,4 +1,4 @@
-"""Rollouts and tiny models that tests build by hand."""
+"""Build rollouts and tiny models for tests."""
 
 import random
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ TINY_SIZES: dict[str, Any] = {
 
 
 def config_of(model_type: str, **options: Any) -> PreTrainedConfig:
-    """A configuration of any type of model, with tiny sizes. Only a class that limits its positions gets a limit."""
+    """Return a tiny configuration of any type of model. Only a class that limits its positions gets a limit."""
     config_class = CONFIG_MAPPING[model_type]
     sizes, limit = dict(TINY_SIZES), "max_position_embeddings"
     if not hasattr(config_class, limit) and limit not in config_class.attribute_map:
@@ -36,7 +36,7 @@ def config_of(model_type: str, **options: Any) -> PreTrainedConfig:
 
 
 def longrope(original: int) -> dict[str, Any]:
-    """RoPE for heads of 8 whose frequencies change past `original` positions."""
+    """Return RoPE for heads of 8 whose frequencies change past `original` positions."""
     return {
         "rope_type": "longrope",
         "rope_theta": 10000.0,
@@ -74,7 +74,7 @@ def rollout(
 
 
 def random_rollouts(rng: random.Random, *, vocab_size: int = 64, problem_id: str = "p") -> list[Rollout]:
-    """A TRAPO group: four free rollouts, then prefixes of one or two traces, with random lengths and rewards."""
+    """Return a TRAPO group: four free rollouts, then prefixes of one or two traces, with random lengths and rewards."""
 
     def ids(low: int, high: int) -> list[int]:
         return [rng.randrange(vocab_size) for _ in range(rng.randint(low, high))]
@@ -107,7 +107,7 @@ def tiny_qwen2(
     dtype: torch.dtype = torch.float32,
     tie_word_embeddings: bool = False,
 ) -> Qwen2ForCausalLM:
-    """Random weights, two layers, grouped-query attention; large enough to have something to disagree about."""
+    """Return two layers with grouped-query attention, whose random weights are large enough to disagree about."""
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=vocab_size,
@@ -125,7 +125,7 @@ def tiny_qwen2(
 
 
 def trained_policy(*, rank: int) -> Policy:
-    """A policy on `tiny_qwen2` as if it had learnt something: no adapter tensor is zero."""
+    """Return a policy on `tiny_qwen2` as if it had learnt something: no adapter tensor is zero."""
     policy = Policy(tiny_qwen2(), LoraSection(r=rank, alpha=2 * rank), attention="sdpa", gradient_checkpointing=False)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Tiny multimodal models with random weights, written by the multimodal classes themselves."""
+"""Write tiny multimodal models with random weights, by the multimodal classes themselves."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A port of this machine that nobody listens on."""
+"""Find a port of this machine that nobody listens on."""
 
 import socket
 

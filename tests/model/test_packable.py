@@ -14,9 +14,9 @@ from trapo_lite.config import Config, ModelSection
 from trapo_lite.core.errors import ConfigError, ModelError
 from trapo_lite.engines.transformers.cache import grouped_attention
 from trapo_lite.model.base import model_config, model_lines
-from trapo_lite.model.layout import check_model
+from trapo_lite.model.layout import check_model, require_rows
 from trapo_lite.model.logprobs import LogitScale
-from trapo_lite.model.packable import logit_scale_of
+from trapo_lite.model.packable import check_targets, logit_scale_of
 from trapo_lite.model.shape import ModelShape, meta_model
 from trapo_lite.model.tree_attention import TreeLayout, packed_tree_attention
 
@@ -264,6 +264,14 @@ def test_all_linear_on_fused_experts_is_refused_with_the_targets_to_take(model_t
     with pytest.raises(ConfigError, match=r"mlp\.experts, mlp\.gate.*set it to \[k_proj, o_proj, q_proj, v_proj\]"):
         checked(config, tmp_path)
     assert checked(config, tmp_path, targets=ATTENTION_ONLY) == 128
+
+
+def test_an_adapter_on_a_layer_that_is_never_called_is_refused() -> None:
+    """Mamba multiplies by the weight of dt_proj itself."""
+    config = config_of("mamba")
+    with pytest.raises(ConfigError, match=r"weights of dt_proj without calling.*set it to \[in_proj, x_proj\]"):
+        check_targets(require_rows(config), ["in_proj", "x_proj", "dt_proj"])
+    check_targets(require_rows(config), ["in_proj", "x_proj"])
 
 
 def test_counting_draws_no_random_numbers_and_changes_no_configuration() -> None:

@@ -20,10 +20,10 @@ OTHER_MODEL = "take a causal language model, such as Llama or Qwen3"
 
 @dataclass(frozen=True)
 class Layout:
-    """A Layout says how a model's rollouts run, and for rows that the user did not ask for, why.
+    """A Layout says how a model's rollouts run.
 
     model:  on the meta device
-    reason: text of the error that a tree ends with
+    reason: why auto took rows, as the text of the error that model.layout: tree would give; empty otherwise
     """
 
     name: Literal["tree", "rows"]

@@ -58,7 +58,7 @@ def _scaled_logits(hidden: Tensor, head: Tensor, temperature: float, scale: Logi
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """Two float32 tables of (rows, V) at a time, forward and backward: everything else is done in place."""
+    """It holds two float32 tables of (rows, V) at a time, forward and backward; the rest is done in place."""
 
     @staticmethod
     def forward(ctx, hidden: Tensor, head: Tensor, token_ids: Tensor, temperature: float, scale: LogitScale, rows: int):

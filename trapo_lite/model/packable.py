@@ -2,8 +2,8 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from trapo_lite.model.shape import (
 )
 from trapo_lite.model.tree_attention import ATTENTION, Scores, TreeLayout
 from trapo_lite.model.tree_recurrence import Scan, TreeRecurrence, reach_recurrent_layers
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 NUM_TOKENS = 8
 MIXING = ("full_attention", "sliding_attention", "conv", *RECURRENT)
@@ -186,15 +189,42 @@ def check_targets(model: PreTrainedModel, targets: str | list[str]) -> None:
         if isinstance(layer, ParamWrapper) or not _is_linear(layer.get_base_layer())
     }
     if others:
-        linear = sorted({name.rpartition(".")[2] for name in layers.keys() - others})
-        instead = f"set it to [{', '.join(linear)}]" if linear else "take another model"
         parts = [[part for part in name.split(".") if part != "base_layer" and not part.isdigit()] for name in others]
         kinds = sorted({".".join(part[-2:]) for part in parts})
         raise ConfigError(
             f"lora.target_modules: {targets if isinstance(targets, str) else ', '.join(targets)} also adapts what are "
             f"no linear layers of {type(model).__name__} ({', '.join(kinds)}), with ranks of their own, and engines "
-            f"cannot serve that; {instead}"
+            f"cannot serve that; {_without(others, layers)}"
         )
+    if idle := layers.keys() - _called(layers, model):
+        kinds = sorted({name.rpartition(".")[2] for name in idle})
+        raise ConfigError(
+            f"lora.target_modules: {type(model).__name__} reads the weights of {', '.join(kinds)} without calling the "
+            f"layer, so an adapter on it would not act; {_without(idle, layers)}"
+        )
+
+
+def _without(others: Set[str], layers: Mapping[str, "LoraLayer"]) -> str:
+    """Return what to set lora.target_modules to so that it names the layers but these others."""
+    kinds = sorted({name.rpartition(".")[2] for name in layers.keys() - others})
+    return f"set it to [{', '.join(kinds)}]" if kinds else "take another model"
+
+
+def _called(layers: Mapping[str, "LoraLayer"], model: PreTrainedModel) -> Set[str]:
+    """Return the layers that a forward pass over a few tokens calls; all of them if it needs values to tell."""
+    called: set[str] = set()
+    for name, layer in layers.items():
+        cast(nn.Module, layer).register_forward_hook(lambda *_, name=name: called.add(name))
+    if model.config._attn_implementation == ATTENTION:  # which wants a tree
+        model.set_attn_implementation(model.get_correct_attn_implementation(None))
+    ids = torch.zeros(1, NUM_TOKENS, dtype=torch.long, device="meta")
+    runs = runs_on_meta(
+        lambda: model(input_ids=ids, use_cache=False).logits,
+        name=f"model.name: {type(model).__name__}",
+        complaint="its forward pass takes no tokens alone",
+        remedy="take another model",
+    )
+    return called if runs else layers.keys()
 
 
 def _is_linear(layer: nn.Module) -> bool:

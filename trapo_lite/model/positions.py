@@ -32,7 +32,8 @@ def check_fixed_rope(config: PreTrainedConfig, name: str, *, longest: int) -> No
         if longest > limit:
             raise ConfigError(
                 f"{_sequence(longest)}, but {name} has RoPE of type {kind}, whose frequencies for all sequences of a "
-                f"batch change when one has more than {limit}; lower them to that"
+                f"batch change when one has more than {limit}; lower them to that (SFT without evaluations takes more, "
+                "as rows)"
             )
 
 
