@@ -70,6 +70,17 @@ def test_a_token_that_is_not_used_needs_no_embedding(make_config, model_dir: Pat
     assert len(read_inputs(config).problems) == 12
 
 
+def test_a_stop_token_that_is_several_tokens_is_refused_before_anything_starts(
+    make_config, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(data={"stop_tokens": ["two words"]}, eval={"data": str(data_file)})
+    monkeypatch.setattr(evaluate, "start_engine", lambda *_, **__: pytest.fail("the engine is started"))
+    for job in (read_inputs, lambda config: evaluate.evaluate(evaluate.EvalTarget(config, None, tmp_path / "out"))):
+        with pytest.raises(DataError, match=r"data\.stop_tokens: 'two words' is 9 tokens; name one of its tokens"):
+            job(config)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.long
 def test_a_run_says_what_its_prompts_lack(make_config, model_dir: Path, tmp_path: Path, capsys) -> None:
     """On the terminal of a training run and of an evaluation, once each; nothing where the template fits."""

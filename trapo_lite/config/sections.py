@@ -115,7 +115,7 @@ class DataSection(Section):
     eos_token: str | None = None
     """Token that ends traces (expert solutions as tokens) and answers; None: what ends an answer in the chat template,
     otherwise the tokenizer's own."""
-    stop_tokens: list[str] | None = None
+    stop_tokens: list[Annotated[str, Field(min_length=1)]] | None = None
     """More tokens that end an answer; None: the tokenizer's own and those of the model's generation_config.json."""
     max_prompt_tokens: PositiveInt = 1024
     on_bad_row: Literal["error", "skip"] = "error"

@@ -8,6 +8,7 @@ from trapo_lite.config import Config
 from trapo_lite.config.paths import check_paths
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.core.types import Problem
+from trapo_lite.data.chat import stop_ids_of
 from trapo_lite.data.loading import load_problems, require_experts
 from trapo_lite.data.report import DataReport
 from trapo_lite.data.tokens import load_tokenizer
@@ -52,6 +53,7 @@ def read_inputs(config: Config) -> Inputs:
     check_start_fits(config, reads_weights=True)
     limit = config.rollout.max_response_tokens
     tokenizer = load_tokenizer(config.model.name)
+    stop_ids_of(config.data, tokenizer, model=config.model.name)
     loaded = load_problems(config.data, tokenizer, max_response_tokens=limit)
     problems, report = loaded.problems, loaded.report
     if config.algorithm.uses_experts:
