@@ -13,7 +13,7 @@ from trapo_lite.core.errors import DataError
 from trapo_lite.data.tokens import end_of_text_id
 
 SYSTEM, PROBLEM, ANSWER = "{system}", "{problem}", "{answer}"
-REFUSALS = (TemplateError, ValueError, TypeError, KeyError, AttributeError)
+REFUSALS = (TemplateError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
 """A chat template raises one of these for messages or options that it does not take."""
 
 
