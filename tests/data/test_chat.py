@@ -86,7 +86,6 @@ def test_stops_are_the_tokenizers_and_the_generation_configs_unless_they_are_nam
         ("{{ 10.0 ** 400 }}", {}, r"does not take a user message \(OverflowError"),
         ("{{ 'a'.encode('ascci') }}", {}, r"does not take a user message \(LookupError: unknown encoding"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", {}, r"does not take a user message \(RecursionError"),
-        ("{{ strftime_now('%d %b %Y') }}" + CHATML, {}, r"writes today's date, .*template_options: \{date_string"),
         (CHATML, {"stop_tokens": ["two words"]}, r"data\.stop_tokens: 'two words' is \d+ tokens; name one"),
         (CHATML, {"eos_token": "<|eot|>"}, r"data\.eos_token: '<\|eot\|>' is \d+ tokens"),
     ],
@@ -95,6 +94,25 @@ def test_what_a_template_or_a_stop_cannot_be_is_one_error(template: str | None, 
     tokenizer = tokenizer_with(template)
     with pytest.raises(DataError, match=message):
         stop_ids_of(section(**data), tokenizer, model="none")
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        *("strftime_now('%d %b %Y')", "strftime_now('%d.%m.%Y')", "strftime_now('%b %d %Y')", "strftime_now('%A')"),
+        *("strftime_now('%H:%M:%S')", "strftime_now('%Y') | int - 1", "strftime_now(format='%j')"),
+        *("'Good morning' if strftime_now('%H') | int < 12 else 'Good evening'", "strftime_now('%p')"),
+    ],
+)
+def test_a_template_that_writes_the_date_or_the_time_is_an_error(now: str) -> None:
+    tokenizer = tokenizer_with("{{ " + now + " }}" + CHATML)
+    with pytest.raises(DataError, match=r"writes today's date or the time, .*template_options: \{date_string"):
+        written_out(section(), tokenizer)
+
+
+def test_a_template_that_looks_at_the_date_without_writing_it_is_taken() -> None:
+    template = written_out(section(), tokenizer_with("{% set today = strftime_now('%d %b %Y') %}" + CHATML))
+    assert template.prompt_template == written_out(section(), tokenizer_with(CHATML)).prompt_template
 
 
 @pytest.mark.parametrize("name", ["system_text", "instruction", "template_options"])

@@ -1,8 +1,8 @@
 """Take the prompt template, and the token that ends an answer, from the tokenizer (data.prompt_template: chat)."""
 
 import functools
-import time
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from jinja2 import TemplateError
@@ -15,6 +15,9 @@ from trapo_lite.data.tokens import end_of_text_id
 SYSTEM, PROBLEM, ANSWER = "{system}", "{problem}", "{answer}"
 REFUSALS = (TemplateError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
 """A chat template raises one of these for messages or options that it does not take."""
+
+DAYS = (datetime(2001, 2, 3, 4, 5, 6, 7), datetime(2112, 11, 10, 19, 28, 57, 58))
+"""A template that writes anything of the date or the time gives two prompts for them: they differ in every part."""
 
 
 def written_out(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> DataSection:
@@ -34,7 +37,9 @@ def written_out(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> DataSe
     if data.system_text is not None:
         contents = {"system": data.system_text, **contents}
     try:
-        template = render(tokenizer, contents, data.template_options)
+        template, template_of_other_day = (
+            render(tokenizer, contents, {"strftime_now": day.strftime, **data.template_options}) for day in DAYS
+        )
         ended = render(tokenizer, {**contents, "assistant": ANSWER}, data.template_options)
     except REFUSALS as error:
         roles, options = " and a ".join(contents), ", ".join(data.template_options)
@@ -49,10 +54,11 @@ def written_out(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> DataSe
                 f"data.prompt_template: chat, but the chat template of {name} does not show the {role} message "
                 "unchanged and once; write the template out"
             )
-    if any(time.strftime(form) in template for form in ("%d %b %Y", "%Y-%m-%d", "%d %B %Y", "%B %d, %Y")):
+    if template != template_of_other_day:
         raise DataError(
-            f"data.prompt_template: chat, but the chat template of {name} writes today's date, so that a run could "
-            "not be resumed tomorrow; fix it, for Llama 3 by data.template_options: {date_string: 26 Jul 2024}"
+            f"data.prompt_template: chat, but the chat template of {name} writes today's date or the time, so that a "
+            "run could not be resumed tomorrow; fix it, for Llama 3 by "
+            "data.template_options: {date_string: 26 Jul 2024}"
         )
     eos_token = data.eos_token
     if eos_token is None and ANSWER in ended:
