@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from adapter_folders import edited, with_nan
+from byte_model import write_byte_model
 from conftest import OFFICIAL_FILES
 from scripted import STOP_ID, ScriptedEngine, ScriptedVerifier, decode, is_boundary
+from transformers import GenerationConfig
 
 from trapo_lite import cli
 from trapo_lite.config import Config, load_config, validate
@@ -304,6 +306,30 @@ def test_the_same_seed_gives_the_same_answers_and_another_seed_others(tmp_path: 
     first = answers(seed=0)
     assert answers(seed=0) == first
     assert answers(seed=1) != first
+
+
+@pytest.mark.slow
+def test_a_base_whose_chat_template_ends_turns_with_another_token_than_its_files_name(
+    tmp_path: Path, easy_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Both end an answer, so there is nothing to ask. Tokenizer and generation_config.json name <|endoftext|>."""
+    model = write_byte_model(tmp_path / "base")
+    tokenizer = load_tokenizer(str(model))
+    tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}"
+    tokenizer.save_pretrained(model)
+    GenerationConfig(eos_token_id=tokenizer.eos_token_id).save_pretrained(model)
+    raw = tiny_config(tmp_path).model_dump(mode="json", exclude_unset=True)
+    raw |= {"model": {"name": str(model)}, "data": {"prompt_template": "chat"}, "eval": {"data": str(easy_file)}}
+
+    class Started(Exception):
+        pass
+
+    def start(*_args: object, **_options: object) -> None:
+        raise Started
+
+    monkeypatch.setattr("trapo_lite.evaluation.evaluate.start_engine", start)
+    with pytest.raises(Started):
+        evaluate(EvalTarget(validate(raw), adapter_dir=None, out=tmp_path / "out"))
 
 
 @pytest.mark.slow

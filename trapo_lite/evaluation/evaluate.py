@@ -34,7 +34,7 @@ from trapo_lite.model.saved_adapter import check_fit, read_tensors
 from trapo_lite.reward import MathVerifier
 from trapo_lite.reward.pool import verifier_fingerprint
 from trapo_lite.rollout.settings import sampling_settings
-from trapo_lite.rollout.token_checks import require_embeddings, require_one_end
+from trapo_lite.rollout.token_checks import require_embeddings
 from trapo_lite.run.cards import require_usable_cards
 from trapo_lite.run.environment import this_environment
 from trapo_lite.run.files import lock, make_folder
@@ -69,9 +69,7 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
     base = model_config(config.model)
     check_weight_files(config.model.name)
     max_model_len = require_positions(config, sets, available=num_positions(base))
-    if target.adapter_dir is None:
-        require_one_end(config, tokenizer)
-    else:
+    if target.adapter_dir is not None:
         _require_adapter_fits(config, target.adapter_dir, base)
     say("\n".join(line for problem_set in sets for line in problem_set.report))
     make_folder(target.out)
