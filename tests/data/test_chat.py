@@ -10,7 +10,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from trapo_lite.config import DataSection, validate
 from trapo_lite.core.errors import ConfigError, DataError
 from trapo_lite.data.chat import end_id_of, stop_ids_of, written_out
-from trapo_lite.data.loading import load_problems
+from trapo_lite.data.loading import load_problems, require_fitting_experts
+from trapo_lite.data.rows import Example
 
 START, END = "<|im_start|>", "<|im_end|>"
 CHATML = (
@@ -150,6 +151,55 @@ def test_a_thought_that_the_prompt_opens_is_not_opened_again(rows: Path) -> None
     assert (
         text.endswith("assistant\n<think>\nOne and one.\n</think>\nIt is 2.<|im_end|>") and text.count("<think>") == 1
     )
+
+
+WHOLE, OPENED, UNTAGGED = "<think>\n1 and 1.\n</think>\nIt is 2.", "1 and 1.\n</think>\nIt is 2.", "It is 2."
+
+
+def check_experts(template: str, mode: str, solution: str, **data: object) -> None:
+    example = Example("a", "1 + 1?", "2", (UNTAGGED, solution), "", None, True, "a", "rows.jsonl line 1")
+    require_fitting_experts(section(expert_text=mode, **data), [example], tokenizer_with(template))
+
+
+@pytest.mark.parametrize(
+    ("template", "mode", "message"),
+    [
+        (OPENS_THE_THOUGHT, "full", r"ends in <think>, .* rows\.jsonl line 1 .*; set data\.expert_text: opened$"),
+        (OPENS_THE_THOUGHT, "thought", r"ends in <think>, .* rows\.jsonl line 1 .*; set data\.expert_text: opened$"),
+        (
+            CHATML,
+            "opened",
+            r"does not end in <think>, .* rows\.jsonl line 1 .*; set data\.expert_text: thought or full$",
+        ),
+    ],
+)
+def test_an_expert_text_whose_thought_does_not_fit_the_prompt_names_the_one_that_does(
+    template: str, mode: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^data\.expert_text: {mode}, but the prompt {message}"):
+        check_experts(template, mode, WHOLE)
+
+
+@pytest.mark.parametrize(
+    ("template", "mode", "solution"),
+    [
+        *((CHATML, mode, UNTAGGED) for mode in ("thought", "full", "opened")),
+        *((OPENS_THE_THOUGHT, mode, UNTAGGED) for mode in ("thought", "full", "opened")),  # no value would help
+        *((CHATML, mode, OPENED) for mode in ("thought", "full", "opened")),  # no value would help
+        *((OPENS_THE_THOUGHT, mode, OPENED) for mode in ("thought", "full", "opened")),
+        *((CHATML, mode, WHOLE) for mode in ("thought", "full")),
+        (OPENS_THE_THOUGHT, "opened", WHOLE),
+        (CHATML, "full", "<think> never closed"),
+    ],
+)
+def test_an_expert_text_that_fits_the_prompt_or_that_no_value_would_fit_is_taken(
+    template: str, mode: str, solution: str
+) -> None:
+    check_experts(template, mode, solution)
+
+
+def test_an_option_that_closes_the_thought_decides_too() -> None:
+    check_experts(CHATML, "full", WHOLE, template_options={"enable_thinking": False})
 
 
 def test_bos_stands_once_also_where_template_and_tokenizer_both_have_it(rows: Path) -> None:

@@ -81,6 +81,18 @@ def test_a_stop_token_that_is_several_tokens_is_refused_before_anything_starts(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_expert_text_that_opens_the_thought_again_is_refused_if_the_experts_are_used(
+    make_config, tmp_path: Path
+) -> None:
+    file = tmp_path / "thoughts.jsonl"
+    file.write_text(json.dumps({"problem": "1?", "answer": "1", "solution": "<think>\nOne.\n</think>\nIt is 1."}))
+    data = {"train": str(file), "prompt_template": "{problem}\n<think>\n"}
+    with pytest.raises(ConfigError, match=r"data\.expert_text: full, but the prompt ends in <think>, .*: opened$"):
+        read_inputs(make_config(data=data, rollout={"num_problems": 1}))
+    read_inputs(make_config(data=data, rollout={"num_problems": 1}, algorithm=GRPO))
+    read_inputs(make_config(data={**data, "expert_text": "opened"}, rollout={"num_problems": 1}))
+
+
 @pytest.mark.long
 def test_a_run_says_what_its_prompts_lack(make_config, model_dir: Path, tmp_path: Path, capsys) -> None:
     """On the terminal of a training run and of an evaluation, once each; nothing where the template fits."""

@@ -9,7 +9,7 @@ from trapo_lite.config.paths import check_paths
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.core.types import Problem
 from trapo_lite.data.chat import stop_ids_of
-from trapo_lite.data.loading import load_problems, require_experts
+from trapo_lite.data.loading import load_problems, require_experts, require_fitting_experts
 from trapo_lite.data.report import DataReport
 from trapo_lite.data.tokens import load_tokenizer
 from trapo_lite.model.adapter_config import own_config
@@ -58,6 +58,7 @@ def read_inputs(config: Config) -> Inputs:
     problems, report = loaded.problems, loaded.report
     if config.algorithm.uses_experts:
         require_experts(report)
+        require_fitting_experts(config.data, loaded.examples, tokenizer)
     if not config.algorithm.samples:
         problems = [problem for problem in problems if problem.expert_ids]  # SFT trains nothing else
     if config.rollout.num_problems > len(problems):
