@@ -9,7 +9,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from trapo_lite.config import DataSection, validate
 from trapo_lite.core.errors import ConfigError, DataError
-from trapo_lite.data.chat import end_id_of, stop_ids_of, written_out
+from trapo_lite.data.chat import end_id_of, prompt_line, stop_ids_of, written_out
 from trapo_lite.data.loading import load_problems, require_fitting_experts
 from trapo_lite.data.rows import Example
 
@@ -114,6 +114,21 @@ def test_a_template_that_writes_the_date_or_the_time_is_an_error(now: str) -> No
 def test_a_template_that_looks_at_the_date_without_writing_it_is_taken() -> None:
     template = written_out(section(), tokenizer_with("{% set today = strftime_now('%d %b %Y') %}" + CHATML))
     assert template.prompt_template == written_out(section(), tokenizer_with(CHATML)).prompt_template
+
+
+def test_one_line_says_where_the_prompt_and_its_ends_come_from() -> None:
+    tokenizer = tokenizer_with(CHATML)
+    stop_ids = tokenizer.convert_tokens_to_ids([END, "<|endoftext|>"])
+    ends = "an answer ends at '<|im_end|>' or '<|endoftext|>'"
+    assert prompt_line(section(), tokenizer, stop_ids=stop_ids) == f"prompt: the tokenizer's chat template; {ends}"
+    data = section(template_options={"enable_thinking": False, "date_string": "26 Jul 2024"})
+    assert prompt_line(data, tokenizer, stop_ids=stop_ids) == (
+        'prompt: the tokenizer\'s chat template with enable_thinking: false, date_string: "26 Jul 2024"; ' + ends
+    )
+    data = DataSection(prompt_template="Q: {problem}")
+    assert prompt_line(data, tokenizer, stop_ids=stop_ids[1:]) == (
+        "prompt: data.prompt_template; an answer ends at '<|endoftext|>'"
+    )
 
 
 @pytest.mark.parametrize("name", ["system_text", "instruction", "template_options"])

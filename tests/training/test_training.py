@@ -108,6 +108,7 @@ def test_a_run_says_what_its_prompts_lack(make_config, model_dir: Path, tmp_path
         evaluate.evaluate(evaluate.EvalTarget(config, None, tmp_path / f"out-{is_warned}"))
         evaluated = capsys.readouterr().out
         for printed in (trained, evaluated):
+            assert printed.count("prompt: data.prompt_template; an answer ends at '<|endoftext|>'\n") == 1
             assert (
                 printed.count("WARNING: data.prompt_template: differs from the tokenizer's chat template") == is_warned
             )

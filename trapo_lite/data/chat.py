@@ -1,7 +1,8 @@
 """Take the prompt template, and the token that ends an answer, from the tokenizer (data.prompt_template: chat)."""
 
 import functools
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -10,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from trapo_lite.config import DataSection
 from trapo_lite.core.errors import DataError
-from trapo_lite.data.tokens import end_of_text_id
+from trapo_lite.data.tokens import end_of_text_id, text_of
 
 SYSTEM, PROBLEM, ANSWER = "{system}", "{problem}", "{answer}"
 REFUSALS = (TemplateError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
@@ -107,6 +108,16 @@ def stop_ids_of(data: DataSection, tokenizer: PreTrainedTokenizerBase, *, model:
         own = [] if tokenizer.eos_token is None else [end_of_text_id(tokenizer)]
         others = [*own, *generation_ends(model)]
     return tuple(dict.fromkeys([end_id, *others]))
+
+
+def prompt_line(data: DataSection, tokenizer: PreTrainedTokenizerBase, *, stop_ids: Sequence[int]) -> str:
+    """Return a line that says where the prompt comes from and which tokens end an answer."""
+    origin = "data.prompt_template"
+    if data.prompt_template == "chat":
+        options = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in data.template_options.items()]
+        origin = "the tokenizer's chat template" + (f" with {', '.join(options)}" if options else "")
+    ends = [repr(text_of(tokenizer, [token_id], with_special=True)) for token_id in stop_ids]
+    return f"prompt: {origin}; an answer ends at {' or '.join(ends)}"
 
 
 @functools.cache

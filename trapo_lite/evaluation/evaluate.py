@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from trapo_lite.config import Config
 from trapo_lite.config.paths import check_name
 from trapo_lite.core.errors import ConfigError
-from trapo_lite.data.chat import stop_ids_of
+from trapo_lite.data.chat import prompt_line, stop_ids_of
 from trapo_lite.data.tokens import load_tokenizer, text_of
 from trapo_lite.engines import parity
 from trapo_lite.engines.base import RolloutEngine
@@ -56,7 +56,7 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
         require_usable_cards(num_processes=max(1, torch.cuda.device_count()))
     check_name(config.model.name)
     tokenizer = load_tokenizer(config.model.name)
-    stop_ids_of(config.data, tokenizer, model=config.model.name)
+    stop_ids = stop_ids_of(config.data, tokenizer, model=config.model.name)
     sets = read_sets(
         config,
         target.benchmarks,
@@ -72,6 +72,7 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
     if target.adapter_dir is not None:
         _require_adapter_fits(config, target.adapter_dir, base)
     say("\n".join(line for problem_set in sets for line in problem_set.report))
+    say(prompt_line(config.data, tokenizer, stop_ids=stop_ids))
     make_folder(target.out)
     with contextlib.ExitStack() as stack:
         stack.enter_context(lock(target.out, option="--out"))

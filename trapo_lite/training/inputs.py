@@ -22,9 +22,13 @@ from trapo_lite.run.loggers import check_loggers
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs hold the problems as tokens, and how the model's rollouts will run."""
+    """Inputs hold the problems as tokens, and how the model's rollouts will run.
+
+    stop_ids: the tokens that end a completion
+    """
 
     tokenizer: PreTrainedTokenizerBase
+    stop_ids: tuple[int, ...]
     problems: list[Problem]
     report: DataReport
     eval_problems: list[Problem]
@@ -53,7 +57,7 @@ def read_inputs(config: Config) -> Inputs:
     check_start_fits(config, reads_weights=True)
     limit = config.rollout.max_response_tokens
     tokenizer = load_tokenizer(config.model.name)
-    stop_ids_of(config.data, tokenizer, model=config.model.name)
+    stop_ids = stop_ids_of(config.data, tokenizer, model=config.model.name)
     loaded = load_problems(config.data, tokenizer, max_response_tokens=limit)
     problems, report = loaded.problems, loaded.report
     if config.algorithm.uses_experts:
@@ -72,4 +76,4 @@ def read_inputs(config: Config) -> Inputs:
         for_eval = load_problems(data, tokenizer, max_response_tokens=limit, files=config.eval.data)
         eval_problems = for_eval.problems[: config.eval.num_problems]
     require_embeddings(config, tokenizer, [*problems, *eval_problems])
-    return Inputs(tokenizer, problems, report, eval_problems, layout)
+    return Inputs(tokenizer, stop_ids, problems, report, eval_problems, layout)

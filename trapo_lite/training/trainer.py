@@ -14,7 +14,7 @@ import torch
 
 from trapo_lite.config import Config
 from trapo_lite.core.types import Mean
-from trapo_lite.data.chat import end_id_of
+from trapo_lite.data.chat import end_id_of, prompt_line
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.start import start_engine
 from trapo_lite.engines.vllm.options import round_up_lora_rank
@@ -91,7 +91,8 @@ class Run:
             )
         )
         notes = [*self.folder.notes, *self.start.notes, *model_lines(config.model)]
-        for line in [*notes, *self.inputs.report.lines(), self._start_line()]:
+        prompt = prompt_line(config.data, self.inputs.tokenizer, stop_ids=self.inputs.stop_ids)
+        for line in [*notes, *self.inputs.report.lines(), prompt, self._start_line()]:
             self.display.message(line)
 
     def load(
