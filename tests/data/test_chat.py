@@ -78,6 +78,32 @@ def test_stops_are_the_tokenizers_and_the_generation_configs_unless_they_are_nam
     ("template", "data", "message"),
     [
         (None, {}, r"data\.prompt_template: chat, but the tokenizer of .* has no chat template; write one"),
+        (
+            CHATML.replace("m.content", "m.content | trim"),
+            {"instruction": "\nBox it.\n"},
+            r"data\.instruction: the chat template of .* trims the user message; remove .* at the end of this text$",
+        ),
+        (
+            CHATML.replace("m.content", "m.content | trim"),
+            {"system_text": " Be brief."},
+            r"data\.system_text: the chat template of .* trims the system message; remove .* at the beginning and end",
+        ),
+        (
+            CHATML.replace("m.content", "m.content | trim | upper"),
+            {"instruction": "\nBox.\n"},
+            "does not show the user",
+        ),
+        (
+            CHATML,
+            {"template_options": {"enable_thinkin": False}},
+            r"data\.template_options: the chat template of .* has no option 'enable_thinkin'; did you mean '",
+        ),
+        (CHATML, {"template_options": {"enable": True}}, r"data\.template_options: .* has no option 'enable'"),
+        (
+            CHATML,
+            {"template_options": {"zz": True}},
+            r"has no option 'zz'; write a name that the template reads, or remove it$",
+        ),
         (NO_SYSTEM, {"system_text": "Be brief."}, r"does not take a system and a user message .*no system role"),
         (DROPS, {}, r"does not show the user message unchanged and once"),
         (CHATML.replace("m.content", "m.content | upper"), {}, r"does not show the user message unchanged"),
@@ -129,6 +155,12 @@ def test_one_line_says_where_the_prompt_and_its_ends_come_from() -> None:
     assert prompt_line(data, tokenizer, stop_ids=stop_ids[1:]) == (
         "prompt: data.prompt_template; an answer ends at '<|endoftext|>'"
     )
+
+
+@pytest.mark.parametrize("name", ["system_text", "instruction"])
+def test_the_place_of_the_problem_is_not_for_the_texts_around_it(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"data\.{name}: contains {{problem}}, .*; remove it"):
+        section(**{name: "Solve {problem}."})
 
 
 @pytest.mark.parametrize("name", ["system_text", "instruction", "template_options"])

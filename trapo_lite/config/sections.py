@@ -130,6 +130,13 @@ class DataSection(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _has_one_slot(self) -> "DataSection":
+        for name, text in (("system_text", self.system_text), ("instruction", self.instruction)):
+            if text is not None and "{problem}" in text:
+                raise ValueError(f"{name}: contains {{problem}}, which the user's message has already; remove it")
+        return self
+
     def idle_keys(self) -> dict[str, str]:
         if self.prompt_template == "chat":
             return {"system": "a template that is written out"}

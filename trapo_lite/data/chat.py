@@ -1,7 +1,9 @@
 """Take the prompt template, and the token that ends an answer, from the tokenizer (data.prompt_template: chat)."""
 
+import difflib
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -38,6 +40,7 @@ def written_out(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> DataSe
     if data.system_text is not None:
         contents = {"system": data.system_text, **contents}
     try:
+        _require_known_options(data.template_options, tokenizer.get_chat_template(), name=name)
         template, template_of_other_day = (
             render(tokenizer, contents, {"strftime_now": day.strftime, **data.template_options}) for day in DAYS
         )
@@ -49,12 +52,7 @@ def written_out(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> DataSe
             f"{f' with {options}' if options else ''} ({type(error).__name__}: {error}); change data.system_text or "
             "data.template_options, or write the template out"
         ) from None
-    for role, content in contents.items():
-        if content not in template or template.count(PROBLEM) != 1:
-            raise DataError(
-                f"data.prompt_template: chat, but the chat template of {name} does not show the {role} message "
-                "unchanged and once; write the template out"
-            )
+    _require_contents(template, contents, name=name)
     if template != template_of_other_day:
         raise DataError(
             f"data.prompt_template: chat, but the chat template of {name} writes today's date or the time, so that a "
@@ -65,6 +63,33 @@ def written_out(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> DataSe
     if eos_token is None and ANSWER in ended:
         eos_token = _first_special(tokenizer, ended.rpartition(ANSWER)[2])
     return data.model_copy(update={"prompt_template": template, "eos_token": eos_token})
+
+
+def _require_contents(template: str, contents: Mapping[str, str], *, name: str) -> None:
+    """Raise DataError unless the prompt shows each message unchanged, and the problem once."""
+    for role, content in contents.items():
+        if content in template and template.count(PROBLEM) == 1:
+            continue
+        if content.strip() in template and template.count(PROBLEM) == 1:
+            option, place = ("system_text", "beginning and end") if role == "system" else ("instruction", "end")
+            raise DataError(
+                f"data.{option}: the chat template of {name} trims the {role} message; remove the blanks and line "
+                f"breaks at the {place} of this text"
+            )
+        raise DataError(
+            f"data.prompt_template: chat, but the chat template of {name} does not show the {role} message "
+            "unchanged and once; write the template out"
+        )
+
+
+def _require_known_options(options: Mapping[str, Any], template: str, *, name: str) -> None:
+    """Raise DataError if the chat template does not have the name of an option, which then would have no effect."""
+    words = re.findall(r"\w+", template)
+    for option in options:
+        if option not in words:
+            near = difflib.get_close_matches(option, words, n=1)
+            fix = f"did you mean {near[0]!r}?" if near else "write a name that the template reads, or remove it"
+            raise DataError(f"data.template_options: the chat template of {name} has no option {option!r}; {fix}")
 
 
 def render(
