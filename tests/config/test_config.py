@@ -173,6 +173,7 @@ BAD_INPUT: list[tuple[list[str], list[str]]] = [
     (["run.seed=-1"], ["run.seed", "-1"]),
     (["run.name=a/b"], ["run.name", "'a/b'"]),
     (["data.prompt_template=hello"], ["data.prompt_template", "{problem}", "exactly once"]),
+    (["data.stop_tokens=['']"], ["data.stop_tokens.0", "at least 1 character", "''"]),
     # schedules
     (["algorithm.schedule=papr"], ["algorithm.schedule", "paper or reference_code", "'papr'"]),
     (["algorithm.schedule=[]"], ["algorithm.schedule", "no micro-group", "at least one"]),

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from trapo_lite.cli import exit_on_user_error
 from trapo_lite.config import AlgorithmSection, load_config
+from trapo_lite.core.errors import ConfigError
 from trapo_lite.core.micro_groups import MicroGroup
 from trapo_lite.core.types import Problem
 from trapo_lite.curation.inspection import show_problem
@@ -138,6 +139,20 @@ def test_a_problem_is_found_by_id_or_index(overrides, key):
     assert re.search(r"micro-group 2: .*\n    4 of the 8 tokens of trace 0\n", text)
     assert re.search(r"micro-group 4: .*\n    8 of the 8 tokens of trace 0\n", text)
     assert text.count("1 + 1 [b]?") == 1
+
+
+def test_every_token_of_a_long_prompt_is_shown(overrides):
+    prompt = "a" * 20 + "b" * 20 + "c" * 20
+    text = printed([*overrides, f"data.prompt_template='{prompt}{{problem}}'"], inspect="a")
+    tokenizer = byte_tokenizer()
+    ids = tokenizer(prompt + "1 + 1 [b]?")["input_ids"]
+    assert ", ".join(f"{tokenizer.decode([token])!r} {token}" for token in ids) in text
+
+
+def test_an_expert_text_that_does_not_fit_the_prompt_is_refused_as_in_training(overrides):
+    opened = ["data.prompt_template='{problem}<think>'", "data.expert_text=full"]
+    with pytest.raises(ConfigError, match=r"made\.jsonl line 1 .*; set data\.expert_text: opened"):
+        printed([*overrides, *opened])
 
 
 def test_errors_are_one_message_and_exit_code_2(overrides, tmp_path, capsys):

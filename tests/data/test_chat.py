@@ -9,8 +9,9 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from trapo_lite.config import DataSection, validate
 from trapo_lite.core.errors import ConfigError, DataError
-from trapo_lite.data.chat import end_id_of, stop_ids_of, written_out
-from trapo_lite.data.loading import load_problems
+from trapo_lite.data.chat import end_id_of, prompt_line, stop_ids_of, written_out
+from trapo_lite.data.loading import load_problems, require_fitting_experts
+from trapo_lite.data.rows import Example
 
 START, END = "<|im_start|>", "<|im_end|>"
 OPENS_THE_THOUGHT = CHATML.replace("assistant\n", "assistant\n<think>\n")
@@ -72,12 +73,41 @@ def test_stops_are_the_tokenizers_and_the_generation_configs_unless_they_are_nam
     ("template", "data", "message"),
     [
         (None, {}, r"data\.prompt_template: chat, but the tokenizer of .* has no chat template; write one"),
+        (
+            CHATML.replace("m.content", "m.content | trim"),
+            {"instruction": "\nBox it.\n"},
+            r"data\.instruction: the chat template of .* trims the user message; remove .* at the end of this text$",
+        ),
+        (
+            CHATML.replace("m.content", "m.content | trim"),
+            {"system_text": " Be brief."},
+            r"data\.system_text: the chat template of .* trims the system message; remove .* at the beginning and end",
+        ),
+        (
+            CHATML.replace("m.content", "m.content | trim | upper"),
+            {"instruction": "\nBox.\n"},
+            "does not show the user",
+        ),
+        (
+            CHATML,
+            {"template_options": {"enable_thinkin": False}},
+            r"data\.template_options: the chat template of .* has no option 'enable_thinkin'; did you mean '",
+        ),
+        (CHATML, {"template_options": {"enable": True}}, r"data\.template_options: .* has no option 'enable'"),
+        (
+            CHATML,
+            {"template_options": {"zz": True}},
+            r"has no option 'zz'; write a name that the template reads, or remove it$",
+        ),
         (NO_SYSTEM, {"system_text": "Be brief."}, r"does not take a system and a user message .*no system role"),
         (DROPS, {}, r"does not show the user message unchanged and once"),
         (CHATML.replace("m.content", "m.content | upper"), {}, r"does not show the user message unchanged"),
         ("{{ nothing.at_all }}", {}, r"does not take a user message .*nothing"),
         ("{% broken", {}, r"does not take a user message .*TemplateSyntaxError"),
-        ("{{ strftime_now('%d %b %Y') }}" + CHATML, {}, r"writes today's date, .*template_options: \{date_string"),
+        ("{{ 1 // 0 }}", {}, r"does not take a user message \(ZeroDivisionError"),
+        ("{{ 10.0 ** 400 }}", {}, r"does not take a user message \(OverflowError"),
+        ("{{ 'a'.encode('ascci') }}", {}, r"does not take a user message \(LookupError: unknown encoding"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", {}, r"does not take a user message \(RecursionError"),
         (CHATML, {"stop_tokens": ["two words"]}, r"data\.stop_tokens: 'two words' is \d+ tokens; name one"),
         (CHATML, {"eos_token": "<|eot|>"}, r"data\.eos_token: '<\|eot\|>' is \d+ tokens"),
     ],
@@ -86,6 +116,46 @@ def test_what_a_template_or_a_stop_cannot_be_is_one_error(template: str | None, 
     tokenizer = tokenizer_with(template)
     with pytest.raises(DataError, match=message):
         stop_ids_of(section(**data), tokenizer, model="none")
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        *("strftime_now('%d %b %Y')", "strftime_now('%d.%m.%Y')", "strftime_now('%b %d %Y')", "strftime_now('%A')"),
+        *("strftime_now('%H:%M:%S')", "strftime_now('%Y') | int - 1", "strftime_now(format='%j')"),
+        *("'Good morning' if strftime_now('%H') | int < 12 else 'Good evening'", "strftime_now('%p')"),
+    ],
+)
+def test_a_template_that_writes_the_date_or_the_time_is_an_error(now: str) -> None:
+    tokenizer = tokenizer_with("{{ " + now + " }}" + CHATML)
+    with pytest.raises(DataError, match=r"writes today's date or the time, .*template_options: \{date_string"):
+        written_out(section(), tokenizer)
+
+
+def test_a_template_that_looks_at_the_date_without_writing_it_is_taken() -> None:
+    template = written_out(section(), tokenizer_with("{% set today = strftime_now('%d %b %Y') %}" + CHATML))
+    assert template.prompt_template == written_out(section(), tokenizer_with(CHATML)).prompt_template
+
+
+def test_one_line_says_where_the_prompt_and_its_ends_come_from() -> None:
+    tokenizer = tokenizer_with(CHATML)
+    stop_ids = tokenizer.convert_tokens_to_ids([END, "<|endoftext|>"])
+    ends = "an answer ends at '<|im_end|>' or '<|endoftext|>'"
+    assert prompt_line(section(), tokenizer, stop_ids=stop_ids) == f"prompt: the tokenizer's chat template; {ends}"
+    data = section(template_options={"enable_thinking": False, "date_string": "26 Jul 2024"})
+    assert prompt_line(data, tokenizer, stop_ids=stop_ids) == (
+        'prompt: the tokenizer\'s chat template with enable_thinking: false, date_string: "26 Jul 2024"; ' + ends
+    )
+    data = DataSection(prompt_template="Q: {problem}")
+    assert prompt_line(data, tokenizer, stop_ids=stop_ids[1:]) == (
+        "prompt: data.prompt_template; an answer ends at '<|endoftext|>'"
+    )
+
+
+@pytest.mark.parametrize("name", ["system_text", "instruction"])
+def test_the_place_of_the_problem_is_not_for_the_texts_around_it(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"data\.{name}: contains {{problem}}, .*; remove it"):
+        section(**{name: "Solve {problem}."})
 
 
 @pytest.mark.parametrize("name", ["system_text", "instruction", "template_options"])
@@ -123,6 +193,55 @@ def test_a_thought_that_the_prompt_opens_is_not_opened_again(rows: Path) -> None
     assert (
         text.endswith("assistant\n<think>\nOne and one.\n</think>\nIt is 2.<|im_end|>") and text.count("<think>") == 1
     )
+
+
+WHOLE, OPENED, UNTAGGED = "<think>\n1 and 1.\n</think>\nIt is 2.", "1 and 1.\n</think>\nIt is 2.", "It is 2."
+
+
+def check_experts(template: str, mode: str, solution: str, **data: object) -> None:
+    example = Example("a", "1 + 1?", "2", (UNTAGGED, solution), "", None, True, "a", "rows.jsonl line 1")
+    require_fitting_experts(section(expert_text=mode, **data), [example], tokenizer_with(template))
+
+
+@pytest.mark.parametrize(
+    ("template", "mode", "message"),
+    [
+        (OPENS_THE_THOUGHT, "full", r"ends in <think>, .* rows\.jsonl line 1 .*; set data\.expert_text: opened$"),
+        (OPENS_THE_THOUGHT, "thought", r"ends in <think>, .* rows\.jsonl line 1 .*; set data\.expert_text: opened$"),
+        (
+            CHATML,
+            "opened",
+            r"does not end in <think>, .* rows\.jsonl line 1 .*; set data\.expert_text: thought or full$",
+        ),
+    ],
+)
+def test_an_expert_text_whose_thought_does_not_fit_the_prompt_names_the_one_that_does(
+    template: str, mode: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^data\.expert_text: {mode}, but the prompt {message}"):
+        check_experts(template, mode, WHOLE)
+
+
+@pytest.mark.parametrize(
+    ("template", "mode", "solution"),
+    [
+        *((CHATML, mode, UNTAGGED) for mode in ("thought", "full", "opened")),
+        *((OPENS_THE_THOUGHT, mode, UNTAGGED) for mode in ("thought", "full", "opened")),  # no value would help
+        *((CHATML, mode, OPENED) for mode in ("thought", "full", "opened")),  # no value would help
+        *((OPENS_THE_THOUGHT, mode, OPENED) for mode in ("thought", "full", "opened")),
+        *((CHATML, mode, WHOLE) for mode in ("thought", "full")),
+        (OPENS_THE_THOUGHT, "opened", WHOLE),
+        (CHATML, "full", "<think> never closed"),
+    ],
+)
+def test_an_expert_text_that_fits_the_prompt_or_that_no_value_would_fit_is_taken(
+    template: str, mode: str, solution: str
+) -> None:
+    check_experts(template, mode, solution)
+
+
+def test_an_option_that_closes_the_thought_decides_too() -> None:
+    check_experts(CHATML, "full", WHOLE, template_options={"enable_thinking": False})
 
 
 def test_bos_stands_once_also_where_template_and_tokenizer_both_have_it(rows: Path) -> None:

@@ -39,6 +39,20 @@ def test_thought_is_the_first_closed_block_stripped(solution, thought):
     assert expert_text(solution, "full") == solution
 
 
+@pytest.mark.parametrize(
+    ("solution", "opened"),
+    [
+        ("<think>\n a \n</think>\nb", " a \n</think>\nb"),
+        ("\n <think>\na</think>b", "a</think>b"),
+        ("preface <think>a</think> b <think>c</think>", "a</think> b <think>c</think>"),
+        ("no tags\n", "no tags\n"),
+        ("closed only </think> b", "closed only </think> b"),
+    ],
+)
+def test_opened_is_all_behind_the_first_opening_tag(solution, opened):
+    assert expert_text(solution, "opened") == opened
+
+
 def test_a_problem_full_of_braces_is_put_in_literally():
     text = prompt_text(TEMPLATE, "{x} {problem} \\frac{1}{2} {0}")
     assert text == (

@@ -11,8 +11,10 @@ import pytest
 import torch
 import yaml
 from adapter_folders import edited, with_nan
+from byte_model import write_byte_model
 from conftest import OFFICIAL_FILES
 from scripted import STOP_ID, ScriptedEngine, ScriptedVerifier, decode, is_boundary
+from transformers import GenerationConfig
 
 from trapo_lite import cli
 from trapo_lite.config import Config, load_config, validate
@@ -309,6 +311,30 @@ def test_the_same_seed_gives_the_same_answers_and_another_seed_others(tmp_path: 
 
 
 @pytest.mark.slow
+def test_a_base_whose_chat_template_ends_turns_with_another_token_than_its_files_name(
+    tmp_path: Path, easy_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Both end an answer, so there is nothing to ask. Tokenizer and generation_config.json name <|endoftext|>."""
+    model = write_byte_model(tmp_path / "base")
+    tokenizer = load_tokenizer(str(model))
+    tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}"
+    tokenizer.save_pretrained(model)
+    GenerationConfig(eos_token_id=tokenizer.eos_token_id).save_pretrained(model)
+    raw = tiny_config(tmp_path).model_dump(mode="json", exclude_unset=True)
+    raw |= {"model": {"name": str(model)}, "data": {"prompt_template": "chat"}, "eval": {"data": str(easy_file)}}
+
+    class Started(Exception):
+        pass
+
+    def start(*_args: object, **_options: object) -> None:
+        raise Started
+
+    monkeypatch.setattr("trapo_lite.evaluation.evaluate.start_engine", start)
+    with pytest.raises(Started):
+        evaluate(EvalTarget(validate(raw), adapter_dir=None, out=tmp_path / "out"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -431,7 +457,7 @@ def test_a_checkpoint_brings_its_prompts(tmp_path: Path, overrides: list[str], e
     (tmp_path / PROMPT_FILE).write_text(prompt_yaml(data), encoding="utf-8")
     target = target_of(model=str(tmp_path), overrides=overrides)
     assert target.config.data == validate({"data": expected}).data
-    assert target.prompt_line.startswith(line)
+    assert target.origin_line.startswith(line)
 
 
 def test_a_configuration_file_replaces_them_too(tmp_path: Path):
@@ -440,7 +466,7 @@ def test_a_configuration_file_replaces_them_too(tmp_path: Path):
     file.write_text("data: {prompt_template: 'Q: {problem}', max_prompt_tokens: 9}\nlora: {r: 4}\n")
     with_file = target_of(model=str(tmp_path), config=[str(file)], overrides=[])
     assert with_file.config.data == validate({"data": {"prompt_template": "Q: {problem}", "max_prompt_tokens": 9}}).data
-    assert with_file.prompt_line.startswith("WARNING") and with_file.config.lora.r == 4
+    assert with_file.origin_line.startswith("WARNING") and with_file.config.lora.r == 4
 
 
 def test_a_prompt_that_is_written_out_is_kept_too(tmp_path: Path):
@@ -455,9 +481,9 @@ def test_a_model_without_prompts_of_its_own_takes_the_default_and_says_so(tmp_pa
     target = target_of(model=str(tmp_path), overrides=[])
     assert target.config.data == validate({}).data
     assert (
-        f"the default of data.prompt_template, Qwen2.5's chat form, because {tmp_path} holds no" in target.prompt_line
+        f"the default of data.prompt_template, Qwen2.5's chat form, because {tmp_path} holds no" in target.origin_line
     )
-    assert target_of(model=str(tmp_path), overrides=["data.prompt_template=chat"]).prompt_line == ""
+    assert target_of(model=str(tmp_path), overrides=["data.prompt_template=chat"]).origin_line == ""
 
 
 @pytest.mark.parametrize("content", ["data: {train: x.jsonl}", "reward: {num_workers: 9}", "data: 5"])

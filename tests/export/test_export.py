@@ -19,12 +19,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from trapo_lite import cli
 from trapo_lite.config import DataSection, ModelSection, load_config, validate
-from trapo_lite.core.errors import ConfigError, ExportError
-from trapo_lite.data.chat import generation_ends, stop_ids_of
+from trapo_lite.core.errors import ExportError
+from trapo_lite.data.chat import stop_ids_of
 from trapo_lite.data.tokens import end_of_text_id, load_tokenizer
 from trapo_lite.export.merge import export_merged, load_float32_base, logprobs
 from trapo_lite.export.report import compare
-from trapo_lite.rollout.token_checks import require_one_end
 
 TEXT = "What is 13 + 5? Start at 13\n\nAdd 5, now 18\n\nSo \\boxed{18}"
 Export = Callable[..., Path]
@@ -193,10 +192,6 @@ def test_a_plain_token_that_ends_answers_stays_plain(export: Export, tmp_path: P
     assert GenerationConfig.from_pretrained(out).eos_token_id == [end_id, byte_tokenizer().eos_token_id]
     section = DataSection()
     assert set(stop_ids_of(section, tokenizer, model=str(out))) == {end_id, byte_tokenizer().eos_token_id}
-    GenerationConfig(eos_token_id=end_id).save_pretrained(out)
-    generation_ends.cache_clear()
-    with pytest.raises(ConfigError, match=r"data.eos_token: .* '<\|endoftext\|>' by its tokenizer, with '\\n\\n' by"):
-        require_one_end(validate({"model": {"name": str(out)}}), tokenizer)
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def tokenizer_with(template: str | dict[str, str] | None) -> Any:
     ids=["chat", "chat with everything", "literal"],
 )
 def test_the_code_and_the_request_of_the_card_make_the_prompt_of_training(data: dict) -> None:
-    tokenizer = tokenizer_with(CHATML)
+    tokenizer = tokenizer_with("{% set read = [budget, style] %}" + CHATML)
     expected = prompt_text(written_out(section(**data), tokenizer).prompt_template, PROBLEM)
     card = prompt_section(section(**data), ENDS, has_defaults=False)
 

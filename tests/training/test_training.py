@@ -70,6 +70,29 @@ def test_a_token_that_is_not_used_needs_no_embedding(make_config, model_dir: Pat
     assert len(read_inputs(config).problems) == 12
 
 
+def test_a_stop_token_that_is_several_tokens_is_refused_before_anything_starts(
+    make_config, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(data={"stop_tokens": ["two words"]}, eval={"data": str(data_file)})
+    monkeypatch.setattr(evaluate, "start_engine", lambda *_, **__: pytest.fail("the engine is started"))
+    for job in (read_inputs, lambda config: evaluate.evaluate(evaluate.EvalTarget(config, None, tmp_path / "out"))):
+        with pytest.raises(DataError, match=r"data\.stop_tokens: 'two words' is 9 tokens; name one of its tokens"):
+            job(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_expert_text_that_opens_the_thought_again_is_refused_if_the_experts_are_used(
+    make_config, tmp_path: Path
+) -> None:
+    file = tmp_path / "thoughts.jsonl"
+    file.write_text(json.dumps({"problem": "1?", "answer": "1", "solution": "<think>\nOne.\n</think>\nIt is 1."}))
+    data = {"train": str(file), "prompt_template": "{problem}\n<think>\n"}
+    with pytest.raises(ConfigError, match=r"data\.expert_text: full, but the prompt ends in <think>, .*: opened$"):
+        read_inputs(make_config(data=data, rollout={"num_problems": 1}))
+    read_inputs(make_config(data=data, rollout={"num_problems": 1}, algorithm=GRPO))
+    read_inputs(make_config(data={**data, "expert_text": "opened"}, rollout={"num_problems": 1}))
+
+
 @pytest.mark.long
 def test_a_run_says_what_its_prompts_lack(make_config, model_dir: Path, tmp_path: Path, capsys) -> None:
     """On the terminal of a training run and of an evaluation, once each; nothing where the template fits."""
@@ -85,6 +108,7 @@ def test_a_run_says_what_its_prompts_lack(make_config, model_dir: Path, tmp_path
         evaluate.evaluate(evaluate.EvalTarget(config, None, tmp_path / f"out-{is_warned}"))
         evaluated = capsys.readouterr().out
         for printed in (trained, evaluated):
+            assert printed.count("prompt: data.prompt_template; an answer ends at '<|endoftext|>'\n") == 1
             assert (
                 printed.count("WARNING: data.prompt_template: differs from the tokenizer's chat template") == is_warned
             )

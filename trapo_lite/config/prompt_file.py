@@ -45,7 +45,7 @@ def sets_template(files: Sequence[str | Path], overrides: Sequence[str]) -> bool
     )
 
 
-def prompt_line(model: str, file: Path | None, data: DataSection, *, is_given: bool) -> str:
+def origin_line(model: str, file: Path | None, data: DataSection, *, is_given: bool) -> str:
     """Return a line for the user on where the prompts of an evaluated model come from; empty if the user chose them.
 
     file: the model's own prompt file.   data: what the evaluation takes.   is_given: the user set data.prompt_template

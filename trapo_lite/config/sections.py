@@ -118,7 +118,7 @@ class DataSection(Section):
     eos_token: str | None = None
     """Token that ends traces (expert solutions as tokens) and answers; None: what ends an answer in the chat template,
     otherwise the tokenizer's own."""
-    stop_tokens: list[str] | None = None
+    stop_tokens: list[Annotated[str, Field(min_length=1)]] | None = None
     """More tokens that end an answer; None: the tokenizer's own and those of the model's generation_config.json."""
     max_prompt_tokens: PositiveInt = 1024
     on_bad_row: Literal["error", "skip"] = "error"
@@ -131,6 +131,13 @@ class DataSection(Section):
             raise ValueError(
                 "prompt_template: must contain {problem} exactly once; add it where the problem goes, or set it to chat"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_one_slot(self) -> "DataSection":
+        for name, text in (("system_text", self.system_text), ("instruction", self.instruction)):
+            if text is not None and "{problem}" in text:
+                raise ValueError(f"{name}: contains {{problem}}, which the user's message has already; remove it")
         return self
 
     def idle_keys(self) -> dict[str, str]:

@@ -43,8 +43,8 @@ def show_problem(
     print_lines(console, [f"\nproblem {problem.id}, answer {problem.answer}"])
     _print_title(console, f"prompt, {len(problem.prompt_ids)} tokens")
     print_lines(console, [text_of(tokenizer, problem.prompt_ids, with_special=True)])
-    print_lines(console, [f"    {shown_tokens(tokenizer, problem.prompt_ids)}"])
-    print_lines(console, [f"an answer ends at {shown_tokens(tokenizer, stop_ids)}"])
+    print_lines(console, [f"    {shown_tokens(tokenizer, problem.prompt_ids, is_whole=True)}"])
+    print_lines(console, [f"an answer ends at {shown_tokens(tokenizer, stop_ids, is_whole=True)}"])
     cuts: list[dict[int, int]] = [{} for _ in problem.expert_ids]
     for group_index, micro_group in enumerate(micro_groups):
         help_lines = []

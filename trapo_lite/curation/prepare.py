@@ -15,7 +15,7 @@ from trapo_lite.curation.decontamination import Overlap
 from trapo_lite.curation.inspection import find_problem, print_line, print_lines, show_problem
 from trapo_lite.curation.training_set import Build, build_training_set
 from trapo_lite.data.chat import stop_ids_of
-from trapo_lite.data.loading import Grader, Loaded, load_problems
+from trapo_lite.data.loading import Grader, Loaded, load_problems, require_fitting_experts
 from trapo_lite.data.report import DataReport
 from trapo_lite.data.tokens import load_tokenizer
 from trapo_lite.evaluation.registry import Benchmark, read_benchmark, texts_fingerprint
@@ -77,6 +77,8 @@ def prepare(
             print_lines(console, [*counts.lines(), f"wrote {counts.num_kept} rows to {out}"])
         else:
             loaded = _load(config, config.data, tokenizer, grader)
+            if config.algorithm.uses_experts:
+                require_fitting_experts(config.data, loaded.examples, tokenizer)
             shown = None if inspect is None else find_problem(loaded.problems, inspect)
             print_lines(console, loaded.report.lines())
             print_lines(console, [_other_reading(config, loaded.report, tokenizer, grader)])

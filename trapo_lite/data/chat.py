@@ -1,9 +1,11 @@
 """Take the prompt template, and the token that ends an answer, from the tokenizer (data.prompt_template: chat)."""
 
+import difflib
 import functools
 import json
-import time
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from jinja2 import TemplateError
@@ -11,11 +13,14 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from trapo_lite.config import DataSection
 from trapo_lite.core.errors import DataError
-from trapo_lite.data.tokens import end_of_text_id
+from trapo_lite.data.tokens import end_of_text_id, texts_of
 
 SYSTEM, PROBLEM, ANSWER = "{system}", "{problem}", "{answer}"
-REFUSALS = (TemplateError, ValueError, TypeError, KeyError, AttributeError)
+REFUSALS = (TemplateError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
 """A chat template raises one of these for messages or options that it does not take."""
+
+DAYS = (datetime(2001, 2, 3, 4, 5, 6, 7), datetime(2112, 11, 10, 19, 28, 57, 58))
+"""A template that writes anything of the date or the time gives two prompts for them: they differ in every part."""
 
 
 def written_out(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> DataSection:
@@ -33,7 +38,10 @@ def written_out(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> DataSe
         )
     contents = messages_of(data)
     try:
-        template = render(tokenizer, contents, data.template_options)
+        _require_known_options(data.template_options, tokenizer.get_chat_template(), name=name)
+        template, template_of_other_day = (
+            render(tokenizer, contents, {"strftime_now": day.strftime, **data.template_options}) for day in DAYS
+        )
         ended = render(tokenizer, {**contents, "assistant": ANSWER}, data.template_options)
     except REFUSALS as error:
         roles, options = " and a ".join(contents), ", ".join(data.template_options)
@@ -42,16 +50,12 @@ def written_out(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> DataSe
             f"{f' with {options}' if options else ''} ({type(error).__name__}: {error}); change data.system_text or "
             "data.template_options, or write the template out"
         ) from None
-    for role, content in contents.items():
-        if content not in template or template.count(PROBLEM) != 1:
-            raise DataError(
-                f"data.prompt_template: chat, but the chat template of {name} does not show the {role} message "
-                "unchanged and once; write the template out"
-            )
-    if any(time.strftime(form) in template for form in ("%d %b %Y", "%Y-%m-%d", "%d %B %Y", "%B %d, %Y")):
+    _require_contents(template, contents, name=name)
+    if template != template_of_other_day:
         raise DataError(
-            f"data.prompt_template: chat, but the chat template of {name} writes today's date, so that a run could "
-            "not be resumed tomorrow; fix it, for Llama 3 by data.template_options: {date_string: 26 Jul 2024}"
+            f"data.prompt_template: chat, but the chat template of {name} writes today's date or the time, so that a "
+            "run could not be resumed tomorrow; fix it, for Llama 3 by "
+            "data.template_options: {date_string: 26 Jul 2024}"
         )
     eos_token = data.eos_token
     if eos_token is None and ANSWER in ended:
@@ -88,6 +92,33 @@ def template_with_defaults(data: DataSection, tokenizer: PreTrainedTokenizerBase
     except REFUSALS:
         return None
     return template
+
+
+def _require_contents(template: str, contents: Mapping[str, str], *, name: str) -> None:
+    """Raise DataError unless the prompt shows each message unchanged, and the problem once."""
+    for role, content in contents.items():
+        if content in template and template.count(PROBLEM) == 1:
+            continue
+        if content.strip() in template and template.count(PROBLEM) == 1:
+            option, place = ("system_text", "beginning and end") if role == "system" else ("instruction", "end")
+            raise DataError(
+                f"data.{option}: the chat template of {name} trims the {role} message; remove the blanks and line "
+                f"breaks at the {place} of this text"
+            )
+        raise DataError(
+            f"data.prompt_template: chat, but the chat template of {name} does not show the {role} message "
+            "unchanged and once; write the template out"
+        )
+
+
+def _require_known_options(options: Mapping[str, Any], template: str, *, name: str) -> None:
+    """Raise DataError if the chat template does not have the name of an option, which then would have no effect."""
+    words = re.findall(r"\w+", template)
+    for option in options:
+        if option not in words:
+            near = difflib.get_close_matches(option, words, n=1)
+            fix = f"did you mean {near[0]!r}?" if near else "write a name that the template reads, or remove it"
+            raise DataError(f"data.template_options: the chat template of {name} has no option {option!r}; {fix}")
 
 
 def render(
@@ -131,6 +162,16 @@ def stop_ids_of(data: DataSection, tokenizer: PreTrainedTokenizerBase, *, model:
         own = [] if tokenizer.eos_token is None else [end_of_text_id(tokenizer)]
         others = [*own, *generation_ends(model)]
     return tuple(dict.fromkeys([end_id, *others]))
+
+
+def prompt_line(data: DataSection, tokenizer: PreTrainedTokenizerBase, *, stop_ids: Sequence[int]) -> str:
+    """Return a line that says where the prompt comes from and which tokens end an answer."""
+    origin = "data.prompt_template"
+    if data.prompt_template == "chat":
+        options = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in data.template_options.items()]
+        origin = "the tokenizer's chat template" + (f" with {', '.join(options)}" if options else "")
+    ends = map(repr, texts_of(tokenizer, stop_ids).values())
+    return f"prompt: {origin}; an answer ends at {' or '.join(ends)}"
 
 
 @functools.cache

@@ -118,9 +118,9 @@ def _own_form(tokenizer: PreTrainedTokenizerBase, *contents: str) -> str | None:
     return form if all(form.count(content) == 1 for content in contents) else None
 
 
-def shown_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Return text and id of each token. Of a long prompt only the beginning and the end are shown."""
+def shown_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, is_whole: bool = False) -> str:
+    """Return text and id of each token: of a long prompt only the beginning and the end, unless `is_whole`."""
     shown = [f"{text_of(tokenizer, [token], with_special=True)!r} {token}" for token in ids]
-    if len(shown) > NUM_FIRST + NUM_LAST:
+    if len(shown) > NUM_FIRST + NUM_LAST and not is_whole:
         shown[NUM_FIRST:-NUM_LAST] = ["..."]
     return ", ".join(shown)

@@ -74,7 +74,7 @@ def prompt_text(template: str, problem: str, *, system: str | None = None) -> st
 def expert_text(solution: str, mode: Literal["thought", "full", "opened"]) -> str:
     r"""Return the part of a solution that becomes the trace.
 
-    full: all of it;  thought: its first <think> block;  opened: all behind a <think> at its beginning
+    full: all of it;  thought: its first <think> block;  opened: all behind its first <think>
 
     >>> expert_text("<think> 6 * 7 = 42 </think> So it is 42.", "thought")
     '6 * 7 = 42'
@@ -83,10 +83,12 @@ def expert_text(solution: str, mode: Literal["thought", "full", "opened"]) -> st
     >>> expert_text("<think>\n6 * 7 = 42 </think> So it is 42.", "opened")
     '6 * 7 = 42 </think> So it is 42.'
 
-    Without a closed block `thought` returns the whole solution, as the official code does (METHOD 3).
+    Without a closed block `thought` returns the whole solution, as the official code does (METHOD 3). Without a <think>
+    `opened` does so too.
     """
     if mode == "opened":
-        return solution.removeprefix("<think>").removeprefix("\n")
+        _, tag, behind = solution.partition("<think>")
+        return behind.removeprefix("\n") if tag else solution
     thought = THOUGHT.search(solution) if mode == "thought" else None
     return solution if thought is None else thought[1].strip()
 

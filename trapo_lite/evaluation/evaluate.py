@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from trapo_lite.config import Config
 from trapo_lite.config.paths import check_name
 from trapo_lite.core.errors import ConfigError
+from trapo_lite.data.chat import prompt_line, stop_ids_of
 from trapo_lite.data.tokens import load_tokenizer, text_of
 from trapo_lite.engines import parity
 from trapo_lite.engines.base import RolloutEngine
@@ -33,7 +34,7 @@ from trapo_lite.model.saved_adapter import check_fit, read_tensors
 from trapo_lite.reward import MathVerifier
 from trapo_lite.reward.pool import verifier_fingerprint
 from trapo_lite.rollout.settings import sampling_settings
-from trapo_lite.rollout.token_checks import require_embeddings, require_one_end
+from trapo_lite.rollout.token_checks import require_embeddings
 from trapo_lite.run.cards import require_usable_cards
 from trapo_lite.run.environment import this_environment
 from trapo_lite.run.files import lock, make_folder
@@ -50,13 +51,14 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
     """
     config, console = target.config, Console()
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    if target.prompt_line:
-        say(target.prompt_line)
+    if target.origin_line:
+        say(target.origin_line)
     set_threads(config)
     if config.rollout.engine != "server":
         require_usable_cards(num_processes=max(1, torch.cuda.device_count()))
     check_name(config.model.name)
     tokenizer = load_tokenizer(config.model.name)
+    stop_ids = stop_ids_of(config.data, tokenizer, model=config.model.name)
     sets = read_sets(
         config,
         target.benchmarks,
@@ -70,11 +72,10 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
     base = model_config(config.model)
     check_weight_files(config.model.name)
     max_model_len = require_positions(config, sets, available=num_positions(base))
-    if target.adapter_dir is None:
-        require_one_end(config, tokenizer)
-    else:
+    if target.adapter_dir is not None:
         _require_adapter_fits(config, target.adapter_dir, base)
     say("\n".join(line for problem_set in sets for line in problem_set.report))
+    say(prompt_line(config.data, tokenizer, stop_ids=stop_ids))
     make_folder(target.out)
     with contextlib.ExitStack() as stack:
         stack.enter_context(lock(target.out, option="--out"))

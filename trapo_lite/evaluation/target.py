@@ -8,7 +8,7 @@ from pathlib import Path
 from trapo_lite.config import Config, load_config
 from trapo_lite.config.loading import sets
 from trapo_lite.config.paths import check_sources
-from trapo_lite.config.prompt_file import prompt_file_of, prompt_line, sets_template
+from trapo_lite.config.prompt_file import origin_line, prompt_file_of, sets_template
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.evaluation.registry import Benchmark, choose, load_registry
 from trapo_lite.model.adapter_config import read_config
@@ -28,7 +28,7 @@ class EvalTarget:
     num_problems: use the first ones of each benchmark; None: all
     allow_part:   a benchmark's file may hold fewer problems than the benchmark
     restart:      discard results of the same names in `out`
-    prompt_line:  says where the prompts of a model come from; empty if the user gave them, or a run has them
+    origin_line:  says where the prompts of a model come from; empty if the user gave them, or a run has them
     """
 
     config: Config
@@ -39,7 +39,7 @@ class EvalTarget:
     num_problems: int | None = None
     allow_part: bool = False
     restart: bool = False
-    prompt_line: str = ""
+    origin_line: str = ""
 
     @property
     def model_name(self) -> str:
@@ -103,7 +103,7 @@ def target_from_arguments(
         num_problems=resolved.eval.num_problems if sets("eval.num_problems", overrides) else None,
         allow_part=allow_part,
         restart=restart,
-        prompt_line="" if model is None else prompt_line(model, own_prompt, resolved.data, is_given=is_given),
+        origin_line="" if model is None else origin_line(model, own_prompt, resolved.data, is_given=is_given),
     )
 
 

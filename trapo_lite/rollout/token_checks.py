@@ -1,6 +1,5 @@
-"""Check that the tokenizer and the model use the same tokens, before anything is sampled."""
+"""Check that the model has an embedding for each token that is used, before anything is sampled."""
 
-import json
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -8,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from trapo_lite.config import Config
 from trapo_lite.core.errors import ConfigError, DataError
 from trapo_lite.core.types import Problem
-from trapo_lite.data.chat import end_id_of, generation_ends
+from trapo_lite.data.chat import end_id_of
 from trapo_lite.data.tokens import text_of
 from trapo_lite.model.base import model_config
 
@@ -37,20 +36,3 @@ def require_embeddings(config: Config, tokenizer: PreTrainedTokenizerBase, probl
                     f"data: the {where} of problem {problem.id} holds {text!r}, token {token}, {only}; take it out of "
                     f"the rows and data.prompt_template, {fix}"
                 )
-
-
-def require_one_end(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ConfigError if tokenizer and generation_config.json name different end tokens and data.eos_token is unset.
-
-    With the wrong end token, answers run to the length limit and get no reward.
-    """
-    if config.data.eos_token is not None:
-        return
-    ids = generation_ends(config.model.name)
-    if ids and end_id_of(config.data, tokenizer) not in ids:
-        names = [str(tokenizer.decode([token_id])) for token_id in ids]
-        raise ConfigError(
-            f"data.eos_token: {config.model.name} ends answers with {tokenizer.eos_token!r} by its tokenizer, with "
-            f"{' or '.join(map(repr, names))} by its generation_config.json; say which is right, such as "
-            f"data.eos_token={json.dumps(names[0])}"
-        )

@@ -8,7 +8,8 @@ from trapo_lite.config import Config
 from trapo_lite.config.paths import check_paths
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.core.types import Problem
-from trapo_lite.data.loading import load_problems, require_experts
+from trapo_lite.data.chat import stop_ids_of
+from trapo_lite.data.loading import load_problems, require_experts, require_fitting_experts
 from trapo_lite.data.report import DataReport
 from trapo_lite.data.tokens import load_tokenizer
 from trapo_lite.engines.start import check_served
@@ -22,9 +23,13 @@ from trapo_lite.run.loggers import check_loggers
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs hold the problems as tokens, and how the model's rollouts will run."""
+    """Inputs hold the problems as tokens, and how the model's rollouts will run.
+
+    stop_ids: the tokens that end a completion
+    """
 
     tokenizer: PreTrainedTokenizerBase
+    stop_ids: tuple[int, ...]
     problems: list[Problem]
     report: DataReport
     eval_problems: list[Problem]
@@ -55,10 +60,12 @@ def read_inputs(config: Config) -> Inputs:
     check_start_fits(config, reads_weights=True)
     limit = config.rollout.max_response_tokens
     tokenizer = load_tokenizer(config.model.name)
+    stop_ids = stop_ids_of(config.data, tokenizer, model=config.model.name)
     loaded = load_problems(config.data, tokenizer, max_response_tokens=limit)
     problems, report = loaded.problems, loaded.report
     if config.algorithm.uses_experts:
         require_experts(report)
+        require_fitting_experts(config.data, loaded.examples, tokenizer)
     if not config.algorithm.samples:
         problems = [problem for problem in problems if problem.expert_ids]  # SFT trains nothing else
     if config.rollout.num_problems > len(problems):
@@ -72,4 +79,4 @@ def read_inputs(config: Config) -> Inputs:
         for_eval = load_problems(data, tokenizer, max_response_tokens=limit, files=config.eval.data)
         eval_problems = for_eval.problems[: config.eval.num_problems]
     require_embeddings(config, tokenizer, [*problems, *eval_problems])
-    return Inputs(tokenizer, problems, report, eval_problems, layout)
+    return Inputs(tokenizer, stop_ids, problems, report, eval_problems, layout)

@@ -14,7 +14,7 @@ import torch
 
 from trapo_lite.config import Config
 from trapo_lite.core.types import Mean
-from trapo_lite.data.chat import stop_ids_of
+from trapo_lite.data.chat import prompt_line
 from trapo_lite.data.tokens import texts_of
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.start import start_engine
@@ -92,7 +92,8 @@ class Run:
             )
         )
         notes = [*self.folder.notes, *self.start.notes, *model_lines(config.model)]
-        for line in [*notes, *self.inputs.report.lines(), self._start_line()]:
+        prompt = prompt_line(config.data, self.inputs.tokenizer, stop_ids=self.inputs.stop_ids)
+        for line in [*notes, *self.inputs.report.lines(), prompt, self._start_line()]:
             self.display.message(line)
 
     def load(
@@ -199,7 +200,7 @@ class Run:
             model=config.model,
             adapter=read_config(folder, option="run").fields,
             data=config.data,
-            ends=texts_of(tokenizer, stop_ids_of(config.data, tokenizer, model=config.model.name)),
+            ends=texts_of(tokenizer, self.inputs.stop_ids),
             max_rank=round_up_lora_rank(config.lora.r),
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
