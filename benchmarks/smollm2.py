@@ -5,8 +5,8 @@
 MODEL is a folder with the model, its tokenizer and its chat template. DATA is a file of GSM8K, such as
 {"question": "...", "answer": "... #### 18"} a line, or any other that data.train takes. It runs scripts/train.py with
 configs/smollm2_135m.yaml, 2 problems a step and answers of at most 256 tokens, and prints a row of a table after each
-step ("cut": share of answers that reached the limit): about 10 minutes in all on two cores. Settings behind the files
-are passed on to the run. The adapter is thrown away.
+step ("cut": share of answers that reached the limit): about 10 minutes in all on two cores without much other work.
+Settings behind the files are passed on to the run. The adapter is thrown away.
 """
 
 import argparse
