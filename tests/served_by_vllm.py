@@ -12,7 +12,7 @@ from trapo_lite.config import LoraSection, ModelSection
 from trapo_lite.engines.vllm.options import VLLMOptions
 from trapo_lite.model.policy import Policy
 
-IDS = [number * 7 % 64 for number in range(40)]  # longer than every window
+IDS = [number * 7 % 64 for number in range(40)]  # longer than every window and chunk
 WIDE_HEADS = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
 
 
@@ -28,6 +28,8 @@ def with_wide_heads(family: Family) -> Family:
     for name in ("mamba_d_head", "mamba_headdim"):  # heads times this is twice the hidden size
         if name in options and "hidden_size" in options:
             options[name] *= 2
+    if "attention_chunk_size" in options:
+        options["attention_chunk_size"] = 32  # vLLM takes multiples of its blocks
     if family.model_type.startswith("lfm2"):
         options["conv_dim"] = options["block_dim"] = options["hidden_size"]  # vLLM reads them, real models have them
     return replace(family, options=options)

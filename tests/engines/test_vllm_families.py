@@ -1,7 +1,7 @@
 """Compare what vLLM serves with freshly loaded models: without an adapter, with the trainer's, and with it merged.
 
 benchmarks/vllm_families.py measures them. Here it runs on the families that are trained most, one of each class; the
-others were measured by it once, and tests/families.py holds what it found.
+others were measured by it once. tests/family_results.jsonl holds what it found.
 """
 
 import json
@@ -17,9 +17,11 @@ import pytest
 import torch
 from adapter_folders import edited
 from conftest import VLLM_DTYPE, VLLM_ROUNDING
-from families import FAMILIES, write_model
+from families import FAMILIES, MOST_TRAINED, write_model
+from family_results import check_result
 from peft import PeftModel
 from served_by_vllm import IDS, fresh_scores, load_fresh, save_random_adapter, vllm_options, with_wide_heads
+from vllm_families import verdict
 
 from trapo_lite.core.errors import EngineError
 from trapo_lite.engines import parity
@@ -27,22 +29,6 @@ from trapo_lite.engines.vllm import binding
 from trapo_lite.engines.vllm.engine import VLLMEngine
 
 REPOSITORY = Path(__file__).parents[2]
-MOST_TRAINED = [
-    "llama",
-    "qwen2",
-    "qwen3",
-    "mistral, windows",
-    "phi3, windows",
-    "gemma2, windows and caps",
-    "gemma3, windows",
-    "olmo3, windows",  # through vLLM's general class for transformers' own code
-    "exaone4, windows",
-    "granite, scaled logits",
-    "smollm3, NoPE",
-    "lfm2, short convolutions",
-    "nemotron-h, Mamba-2",
-    "falcon",  # of which vLLM takes no adapters
-]
 
 
 @pytest.fixture(scope="module")
@@ -74,17 +60,33 @@ def measured() -> Iterator[Callable[[str], dict[str, Any]]]:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the list is of vLLM's build for the CPU")
 @pytest.mark.parametrize("name", MOST_TRAINED)
 def test_vllm_serves_a_family_as_the_list_says(name: str, measured: Callable[[str], dict[str, Any]]) -> None:
-    result = measured(name)
-    if FAMILIES[name].vllm == "yes":
-        assert "failed" not in result and result["unbound"] == [] and result["checksum"], result
-        assert result["effect"] > 0.05
-        bound = BOUND.get(name, VLLM_ROUNDING)
-        assert max(result[key] for key in ("without", "with", "drawn", "merged")) < bound, result
-    else:
-        assert "failed" in result or result["unbound"] or result["without"] > 0.01, result
+    result, figures = verdict(measured(name))
+    check_result(name, "vllm", result, **figures)
 
 
-BOUND = {"nemotron-h, Mamba-2": 2e-3}  # measured 1e-3
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, ("yes", {"difference": 2.0e-06})),
+        ({"drawn": 0.03}, ("no", {"difference": 0.03, "why": "its log-probs are off by 0.03"})),
+        ({"unbound": ["q", "k"]}, ("no", {"why": "no place for 2 of the adapter's layers"})),
+        ({"checksum": False}, ("no", {"why": "it holds another adapter"})),
+        ({"failed": "start", "error": "E: no"}, ("no", {"why": "it fails at the step: start"})),
+        ({"failed": "start", "error": "its X takes no adapters"}, ("no", {"why": "no adapters"})),
+    ],
+    ids=["served", "other tokens", "unbound", "another adapter", "failed", "no adapters"],
+)
+def test_what_counts_as_served(change: dict[str, Any], expected: tuple[str, dict[str, Any]]) -> None:
+    measurement = {"family": "llama", "unbound": [], "checksum": True, "effect": 0.4}
+    measurement |= {"without": 1e-6, "with": 2e-6, "drawn": 1e-7, "merged": 1e-6}
+    assert verdict(measurement | change) == expected
+
+
+def test_a_process_that_died_or_an_adapter_that_changes_nothing_measures_nothing() -> None:
+    with pytest.raises(ValueError, match=r"llama: its process died"):
+        verdict({"family": "llama", "failed": "died"})
+    with pytest.raises(ValueError, match=r"llama: the adapter moves a log-prob by 0\.01 only"):
+        verdict({"family": "llama", "unbound": [], "checksum": True, "effect": 0.01, "without": 0.0})
 
 
 @pytest.mark.long

@@ -6,13 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from byte_model import byte_tokenizer
+from chat_models import MODELS, ChatModel
 from multimodal import write_multimodal
 from run_differences import differences, read_metrics
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
@@ -21,73 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.long
 
-EACH = "{{ bos_token }}{% for m in messages %}"
-LAST = "{% endfor %}{% if add_generation_prompt %}"
 THOUGHT = "<think>\nCount on.\n</think>\n"
-
-
-@dataclass(frozen=True)
-class ChatModel:
-    """A ChatModel is a family's class with the form of its template.
-
-    stops:  its tokens that end an answer, the first of which the template writes
-    opened: whether the template opens the thought
-    """
-
-    model_type: str
-    options: dict[str, Any]
-    template: str
-    bos: str | None
-    stops: tuple[str, ...]
-    opened: bool = False
-
-
-MODELS = {
-    "llama": ChatModel(
-        "llama",
-        {},
-        EACH
-        + "<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content }}<|eot_id|>"
-        + LAST
-        + "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
-        bos="<|begin_of_text|>",
-        stops=("<|eot_id|>", "<|end_of_text|>"),
-    ),
-    "gemma3": ChatModel(
-        "gemma3",
-        {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6},
-        EACH
-        + "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content }}<end_of_turn>\n"
-        + LAST
-        + "<start_of_turn>model\n{% endif %}",
-        bos="<bos>",
-        stops=("<end_of_turn>", "<eos>"),
-    ),
-    "qwen3.5": ChatModel(
-        "qwen3_5",
-        {
-            "layer_types": ["linear_attention", "full_attention"],
-            **{"linear_num_key_heads": 2, "linear_num_value_heads": 2},
-            **{"linear_key_head_dim": 32, "linear_value_head_dim": 32},
-        },
-        EACH.removeprefix("{{ bos_token }}")
-        + "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
-        + LAST
-        + "<|im_start|>assistant\n<think>\n{% endif %}",
-        bos=None,
-        stops=("<|im_end|>", "<|endoftext|>"),
-        opened=True,
-    ),
-    "mistral": ChatModel(
-        "mistral",
-        {"sliding_window": 6},
-        EACH
-        + "{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}</s>{% endif %}"
-        + "{% endfor %}",
-        bos="<s>",
-        stops=("</s>",),
-    ),
-}
 
 
 def tokenizer_of(model: ChatModel) -> PreTrainedTokenizerFast:
