@@ -76,7 +76,9 @@ def train(arguments: Sequence[str] | None = None) -> None:
 
 
 def _dry_run(config: Config) -> list[str]:
-    """Check the model, and return the plan of a step."""
+    """Check the model and its tokenizer, and return the plan of a step."""
+    from trapo_lite.data.template import check_prompt
+    from trapo_lite.data.tokens import load_tokenizer
     from trapo_lite.engines.start import check_served
     from trapo_lite.model.base import model_lines
     from trapo_lite.model.layout import check_model
@@ -95,7 +97,8 @@ def _dry_run(config: Config) -> list[str]:
     if config.uses_engine:
         check_served(config)
     check_start_fits(config, reads_weights=False)
-    return [*plan_lines(config), *model_lines(config.model), layout.line or "layout: tree"]
+    prompt = check_prompt(config.data, load_tokenizer(config.model.name), model=config.model.name)
+    return [*plan_lines(config), *model_lines(config.model), layout.line or "layout: tree", prompt]
 
 
 def plan(arguments: Sequence[str] | None = None) -> None:

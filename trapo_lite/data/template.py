@@ -6,13 +6,23 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from trapo_lite.config import DataSection
 from trapo_lite.core.errors import DataError
-from trapo_lite.data.chat import PROBLEM, REFUSALS, SYSTEM, render
+from trapo_lite.data.chat import PROBLEM, REFUSALS, SYSTEM, prompt_line, render, stop_ids_of, written_out
 from trapo_lite.data.tokens import text_of
 
 # Tags that cannot be plain text: <|user|>, <｜User｜>, <|turn> and <turn|>, and those of sentencepiece vocabularies.
 TAG = re.compile(r"<[|｜][^<>{}\s]+[|｜]?>|<[^<>{}\s|｜]+[|｜]>|</?s>|<[be]os>|<(?:start|end)_of_turn>")
 NUM_FIRST, NUM_LAST = 16, 8  # tokens shown of a prompt
+
+
+def check_prompt(data: DataSection, tokenizer: PreTrainedTokenizerBase, *, model: str) -> str:
+    """Return the line on the prompt and the ends of answers. Raises DataError if the tokenizer does not fit them.
+
+    model: folder or hub id, whose generation_config.json names ends too
+    """
+    require_known_tags(written_out(data, tokenizer).prompt_template, tokenizer)
+    return prompt_line(data, tokenizer, stop_ids=stop_ids_of(data, tokenizer, model=model))
 
 
 def require_known_tags(template: str, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,0 +1,55 @@
+"""A dry run says what a run would do, and refuses what a run would refuse, without weights and data."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from byte_model import CHATML
+
+from trapo_lite import cli
+
+TINY = Path("trapo_lite/tiny_world/base")
+CHAT = "data.prompt_template=chat"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model with a chat template and without weights."""
+    folder = shutil.copytree(TINY, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    (folder / "chat_template.jinja").write_text(CHATML)
+    return folder
+
+
+def dry_run(model: Path, *overrides: str) -> None:
+    cli.train(["--config", "configs/tiny_cpu.yaml", "--dry-run", f"model.name={model}", *overrides])
+
+
+def test_it_names_the_layout_the_prompt_and_what_ends_an_answer(model: Path, capsys: pytest.CaptureFixture) -> None:
+    dry_run(model)
+    *_, layout, prompt = capsys.readouterr().out.splitlines()
+    assert layout == "layout: tree"
+    assert prompt.startswith("prompt: data.prompt_template; an answer ends at ")
+
+
+@pytest.mark.parametrize(
+    ("template", "overrides", "refusal"),
+    [
+        ("{{ raise_exception('no') }}", [CHAT], "data.prompt_template: chat, but"),
+        ("{{ 1 // 0 }}", [CHAT], "data.prompt_template: chat, but"),
+        ("Solve it.", [CHAT], "does not show the user message"),
+        (None, [CHAT], "has no chat template"),
+        (CHATML, ["data.stop_tokens=[two words]"], "data.stop_tokens: 'two words'"),
+        (CHATML, ["data.prompt_template=<|turn|>{problem}"], "'<|turn|>': not known to the tokenizer"),
+    ],
+)
+def test_a_prompt_that_a_run_would_refuse(
+    template: str | None, overrides: list[str], refusal: str, model: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (model / "chat_template.jinja").unlink()
+    if template is not None:
+        (model / "chat_template.jinja").write_text(template)
+    with pytest.raises(SystemExit) as end:
+        dry_run(model, *overrides)
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and refusal in said
