@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from trapo_lite.core.errors import ConfigError, ModelError
-from trapo_lite.core.tree import PackedBatch, pack
+from trapo_lite.core.tree import pack
 from trapo_lite.core.types import Group, Rollout
 from trapo_lite.model.logprobs import LogitScale
 from trapo_lite.model.shape import (
@@ -52,7 +52,6 @@ def require_packable(config: PreTrainedConfig) -> PreTrainedModel:
     model = meta_model(config, attention=ATTENTION).eval()
     reach_recurrent_layers(model)
     name = f"model.name: {type(model).__name__}"
-    num_layers = config.num_hidden_layers - sum(kind in NOT_MIXING for kind in layer_types)
     # Some look for it among the tokens, whose values the meta device has not. Their configurations may refuse None.
     object.__setattr__(model.config, "pad_token_id", None)
     head = model.get_output_embeddings()
@@ -62,53 +61,38 @@ def require_packable(config: PreTrainedConfig) -> PreTrainedModel:
     if "position_ids" not in inspect.signature(decoder.forward).parameters:
         raise ModelError(f"{name}: its decoder takes no position_ids, which packed trees need; {ROWS}")
     logit_scale_of(model)
-    widths: list[tuple[int, int]] = []
-    windows: list[int] = []
-
-    def attend(query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
-        widths.append((query.shape[2], key.shape[2]))
-        windows.extend([] if scores.window is None else [scores.window])
-        return query.new_empty(*query.shape[:3], value.shape[-1])
-
-    recurrence = _CountingRecurrence(_one_chain(NUM_TOKENS))
+    reached = _Reached()
     ids = torch.zeros(1, NUM_TOKENS, dtype=torch.long, device="meta")
-    layout = TreeLayout(attend, recurrence=recurrence)
-    if runs_on_meta(
+    layout = TreeLayout(reached.attend, recurrence=reached)
+    ran_through = runs_on_meta(
         lambda: decoder(input_ids=ids, position_ids=ids, use_cache=False, **layout.arguments).last_hidden_state,
         name=name,
         complaint="its forward pass does not take packed trees",
         remedy=ROWS,
-    ):
-        num_recurrent = sum(kind in RECURRENT for kind in layer_types)
-        num_convolving = min(recurrence.num_convolutions, [*layer_types].count("conv"))
-        num_reached = len(widths) + recurrence.num_scans + num_convolving
-        if num_reached < num_layers or recurrence.num_scans < num_recurrent:
-            raise ModelError(
-                f"{name}: {max(num_layers - num_reached, num_recurrent - recurrence.num_scans)} of its {num_layers} "
-                f"layers have no attention and no recurrence that packed trees reach; {ROWS}"
-            )
-        num_sliding = num_sliding_layers(config)
-        if len(windows) != num_sliding:
-            raise ModelError(
-                f"{name}: {num_sliding} of its layers have a sliding window, but {len(windows)} tell attention of it; "
-                f"{ROWS}"
-            )
-    if not widths and not type(model)._can_set_attn_implementation():
+    )
+    if ran_through:
+        _require_every_layer(reached, config, name=name)
+    if not reached.widths and not type(model)._can_set_attn_implementation():
         raise ModelError(f"{name}: its attention cannot be replaced, which packed trees need; {ROWS}")
-    if any(width != (NUM_TOKENS, NUM_TOKENS) for width in widths):
+    if any(width != (NUM_TOKENS, NUM_TOKENS) for width in reached.widths):
         raise ModelError(f"{name}: it attends to something else than its tokens; {ROWS}")
     return model
 
 
-def _one_chain(num_tokens: int) -> PackedBatch:
-    """Return a batch of one rollout, all of whose tokens are its prompt."""
-    return pack([Group((Rollout("", 0, prompt_ids=(0,) * num_tokens, prefix_ids=()),), (0.0,), (0.0,))])
+class _Reached(TreeRecurrence):
+    """A _Reached is the layout of one chain, and notes what a model's layers do with it."""
 
+    def __init__(self) -> None:
+        prompt = Rollout("", 0, prompt_ids=(0,) * NUM_TOKENS, prefix_ids=())
+        super().__init__(pack([Group((prompt,), (0.0,), (0.0,))]))
+        self.num_scans = self.num_convolutions = 0
+        self.widths: list[tuple[int, int]] = []  # queries and keys of each attention
+        self.windows: list[int] = []
 
-class _CountingRecurrence(TreeRecurrence):
-    """A TreeRecurrence that counts its calls."""
-
-    num_scans = num_convolutions = 0
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+        self.widths.append((query.shape[2], key.shape[2]))
+        self.windows += [] if scores.window is None else [scores.window]
+        return query.new_empty(*query.shape[:3], value.shape[-1])
 
     def convolve(self, convolution: Callable[[Tensor], Tensor], inputs: Tensor, *, num_before: int) -> Tensor:
         self.num_convolutions += 1
@@ -117,6 +101,27 @@ class _CountingRecurrence(TreeRecurrence):
     def scan(self, scan: Scan, inputs: Sequence[Tensor]) -> Tensor:
         self.num_scans += 1
         return super().scan(scan, inputs)
+
+
+def _require_every_layer(reached: _Reached, config: PreTrainedConfig, *, name: str) -> None:
+    """Raise ModelError unless a pass reached each layer that mixes tokens, and each window."""
+    layer_types = getattr(config, "layer_types", None) or ()
+    num_mixing = config.num_hidden_layers - sum(kind in NOT_MIXING for kind in layer_types)
+    num_recurrent = sum(kind in RECURRENT for kind in layer_types)
+    num_convolving = min(reached.num_convolutions, [*layer_types].count("conv"))
+    num_reached = len(reached.widths) + reached.num_scans + num_convolving
+    num_lost = max(num_mixing - num_reached, num_recurrent - reached.num_scans)
+    if num_lost > 0:
+        raise ModelError(
+            f"{name}: {num_lost} of its {num_mixing} layers have no attention and no recurrence that packed trees "
+            f"reach; {ROWS}"
+        )
+    num_sliding = num_sliding_layers(config)
+    if len(reached.windows) != num_sliding:
+        raise ModelError(
+            f"{name}: {num_sliding} of its layers have a sliding window, but {len(reached.windows)} tell attention of "
+            f"it; {ROWS}"
+        )
 
 
 def logit_scale_of(model: PreTrainedModel) -> LogitScale:
