@@ -12,6 +12,7 @@ from typing import NoReturn
 from trapo_lite.config import Config, load_config
 from trapo_lite.config.loading import keys_of, sets
 from trapo_lite.config.paths import check_name, check_paths, check_sources
+from trapo_lite.config.unusual import unusual_lines
 from trapo_lite.core.errors import ConfigError, TrapoLiteError
 from trapo_lite.run.folder import load_run_config
 
@@ -64,7 +65,7 @@ def train(arguments: Sequence[str] | None = None) -> None:
         config = load_config(args.config, args.overrides)
         check_paths(config)  # before what takes seconds to import
         if args.dry_run:
-            print("\n".join(_dry_run(config)))
+            print("\n".join([*_dry_run(config), *unusual_lines(config)]))
             return
         with exit_when_stopped():
             from trapo_lite.run.launch import end_with_launcher

@@ -11,6 +11,7 @@ import yaml
 from trapo_lite.config import Config, load_config
 from trapo_lite.config.loading import keys_of
 from trapo_lite.config.other_names import OTHER_NAMES
+from trapo_lite.config.unusual import unusual_lines
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.core.micro_groups import prefix_ratio
 
@@ -391,6 +392,24 @@ def test_another_trainers_name_leads_to_an_option_that_exists(name):
     options = re.findall(r"(\w+)\.(\w+)", OTHER_NAMES[name])
     assert options and all(key in keys_of(Config.model_fields[section]) for section, key in options)
     assert all(name not in keys_of(field) for field in Config.model_fields.values())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "warned"),
+    [
+        (["optim.lr=1"], ["optim.lr: 1 is high"]),
+        (["train.save_every=501"], ["train.save_every: 501 is beyond train.max_steps (500)"]),
+        (
+            ["eval.every=501", "eval.data=x.jsonl", "train.save_every=501"],
+            ["train.save_every", "eval.every: 501 is beyond"],
+        ),
+        (["optim.lr=1e-3", "train.save_every=500", "eval.every=500", "eval.data=x.jsonl"], []),
+    ],
+)
+def test_a_value_that_is_rarely_meant_is_warned_of(overrides, warned):
+    lines = unusual_lines(load_config([], overrides))
+    assert len(lines) == len(warned)
+    assert all(line.startswith(f"WARNING: {text}") for line, text in zip(lines, warned, strict=True))
 
 
 def test_a_label_may_be_given_to_an_algorithm():
