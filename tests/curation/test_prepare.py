@@ -169,7 +169,7 @@ def test_errors_are_one_message_and_exit_code_2(overrides, tmp_path, capsys):
     assert message.startswith("error: data absent.parquet: no such file") and message.count("\n") == 1
     assert "made.jsonl line 4: answer: found none" in fails("data.on_bad_row=error")
     assert "data.eos_token: '<|end|>' is 7 tokens" in fails("data.eos_token=<|end|>")
-    assert "model.name: no tokenizer at" in fails(f"model.name={tmp_path}")
+    assert "holds no tokenizer that transformers can read" in fails(f"model.name={tmp_path}")
     assert "data.prompt_template: '<|user|>': not known to the tok" in fails("data.prompt_template=<|user|>{problem}")
     assert "an index from 0 to 2" in fails(inspect="3")
     assert "then give data.train=b.jsonl" in fails(out="b.jsonl", inspect="0")

@@ -108,7 +108,7 @@ def test_stops_are_the_tokenizers_and_the_generation_configs_unless_they_are_nam
         ("{{ 10.0 ** 400 }}", {}, r"does not take a user message \(OverflowError"),
         ("{{ 'a'.encode('ascci') }}", {}, r"does not take a user message \(LookupError: unknown encoding"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", {}, r"does not take a user message \(RecursionError"),
-        (CHATML, {"stop_tokens": ["two words"]}, r"data\.stop_tokens: 'two words' is \d+ tokens; name one"),
+        (CHATML, {"stop_tokens": ["two words"]}, r"data\.stop_tokens: 'two words' is \d+ tokens, and must be one"),
         (CHATML, {"eos_token": "<|eot|>"}, r"data\.eos_token: '<\|eot\|>' is \d+ tokens"),
     ],
 )

@@ -122,7 +122,7 @@ def test_an_adapter_with_a_module_that_vllm_lacks_is_refused_by_name(tmp_path: P
     ("name", "refusal"),
     [
         ("falcon", r"^rollout\.engine: set it to transformers.*FalconForCausalLM takes no adapters$"),
-        ("bamba, Mamba-2", r"(?s)Layer 0.*has no other way.*set rollout\.engine: transformers"),
+        ("bamba, Mamba-2", r"(?s)Layer 0.*has no other way"),
     ],
 )
 def test_a_class_that_vllm_cannot_serve_is_refused_at_the_start(name: str, refusal: str, tmp_path: Path) -> None:

@@ -454,14 +454,18 @@ OWN = {
 def test_a_checkpoint_brings_its_prompts(tmp_path: Path, overrides: list[str], expected: dict, line: str):
     """A given data.prompt_template replaces them all, another key only that one."""
     data = validate({"data": OWN | {"max_prompt_tokens": 7}}).data
-    (tmp_path / PROMPT_FILE).write_text(prompt_yaml(data), encoding="utf-8")
+    (tmp_path / PROMPT_FILE).write_text(prompt_yaml(data, max_response_tokens=9), encoding="utf-8")
     target = target_of(model=str(tmp_path), overrides=overrides)
     assert target.config.data == validate({"data": expected}).data
+    is_its_own_form = expected.get("prompt_template") == OWN.get("prompt_template")
+    assert target.config.rollout.max_response_tokens == (9 if is_its_own_form else 8192)
     assert target.origin_line.startswith(line)
 
 
 def test_a_configuration_file_replaces_them_too(tmp_path: Path):
-    (tmp_path / PROMPT_FILE).write_text(prompt_yaml(validate({"data": OWN}).data), encoding="utf-8")
+    (tmp_path / PROMPT_FILE).write_text(
+        prompt_yaml(validate({"data": OWN}).data, max_response_tokens=9), encoding="utf-8"
+    )
     file = tmp_path / "given.yaml"
     file.write_text("data: {prompt_template: 'Q: {problem}', max_prompt_tokens: 9}\nlora: {r: 4}\n")
     with_file = target_of(model=str(tmp_path), config=[str(file)], overrides=[])
@@ -473,7 +477,7 @@ def test_a_prompt_that_is_written_out_is_kept_too(tmp_path: Path):
     data = validate(
         {"data": {"prompt_template": "<|im_start|>\n{problem}", "system": "row", "stop_tokens": ["\n\n"]}}
     ).data
-    (tmp_path / PROMPT_FILE).write_text(prompt_yaml(data), encoding="utf-8")
+    (tmp_path / PROMPT_FILE).write_text(prompt_yaml(data, max_response_tokens=9), encoding="utf-8")
     assert target_of(model=str(tmp_path), overrides=[]).config.data == data
 
 
@@ -486,10 +490,12 @@ def test_a_model_without_prompts_of_its_own_takes_the_default_and_says_so(tmp_pa
     assert target_of(model=str(tmp_path), overrides=["data.prompt_template=chat"]).origin_line == ""
 
 
-@pytest.mark.parametrize("content", ["data: {train: x.jsonl}", "reward: {num_workers: 9}", "data: 5"])
+@pytest.mark.parametrize(
+    "content", ["data: {train: x.jsonl}", "reward: {num_workers: 9}", "data: 5", "rollout: {engine: server}"]
+)
 def test_the_prompt_file_of_a_model_sets_nothing_else(tmp_path: Path, content: str):
     (tmp_path / PROMPT_FILE).write_text(content)
-    with pytest.raises(ConfigError, match=r"trapo_lite\.yaml may set eos_token, .* of data only; export .* again"):
+    with pytest.raises(ConfigError, match=r"trapo_lite\.yaml may set eos_token, .* of data, .* only; export .* again"):
         target_of(model=str(tmp_path), overrides=[])
 
 

@@ -63,7 +63,7 @@ def export(base_dir: Path, adapter_dir: Path, tmp_path: Path) -> Export:
         options = {"dtype": "float32", "out": tmp_path / "merged", **options}
         keys = options.keys() & DataSection.model_fields.keys()
         data = DataSection(**{key: options.pop(key) for key in keys})  # type: ignore[arg-type]
-        return export_merged(model=section, adapter_dir=adapter_dir, data=data, **options).out  # type: ignore[arg-type]
+        return export_merged(model=section, adapter_dir=adapter_dir, data=data, max_response_tokens=9, **options).out  # type: ignore[arg-type]
 
     return run
 

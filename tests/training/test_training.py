@@ -76,7 +76,7 @@ def test_a_stop_token_that_is_several_tokens_is_refused_before_anything_starts(
     config = make_config(data={"stop_tokens": ["two words"]}, eval={"data": str(data_file)})
     monkeypatch.setattr(evaluate, "start_engine", lambda *_, **__: pytest.fail("the engine is started"))
     for job in (read_inputs, lambda config: evaluate.evaluate(evaluate.EvalTarget(config, None, tmp_path / "out"))):
-        with pytest.raises(DataError, match=r"data\.stop_tokens: 'two words' is 9 tokens; name one of its tokens"):
+        with pytest.raises(DataError, match=r"data\.stop_tokens: 'two words' is 9 tokens, and must be one token"):
             job(config)
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""Keep how a checkpoint's prompts were made in a file of its folder: a small configuration, which evaluation reads."""
+"""Keep how a checkpoint's prompts and answers were made in a file of its folder: a configuration for evaluation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,29 +11,31 @@ from trapo_lite.core.errors import ConfigError
 PROMPT_FILE = "trapo_lite.yaml"
 PROMPTS = {"prompt_template", "system_text", "instruction", "template_options", "system"}
 ENDS = {"eos_token", "stop_tokens"}
+LENGTH = "max_response_tokens"
 
 
-def prompt_yaml(data: DataSection) -> str:
-    """Return the options of the section that say how prompts are made and what ends answers, as a configuration."""
+def prompt_yaml(data: DataSection, *, max_response_tokens: int) -> str:
+    """Return what says how prompts are made, and what ends answers and how long they may be, as a configuration."""
     options = data.model_dump(mode="json", include=PROMPTS | ENDS, exclude=set(data.idle_keys()), exclude_none=True)
-    return plain_yaml.dump({"data": options})
+    return plain_yaml.dump({"data": options, "rollout": {LENGTH: max_response_tokens}})
 
 
 def prompt_file_of(model: str) -> Path | None:
     """Return the prompt file in a model's folder, or None if it has none.
 
-    Raises ConfigError if it sets anything but prompts and ends of answers: a folder may come from anyone.
+    Raises ConfigError if it sets anything but prompts, ends and length of answers: a folder may come from anyone.
     """
     file = Path(model) / PROMPT_FILE
     if not file.is_file():
         return None
     content = read_yaml(file)
-    options = content.get("data")
-    if content.keys() != {"data"} or not isinstance(options, dict) or not options.keys() <= PROMPTS | ENDS:
-        raise ConfigError(
-            f"model.name: {file} may set {', '.join(sorted(PROMPTS | ENDS))} of data only; export the checkpoint "
-            "again, or delete the file"
-        )
+    allowed = {"data": PROMPTS | ENDS, "rollout": {LENGTH}}
+    for section, options in content.items():
+        if not isinstance(options, dict) or not options.keys() <= allowed.get(section, set()):
+            raise ConfigError(
+                f"model.name: {file} may set {', '.join(sorted(PROMPTS | ENDS))} of data, and {LENGTH} of rollout, "
+                "only; export the checkpoint again, or delete the file"
+            )
     return file
 
 

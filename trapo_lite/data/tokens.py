@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import islice
+from pathlib import Path
 from typing import Literal
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -22,6 +23,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
+        if Path(name).is_dir():
+            raise DataError(
+                f"model.name: {name} holds no tokenizer that transformers can read; copy the model's tokenizer.json "
+                "and tokenizer_config.json there"
+            ) from None
         reason = str(error).splitlines()[0]
         raise DataError(f"model.name: no tokenizer at {name!r} ({reason}); give a model's folder or hub id") from None
     except Exception as error:
@@ -48,7 +54,9 @@ def end_of_text_id(
     ids = tokenizer(token, add_special_tokens=False)["input_ids"]
     if len(ids) != 1 or (ids[0] == tokenizer.unk_token_id and token != tokenizer.unk_token):
         found = "unknown to the tokenizer" if len(ids) == 1 else f"{len(ids)} tokens"
-        raise DataError(f"{option}: {token!r} is {found}; name one of its tokens, such as {tokenizer.eos_token!r}")
+        raise DataError(
+            f"{option}: {token!r} is {found}, and must be one token of the tokenizer, such as {tokenizer.eos_token!r}"
+        )
     return ids[0]
 
 

@@ -12,6 +12,7 @@ from trapo_lite.engines.base import Completion, EngineDied, EngineRestarted, Rol
 T = TypeVar("T")
 
 MAX_FAILURES = 3
+INSTEAD = "If it does not serve this kind of model, set rollout.engine: transformers (docs/models.md has a table)"
 
 
 class SupervisedEngine:
@@ -144,8 +145,10 @@ class SupervisedEngine:
         while True:
             self._engine.close()
             self._failures += 1
-            if not self._has_answered or self._is_closed:
+            if self._is_closed:
                 raise EngineError(str(death)) from None
+            if not self._has_answered:
+                raise EngineError(f"{death}\n{INSTEAD}") from None
             if self._failures >= MAX_FAILURES:
                 raise EngineError(
                     f"rollout engine: failed {self._failures} times since it was given its adapter; the last time: "

@@ -60,6 +60,7 @@ def export_run(
         out=out or run / "merged",
         dtype=dtype or config.model.dtype,
         data=config.data,
+        max_response_tokens=config.eval.max_response_tokens or config.rollout.max_response_tokens,
         trained=RunFolder(run).starts(),
         overwrite=overwrite,
     )
@@ -72,6 +73,7 @@ def export_merged(
     out: Path,
     dtype: ExportDtype,
     data: DataSection,
+    max_response_tokens: int,
     trained: Sequence[Mapping[str, Any]] = (),
     overwrite: bool = False,
 ) -> ExportReport:
@@ -81,6 +83,7 @@ def export_merged(
 
     data:      says how prompts were made and which tokens end answers; the chat template that is saved takes its
                template_options as defaults, unless `template_with_defaults` cannot make such a template
+    max_response_tokens: what answers may have in an evaluation of the checkpoint, if nothing else is asked for
     trained:   the environment.json of the adapter's run; it is kept in that of the checkpoint
     An nf4 base is de-quantised, because the adapter was trained on the de-quantised weights.
     Raises ExportError, and leaves `out` as it was, for a missing or foreign adapter, an `out` in use, a full disk, and
@@ -109,7 +112,7 @@ def export_merged(
             environment=made_by,
         )
         (partial / "README.md").write_text(card, encoding="utf-8")
-        (partial / PROMPT_FILE).write_text(prompt_yaml(data), encoding="utf-8")
+        (partial / PROMPT_FILE).write_text(prompt_yaml(data, max_response_tokens=max_response_tokens), encoding="utf-8")
         record = json.dumps({"exported": made_by, "trained": list(trained)}, indent=1, ensure_ascii=False)
         (partial / "environment.json").write_text(record + "\n", encoding="utf-8")
         _move_into_place(partial, out)

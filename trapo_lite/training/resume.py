@@ -37,7 +37,7 @@ MAY_CHANGE_INEXACTLY = {
     "rollout": {"schedule", "colocate", "gpu_memory_fraction", "max_num_seqs", "kv_cache_gib", "num_threads"},
     "reward": {"num_workers", "memory_mb"},
     "train": {"tokens_per_batch"},
-    "run": {"deterministic"},  # may be turned off, not on
+    "run": {"deterministic", "num_threads"},  # deterministic may be turned off, not on
 }
 
 

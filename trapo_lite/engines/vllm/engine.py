@@ -13,7 +13,7 @@ import torch
 
 from trapo_lite.core.errors import EngineError
 from trapo_lite.engines.adapter_folder import AdapterFolder, read_servable
-from trapo_lite.engines.base import Completion, EngineDied, SampleRequest, check_request, require_idle, require_newer
+from trapo_lite.engines.base import Completion, SampleRequest, check_request, require_idle, require_newer
 from trapo_lite.engines.child import ChildProcess, environment_without_launcher
 from trapo_lite.engines.vllm.language_model import require_unquantised
 from trapo_lite.engines.vllm.options import VLLMOptions, round_up_lora_rank, without_expandable_segments
@@ -84,15 +84,9 @@ class VLLMEngine:
         def log_wait(seconds: float) -> None:
             self._notify(f"vLLM is loading {self.options.model_path}: {seconds:.0f} s so far (log: {self._log_path})")
 
-        try:
-            answer = self._child.receive(
-                limit_s=self.start_limit_s, waiting_for="start", on_wait=log_wait, restarts_with_log=True
-            )
-        except EngineDied as death:
-            raise EngineDied(
-                f"{death}\nIf vLLM does not serve this kind of model, set rollout.engine: transformers (docs/models.md "
-                "has a table)"
-            ) from None
+        answer = self._child.receive(
+            limit_s=self.start_limit_s, waiting_for="start", on_wait=log_wait, restarts_with_log=True
+        )
         if isinstance(answer, EngineError):
             raise answer
         self._is_up = True

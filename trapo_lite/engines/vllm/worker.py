@@ -245,14 +245,15 @@ def served_model(model_path: str, arguments: dict[str, Any]) -> Any:
         config = EngineArgs(**arguments).create_model_config()
         model_class = get_model_cls(config)
     except ValueError as error:
-        raise EngineError(f"{cannot_serve(model_path)}: {error}") from None
+        reason = str(error).partition("Value error, ")[2] or str(error)
+        raise EngineError(f"{cannot_serve(model_path)}: {reason.partition('. ')[0]}") from None
     if not supports_lora(model_class):
         raise EngineError(f"{cannot_serve(model_path)}: its {model_class.__name__} takes no adapters")
     return config
 
 
 def cannot_serve(model_path: str) -> str:
-    return f"rollout.engine: set it to transformers, because vLLM cannot serve {model_path}"
+    return f"rollout.engine: set it to transformers or take another model, because vLLM cannot serve {model_path}"
 
 
 def engine_arguments(options: VLLMOptions, *, is_cpu: bool, gpu_memory: int = 0) -> dict[str, Any]:
