@@ -13,7 +13,7 @@ from trapo_lite.evaluation.answer_store import read_answers
 from trapo_lite.evaluation.evaluate import evaluate
 from trapo_lite.evaluation.results import EvalResult
 from trapo_lite.evaluation.target import EvalTarget
-from trapo_lite.export.merge import export_run
+from trapo_lite.exporting.merge import export_run
 from trapo_lite.run.folder import RunFolder
 from trapo_lite.training.trainer import train
 

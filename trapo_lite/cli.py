@@ -218,7 +218,7 @@ def export(arguments: Sequence[str] | None = None) -> None:
     args = vars(parser.parse_intermixed_args(arguments))
     with exit_on_user_error():
         load_run_config(args["run"])  # before what takes seconds to import
-        from trapo_lite.export.merge import export_run
+        from trapo_lite.exporting.merge import export_run
 
         report = export_run(args.pop("run"), args.pop("overrides"), adapter_dir=args.pop("adapter"), **args)
     print("\n".join(report.lines()))

@@ -31,7 +31,7 @@ from trapo_lite.evaluation.registry import Benchmark
 from trapo_lite.evaluation.results import EvalResult
 from trapo_lite.evaluation.scores import bootstrap_interval
 from trapo_lite.evaluation.target import EvalTarget, _name_of, target_from_arguments
-from trapo_lite.export.merge import export_run
+from trapo_lite.exporting.merge import export_run
 from trapo_lite.rollout.sampler import sample_groups
 from trapo_lite.rollout.settings import SamplingSettings
 from trapo_lite.tiny_world import BASE_DIR, DATA_DIR

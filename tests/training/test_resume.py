@@ -15,7 +15,7 @@ from run_differences import differences, read_metrics
 from tiny_runs import LUFFY, data_file, finished_runs, make_config, model_dir, trained
 
 from trapo_lite.core.errors import CheckpointError, ConfigError, EngineError
-from trapo_lite.export.merge import export_run
+from trapo_lite.exporting.merge import export_run
 from trapo_lite.run.folder import RunFolder, final_adapter
 from trapo_lite.training import checkpoint, trainer
 from trapo_lite.training.trainer import train

@@ -19,7 +19,7 @@ from trapo_lite.data.tokens import texts_of
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.start import start_engine
 from trapo_lite.engines.vllm.options import round_up_lora_rank
-from trapo_lite.export.model_card import adapter_card
+from trapo_lite.exporting.model_card import adapter_card
 from trapo_lite.model.adapter_config import read_config
 from trapo_lite.model.base import model_lines, model_shape
 from trapo_lite.model.policy import Policy

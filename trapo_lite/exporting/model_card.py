@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trapo_lite.config import DataSection, ModelSection
-from trapo_lite.export.prompt_card import SERVED_AS, prompt_section, spelt_ends
+from trapo_lite.exporting.prompt_card import SERVED_AS, prompt_section, spelt_ends
 from trapo_lite.model.base import model_config, multimodal_type
 from trapo_lite.run.environment import spelt_code
 
