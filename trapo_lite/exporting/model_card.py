@@ -73,7 +73,7 @@ vllm serve {base} --enable-lora --max-lora-rank {max_rank} --lora-modules {serve
 SERVING_LANGUAGE_MODEL = """\
 The base is a multimodal model ({multimodal}), of which only the language model was trained. The adapter's layers are
 named as in {text_class}. Other classes name them differently, and engines that load those may ignore the adapter
-without a word: serve the merged checkpoint instead (`python scripts/export.py --run RUN`)."""
+without a word: serve the merged checkpoint instead (`trapo-lite export --run RUN`)."""
 LEFT_OUT = (
     "| left out | all weights of the multimodal base ({multimodal}) but its language model's: this checkpoint reads "
     "text only |\n"
