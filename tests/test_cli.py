@@ -8,6 +8,7 @@ import pytest
 
 from trapo_lite.__main__ import COMMANDS, main
 from trapo_lite.cli import ArgumentParser, train
+from trapo_lite.config.shipped import CONFIGS, config_names
 from trapo_lite.run.calling import command
 
 ROOT = Path(__file__).parents[1]
@@ -114,3 +115,51 @@ def test_the_list_and_the_doctors_page_need_no_package() -> None:
     bare = [sys.executable, "-E", "-s", "-S", "-m", "trapo_lite", "train"]
     done = subprocess.run(bare, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "lacks the package" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_shipped_configurations_are_listed_with_what_they_are_for(capsys: pytest.CaptureFixture) -> None:
+    main(["configs"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == config_names()
+    (tiny,) = (line for line in lines if line.startswith("tiny_cpu.yaml "))
+    assert "  The tiny world on two CPU cores" in tiny and "#" not in tiny
+
+
+def test_a_configuration_is_copied_and_nothing_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for arguments, written in (
+        (["algorithm/sft.yaml"], "sft.yaml"),
+        (["configs/algorithm/sft.yaml", "other.yaml"], "other.yaml"),
+        (["algorithm/sft.yaml", "folder"], "folder/sft.yaml"),
+    ):
+        main(["configs", "copy", *arguments])
+        assert capsys.readouterr().out == f"wrote {written}\n"
+        assert (tmp_path / written).read_bytes() == (CONFIGS / "algorithm/sft.yaml").read_bytes()
+    (tmp_path / "other.yaml").write_text("mine")
+    for arguments, message in (
+        (["algorithm/sft.yaml", "other.yaml"], "error: other.yaml: exists already; give another name"),
+        (["algorithm/sft.yaml", "missing/sft.yaml"], "error: missing/sft.yaml: No such file or directory; give a file"),
+        (["tiny_gpu.yaml"], "error: tiny_gpu.yaml: is no shipped configuration; did you mean 'tiny_cpu.yaml'"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(["configs", "copy", *arguments])
+        assert end.value.code == 2
+        assert capsys.readouterr().err.startswith(message)
+    assert (tmp_path / "other.yaml").read_text() == "mine"
+
+
+def test_a_command_says_that_it_took_a_shipped_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(["--config", "tiny_cpu.yaml", "--dry-run"])
+    printed = capsys.readouterr()
+    assert printed.err == f"--config tiny_cpu.yaml: taken from {CONFIGS / 'tiny_cpu.yaml'}\n"
+    assert "micro-group 1: 4 rollouts" in printed.out
+    main(["configs", "copy", "tiny_cpu.yaml"])
+    train(["--config", "tiny_cpu.yaml", "--dry-run"])
+    assert capsys.readouterr().err == ""
+    assert list(tmp_path.iterdir()) == [tmp_path / "tiny_cpu.yaml"]

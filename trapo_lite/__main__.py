@@ -15,6 +15,7 @@ from trapo_lite.run.calling import program
 COMMANDS = {
     "quickstart": ("trapo_lite.cli", "Evaluate, train, merge and evaluate a tiny model, in minutes on two CPU cores."),
     "doctor": ("trapo_lite.doctor.command", "Check this machine, and what a configuration needs of it."),
+    "configs": ("trapo_lite.cli", "List the shipped configurations, or copy one."),
     "prepare": ("trapo_lite.cli", "Show what the trainer reads from your data, or build a training set."),
     "plan": ("trapo_lite.cli", "Print the memory and time of a step without loading a model."),
     "train": ("trapo_lite.cli", "Train a LoRA adapter, or resume a run."),

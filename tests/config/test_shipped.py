@@ -60,7 +60,7 @@ def test_a_name_that_is_nowhere_gets_the_nearest_ones() -> None:
         load_config(["qwen3_8b.yaml"])
     with pytest.raises(ConfigError, match=r"did you mean 'algorithm/sft.yaml'\?"):
         load_config(["sft.yml"])
-    with pytest.raises(ConfigError, match="give the path of a YAML file, or a shipped one's name"):
+    with pytest.raises(ConfigError, match="give the path of a YAML file, or a name that `trapo-lite configs` lists"):
         load_config(["nothing_like_it.json"])
 
 

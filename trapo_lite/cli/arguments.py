@@ -2,12 +2,15 @@
 
 import argparse
 import difflib
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from trapo_lite.config import Config
+from trapo_lite.config import Config, load_config
 from trapo_lite.config.loading import keys_of
+from trapo_lite.config.shipped import config_file
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.evaluation import REGISTRY
 from trapo_lite.run.help_page import HelpPage, examples_text
@@ -55,6 +58,15 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
         help="a YAML file; several are merged from left to right",
     )
     add_overrides(group)
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    """Load the configuration. A line on stderr says which file was taken if --config names a shipped one."""
+    config = load_config(args.config, args.overrides)
+    for name in args.config:
+        if not Path(name).is_file() and os.environ.get("RANK", "0") == "0":
+            print(f"--config {name}: taken from {config_file(name)}", file=sys.stderr, flush=True)
+    return config
 
 
 def add_overrides(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

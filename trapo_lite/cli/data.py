@@ -7,10 +7,10 @@ from trapo_lite.cli.arguments import (
     add_benchmark_arguments,
     add_config_arguments,
     check_benchmark_options,
+    read_config,
     without_overrides,
 )
 from trapo_lite.cli.endings import exit_on_user_error, exit_when_interrupted
-from trapo_lite.config import load_config
 from trapo_lite.config.loading import sets
 from trapo_lite.config.paths import check_sources
 from trapo_lite.core.errors import ConfigError
@@ -23,7 +23,7 @@ def prepare(arguments: Sequence[str] | None = None, *, prog: str = "prepare_data
     with exit_on_user_error(), exit_when_interrupted():
         if not args.config and not any(sets("model.name", [text]) for text in args.overrides):
             raise ConfigError("--config: is needed for its tokenizer; give the configuration that you train with")
-        config = load_config(args.config, args.overrides)
+        config = read_config(args)
         check_sources(config.data.train)  # before what takes seconds to import
         from trapo_lite.curation.prepare import prepare as prepare_job
         from trapo_lite.evaluation.registry import choose, load_registry

@@ -6,9 +6,9 @@ prog: how the user called the command, for its messages
 from collections.abc import Sequence
 from pathlib import Path
 
-from trapo_lite.cli.arguments import ArgumentParser, add_config_arguments
+from trapo_lite.cli.arguments import ArgumentParser, add_config_arguments, read_config
 from trapo_lite.cli.endings import exit_on_user_error, exit_when_stopped
-from trapo_lite.config import Config, load_config
+from trapo_lite.config import Config
 from trapo_lite.config.paths import check_paths
 from trapo_lite.core.errors import ConfigError
 
@@ -33,7 +33,7 @@ def train(arguments: Sequence[str] | None = None, *, prog: str = "train.py") -> 
     group.add_argument("--restart", action="store_true", help="rename an existing run of this name and start again")
     args = parser.parse_intermixed_args(arguments)
     with exit_on_user_error():
-        config = load_config(args.config, args.overrides)
+        config = read_config(args)
         check_paths(config)  # before what takes seconds to import
         if args.dry_run:
             print("\n".join(_dry_run(config)))
@@ -92,7 +92,7 @@ def plan(arguments: Sequence[str] | None = None, *, prog: str = "plan.py") -> No
     group.add_argument("--sharded", action="store_true", help="shard the base over the GPUs, by FSDP2")
     args = parser.parse_intermixed_args(arguments)
     with exit_on_user_error():
-        config = load_config(args.config, args.overrides)
+        config = read_config(args)
         from trapo_lite.planning.report import memory_report, parse_memory
 
         memory = None if args.gpu_memory is None else parse_memory(args.gpu_memory)

@@ -101,7 +101,7 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
         shipped = None if path.is_dir() else config_file(path)
         if shipped is None:
             found = "is a folder" if path.is_dir() else "no such file"
-            raise ConfigError(f"--config {path}: {found}; {_nearest_files(path)}")
+            raise ConfigError(f"--config {path}: {found}; {nearest_files(path)}")
         path = shipped
     cure = "correct the file" if path.suffix in (".yaml", ".yml") else "give a YAML file with options"
     try:
@@ -119,12 +119,16 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
     return content
 
 
-def _nearest_files(path: Path) -> str:
+def nearest_files(path: Path) -> str:
     """Return advice for a configuration that is nowhere: the files with the most similar names, here and shipped."""
     names = {file.name: str(file) for folder in (path.parent, Path("configs")) for file in folder.glob("*.yaml")}
     names = {Path(name).name: name for name in config_names() if not name.startswith("accelerate/")} | names
     near = [repr(names[name]) for name in difflib.get_close_matches(path.name, names, n=3)]
-    return f"did you mean {' or '.join(near)}?" if near else "give the path of a YAML file, or a shipped one's name"
+    return (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else "give the path of a YAML file, or a name that `trapo-lite configs` lists"
+    )
 
 
 def _merge(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
