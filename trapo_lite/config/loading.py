@@ -124,11 +124,9 @@ def nearest_files(path: Path) -> str:
     names = {file.name: str(file) for folder in (path.parent, Path("configs")) for file in folder.glob("*.yaml")}
     names = {Path(name).name: name for name in config_names() if not name.startswith("accelerate/")} | names
     near = [repr(names[name]) for name in difflib.get_close_matches(path.name, names, n=3)]
-    return (
-        f"did you mean {' or '.join(near)}?"
-        if near
-        else "give the path of a YAML file, or a name that `trapo-lite configs` lists"
-    )
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return "give the path of a YAML file, or a name that `trapo-lite configs` lists"
 
 
 def _merge(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
