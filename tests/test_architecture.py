@@ -22,7 +22,7 @@ ROWS = (
     "rollout",
     "evaluation",
     "training curation",
-    "doctor quickstart",
+    "doctor quickstart interface",
     "cli",
     "__main__",
 )
@@ -141,6 +141,8 @@ def test_the_core_computes_and_does_nothing_else(path: Path) -> None:
 def test_light_imports_load_no_heavy_library() -> None:
     heavy = {"torch", "vllm", "peft", "bitsandbytes", "datasets", "accelerate", "transformers", "math_verify"}
     for modules, allowed in (
+        ("trapo_lite", set()),
+        ("trapo_lite.interface", set()),
         ("trapo_lite.config", set()),
         ("trapo_lite.core.losses", {"torch"}),
         ("trapo_lite.engines.start", {"torch"}),

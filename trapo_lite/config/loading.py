@@ -41,13 +41,14 @@ REFUSED_KEYS = {
 }
 
 
-def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
+def load_config(files: str | Path | Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
     """Merge YAML files from left to right and `section.key=value` overrides, then validate once.
 
+    files: one file or several; a shipped one can be given by its name, such as tiny_cpu.yaml
     Raises ConfigError with every wrong key, what was found and what to do.
     """
     merged: dict[str, Any] = {}
-    for file in files:
+    for file in [files] if isinstance(files, str | Path) else files:
         content = read_yaml(file)
         merged = _merge(merged, old_form.translated(content) if _was_written_by_a_run(file, content) else content)
     for override in overrides:
