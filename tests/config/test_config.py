@@ -1,6 +1,7 @@
 """The files in configs/ validate alone and together and hold the method's numbers; bad input gets a clear error."""
 
 import itertools
+import re
 import shlex
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 import yaml
 
 from trapo_lite.config import Config, load_config
+from trapo_lite.config.loading import keys_of
+from trapo_lite.config.other_names import OTHER_NAMES
+from trapo_lite.config.unusual import unusual_lines
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.core.micro_groups import prefix_ratio
 
@@ -370,11 +374,42 @@ rollout: {schedule: auto, merge: auto, tis_cap: 2, sequence_bound: 3}
         ("lr=1e-4", "did you mean optim.lr=...?"),
         ("optim.lr", "write section.key=value without blanks around =, such as optim.lr=..."),
         ("optim=adamw", "optim is a section; write optim.KEY=value"),
+        ("learning_rate=1e-5", "here it is optim.lr"),
+        ("optim.learning_rate=1e-5", "optim.learning_rate: unknown key; here it is optim.lr"),
+        ("lora.rank=8", "lora.rank: unknown key; here it is lora.r"),
+        ("train.per-device-train-batch-size=1", "unknown key; here it is train.tokens_per_batch, which"),
+        ("optim.beta=[0.9, 0.99]", "optim.beta: unknown key; did you mean 'betas'?"),
+        ("algorithm.beta=0.1", "algorithm.beta: unknown key; here it is algorithm.kl_weight"),
         ("algorithm.name=grpo", "add --config configs/algorithm/grpo.yaml instead"),
     ],
 )
 def test_an_override_that_is_nearly_one_is_corrected(override, cure):
     assert cure in error_of([override])
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_another_trainers_name_leads_to_an_option_that_exists(name):
+    options = re.findall(r"(\w+)\.(\w+)", OTHER_NAMES[name])
+    assert options and all(key in keys_of(Config.model_fields[section]) for section, key in options)
+    assert all(name not in keys_of(field) for field in Config.model_fields.values())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "warned"),
+    [
+        (["optim.lr=1"], ["optim.lr: 1 is high"]),
+        (["train.save_every=501"], ["train.save_every: 501 is beyond train.max_steps (500)"]),
+        (
+            ["eval.every=501", "eval.data=x.jsonl", "train.save_every=501"],
+            ["train.save_every", "eval.every: 501 is beyond"],
+        ),
+        (["optim.lr=1e-3", "train.save_every=500", "eval.every=500", "eval.data=x.jsonl"], []),
+    ],
+)
+def test_a_value_that_is_rarely_meant_is_warned_of(overrides, warned):
+    lines = unusual_lines(load_config([], overrides))
+    assert len(lines) == len(warned)
+    assert all(line.startswith(f"WARNING: {text}") for line, text in zip(lines, warned, strict=True))
 
 
 def test_a_label_may_be_given_to_an_algorithm():

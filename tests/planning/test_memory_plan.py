@@ -1,6 +1,7 @@
 """The plan's arithmetic against what is really allocated, and what it advises."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -360,6 +361,10 @@ def test_the_door(model_7b: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.plan([*arguments, "--gpu-memory", "24GB"])
     said = capsys.readouterr().out
     assert "KV cache" in said and said.rstrip().endswith("fits")
+    step, hours = (
+        re.search(pattern, said) for pattern in (r"at most (\d+) s of \D* (\d+) s", r"500 steps .* (\d+) hours")
+    )
+    assert step and hours and int(hours[1]) == pytest.approx(500 * (int(step[1]) + int(step[2])) / 3600, abs=1)
     for wrong, message in ((["--gpu-memory", "much"], "write 24GB"), (["--gpu", "A10O"], "known are H100 PCIe")):
         with pytest.raises(SystemExit):
             cli.plan([*arguments, *wrong])

@@ -10,6 +10,7 @@ from trapo_lite.cli.arguments import ArgumentParser, add_config_arguments, read_
 from trapo_lite.cli.endings import exit_on_user_error, exit_when_stopped
 from trapo_lite.config import Config
 from trapo_lite.config.paths import check_paths
+from trapo_lite.config.unusual import unusual_lines
 from trapo_lite.core.errors import ConfigError
 
 
@@ -36,7 +37,7 @@ def train(arguments: Sequence[str] | None = None, *, prog: str = "train.py") -> 
         config = read_config(args)
         check_paths(config)  # before what takes seconds to import
         if args.dry_run:
-            print("\n".join(_dry_run(config)))
+            print("\n".join([*_dry_run(config), *unusual_lines(config)]))
             return
         with exit_when_stopped():
             from trapo_lite.run.launch import end_with_launcher

@@ -13,6 +13,7 @@ from trapo_lite.config import old_form, plain_yaml
 from trapo_lite.config.algorithm import AlgorithmSection, MicroGroupSection
 from trapo_lite.config.choices import FIELDS_BY_TYPE, Choice, by_name
 from trapo_lite.config.config import Config
+from trapo_lite.config.other_names import own_name
 from trapo_lite.config.shipped import config_file, config_names
 from trapo_lite.core.errors import ConfigError
 
@@ -26,12 +27,8 @@ QUOTES = ("'", '"')
 ALGORITHMS = ("trapo", "grpo", "luffy", "sft")  # the files in configs/algorithm; the first is the default
 MAX_SHOWN = 200  # characters of a value in a message
 
-# Keys that users know from other libraries; each gets a better message than "unknown key".
+# Keys of other libraries that have no other name here; each gets a better message than "unknown key".
 REFUSED_KEYS = {
-    "optim.learning_rate": "unknown key; did you mean 'lr'?",
-    "lora.rank": "unknown key; did you mean 'r'?",
-    "lora.lora_r": "unknown key; did you mean 'r'?",
-    "lora.lora_alpha": "unknown key; did you mean 'alpha'?",
     "rollout.num_generations": "is the sum of num_rollouts over algorithm.schedule; remove the key",
     "lora.use_dora": "vLLM does not serve DoRA adapters; remove the key",
     "lora.bias": "vLLM does not serve adapters with biases; remove the key",
@@ -164,6 +161,8 @@ def _how_to_write(key: str, *, has_value: bool) -> str:
     if key in Config.model_fields:
         files = ", or --config configs/algorithm/NAME.yaml for all of it" if key == "algorithm" else ""
         return f"{key} is a section; write {key}.KEY=value for one of its keys{files}"
+    if own := own_name(key):
+        return f"here it is {own}"
     sections = [name for name, field in Config.model_fields.items() if key in keys_of(field)]
     if has_value and sections:
         return f"write section.key=value: did you mean {' or '.join(f'{section}.{key}=...' for section in sections)}?"
@@ -220,6 +219,10 @@ def _nearest(word: str, known: Iterable[str]) -> str | None:
 
 def _did_you_mean(word: str, known: Iterable[str]) -> str:
     near = _nearest(word, known)
+    own = own_name(word)
+    is_near = bool(difflib.get_close_matches(word, list(known), n=1, cutoff=0.85))
+    if own is not None and not is_near:
+        return f"; here it is {own}"
     return f"; did you mean {near!r}?" if near else f"; known are {', '.join(known)}"
 
 

@@ -25,7 +25,7 @@ from trapo_lite.engines.vllm.engine import require_dtype, require_vllm
 from trapo_lite.model.base import model_shape
 from trapo_lite.model.layout import check_model
 from trapo_lite.model.shape import ModelShape
-from trapo_lite.planning.memory import OPTIMIZER_BYTES, plan_memory
+from trapo_lite.planning.memory import checkpoint_bytes, plan_memory
 from trapo_lite.planning.report import memory_report
 from trapo_lite.run.calling import command
 from trapo_lite.run.gpus import GIB
@@ -159,8 +159,7 @@ def check_adapter_room(config: Config, shape: ModelShape, facts: Facts, launch: 
 
 def check_run_folder(config: Config, shape: ModelShape) -> Finding:
     """Return whether run.dir can be written and has room for the checkpoints to keep and one more."""
-    each = shape.adapter_parameters * (4 + OPTIMIZER_BYTES[config.optim.name])
-    needed = (config.train.keep_checkpoints + 1) * each
+    needed = checkpoint_bytes(config, shape)
     free = free_bytes(Path(config.run.dir))
     if free is None:
         return Finding("error", "run folder", f"{config.run.folder} cannot be written", "set run.dir to another folder")

@@ -10,7 +10,7 @@ from trapo_lite.core.errors import ConfigError
 from trapo_lite.model.base import model_shape
 from trapo_lite.model.layout import check_model
 from trapo_lite.model.shape import ModelShape
-from trapo_lite.planning.memory import plan_memory, plan_time, remedies, shortcoming, tokens_at_once
+from trapo_lite.planning.memory import checkpoint_bytes, plan_memory, plan_time, remedies, shortcoming, tokens_at_once
 from trapo_lite.run.gpus import GIB, GPUS, Gpu
 
 SHARDED = "shard the base over the GPUs (--sharded here, configs/accelerate/fsdp2.yaml to train)"
@@ -131,6 +131,11 @@ def memory_report(
         f"a step takes at most {times.rollouts:.0f} s of rollouts and {times.update:.0f} s of updating, if every one "
         f"of its {config.rollout.num_problems * config.algorithm.group_size} rollouts is as long as it may be "
         f"({times.num_tokens:,} tokens)"
+    )
+    hours = config.train.max_steps * (times.rollouts + times.update) / 3600
+    lines.append(
+        f"{config.train.max_steps} steps take at most {hours:.0f} hours, evaluations left out; checkpoints take "
+        f"{checkpoint_bytes(config, shape) / GIB:.1f} GiB on disk"
     )
     problem = shortcoming(config, shape, gpu_memory=gpu.memory, num_shards=num_shards)
     if problem is None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from trapo_lite.config import Config
+from trapo_lite.config.unusual import unusual_lines
 from trapo_lite.core.types import Mean
 from trapo_lite.data.chat import prompt_line
 from trapo_lite.data.tokens import texts_of
@@ -92,7 +93,7 @@ class Run:
                 is_main=self.ranks.is_main,
             )
         )
-        notes = [*self.folder.notes, *self.start.notes, *model_lines(config.model)]
+        notes = [*self.folder.notes, *self.start.notes, *unusual_lines(config), *model_lines(config.model)]
         prompt = prompt_line(config.data, self.inputs.tokenizer, stop_ids=self.inputs.stop_ids)
         for line in [*notes, *self.inputs.report.lines(), prompt, self._start_line()]:
             self.display.message(line)
