@@ -34,7 +34,7 @@ HEAD = """# Models
 
 <!-- written by: python benchmarks/models_page.py > docs/models.md -->
 
-Nearly any causal language model of transformers trains here. `python scripts/train.py --dry-run` says within seconds
+Nearly any causal language model of transformers trains here. `trapo-lite train --dry-run` says within seconds
 how, or names the reason why not. Its prompt is `data.prompt_template: chat` for a model with a chat template of its
 own, or a text that you write ([data.md](data.md#the-prompt)).
 
@@ -89,12 +89,12 @@ checkpoint unquantised only (`model.quantize: none`).
 "least" is the least memory of a card with which the plan says that the configuration fits. "card" is the smallest one
 of the plan's table. SmolLM2 is planned in bfloat16, because vLLM serves no adapters in float32 on a card.
 
-| configuration | model | least, GiB | card, by `scripts/plan.py` |
+| configuration | model | least, GiB | card, by `trapo-lite plan` |
 |---|---|---|---|
 """
 TAIL = """
 The plan was made with the sizes that the models' publishers give, written by hand (`benchmarks/published_sizes.py`),
-and none of these models has been trained on such a card here. `python scripts/plan.py --config FILE --gpu NAME` reads
+and none of these models has been trained on such a card here. `trapo-lite plan --config FILE --gpu NAME` reads
 the model's own config.json.
 
 ## What is refused

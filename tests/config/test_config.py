@@ -423,9 +423,9 @@ def test_a_misspelt_key_of_a_micro_group_is_one_mistake_and_not_two():
     )
 
 
-def test_a_file_of_configs_is_found_without_its_folder(monkeypatch):
+def test_a_mistyped_file_of_configs_is_found_without_its_folder(monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
-    assert "did you mean 'configs/tiny_cpu.yaml'?" in error_of([], [Path("tiny_cpu.yaml")])
+    assert "did you mean 'configs/tiny_cpu.yaml'?" in error_of([], [Path("tiny_cpu.yml")])
 
 
 def test_a_missing_file_names_its_neighbour():

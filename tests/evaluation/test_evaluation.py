@@ -24,6 +24,7 @@ from trapo_lite.core.micro_groups import MicroGroup
 from trapo_lite.core.types import Problem
 from trapo_lite.data.tokens import load_tokenizer
 from trapo_lite.engines.base import SampleRequest
+from trapo_lite.evaluation import REGISTRY
 from trapo_lite.evaluation.draws import evaluate_problems
 from trapo_lite.evaluation.evaluate import _start_engines, evaluate
 from trapo_lite.evaluation.problem_sets import read_sets
@@ -31,7 +32,7 @@ from trapo_lite.evaluation.registry import Benchmark
 from trapo_lite.evaluation.results import EvalResult
 from trapo_lite.evaluation.scores import bootstrap_interval
 from trapo_lite.evaluation.target import EvalTarget, _name_of, target_from_arguments
-from trapo_lite.export.merge import export_run
+from trapo_lite.exporting.merge import export_run
 from trapo_lite.rollout.sampler import sample_groups
 from trapo_lite.rollout.settings import SamplingSettings
 from trapo_lite.tiny_world import BASE_DIR, DATA_DIR
@@ -219,7 +220,7 @@ def call_script(*arguments: object) -> None:
 def target_of(**arguments: object) -> EvalTarget:
     """Return the target that scripts/evaluate.py makes of these arguments and of the others' defaults."""
     options = dict.fromkeys(("run", "model", "adapter", "data", "num_samples", "out"))
-    options |= {"base": False, "benchmarks": [], "registry": cli.REGISTRY, "allow_part": False, "restart": False}
+    options |= {"base": False, "benchmarks": [], "registry": REGISTRY, "allow_part": False, "restart": False}
     return target_from_arguments(**{**options, "config": [], **arguments})  # type: ignore[arg-type]
 
 
@@ -525,7 +526,7 @@ def test_every_official_file_runs_through_the_harness(
     ]
     script = ["--model", BASE_DIR, "--config", config, "--out", tmp_path / "out", "--partial", "--num-samples", 2]
     call_script(*script, "--benchmarks", *named, *overrides)
-    assert "python scripts/compare.py" in capsys.readouterr().out
+    assert "trapo-lite compare" in capsys.readouterr().out
     for name in OFFICIAL:
         summary = json.loads((tmp_path / "out" / f"{name}.json").read_text())
         assert (summary["num_problems"], summary["num_samples"]) == (2, 2) and "2 of " in summary["benchmark"]

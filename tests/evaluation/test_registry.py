@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import OFFICIAL_FILES
 
-from trapo_lite.cli import REGISTRY
 from trapo_lite.core.errors import ConfigError, DataError
 from trapo_lite.data.bad_row import BadRow
+from trapo_lite.evaluation import REGISTRY
 from trapo_lite.evaluation.multiple_choice import OptionColumns, choice_problem
 from trapo_lite.evaluation.registry import Benchmark, Columns, choose, load_registry, read_benchmark
 

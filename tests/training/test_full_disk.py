@@ -12,7 +12,7 @@ import pytest
 
 from trapo_lite import cli
 from trapo_lite.data.tokens import end_of_text_id, load_tokenizer
-from trapo_lite.export.merge import _save_tokenizer
+from trapo_lite.exporting.merge import _save_tokenizer
 from trapo_lite.run.files import append_bytes, move_into_place, naming, replace_text
 from trapo_lite.run.loggers import TensorBoardLogger
 from trapo_lite.tiny_world import BASE_DIR

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tiny_runs import data_file, make_config, model_dir
 from transformers import AutoModelForCausalLM
 
-from trapo_lite.export.merge import export_run
+from trapo_lite.exporting.merge import export_run
 from trapo_lite.model.base import weights_fingerprint
 from trapo_lite.training.trainer import train
 

@@ -15,7 +15,7 @@ from run_differences import differences, read_metrics
 from tiny_runs import LUFFY, data_file, finished_runs, make_config, model_dir, trained
 
 from trapo_lite.core.errors import CheckpointError, ConfigError, EngineError
-from trapo_lite.export.merge import export_run
+from trapo_lite.exporting.merge import export_run
 from trapo_lite.run.folder import RunFolder, final_adapter
 from trapo_lite.training import checkpoint, trainer
 from trapo_lite.training.trainer import train
@@ -308,13 +308,13 @@ def test_a_run_that_goes_on_says_that_its_export_is_of_an_earlier_end(make_confi
     folder = train(make_config(train={"max_steps": 1}))
     said = capsys.readouterr().out
     assert "an earlier end" not in said
-    assert f"next: python scripts/evaluate.py --run {folder} --benchmarks NAME ..." in said
-    assert f"next: python scripts/export.py --run {folder}" in said
+    assert f"next: trapo-lite evaluate --run {folder} --benchmarks NAME ..." in said
+    assert f"next: trapo-lite export --run {folder}" in said
     (folder / "merged").mkdir()
     train(make_config(train={"max_steps": 2}))
     said = capsys.readouterr().out
     assert "adapter/ is from an earlier end of this run; it is replaced when the run ends" in said
-    assert f"python scripts/export.py --run {folder} --overwrite" in said
+    assert f"trapo-lite export --run {folder} --overwrite" in said
     shutil.rmtree(folder / "merged")
     train(make_config(train={"max_steps": 3}))
     assert "merged/" not in capsys.readouterr().out

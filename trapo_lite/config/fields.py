@@ -16,6 +16,8 @@ from pydantic import (
     model_validator,
 )
 
+from trapo_lite.config.shipped import shipped_path
+
 
 def _no_truth_value(value: Any) -> Any:
     """Refuse a truth value: YAML reads yes, no, on and off as one, and Python would use it as 1 or 0."""
@@ -49,7 +51,7 @@ Temperature = Annotated[Number, Field(ge=0.01)]  # engines decode greedily at a 
 NonNegative = Annotated[Number, Field(ge=0.0)]
 Fraction = Annotated[Number, Field(ge=0.0, le=1.0)]
 Beta = Annotated[Number, Field(ge=0.0, lt=1.0)]
-PathText = Annotated[str, AfterValidator(possible_path)]
+PathText = Annotated[str, AfterValidator(possible_path), AfterValidator(shipped_path)]
 TextAsList = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 by_text_or_list = Discriminator(lambda value: "text" if isinstance(value, str) else "list")
 TextOrList = Annotated[

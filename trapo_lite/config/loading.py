@@ -14,7 +14,7 @@ from trapo_lite.config.algorithm import AlgorithmSection, MicroGroupSection
 from trapo_lite.config.choices import FIELDS_BY_TYPE, Choice, by_name
 from trapo_lite.config.config import Config
 from trapo_lite.config.other_names import own_name
-from trapo_lite.config.paths import from_root
+from trapo_lite.config.shipped import config_file, config_names
 from trapo_lite.core.errors import ConfigError
 
 MICRO_GROUP = MicroGroupSection.model_fields
@@ -38,13 +38,14 @@ REFUSED_KEYS = {
 }
 
 
-def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
+def load_config(files: str | Path | Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
     """Merge YAML files from left to right and `section.key=value` overrides, then validate once.
 
+    files: one file or several; a shipped one can be given by its name, such as tiny_cpu.yaml
     Raises ConfigError with every wrong key, what was found and what to do.
     """
     merged: dict[str, Any] = {}
-    for file in files:
+    for file in [files] if isinstance(files, str | Path) else files:
         content = read_yaml(file)
         merged = _merge(merged, old_form.translated(content) if _was_written_by_a_run(file, content) else content)
     for override in overrides:
@@ -87,16 +88,19 @@ def validate(raw: dict[str, Any]) -> Config:
 
 
 def read_yaml(file: str | Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file; raise ConfigError if there is no file, or no mapping of sections in it."""
+    """Return the mapping in a YAML file, which may be the name of a shipped one.
+
+    Raises ConfigError if there is no file, or no mapping of sections in it.
+    """
     if not str(file).strip():
         raise ConfigError("--config: names no file; give the path of a YAML file")
     path = Path(file)
     if not path.is_file():
-        files = {file.name: file for folder in (Path("configs"), path.parent) for file in folder.glob("*.yaml")}
-        near = difflib.get_close_matches(path.name, files, n=1)
-        hint = f"; did you mean {str(files[near[0]])!r}?" if near else "; give the path of a YAML file"
-        hint = from_root(path) or hint
-        raise ConfigError(f"--config {path}: {'is a folder' if path.is_dir() else 'no such file'}{hint}")
+        shipped = None if path.is_dir() else config_file(path)
+        if shipped is None:
+            found = "is a folder" if path.is_dir() else "no such file"
+            raise ConfigError(f"--config {path}: {found}; {nearest_files(path)}")
+        path = shipped
     cure = "correct the file" if path.suffix in (".yaml", ".yml") else "give a YAML file with options"
     try:
         content = plain_yaml.parse(path.read_text(encoding="utf-8"))
@@ -111,6 +115,16 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path}: holds a {type(content).__name__}; write sections with keys (lora: ...)")
     return content
+
+
+def nearest_files(path: Path) -> str:
+    """Return advice for a configuration that is nowhere: the files with the most similar names, here and shipped."""
+    names = {file.name: str(file) for folder in (path.parent, Path("configs")) for file in folder.glob("*.yaml")}
+    names = {Path(name).name: name for name in config_names() if not name.startswith("accelerate/")} | names
+    near = [repr(names[name]) for name in difflib.get_close_matches(path.name, names, n=3)]
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return "give the path of a YAML file, or a name that `trapo-lite configs` lists"
 
 
 def _merge(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from trapo_lite.core.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from trapo_lite.config.config import Config
 
-ROOT = Path(__file__).resolve().parents[2]
 SUFFIXES = (".parquet", ".jsonl", ".json")
 # No hub id ends in one of these, so a missing file with such a suffix is reported as a missing file.
 FILE_SUFFIXES = (*SUFFIXES, ".csv", ".tsv", ".txt", ".gz", ".zip", ".zst", ".arrow", ".yaml")
@@ -46,8 +45,7 @@ def check_name(name: str) -> None:
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or ("/" in name and path.parent.is_dir())
     if is_path:
         where = "" if path.is_absolute() else f" in {Path.cwd()}"
-        cure = from_root(name) or "; give a model's folder or hub id"
-        raise ConfigError(f"model.name: no folder {name!r}{where}{cure}")
+        raise ConfigError(f"model.name: no folder {name!r}{where}; give a model's folder or hub id")
 
 
 def check_sources(files: str | Sequence[str], *, option: str = "data") -> list[str]:
@@ -80,16 +78,10 @@ def check_source(source: str, option: str = "data") -> None:
         if path.stat().st_size == 0:
             raise DataError(f"{option} {source}: the file is empty; give one with rows")
     elif path.suffix in FILE_SUFFIXES or not HUB_NAME.fullmatch(source) or source.startswith("."):
-        cure = from_root(source) or (
-            f"; check the path (relative to {Path.cwd()}) or give a hub id: owner/name[@revision][:config][:split]"
+        raise DataError(
+            f"{option} {source}: no such file; check the path (relative to {Path.cwd()}) or give a hub id: "
+            "owner/name[@revision][:config][:split]"
         )
-        raise DataError(f"{option} {source}: no such file{cure}")
-
-
-def from_root(path: str | Path) -> str:
-    """Return a hint for messages if the path is missing here, but is one of the project's own files."""
-    is_own = not Path(path).is_absolute() and (ROOT / path).exists() and Path.cwd() != ROOT
-    return f"; it is a file of the project, so give the command in {ROOT}" if is_own else ""
 
 
 def check_model_files(name: str) -> None:

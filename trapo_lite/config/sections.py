@@ -237,7 +237,7 @@ class TrainSection(Section):
     tokens_per_batch: PositiveInt = 32768
     """Token budget of one forward pass; larger trees are split along their branches."""
     check_memory: bool = True
-    """Whether a run that the plan (scripts/plan.py) says does not fit the GPU is an error."""
+    """Whether a run that the plan says does not fit the GPU is an error."""
     check_packing: bool = True
     """Whether the first step compares a small packed tree with the same rollouts as rows. If they differ, model.layout:
     auto takes rows, and tree ends with an error."""

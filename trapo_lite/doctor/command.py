@@ -1,4 +1,4 @@
-"""Run the command behind scripts/doctor.py: read its arguments, print the report, return the exit code."""
+"""Run the command doctor: read its arguments, print the report, return the exit code."""
 
 from __future__ import annotations
 
@@ -7,32 +7,64 @@ import importlib
 import json
 import os
 import sys
+import tomllib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from trapo_lite.doctor.facts import Facts, collect
 from trapo_lite.doctor.findings import Finding, Needs
 from trapo_lite.doctor.hub import HubAnswers, ask
 from trapo_lite.doctor.machine import check_machine
 from trapo_lite.doctor.packages import check_software
+from trapo_lite.run.help_page import HelpPage, examples_text
+from trapo_lite.run.tested_versions import BROKEN_ON_CPU, NF4_PLUGIN, TORCH, VLLM
 
 if TYPE_CHECKING:  # pydantic may be missing
     from trapo_lite.config import Config
 
 BROKEN_PACKAGE = (ImportError, OSError, AttributeError, RuntimeError, TypeError, NameError, ValueError)
 """The errors from importing a package that is missing, half installed or built for something else."""
+EXAMPLES = [
+    ("", "Check this machine."),
+    ("--config 8xA100_lora.yaml --num-gpus 8", "Check it for a run on eight cards."),
+]
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+def doctor(arguments: Sequence[str] | None = None, *, prog: str = "doctor.py") -> NoReturn:
+    """Check this machine by the requirements of the project, and end with the exit code of `main`."""
+    plugin, plugin_version = NF4_PLUGIN.split("==")
+    pins = {"torch": TORCH, "vllm": VLLM, plugin: plugin_version}
+    sys.exit(main(Needs(requirements(), pins, BROKEN_ON_CPU), arguments, prog=prog))
+
+
+def requirements() -> list[str]:
+    """Return the project's requirements: of the checkout if this is one, else of the installed package."""
+    file = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    project = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {}) if file.is_file() else {}
+    if project.get("name") == "trapo_lite":
+        return project["dependencies"]
+    return [text for text in metadata.requires("trapo_lite") or () if "extra ==" not in text]
+
+
+def parse_arguments(arguments: Sequence[str] | None, *, prog: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="doctor.py", description="Check this machine, and with --config what that configuration needs of it."
+        prog=prog,
+        description="Check driver, cards, memory, disk, packages and the hub, and with --config what a configuration "
+        "needs. Each line says ok, warning or error, and what to do. The exit code is 1 if there is an error.",
+        epilog=examples_text(EXAMPLES),
+        formatter_class=HelpPage,
     )
-    parser.add_argument("--config", action="append", default=[], metavar="FILE.yaml", help="merged left to right")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="such as rollout.engine=transformers")
-    parser.add_argument("--num-gpus", type=int, metavar="N", help="trainer processes, one a GPU (default 1)")
-    parser.add_argument("--sharded", action="store_true", help="shard the base over the GPUs, by FSDP2")
+    group = parser.add_argument_group("configuration")
+    several = "a YAML file; several are merged from left to right"
+    group.add_argument("--config", action="append", default=[], metavar="FILE.yaml", help=several)
+    option = "an option, such as rollout.engine=transformers"
+    group.add_argument("overrides", nargs="*", metavar="section.key=value", help=option)
+    group.add_argument("--num-gpus", type=int, metavar="N", help="trainer processes, one for each GPU (default 1)")
+    group.add_argument("--sharded", action="store_true", help="shard the base over the GPUs, by FSDP2")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     args = parser.parse_intermixed_args(arguments)
     if args.num_gpus is not None and args.num_gpus < 1:
@@ -42,9 +74,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(needs: Needs, arguments: Sequence[str] | None = None) -> int:
+def main(needs: Needs, arguments: Sequence[str] | None = None, *, prog: str = "doctor.py") -> int:
     """Print the report. Return 0, 1 if a finding is an error, or 2 if the configuration is wrong."""
-    args = parse_arguments(arguments)
+    args = parse_arguments(arguments, prog=prog)
     config, findings = None, []
     if args.config or args.overrides:
         try:

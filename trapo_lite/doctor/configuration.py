@@ -27,6 +27,7 @@ from trapo_lite.model.layout import check_model
 from trapo_lite.model.shape import ModelShape
 from trapo_lite.planning.memory import checkpoint_bytes, plan_memory
 from trapo_lite.planning.report import memory_report
+from trapo_lite.run.calling import command
 from trapo_lite.run.gpus import GIB
 
 
@@ -78,7 +79,7 @@ def check_processes(facts: Facts, launch: Launch) -> Iterator[Finding]:
         yield Finding("ok", "processes", f"{launch.num_gpus} of {len(cards)} visible cards used (--num-gpus)")
     elif launch.num_gpus > 1:
         found = f"there is no GPU here, so {launch.num_gpus} processes would share this CPU"
-        yield Finding("warning", "processes", found, "run doctor.py where the run will be, or leave --num-gpus out")
+        yield Finding("warning", "processes", found, "run this command where the run will be, or leave --num-gpus out")
 
 
 def check_engine(config: Config, facts: Facts) -> Iterator[Finding]:
@@ -113,12 +114,14 @@ def check_memory_plan(config: Config, shape: ModelShape, facts: Facts, launch: L
     if not cards:
         return _check_host_memory(config, shape, facts, launch)
     if not sizes:
-        return Finding("warning", "memory plan", "the card does not say how much memory it has", "see scripts/plan.py")
+        return Finding(
+            "warning", "memory plan", "the card does not say how much memory it has", f"see {command('plan')}"
+        )
     report = memory_report(
         config, gpu_name=None, gpu_memory=min(sizes), num_gpus=launch.num_gpus, is_sharded=launch.is_sharded
     )
     if report.problem is None:
-        return Finding("ok", "memory plan", f"a step fits {min(sizes) / GIB:.0f} GiB, by estimate (scripts/plan.py)")
+        return Finding("ok", "memory plan", f"a step fits {min(sizes) / GIB:.0f} GiB, by estimate ({command('plan')})")
     status = "error" if config.train.check_memory else "warning"
     found = f"does not fit {min(sizes) / GIB:.0f} GiB, by estimate: {report.problem}"
     return Finding(status, "memory plan", found, report.cure)

@@ -23,7 +23,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Needs:
-    """Hold the project's requirements, from pyproject.toml and scripts/setup_env.py.
+    """Hold the project's requirements, and what it is tested with.
 
     pins:       tested version by package: torch, vllm, and the plug-in for nf4
     unfit:      packages whose CUDA builds break beside a torch for the CPU

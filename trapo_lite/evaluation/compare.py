@@ -20,6 +20,7 @@ from trapo_lite.core.errors import ConfigError
 from trapo_lite.evaluation import scores
 from trapo_lite.evaluation.answer_store import read_answers, read_summary, result_files, result_of
 from trapo_lite.evaluation.results import EvalResult
+from trapo_lite.run.calling import command
 from trapo_lite.run.files import replace_text
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
@@ -124,7 +125,7 @@ def read_rows(folder: Path) -> list[ResultRow]:
         if unfinished:
             raise ConfigError(f"{unfinished[0]}: is unfinished; give the command that began it again")
         raise ConfigError(
-            f"{folder}: holds no results; evaluate first (scripts/evaluate.py), or give an evaluation's folder"
+            f"{folder}: holds no results; evaluate first ({command('evaluate')}), or give an evaluation's folder"
         )
     return rows
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from trapo_lite.evaluation.problem_sets import ProblemSet
 from trapo_lite.evaluation.results import EvalResult
 from trapo_lite.evaluation.target import EvalTarget
+from trapo_lite.run.calling import command
 
 
 def report_lines(target: EvalTarget, sets: Sequence[ProblemSet], results: Mapping[str, EvalResult]) -> list[str]:
@@ -14,7 +15,7 @@ def report_lines(target: EvalTarget, sets: Sequence[ProblemSet], results: Mappin
     return [
         target.model_name,
         *(_brief_line(problem_set, results[problem_set.name]) for problem_set in sets),
-        f"  results    {target.out}; python scripts/compare.py {target.out} [OTHERS ...] [--published]",
+        f"  results    {target.out}; {command('compare')} {target.out} [OTHERS ...] [--published]",
     ]
 
 

@@ -9,6 +9,7 @@ from trapo_lite.config import Config, load_config
 from trapo_lite.config.loading import sets
 from trapo_lite.config.paths import check_sources
 from trapo_lite.config.prompt_file import origin_line, prompt_file_of, sets_template
+from trapo_lite.config.shipped import shipped_path
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.evaluation.registry import Benchmark, choose, load_registry
 from trapo_lite.model.adapter_config import read_config
@@ -63,13 +64,14 @@ def target_from_arguments(
     config: Sequence[str],
     overrides: Sequence[str],
 ) -> EvalTarget:
-    """Return the target of scripts/evaluate.py's arguments. Raise ConfigError if they contradict or name nothing.
+    """Return the target of the arguments of evaluate. Raise ConfigError if they contradict or name nothing.
 
     run:   evaluate its adapter (`adapter`, by default run/adapter) unmerged on its base, or the base alone with `base`;
            results in run/eval/NAME
     model: evaluate it by itself; results in ./eval/NAME, or ./eval/RUN-merged for RUN/merged. A checkpoint's own
            prompts and ends of answers are taken, unless `config` or `overrides` set data.prompt_template
     """
+    data, model = (None if text is None else shipped_path(text) for text in (data, model))
     every_override = [*overrides, *_set_by_options(overrides, data=data, num_samples=num_samples, model=model)]
     is_given = sets_template(config, overrides)
     own_prompt = None if model is None else prompt_file_of(model)

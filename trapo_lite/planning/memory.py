@@ -13,6 +13,7 @@ from trapo_lite.core.errors import ConfigError
 from trapo_lite.engines.vllm.options import round_up_lora_rank
 from trapo_lite.model.logprobs import CHUNK_ELEMENTS
 from trapo_lite.model.shape import ModelShape
+from trapo_lite.run.calling import command
 from trapo_lite.run.gpus import GIB, Gpu
 
 Change = Callable[[Config], Config]
@@ -188,7 +189,7 @@ def require_fits(config: Config, shape: ModelShape, *, gpu_memory: float, num_sh
         ]
         raise ConfigError(
             f"this does not fit the GPU, by estimate ({problem}); change {' '.join(cures)}, or try it all the same "
-            "with train.check_memory=false (scripts/plan.py shows the parts)"
+            f"with train.check_memory=false ({command('plan')} shows the parts)"
         )
 
 

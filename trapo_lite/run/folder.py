@@ -11,6 +11,7 @@ from typing import Any
 
 from trapo_lite.config import Config, load_config
 from trapo_lite.core.errors import ConfigError
+from trapo_lite.run.calling import command
 from trapo_lite.run.environment import is_environment
 from trapo_lite.run.files import move_into_place, naming, try_lock, write_whole
 
@@ -94,7 +95,7 @@ class RunFolder:
         if (self.path / "merged").is_dir():
             lines.append(
                 f"{self.path}: merged/ is from an earlier end of this run; when the run has ended, replace it by "
-                f"python scripts/export.py --run {self.path} --overwrite"
+                f"{command('export')} --run {self.path} --overwrite"
             )
         return lines
 

@@ -20,12 +20,13 @@ from trapo_lite.data.tokens import texts_of
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.start import start_engine
 from trapo_lite.engines.vllm.options import round_up_lora_rank
-from trapo_lite.export.model_card import adapter_card
+from trapo_lite.exporting.model_card import adapter_card
 from trapo_lite.model.adapter_config import read_config
 from trapo_lite.model.base import model_lines, model_shape
 from trapo_lite.model.policy import Policy
 from trapo_lite.planning.memory import require_fits
 from trapo_lite.run import device
+from trapo_lite.run.calling import command
 from trapo_lite.run.display import Display
 from trapo_lite.run.folder import RunFolder
 from trapo_lite.run.launch import StopSignals, set_threads
@@ -185,8 +186,8 @@ class Run:
             self.folder.replace("adapter", lambda folder: self._write_adapter(policy, folder))
             run, benchmarks = self.folder.path, "" if self.config.eval.data else " --benchmarks NAME ..."
             self.display.message(f"done: {self.config.train.max_steps} steps; adapter: {run / 'adapter'}")
-            self.display.message(f"next: python scripts/evaluate.py --run {run}{benchmarks}  (its accuracy)")
-            self.display.message(f"next: python scripts/export.py --run {run}  (a merged checkpoint)")
+            self.display.message(f"next: {command('evaluate')} --run {run}{benchmarks}  (its accuracy)")
+            self.display.message(f"next: {command('export')} --run {run}  (a merged checkpoint)")
         self.ranks.wait()
 
     def leave_if_told(self) -> None:

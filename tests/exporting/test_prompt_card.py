@@ -11,7 +11,7 @@ from byte_model import CHATML, byte_tokenizer
 from trapo_lite.config import DataSection, validate
 from trapo_lite.data.chat import template_with_defaults, written_out
 from trapo_lite.data.tokens import prompt_text
-from trapo_lite.export.prompt_card import prompt_section
+from trapo_lite.exporting.prompt_card import prompt_section
 
 IN_A_MACRO = (
     "{% macro opening() %}{% if enable_thinking %}<think>{% endif %}{{ style }}{% endmacro %}"

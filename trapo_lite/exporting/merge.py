@@ -22,8 +22,8 @@ from trapo_lite.config.prompt_file import PROMPT_FILE, prompt_yaml
 from trapo_lite.core.errors import ExportError
 from trapo_lite.data.chat import stop_ids_of, template_with_defaults
 from trapo_lite.data.tokens import end_of_text_id, load_tokenizer, texts_of
-from trapo_lite.export.model_card import model_card
-from trapo_lite.export.report import ExportDtype, ExportReport, compare
+from trapo_lite.exporting.model_card import model_card
+from trapo_lite.exporting.report import ExportDtype, ExportReport, compare
 from trapo_lite.model.adapter_config import AdapterConfig, AdapterError, read_config
 from trapo_lite.model.base import load_base, model_config
 from trapo_lite.model.logprobs import probe_sequences

@@ -22,8 +22,8 @@ from trapo_lite.config import DataSection, ModelSection, load_config, validate
 from trapo_lite.core.errors import ExportError
 from trapo_lite.data.chat import stop_ids_of
 from trapo_lite.data.tokens import end_of_text_id, load_tokenizer
-from trapo_lite.export.merge import export_merged, load_float32_base, logprobs
-from trapo_lite.export.report import compare
+from trapo_lite.exporting.merge import export_merged, load_float32_base, logprobs
+from trapo_lite.exporting.report import compare
 
 TEXT = "What is 13 + 5? Start at 13\n\nAdd 5, now 18\n\nSo \\boxed{18}"
 Export = Callable[..., Path]

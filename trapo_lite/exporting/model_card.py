@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trapo_lite.config import DataSection, ModelSection
-from trapo_lite.export.prompt_card import SERVED_AS, prompt_section, spelt_ends
+from trapo_lite.exporting.prompt_card import SERVED_AS, prompt_section, spelt_ends
 from trapo_lite.model.base import model_config, multimodal_type
 from trapo_lite.run.environment import spelt_code
 
@@ -73,7 +73,7 @@ vllm serve {base} --enable-lora --max-lora-rank {max_rank} --lora-modules {serve
 SERVING_LANGUAGE_MODEL = """\
 The base is a multimodal model ({multimodal}), of which only the language model was trained. The adapter's layers are
 named as in {text_class}. Other classes name them differently, and engines that load those may ignore the adapter
-without a word: serve the merged checkpoint instead (`python scripts/export.py --run RUN`)."""
+without a word: serve the merged checkpoint instead (`trapo-lite export --run RUN`)."""
 LEFT_OUT = (
     "| left out | all weights of the multimodal base ({multimodal}) but its language model's: this checkpoint reads "
     "text only |\n"

@@ -1,0 +1,51 @@
+"""End a command as a user and a shell expect. A user's mistake gives one message and exit code 2, no traceback."""
+
+import contextlib
+import errno
+import sys
+from collections.abc import Iterator
+
+from trapo_lite.core.errors import TrapoLiteError
+
+FULL = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room and run the same command again to resume")
+NOT_WRITABLE = (errno.ENOTDIR, errno.EACCES, errno.EROFS, errno.EPERM)
+DISK_ERRORS = FULL | dict.fromkeys(NOT_WRITABLE, "choose a folder you may write to (run.dir=...)")
+
+
+@contextlib.contextmanager
+def exit_when_interrupted() -> Iterator[None]:
+    """End with one line and exit code 130 on Ctrl-C inside."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopped by SIGINT; run the same command again to resume", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+@contextlib.contextmanager
+def exit_when_stopped() -> Iterator[None]:
+    """End the process as a shell expects, after a SIGTERM or SIGINT that the trainer handled inside."""
+    from trapo_lite.run.launch import Stopped
+
+    try:
+        with exit_when_interrupted():  # before the loop began, or the second signal
+            yield
+    except Stopped as stopped:
+        print(f"{stopped}; run the same command again to resume from the last checkpoint", file=sys.stderr)
+        raise SystemExit(stopped.exit_code) from None
+
+
+@contextlib.contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Turn the project's own errors inside into one message on stderr and exit code 2."""
+    try:
+        yield
+    except TrapoLiteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        written = error.filename2 or error.filename or "the run folder"  # filename2 is the target of a copy
+        print(f"error: {written}: {error.strerror}; {DISK_ERRORS[error.errno]}", file=sys.stderr)
+        raise SystemExit(2) from None

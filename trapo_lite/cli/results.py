@@ -1,0 +1,127 @@
+"""Define the commands that evaluate, compare and export what was trained."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from trapo_lite.cli.arguments import (
+    ArgumentParser,
+    add_benchmark_arguments,
+    add_config_arguments,
+    add_overrides,
+    check_benchmark_options,
+    without_overrides,
+)
+from trapo_lite.cli.endings import exit_on_user_error, exit_when_interrupted
+from trapo_lite.config.paths import check_name
+from trapo_lite.core.errors import ConfigError
+from trapo_lite.evaluation import REGISTRY
+from trapo_lite.run.folder import load_run_config
+
+
+def evaluate(arguments: Sequence[str] | None = None, *, prog: str = "evaluate.py") -> None:
+    """Evaluate a model, or a run's adapter."""
+    args = _evaluate_parser(prog).parse_intermixed_args(arguments)
+    with exit_on_user_error(), exit_when_interrupted():
+        from trapo_lite.evaluation.target import target_from_arguments
+
+        options = vars(without_overrides(args))
+        folder = options.pop("regrade")
+        if folder is not None:
+            _check_regrade_options(options)
+            from trapo_lite.evaluation.regrade import regrade
+
+            regrade(folder, options["overrides"], out=options["out"])
+        else:
+            check_benchmark_options(args)
+            options["registry"] = options["registry"] or REGISTRY
+            target = target_from_arguments(**options)
+            check_name(target.config.model.name)
+            from trapo_lite.evaluation.evaluate import evaluate as evaluate_job
+
+            evaluate_job(target)
+
+
+def _evaluate_parser(prog: str) -> ArgumentParser:
+    parser = ArgumentParser(
+        prog=prog,
+        description="Evaluate a model, or a run's adapter on its base, on problems or benchmarks. An "
+        "interrupted evaluation is resumed by the same command.",
+        examples=[
+            ("--run runs/first", "Evaluate a run's adapter on the problems of eval.data."),
+            ("--run runs/first --base --data problems.jsonl", "Evaluate the run's base on problems of your own."),
+            ("--model runs/first/merged --benchmarks aime24 math500", "Evaluate an exported checkpoint."),
+        ],
+    )
+    group = parser.add_argument_group("what to evaluate (one of the first three)")
+    which = group.add_mutually_exclusive_group(required=True)
+    which.add_argument("--run", type=Path, metavar="DIR", help="a run's folder: its base with RUN/adapter, unmerged")
+    which.add_argument("--model", metavar="PATH", help="a model's folder (a merged checkpoint, say) or hub id")
+    which.add_argument("--regrade", type=Path, metavar="DIR", help="grade the answers in DIR again; sample nothing")
+    group.add_argument("--adapter", type=Path, metavar="DIR", help="with --run: another adapter of the run")
+    group.add_argument("--base", action="store_true", help="with --run: the base without an adapter")
+    group = parser.add_argument_group("problems and results")
+    group.add_argument("--data", metavar="FILE", help="problems; default: eval.data")
+    group.add_argument("--num-samples", type=int, metavar="K", help="answers per problem; default: the benchmark's")
+    group.add_argument("--out", type=Path, metavar="DIR", help="folder of results; default: RUN/eval/... or eval/...")
+    group.add_argument("--restart", action="store_true", help="sample existing answers again")
+    add_benchmark_arguments(parser)
+    add_config_arguments(parser, required=False)
+    return parser
+
+
+def _check_regrade_options(options: dict) -> None:
+    """Raise ConfigError if an option of sampling is given with --regrade."""
+    drawing = ("benchmarks", "data", "adapter", "base", "restart", "num_samples", "allow_part")
+    given = [name for name in (*drawing, "registry", "config") if options[name] not in (None, False, [])]
+    if given:
+        option = "--partial" if given[0] == "allow_part" else "--" + given[0].replace("_", "-")
+        raise ConfigError(f"--regrade: samples nothing, so {option} has no effect; leave it out")
+
+
+def compare(arguments: Sequence[str] | None = None, *, prog: str = "compare.py") -> None:
+    """Compare results."""
+    parser = ArgumentParser(
+        prog=prog,
+        description="Compare evaluations, with intervals and paired tests. Every row is tested against the first.",
+        examples=[
+            ("runs/first/eval/base runs/first/eval/adapter", "Compare a run's adapter with its base."),
+            ("runs/first runs/second --published", "Compare two runs, beside published scores."),
+        ],
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="folder of results (NAME.json); a run's: all in RUN/eval"
+    )
+    parser.add_argument("--published", action="store_true", help="add rows with published scores")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write rows and tests here")
+    args = parser.parse_args(arguments)
+    with exit_on_user_error():
+        from trapo_lite.evaluation.compare import PUBLISHED
+        from trapo_lite.evaluation.compare import compare as compare_job
+
+        compare_job(args.runs, published=PUBLISHED if args.published else None, out=args.json)
+
+
+def export(arguments: Sequence[str] | None = None, *, prog: str = "export.py") -> None:
+    """Merge a run's adapter into its base."""
+    parser = ArgumentParser(
+        prog=prog,
+        description="Merge a run's adapter into its base, and write a checkpoint that transformers and vLLM load. "
+        "It is refused if its log-probs are not those of base and adapter.",
+        examples=[
+            ("--run runs/first", "Write runs/first/merged."),
+            ("--run runs/first --adapter runs/first/checkpoints/step-000020 --out step-20", "Export a checkpoint."),
+        ],
+    )
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="the run's folder")
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="default: RUN/adapter")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/merged")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: model.dtype of the run")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing checkpoint")
+    add_overrides(parser)
+    args = vars(parser.parse_intermixed_args(arguments))
+    with exit_on_user_error():
+        load_run_config(args["run"])  # before what takes seconds to import
+        from trapo_lite.exporting.merge import export_run
+
+        report = export_run(args.pop("run"), args.pop("overrides"), adapter_dir=args.pop("adapter"), **args)
+    print("\n".join(report.lines()))
