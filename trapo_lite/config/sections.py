@@ -101,7 +101,7 @@ class DataSection(Section):
     """A DataSection names the problems and says how they become tokens."""
 
     train: PathOrPaths = "Elliott/Openr1-Math-46k-8192"
-    """Parquet or JSON-lines files, or a hub id."""
+    """Parquet, JSON, JSON-lines or CSV files, or a hub id."""
     expert_text: Literal["thought", "full", "opened"] = "thought"
     """Text of an expert solution. thought: inside its first <think>...</think> (the official code); full: all of it;
     opened: all behind its first <think>, for a prompt that ends in <think>."""
