@@ -50,6 +50,15 @@ def one_of(*names: str) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, str) and value in names
 
 
+def columns(value: Any) -> bool:
+    """None, or names of columns: `solutions` has a list of them."""
+    if not isinstance(value, dict):
+        return value is None
+    names = [name for key, name in value.items() if key != "solutions" and name is not None]
+    is_known = value.keys() <= {"problem", "answer", "solutions", "id"}
+    return is_known and all(isinstance(name, str) and name for name in names + (value.get("solutions") or []))
+
+
 def truth(value: Any) -> bool:
     return isinstance(value, bool) or str(value).lower() in (
         "0",
@@ -67,7 +76,8 @@ ALLOWED: dict[str, Callable[[Any], bool]] = {
     "model.gradient_checkpointing": truth,
     "lora.r": whole(1, 512),
     "lora.alpha": real(lambda x: x > 0),
-    "data.expert_text": one_of("thought", "full"),
+    "data.columns": columns,
+    "data.expert_text": one_of("thought", "full", "opened"),
     "data.max_prompt_tokens": whole(1),
     "data.on_bad_row": one_of("error", "skip"),
     "rollout.engine": one_of("vllm", "transformers"),  # and server, with more
@@ -156,6 +166,10 @@ def test_references_that_grow_are_refused(tmp_path: Path) -> None:
 @example({"optim.lr": 10**400})
 @example({"algorithm.schedule": [{"num_rollouts": 10**400}]})
 @example({"run.name": "a\n"})
+@example({"data.columns": {"problem": "\ud800"}})
+@example({"data.columns": {"problem": 1, "solutions": [2]}})
+@example({"data.columns": {"problem": "1e5", "solutions": "2001-01-01"}})
+@example({"data.columns": {"solutions": {"a": "b"}}})
 def test_files_of_made_up_values(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) -> None:
     raw: dict[str, Any] = {}
     for key, value in values.items():

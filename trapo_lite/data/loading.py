@@ -13,8 +13,9 @@ from trapo_lite.core.errors import ConfigError, DataError
 from trapo_lite.core.types import Problem, Verdict
 from trapo_lite.data.bad_row import BadRow
 from trapo_lite.data.chat import written_out
+from trapo_lite.data.forms import SOLUTION_NAMES, has_columns
 from trapo_lite.data.report import DataReport, fingerprint, length_quantiles
-from trapo_lite.data.rows import SOLUTION_FIELDS, Example, read_example
+from trapo_lite.data.rows import Example, read_example
 from trapo_lite.data.sources import read_rows, source_name
 from trapo_lite.data.template import require_known_tags, template_warnings
 from trapo_lite.data.tokens import encode, end_of_text_id, end_trace, expert_text, prompt_text
@@ -108,7 +109,7 @@ def load_problems(
     end_id = end_of_text_id(tokenizer, data.eos_token)
     require_known_tags(data.prompt_template, tokenizer)
     tally = Tally(skip_bad_rows=data.on_bad_row == "skip")
-    examples = resolve_ids(read_examples(sources, tally), tally)
+    examples = resolve_ids(read_examples(sources, data, tally), tally)
     tally.require_good_rows()
     examples, prompts = drop_long_prompts(examples, data, tokenizer, tally)
     tally.require_good_rows()
@@ -146,7 +147,7 @@ def require_experts(report: DataReport) -> None:
         raise DataError(
             f"data {', '.join(report.files)}: no expert trace in {report.num_problems} problems"
             f"{f' ({dropped})' if dropped else ''}, but the algorithm learns from expert solutions; give the rows a "
-            f"solution in one of the columns {', '.join(SOLUTION_FIELDS)}, raise rollout.max_response_tokens if they "
+            f"solution in one of the columns {', '.join(SOLUTION_NAMES)}, raise rollout.max_response_tokens if they "
             "were too long, or choose an algorithm without (grpo)"
         )
 
@@ -188,15 +189,23 @@ def _nothing_left(sources: Sequence[str], tally: Tally) -> DataError:
     )
 
 
-def read_examples(sources: Sequence[str], tally: Tally) -> Iterator[Example]:
-    """Yield the rows of all sources that can be read. Count the others in `tally`."""
+def read_examples(sources: Sequence[str], data: DataSection, tally: Tally) -> Iterator[Example]:
+    """Yield the rows of all sources that can be read. Count the others in `tally`.
+
+    data.columns names columns of data.train. Sources that are others are read by them if they have all of these
+    columns, and by the known names otherwise.
+    """
+    is_train = list(sources) == ([data.train] if isinstance(data.train, str) else data.train)
     names = [source_name(source) for source in sources]
     for source_index, source in enumerate(sources):
         name = names[source_index] if names.count(names[source_index]) == 1 else f"{names[source_index]}-{source_index}"
         for row in read_rows(source, name=name):
             tally.num_rows += 1
             try:
-                yield read_example(row)
+                columns = data.columns
+                if columns is not None and not is_train and not has_columns(row.fields, columns):
+                    columns = None
+                yield read_example(row, columns)
             except BadRow as bad:
                 tally.bad_row(row.where, bad)
 
@@ -267,7 +276,7 @@ def with_traces(
             found = f"{len(example.solutions)} in the row, none usable" if example.solutions else "found none"
             fix = (
                 f"give a non-empty one of at most {max_response_tokens} tokens with EOS (rollout.max_response_tokens) "
-                f"in one of the columns {', '.join(SOLUTION_FIELDS)}"
+                f"in one of the columns {', '.join(SOLUTION_NAMES)}"
             )
             tally.bad_row(example.where, BadRow("no expert trace", field="solutions", found=found, fix=fix))
             continue

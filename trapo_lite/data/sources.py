@@ -150,6 +150,9 @@ def _parse_json(text: bytes) -> Any:
 
 
 def _object(value: Any) -> dict[str, Any]:
+    """Return the fields of a row. A row that is a list of messages has one column, `conversations`."""
+    if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
+        return {"conversations": value}
     if not isinstance(value, dict):
         raise _no_object(f"holds a {type(value).__name__}", "write an object with problem and answer")
     return value
