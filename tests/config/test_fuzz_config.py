@@ -76,6 +76,7 @@ ALLOWED: dict[str, Callable[[Any], bool]] = {
     "model.gradient_checkpointing": truth,
     "lora.r": whole(1, 512),
     "lora.alpha": real(lambda x: x > 0),
+    "data.answer_from": one_of("column", "box"),
     "data.columns": columns,
     "data.expert_text": one_of("thought", "full", "opened"),
     "data.max_prompt_tokens": whole(1),

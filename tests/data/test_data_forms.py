@@ -16,9 +16,9 @@ from trapo_lite.data.rows import Example, read_example
 from trapo_lite.data.sources import Row
 
 
-def read(columns: dict[str, object] | None = None, **fields: object) -> Example:
+def read(columns: dict[str, object] | None = None, *, takes_box: bool = False, **fields: object) -> Example:
     named = None if columns is None else DataColumns(**columns)  # type: ignore[arg-type]
-    return read_example(Row("made.jsonl line 3", "made-2", fields), named)
+    return read_example(Row("made.jsonl line 3", "made-2", fields), named, takes_box=takes_box)
 
 
 def said(*texts: str, roles: tuple[str, str] = ("human", "gpt")) -> list[dict[str, str]]:
@@ -224,8 +224,66 @@ def test_other_files_are_read_by_the_columns_only_if_they_have_them(tmp_path):
 
 
 SHARED = Path(os.environ.get("TRAPO_LITE_SHARED", Path(__file__).parents[3] / "shared"))
+PROOF = "8 is 2 times 4."
+
+
+def test_the_answer_is_taken_from_the_last_box_on_request():
+    """NuminaMath-CoT, MATH, OpenThoughts and chats have no answer column."""
+    solution = r"First \boxed{2}, then $\boxed{\frac{1}{2}}$."
+    for row in ({"problem": "1/2?", "solution": solution}, {"messages": said("1/2?", solution)}):
+        example = read(takes_box=True, **row)
+        assert (example.answer, example.answer_is_boxed, example.solutions) == (r"\frac{1}{2}", True, (solution,))
+        with pytest.raises(BadRow, match=r"answer: found none of the columns .*; set data.answer_from: box to take"):
+            read(**row)
+
+
+def test_a_box_in_the_thought_counts_only_if_there_is_none_behind_it():
+    assert read(takes_box=True, problem="x", solution=r"<think>\boxed{1}</think>\boxed{2} so").answer == "2"
+    assert read(takes_box=True, problem="x", solution=r"<think>\boxed{1}</think>Done.").answer == "1"
+
+
+def test_an_answer_of_its_own_wins_over_the_box():
+    example = read(takes_box=True, problem="x", answer="6", solution=r"\boxed{7}")
+    assert (example.answer, example.answer_is_boxed) == ("6", False)
+    assert read(takes_box=True, problem="x", answer=None, solution=r"\boxed{7}").answer == "7"
+    assert read({"answer": "gold"}, takes_box=True, problem="x", gold="", solution=r"\boxed{7}").answer == "7"
+
+
+def test_the_first_solution_with_a_box_gives_the_answer():
+    assert read(takes_box=True, problem="x", solutions=[PROOF, r"\boxed{1}", r"\boxed{2}"]).answer == "1"
+
+
+@pytest.mark.parametrize("solution", [PROOF, r"\boxed{", r"\boxed{ }"])
+def test_a_solution_without_a_box_is_a_bad_row(solution):
+    with pytest.raises(BadRow, match=r"solution: found no complete \\boxed{} in it; remove the row, or name") as caught:
+        read(takes_box=True, problem="x", solution=solution)
+    assert caught.value.reason == "no boxed answer"
+
+
+def test_a_row_without_solution_is_told_what_is_looked_for():
+    for takes_box in (False, True):
+        with pytest.raises(BadRow, match=r'answer: found none of the columns .*; set "data.columns=') as caught:
+            read(takes_box=takes_box, problem="x")
+        assert "answer_from" not in str(caught.value)
+
+
+def test_answers_from_boxes_are_counted(tmp_path):
+    rows = [{"problem": "1?", "solution": r"\boxed{1}"}, {"problem": "2?", "answer": "2"}]
+    rows += [{"problem": "3?", "solution": PROOF}]
+    file = tmp_path / "made.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = DataSection(train=str(file), prompt_template="{problem}", answer_from="box", on_bad_row="skip")
+    report = load_problems(data, byte_tokenizer(), max_response_tokens=64).report
+    assert (report.num_boxed_answers, report.rows_dropped) == (1, {"no boxed answer": 1})
+    assert "  answers        1 from the last box of a solution" in report.lines()
+
+
 USER_FILES = SHARED / "data" / "user_files"
 OPTIONS = {
+    "math_train.jsonl": {"answer_from": "box"},
+    "messages.jsonl": {"answer_from": "box"},
+    "numina_cot.jsonl": {"answer_from": "box", "on_bad_row": "skip"},  # row 2 is a proof
+    "open_thoughts.jsonl": {"answer_from": "box"},
     "own_columns.jsonl": {"columns": {"problem": "Question", "answer": "gold", "solutions": "reasoning.text"}},
 }
 """The options without which a file is an error that names them."""
@@ -241,6 +299,10 @@ OPTIONS = {
         ("deepmath.jsonl", ["42"], 3),
         ("gsm8k.jsonl", ["10"], 1),
         ("limo.jsonl", ["9"], 1),
+        ("math_train.jsonl", ["1"], 1),
+        ("messages.jsonl", ["15"], 1),
+        ("numina_cot.jsonl", ["43"], 1),
+        ("open_thoughts.jsonl", ["23"], 1),
         ("openr1_220k.jsonl", ["16"], 1),
         ("orz.json", ["25"], 0),
         ("own.csv", ["4", "6"], 1),
@@ -256,11 +318,26 @@ def test_forms_of_public_data_sets(name, answers, num_solutions):
 
     def load(options):
         data = validate({"data": raw | options}).data
-        return load_problems(data, byte_tokenizer(), max_response_tokens=2048).problems
+        return load_problems(data, byte_tokenizer(), max_response_tokens=2048)
 
-    problems = load(options)
+    loaded = load(options)
+    problems = loaded.problems
     assert [problem.answer for problem in problems] == answers
     assert [len(problem.expert_ids) for problem in problems] == [num_solutions] * len(answers)
     if "columns" in options:
         with pytest.raises(DataError, match=r'set "data.columns={problem: Question, answer: gold, solutions: reas'):
             load({})
+    if "answer_from" in options:
+        assert loaded.report.num_boxed_answers == 1
+        with pytest.raises(DataError, match=r"set data\.answer_from: box"):
+            load({})
+    if name == "numina_cot.jsonl":
+        assert loaded.report.rows_dropped == {"no boxed answer": 1}
+
+
+@pytest.mark.skipif(not USER_FILES.is_dir(), reason="the samples of public data sets' forms are not on this machine")
+@pytest.mark.parametrize("options", [{}, {"answer_from": "box"}])
+def test_a_set_without_answers_or_boxes_is_an_error_that_names_the_option(options):
+    data = DataSection(train=str(USER_FILES / "math_instruct.jsonl"), prompt_template="{problem}", **options)
+    with pytest.raises(DataError, match=r'(set|name) .*"data.columns={answer: COLUMN}"'):
+        load_problems(data, byte_tokenizer(), max_response_tokens=2048)

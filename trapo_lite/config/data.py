@@ -39,6 +39,8 @@ class DataSection(Section):
     """Parquet, JSON, JSON-lines or CSV files, or a hub id."""
     columns: DataColumns | None = None
     """Columns of problem, answer, solutions and id in data.train; None: found by the known names (docs/data.md)."""
+    answer_from: Literal["column", "box"] = "column"
+    """box: a row without a value in an answer column has the last \\boxed{...} of its first solution as the answer."""
     expert_text: Literal["thought", "full", "opened"] = "thought"
     """Text of an expert solution. thought: inside its first <think>...</think> (the official code); full: all of it;
     opened: all behind its first <think>, for a prompt that ends in <think>."""

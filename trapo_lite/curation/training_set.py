@@ -202,6 +202,7 @@ def _finished_rows(
         warnings = template_warnings(data.prompt_template, tokenizer, problems[0].prompt_ids, is_chat=is_chat)
         counts.prompt_warnings = list(warnings)
     counts.num_kept += len(kept)
+    counts.num_boxed_answers += sum(example.answer_is_boxed for example in kept)
     counts.rows_dropped.update(tally.rows)
     counts.traces_dropped.update(tally.traces)
     _count_lengths(problems, counts)

@@ -23,15 +23,19 @@ ROLE_BY_WORD = {
 TYPES = {"problem": (str, list), "answer": (str, int, float, list), "solutions": (str, list)}
 
 
-def missing(reason: str, field: str, fields: dict[str, Any], form: Form, *, what: str) -> BadRow:
-    """Make the error for an empty `field` or, if no field is named, for columns that are all missing."""
+def missing(reason: str, field: str, fields: dict[str, Any], form: Form, *, what: str, has_box: bool = False) -> BadRow:
+    """Make the error for an empty `field` or, if no field is named, for columns that are all missing.
+
+    has_box: the row has a solution with a box, from which its answer can be taken
+    """
+    box = "set data.answer_from: box to take the last \\boxed{} of its solution, or " if has_box else ""
     if not field:
         names = form.problem if what == "problem" else form.answer
         found = f"found none of the columns {', '.join(names)}, only {', '.join(sorted(fields)) or 'an empty row'}"
-        return BadRow(reason, field=what, found=found, fix=mapping_advice(fields, form, what=what))
+        return BadRow(reason, field=what, found=found, fix=box + mapping_advice(fields, form, what=what))
     value = lookup(fields, field)
     found = "found none" if value is None else f"found {value!r:.40}"
-    return BadRow(reason, field=field, found=found, fix=f"give the {what}")
+    return BadRow(reason, field=field, found=found, fix=f"{box}give the {what}")
 
 
 def mapping_advice(fields: dict[str, Any], form: Form, *, what: str) -> str:

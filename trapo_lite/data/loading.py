@@ -129,6 +129,7 @@ def load_problems(
         rows_dropped=dict(tally.rows),
         first_dropped=tuple(where for where, _ in tally.first_bad),
         traces_dropped=dict(tally.traces),
+        num_boxed_answers=sum(example.answer_is_boxed for example in examples),
         problems_by_traces=dict(sorted(Counter(len(problem.expert_ids) for problem in problems).items())),
         prompt_lengths=length_quantiles(len(problem.prompt_ids) for problem in problems),
         trace_lengths=length_quantiles(len(trace) for problem in problems for trace in problem.expert_ids),
@@ -205,7 +206,7 @@ def read_examples(sources: Sequence[str], data: DataSection, tally: Tally) -> It
                 columns = data.columns
                 if columns is not None and not is_train and not has_columns(row.fields, columns):
                     columns = None
-                yield read_example(row, columns)
+                yield read_example(row, columns, takes_box=data.answer_from == "box")
             except BadRow as bad:
                 tally.bad_row(row.where, bad)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trapo_lite.config.data import DataColumns
+from trapo_lite.core.boxes import last_box
 from trapo_lite.data.answers import gold_text, split_gsm8k
 from trapo_lite.data.bad_row import BadRow
 from trapo_lite.data.cells import first, lookup, require_text
@@ -24,6 +25,7 @@ class Example:
 
     id_is_given: the row names itself (`id`, `uuid`), so that a repeated id is a mistake.
     row_key:     a unique id, used if `id` is not unique.
+    answer_is_boxed: the row has no answer of its own, so the answer is what a box in its solution holds.
     """
 
     id: str
@@ -35,12 +37,14 @@ class Example:
     id_is_given: bool
     row_key: str
     where: str
+    answer_is_boxed: bool = False
 
 
-def read_example(row: Row, columns: DataColumns | None = None) -> Example:
+def read_example(row: Row, columns: DataColumns | None = None, *, takes_box: bool = False) -> Example:
     """Read one row. Raise BadRow if problem or gold answer is missing, ambiguous or of another type.
 
-    columns: where the row holds what; what they leave open is found by the known names
+    columns:   where the row holds what; what they leave open is found by the known names
+    takes_box: if there is no answer, take the last box of the first solution that has one
     """
     if row.bad is not None:
         raise row.bad
@@ -57,11 +61,14 @@ def read_example(row: Row, columns: DataColumns | None = None) -> Example:
             found = "its messages end in the assistant's reply, but the row has a solution besides"
             raise BadRow("two places for the solution", field=field, found=found, fix="keep one of them")
         solutions = (with_think_tags(reply),)
+    is_boxed = not answer
+    if is_boxed:
+        answer = _boxed_answer(fields, form, solutions, takes_box=takes_box)
     source = first(fields, ("data_source", "source"))[1]
     source = "" if source is None else require_text(source, "data_source")
     given = _given_id(fields, form)
     identity = given or _index_id(fields, source) or row.key
-    return Example(identity, problem, answer, solutions, source, system, bool(given), row.key, row.where)
+    return Example(identity, problem, answer, solutions, source, system, bool(given), row.key, row.where, is_boxed)
 
 
 def _given_id(fields: dict[str, Any], form: Form) -> str:
@@ -92,11 +99,21 @@ def _problem(fields: dict[str, Any], form: Form) -> tuple[str, str | None, str]:
 
 
 def _answer(fields: dict[str, Any], form: Form) -> tuple[str, str]:
-    """Return (rationale, gold). The rationale is empty except in GSM8K's form, where one text holds both."""
+    """Return (rationale, gold or ""). The rationale is empty except in GSM8K's form, where one text holds both."""
     field, value = first(fields, form.answer)
     gold = gold_text(value, field, takes_all=fields.get("is_multiple_answer") is True)
-    if not gold:
-        raise missing("no gold answer", field, fields, form, what="answer")
     holds_both = form.answer == (field,) or field == "answer"
     pair = split_gsm8k(gold) if holds_both and "solutions" not in fields else None
     return ("", gold) if pair is None else pair
+
+
+def _boxed_answer(fields: dict[str, Any], form: Form, solutions: tuple[str, ...], *, takes_box: bool) -> str:
+    """Return what the last box of the first solution with a box holds; raise BadRow if that is not asked for."""
+    boxes = [box.strip() for solution in solutions if (box := last_box(solution)) and box.strip()]
+    if takes_box and boxes:
+        return boxes[0]
+    if takes_box and solutions:
+        fix = 'remove the row, or name the column of its answer ("data.columns={answer: COLUMN}")'
+        raise BadRow("no boxed answer", field="solution", found="found no complete \\boxed{} in it", fix=fix)
+    field = first(fields, form.answer)[0]
+    raise missing("no gold answer", field, fields, form, what="answer", has_box=bool(boxes))

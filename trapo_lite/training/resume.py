@@ -43,6 +43,7 @@ MAY_CHANGE_INEXACTLY = {
 
 # Options that checkpoints of older versions do not record -> what these versions did.
 YOUNGER_OPTIONS = {
+    "data.answer_from": "column",
     "data.columns": None,
     "data.instruction": "",
     "data.template_options": {},
