@@ -59,6 +59,20 @@ def columns(value: Any) -> bool:
     return is_known and all(isinstance(name, str) and name for name in names + (value.get("solutions") or []))
 
 
+def filters(value: Any) -> bool:
+    """Lists of texts and finite numbers by column; None only as one end of a range."""
+    if not isinstance(value, dict):
+        return False
+    for allowed in value.values():
+        numbers = [item for item in allowed if as_number(item) is not None and not isinstance(item, str)]
+        others = [item for item in allowed if not isinstance(item, str | bool) and item not in numbers]
+        if not allowed or (others and not (others == [None] and len(numbers) == 1 and len(allowed) == 2)):
+            return False
+        if len(numbers) == len(allowed) == 2 and numbers[0] > numbers[1]:
+            return False
+    return True
+
+
 def truth(value: Any) -> bool:
     return isinstance(value, bool) or str(value).lower() in (
         "0",
@@ -78,6 +92,7 @@ ALLOWED: dict[str, Callable[[Any], bool]] = {
     "lora.alpha": real(lambda x: x > 0),
     "data.answer_from": one_of("column", "box"),
     "data.columns": columns,
+    "data.filter": filters,
     "data.expert_text": one_of("thought", "full", "opened"),
     "data.max_prompt_tokens": whole(1),
     "data.on_bad_row": one_of("error", "skip"),
@@ -168,6 +183,13 @@ def test_references_that_grow_are_refused(tmp_path: Path) -> None:
 @example({"algorithm.schedule": [{"num_rollouts": 10**400}]})
 @example({"run.name": "a\n"})
 @example({"data.columns": {"problem": "\ud800"}})
+@example({"data.filter": {"level": [3, 4, 5], "rate": [0.1, None], "source": "amc", "is_good": True, "x": "\ud800"}})
+@example({"data.filter": {"level": [3, 4, 5], "rate": [0.1, None], "source": "amc", "is_good": True, "y": "1e5"}})
+@example({"data.filter": {"rate": [math.inf, 1]}})
+@example({"data.filter": {"rate": [10**400, 1]}})
+@example({"data.filter": {"rate": [True, 1]}})
+@example({"data.filter": {"rate": [None, None]}})
+@example({"data.filter": {1: [[1]]}})
 @example({"data.columns": {"problem": 1, "solutions": [2]}})
 @example({"data.columns": {"problem": "1e5", "solutions": "2001-01-01"}})
 @example({"data.columns": {"solutions": {"a": "b"}}})

@@ -225,6 +225,20 @@ def test_bad_rows_are_errors_or_counted(tmp_path: Path) -> None:
         built(Build(config_of(train, "data.on_bad_row=skip", "data.max_prompt_tokens=2"), tmp_path / "c.jsonl"))
 
 
+def test_a_build_maps_columns_filters_rows_and_takes_answers_from_boxes(tmp_path: Path) -> None:
+    rows = [{"Q": f"{n} + {n}?", "level": n, "way": rf"So \boxed{{{2 * n}}}." if n != 3 else "A proof."} for n in range(6)]
+    train = write(tmp_path / "one.jsonl", rows)
+    options = ["data.columns={problem: Q, solutions: way}", "data.filter={level: [2, 5]}", "data.answer_from=box"]
+    out = tmp_path / "set.jsonl"
+    kept, counts = built(Build(config_of(train, *options, "data.on_bad_row=skip"), out))
+    assert [(row["problem"], row["answer"]) for row in kept] == [("2 + 2?", "4"), ("4 + 4?", "8"), ("5 + 5?", "10")]
+    assert (counts.num_rows, counts.num_kept, counts.num_boxed_answers) == (6, 3, 3)
+    assert counts.rows_dropped == {"data.filter: level": 2, "no boxed answer": 1}
+    assert json.loads((tmp_path / "set.report.json").read_text())["data.filter"] == {"level": [2, 5]}
+    loaded = load_problems(config_of(str(out)).data, byte_tokenizer(), max_response_tokens=200)
+    assert [problem.answer for problem in loaded.problems] == ["4", "8", "10"]
+
+
 def test_a_build_of_something_else_is_not_gone_on_with(tmp_path: Path) -> None:
     train = first_source(tmp_path / "one.jsonl")
     work = tmp_path / "set.work"

@@ -1,9 +1,9 @@
 """Define the options of the data: the rows, their columns, and how they become tokens."""
 
-from collections.abc import Iterator
-from typing import Annotated, Literal
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from trapo_lite.config.fields import PathOrPaths, PositiveInt, Section, TextAsList
 
@@ -32,6 +32,40 @@ class DataColumns(Section):
         yield from (("solutions", column) for column in self.solutions or ())
 
 
+Allowed = bool | int | float | str | None
+"""A value that data.filter allows, or an end of a range: None is an open one."""
+
+
+def is_range(allowed: Sequence[Allowed]) -> bool:
+    """Return whether the values are the ends of a range: two numbers, or a number and None."""
+    numbers = [value for value in allowed if isinstance(value, int | float) and not isinstance(value, bool)]
+    return len(allowed) == 2 and len(numbers) + list(allowed).count(None) == 2 and len(numbers) > 0
+
+
+def _checked_filter(value: Any) -> Any:
+    """Return the filter with lists of allowed values; raise ValueError for one that has no meaning."""
+    if not isinstance(value, dict):
+        raise ValueError(f"found {value!r:.60}; give columns with what to keep, such as {{level: [3, 4, 5]}}")
+    return {column: _checked_values(str(column), allowed) for column, allowed in value.items()}
+
+
+def _checked_values(column: str, value: Any) -> list[Allowed]:
+    allowed = value if isinstance(value, list) else [value]
+    for item in (column, *allowed):
+        is_text = isinstance(item, str) and item.isprintable()
+        is_number = isinstance(item, int | float) and abs(item) < 1e300
+        if not (is_text or is_number or (item is None and is_range(allowed))):
+            raise ValueError(f"{column!r:.60} has {item!r:.60}; give texts or numbers, or the two ends of a range")
+    if not allowed:
+        raise ValueError(f"{column!r:.60} keeps nothing; give the values to keep, or remove it")
+    if is_range(allowed) and None not in allowed and allowed[0] > allowed[1]:
+        raise ValueError(f"{column!r:.60}: the range {allowed} is empty; give the lower end first")
+    return allowed
+
+
+Filter = Annotated[dict[str, list[Allowed]], BeforeValidator(_checked_filter)]
+
+
 class DataSection(Section):
     """A DataSection names the problems and says how they become tokens."""
 
@@ -41,6 +75,8 @@ class DataSection(Section):
     """Columns of problem, answer, solutions and id in data.train; None: found by the known names (docs/data.md)."""
     answer_from: Literal["column", "box"] = "column"
     """box: a row without a value in an answer column has the last \\boxed{...} of its first solution as the answer."""
+    filter: Filter = Field(default_factory=dict)
+    """What rows of data.train are kept, by column: a list of values, or [low, high] for a range of numbers."""
     expert_text: Literal["thought", "full", "opened"] = "thought"
     """Text of an expert solution. thought: inside its first <think>...</think> (the official code); full: all of it;
     opened: all behind its first <think>, for a prompt that ends in <think>."""

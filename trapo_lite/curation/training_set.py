@@ -26,8 +26,9 @@ from trapo_lite.curation.build_report import BuildTally
 from trapo_lite.curation.decontamination import Overlap
 from trapo_lite.curation.second_traces import cut_to, find_second_traces, matching_key, places_of
 from trapo_lite.data.chat import written_out
-from trapo_lite.data.loading import Grader, Tally, drop_long_prompts, read_examples, resolve_ids, with_traces
+from trapo_lite.data.loading import Grader, drop_long_prompts, read_examples, resolve_ids, with_traces
 from trapo_lite.data.rows import Example
+from trapo_lite.data.tally import Tally
 from trapo_lite.data.template import require_known_tags, template_warnings
 from trapo_lite.data.tokens import end_of_text_id, expert_text
 from trapo_lite.run.files import append_bytes, errors_named, lock, replace_text
@@ -106,6 +107,7 @@ def _build(build: Build, work: Path, tokenizer: PreTrainedTokenizerBase, say: Ca
     counts = BuildTally.from_row(state["counts"]) if "counts" in state else BuildTally()
     if "counts" not in state:
         counts.num_rows, counts.rows_dropped = tally.num_rows, Counter(tally.rows)
+        counts.rows_dropped.update({f"data.filter: {column}": count for column, count in tally.filtered.items()})
         counts.num_second = None if build.second is None else 0
         counts.num_second_rows, counts.num_second_bad = state.get("second_rows"), state.get("second_bad")
     cut_to(kept_file, state.get("kept_bytes", 0))

@@ -65,6 +65,14 @@ def has_column(fields: dict[str, Any], path: str) -> bool:
     return True
 
 
+def require_column(fields: dict[str, Any], path: str, *, option: str) -> None:
+    """Raise BadRow unless the row has the column that an option names."""
+    if not has_column(fields, path):
+        there = ", ".join(sorted(path for path, _ in leaf_paths(fields))) or "none, the row is empty"
+        found = f"there is no column {path!r}; the row has {there}"
+        raise BadRow("no such column", field=option, found=found, fix="name one of these")
+
+
 def first(fields: dict[str, Any], paths: Sequence[str]) -> tuple[str, Any]:
     """Return the first path that has a value, and that value. If all are empty, return the last one that is there."""
     present = ""

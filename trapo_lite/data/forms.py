@@ -18,7 +18,7 @@ from typing import Any
 
 from trapo_lite.config.data import DataColumns
 from trapo_lite.data.bad_row import BadRow
-from trapo_lite.data.cells import first, has_column, leaf_paths
+from trapo_lite.data.cells import first, has_column, require_column
 
 PROBLEM_COLUMNS = ("prompt", "problem", "question", "messages", "conversations", "conversation")
 TURNS_ANSWER = "conversations.-1.ground_truth.value"
@@ -82,10 +82,7 @@ def _ends_in_answer(turns: Any) -> bool:
 
 def _with_columns(form: Form, fields: dict[str, Any], columns: DataColumns) -> Form:
     for name, path in columns.named():
-        if not has_column(fields, path):
-            there = ", ".join(sorted(path for path, _ in leaf_paths(fields))) or "none, the row is empty"
-            found = f"there is no column {path!r}; the row has {there}"
-            raise BadRow("no such column", field=f"data.columns.{name}", found=found, fix="name one of these")
+        require_column(fields, path, option=f"data.columns.{name}")
     if columns.problem is not None:
         form = replace(form, problem=(columns.problem,))
     if columns.answer is not None:

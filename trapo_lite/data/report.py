@@ -16,6 +16,7 @@ QUANTILES = {"min": 0.0, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "max": 1.0}
 class DataReport:
     """A DataReport counts what was kept and what was dropped of `files`.
 
+    rows_filtered:                 column -> rows that data.filter leaves out by it.
     rows_dropped, traces_dropped:  reason -> how many.
     first_dropped:                 where the first dropped rows are.
     num_boxed_answers:             number of answers that were taken from a solution's last box.
@@ -30,6 +31,7 @@ class DataReport:
     expert_text: str
     num_rows: int
     num_problems: int
+    rows_filtered: Mapping[str, int]
     rows_dropped: Mapping[str, int]
     first_dropped: tuple[str, ...]
     traces_dropped: Mapping[str, int]
@@ -67,6 +69,8 @@ class DataReport:
             lines.append(f"  trace tokens   {_spelt(self.trace_lengths)}")
         if self.num_boxed_answers:
             lines.append(f"  answers        {self.num_boxed_answers} from the last box of a solution")
+        if self.rows_filtered:
+            lines.append(f"  rows filtered  {_spelt(self.rows_filtered)} (data.filter)")
         if self.rows_dropped:
             lines.append(f"  rows dropped   {_spelt(self.rows_dropped)}; first: {', '.join(self.first_dropped)}")
         if self.traces_dropped:

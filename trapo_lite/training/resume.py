@@ -45,6 +45,7 @@ MAY_CHANGE_INEXACTLY = {
 YOUNGER_OPTIONS = {
     "data.answer_from": "column",
     "data.columns": None,
+    "data.filter": {},
     "data.instruction": "",
     "data.template_options": {},
     "model.layout": "auto",
