@@ -50,6 +50,29 @@ def one_of(*names: str) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, str) and value in names
 
 
+def columns(value: Any) -> bool:
+    """None, or names of columns: `solutions` has a list of them."""
+    if not isinstance(value, dict):
+        return value is None
+    names = [name for key, name in value.items() if key != "solutions" and name is not None]
+    is_known = value.keys() <= {"problem", "answer", "solutions", "id"}
+    return is_known and all(isinstance(name, str) and name for name in names + (value.get("solutions") or []))
+
+
+def filters(value: Any) -> bool:
+    """Lists of texts and finite numbers by column; None only as one end of a range."""
+    if not isinstance(value, dict):
+        return False
+    for allowed in value.values():
+        numbers = [item for item in allowed if as_number(item) is not None and not isinstance(item, str)]
+        others = [item for item in allowed if not isinstance(item, str | bool) and item not in numbers]
+        if not allowed or (others and not (others == [None] and len(numbers) == 1 and len(allowed) == 2)):
+            return False
+        if len(numbers) == len(allowed) == 2 and numbers[0] > numbers[1]:
+            return False
+    return True
+
+
 def truth(value: Any) -> bool:
     return isinstance(value, bool) or str(value).lower() in (
         "0",
@@ -67,7 +90,10 @@ ALLOWED: dict[str, Callable[[Any], bool]] = {
     "model.gradient_checkpointing": truth,
     "lora.r": whole(1, 512),
     "lora.alpha": real(lambda x: x > 0),
-    "data.expert_text": one_of("thought", "full"),
+    "data.answer_from": one_of("column", "box"),
+    "data.columns": columns,
+    "data.filter": filters,
+    "data.expert_text": one_of("thought", "full", "opened"),
     "data.max_prompt_tokens": whole(1),
     "data.on_bad_row": one_of("error", "skip"),
     "rollout.engine": one_of("vllm", "transformers"),  # and server, with more
@@ -156,6 +182,17 @@ def test_references_that_grow_are_refused(tmp_path: Path) -> None:
 @example({"optim.lr": 10**400})
 @example({"algorithm.schedule": [{"num_rollouts": 10**400}]})
 @example({"run.name": "a\n"})
+@example({"data.columns": {"problem": "\ud800"}})
+@example({"data.filter": {"level": [3, 4, 5], "rate": [0.1, None], "source": "amc", "is_good": True, "x": "\ud800"}})
+@example({"data.filter": {"level": [3, 4, 5], "rate": [0.1, None], "source": "amc", "is_good": True, "y": "1e5"}})
+@example({"data.filter": {"rate": [math.inf, 1]}})
+@example({"data.filter": {"rate": [10**400, 1]}})
+@example({"data.filter": {"rate": [True, 1]}})
+@example({"data.filter": {"rate": [None, None]}})
+@example({"data.filter": {1: [[1]]}})
+@example({"data.columns": {"problem": 1, "solutions": [2]}})
+@example({"data.columns": {"problem": "1e5", "solutions": "2001-01-01"}})
+@example({"data.columns": {"solutions": {"a": "b"}}})
 def test_files_of_made_up_values(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) -> None:
     raw: dict[str, Any] = {}
     for key, value in values.items():

@@ -61,6 +61,13 @@ def printed(overrides: list[str], **options) -> str:
     return console.file.getvalue()
 
 
+def test_a_set_without_solutions_gives_a_warning_if_the_algorithm_needs_them(overrides, tmp_path):
+    (tmp_path / "made.jsonl").write_text('{"problem": "1?", "answer": "1"}\n')
+    warning = "WARNING no row has a usable expert solution, which the algorithm needs; name their column in"
+    assert warning in printed(overrides)
+    assert warning not in printed([*overrides, "algorithm.schedule=[{num_rollouts: 8}]", "algorithm.prefix_loss=none"])
+
+
 def test_the_report_compares_both_readings_of_the_experts(overrides):
     """ "one\\n\\none" is 8 tokens with EOS, "é 42" 6: é is two bytes, the blank line one token. GSM8K's is longer."""
     text = printed(overrides)

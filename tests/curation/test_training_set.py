@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,21 @@ def test_bad_rows_are_errors_or_counted(tmp_path: Path) -> None:
         built(Build(config_of(train, "data.on_bad_row=skip", "data.max_prompt_tokens=2"), tmp_path / "c.jsonl"))
 
 
+def test_a_build_maps_columns_filters_rows_and_takes_answers_from_boxes(tmp_path: Path) -> None:
+    rows = [{"Q": f"{n} + {n}?", "level": n, "way": rf"So \boxed{{{2 * n}}}."} for n in range(6)]
+    rows[3]["way"] = "A proof."
+    train = write(tmp_path / "one.jsonl", rows)
+    options = ["data.columns={problem: Q, solutions: way}", "data.filter={level: [2, 5]}", "data.answer_from=box"]
+    out = tmp_path / "set.jsonl"
+    kept, counts = built(Build(config_of(train, *options, "data.on_bad_row=skip"), out))
+    assert [(row["problem"], row["answer"]) for row in kept] == [("2 + 2?", "4"), ("4 + 4?", "8"), ("5 + 5?", "10")]
+    assert (counts.num_rows, counts.num_kept, counts.num_boxed_answers) == (6, 3, 3)
+    assert counts.rows_dropped == {"data.filter: level": 2, "no boxed answer": 1}
+    assert json.loads((tmp_path / "set.report.json").read_text())["data.filter"] == {"level": [2, 5]}
+    loaded = load_problems(config_of(str(out)).data, byte_tokenizer(), max_response_tokens=200)
+    assert [problem.answer for problem in loaded.problems] == ["4", "8", "10"]
+
+
 def test_a_build_of_something_else_is_not_gone_on_with(tmp_path: Path) -> None:
     train = first_source(tmp_path / "one.jsonl")
     work = tmp_path / "set.work"
@@ -287,6 +303,17 @@ def test_looking_for_second_traces_goes_on_where_it_was(tmp_path: Path, monkeypa
         resumed, counts = built(killed)
     assert examined[0] == "two-2000" and len(examined) == 1000
     assert resumed == whole and counts.num_second == num
+
+
+def test_a_build_without_solutions_or_with_wrong_ones_gives_a_warning() -> None:
+    def warnings(**counts: Any) -> list[str]:
+        return [line.strip() for line in BuildTally(num_kept=2, **counts).lines() if "WARNING" in line]
+
+    [line] = warnings(problems_by_traces=Counter({"0": 2}))
+    assert line.startswith("WARNING no row has an expert solution")
+    [line] = warnings(problems_by_traces=Counter({"0": 1, "1": 1}), num_graded=1, num_wrong=1, num_wrong_thoughts=1)
+    assert line.startswith("WARNING no trace verifies")
+    assert warnings(problems_by_traces=Counter({"1": 2}), num_graded=2, num_wrong=1, num_wrong_thoughts=2) == []
 
 
 def test_a_histogram_holds_everything_once() -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from byte_model import byte_tokenizer
 
 from trapo_lite.config import DataSection
@@ -138,7 +139,8 @@ BAD_ROWS = [ROWS[0], {"problem": "no answer"}, {"answer": "1"}, {**ROWS[1], "id"
         (
             BAD_ROWS[1],
             "made.jsonl line 2: answer: found none of the columns reward_model.ground_truth, answer, final_answer, "
-            "only problem; give the answer under one of these names, or set data.on_bad_row: skip",
+            'only problem; set "data.columns={answer: COLUMN}" with the column that holds it, or set data.on_bad_row: '
+            "skip",
         ),
         (BAD_ROWS[2], "made.jsonl line 2: problem: found none"),
         (BAD_ROWS[3], "made.jsonl line 2: id: 'a' is already the id of"),
@@ -171,16 +173,28 @@ def test_different_faults_have_a_line_each(load, tmp_path):
 @pytest.mark.parametrize(
     ("row", "cure"),
     [
-        ({"messages": [{"role": "user", "content": "1?"}], "answer": "1"}, "rename messages to prompt"),
-        ({"Problem": "1?", "answer": "1"}, "rename Problem to problem"),
-        ({"problem": "1?", "anwser": "1"}, "rename anwser to answer"),
-        ({"problem_id": "1", "answer": "1"}, "give the problem under one of these names"),
-        ({"text": "1?", "answer": "1"}, "give the problem under one of these names"),
+        ({"dialog": [{"role": "user", "content": "1?"}], "answer": "1"}, "{problem: dialog}"),
+        ({"Problem": "1?", "answer": "1"}, "{problem: Problem}"),
+        ({"problem": "1?", "anwser": "1"}, "{answer: anwser}"),
+        ({"question_text": "1?", "goldLabel": 1}, "{problem: question_text, answer: goldLabel}"),
+        (
+            {"Question": "1?", "gold": "1", "reasoning": {"text": "a"}, "level": 3},
+            "{problem: Question, answer: gold, solutions: reasoning.text}",
+        ),
+        ({"problem": "1?", "Gold solution": "a", "gold: x": 1}, "{answer: 'gold: x', solutions: Gold solution}"),
+        ({"problem_id": "1", "answer": "1"}, "{problem: COLUMN}"),
+        ({"text": "1?", "answer": "1"}, "{problem: COLUMN}"),
+        ({"problem": "1?", "is_result": True}, "{answer: COLUMN}"),
     ],
 )
-def test_a_column_of_nearly_the_right_name_is_to_be_renamed(load, row, cure):
-    with pytest.raises(DataError, match=rf"found none of the columns .*; {cure}"):
+def test_the_error_names_the_option_that_maps_the_rows_own_columns(load, row, cure):
+    with pytest.raises(DataError) as caught:
         load([row])
+    assert f'set "data.columns={cure}"' in str(caught.value)
+    columns = yaml.safe_load(cure)
+    if "COLUMN" not in columns.values():
+        [problem], _ = load([row], columns=columns)
+        assert problem.answer == "1"
 
 
 def test_of_several_bad_rows_the_first_five_are_named_and_all_are_counted(load, tmp_path):
@@ -319,26 +333,3 @@ def test_real_rows(tokenizer, name, num_rows, num_traces, first_id):
         for trace in problem.expert_ids:
             assert trace[-1] == END and END not in trace[:-1]
             assert "<think>" not in tokenizer.decode(trace)
-
-
-USER_FILES = SHARED.parent / "user_files"
-
-
-@pytest.mark.skipif(not USER_FILES.is_dir(), reason="the samples of public data sets' forms are not on this machine")
-@pytest.mark.parametrize(
-    ("name", "answer", "num_traces"),
-    [
-        ("acereason", "99", 0),
-        ("big_math", "42", 0),
-        ("dapo", "5", 0),
-        ("gsm8k", "10", 1),
-        ("limo", "9", 1),
-        ("openr1_220k", "16", 1),
-        ("polaris", "3", 0),
-        ("skywork_or1", "32", 0),  # a JSON list with one answer, as text
-    ],
-)
-def test_forms_of_public_data_sets(tokenizer, name, answer, num_traces):
-    section = DataSection(train=str(USER_FILES / f"{name}.jsonl"), prompt_template="{problem}")
-    [problem] = load_problems(section, tokenizer, max_response_tokens=2048).problems
-    assert (problem.answer, len(problem.expert_ids)) == (answer, num_traces)

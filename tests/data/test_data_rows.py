@@ -160,7 +160,6 @@ def test_a_reply_beside_a_solution_is_refused(own):
         ("assistant",),
         ("system",),
         ("user", "tool"),
-        ("human",),
         ("user", ""),
         ("",),
     ],
@@ -218,11 +217,12 @@ def test_brackets_in_an_answer_are_text(text):
 
 
 def test_a_missing_column_is_told_with_the_names_that_are_looked_for():
-    with pytest.raises(BadRow, match="problem: found none of the columns prompt, problem, question, only gold, text;"):
+    accepted = "prompt, problem, question, messages, conversations, conversation"
+    with pytest.raises(BadRow, match=f"problem: found none of the columns {accepted}, only gold, text;"):
         read(text="x", gold="1")
     with pytest.raises(BadRow) as caught:
         read(question="x", gold="1", reasoning="...")
     assert str(caught.value) == (
         "answer: found none of the columns reward_model.ground_truth, answer, final_answer, only gold, question, "
-        "reasoning; give the answer under one of these names"
+        'reasoning; set "data.columns={answer: gold, solutions: reasoning}"'
     )

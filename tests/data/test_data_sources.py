@@ -39,6 +39,22 @@ def test_json(tmp_path, name, content):
     assert [row.key for row in rows] == ["made-0", "made-1"]
 
 
+def test_csv(tmp_path):
+    """Commas, quotes and line breaks stand in quoted cells; a cell without text holds nothing."""
+    text = '\ufeffproblem,answer,solution\r\n"1 + 1,\r\nwhat?",2,"a ""box"""\r\n\r\né\u2028?,4,\r\n'
+    first, second = read_rows(written(tmp_path, "made.csv", text.encode()))
+    assert first.fields == {"problem": "1 + 1,\r\nwhat?", "answer": "2", "solution": 'a "box"'}
+    assert second.fields == {"problem": "é\u2028?", "answer": "4", "solution": None}
+    assert [row.where for row in (first, second)] == [f"{tmp_path}/made.csv line {number}" for number in (2, 5)]
+    assert [row.key for row in (first, second)] == ["made-0", "made-1"]
+
+
+def test_a_csv_cell_may_hold_a_long_solution(tmp_path):
+    text = "problem,answer,solution\n1?,2," + "x" * 200_000
+    [row] = read_rows(written(tmp_path, "made.csv", text.encode()))
+    assert len(row.fields["solution"]) == 200_000
+
+
 def test_parquet(tmp_path):
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "made.parquet")
     rows = list(read_rows(str(tmp_path / "made.parquet")))
@@ -86,7 +102,15 @@ def test_a_hub_that_gives_nothing_is_a_clear_error(monkeypatch, error):
         (b'\n{"problem": "\xff", "answer": "1"}', "made.jsonl", "made.jsonl line 2: not UTF-8"),
         (b"[" * 100_000, "made.json", "made.json: not JSON"),
         (b"PAR1 and then nothing of the kind", "made.parquet", "made.parquet: cannot be read as parquet"),
-        (b"problem,answer", "made.csv", "ends in '.csv'; give a .parquet, .jsonl, .json file"),
+        (b"problem,answer", "made.tsv", "ends in '.tsv'; give a .parquet, .jsonl, .json, .csv file"),
+        (b'problem,answer\n1?,2\n"2?,4\n5?,6\n', "made.csv", "made.csv line 3: the row that begins here is not CSV"),
+        (b'problem,answer\n1?,2\n"2"?,4\n', "made.csv", "made.csv line 3: the row that begins here is not CSV"),
+        (b'problem,answer\n"1\n?",2\n3,4,5\n', "made.csv", "made.csv line 4: found 3 cells, the first line names 2"),
+        (b"problem,answer\n1?\n", "made.csv", "made.csv line 2: found 1 cells, the first line names 2 columns"),
+        (b"problem;answer\n1?;2\n", "made.csv", "line 1: found one column, 'problem;answer'; separate the cells by"),
+        (b"problem,problem\n1?,2\n", "made.csv", "line 1: two columns are named 'problem'"),
+        (b"problem,\n1?,2\n", "made.csv", "line 1: column 2 has no name"),
+        (b"problem,answer\n\xff,2\n", "made.csv", "is not UTF-8"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path, content, name, message):

@@ -43,6 +43,7 @@ ROWS: list[dict[str, Any]] = [
     },
 ]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+CSV = b'\xef\xbb\xbfproblem,answer,solution\r\n"1, 1?",2,"a ""b""\nc"\r\n2?,4,\r\n\r\n3?,6,"x, y"\r\n'
 ARRAY = json.dumps(ROWS).encode()
 FIELDS = sorted(
     {key for row in ROWS for key in row}
@@ -103,6 +104,15 @@ def test_json_lines_of_any_bytes(folder: Path, content: bytes) -> None:
 @example(b"[" + b"9" * 5000 + b"]")
 def test_a_json_array_of_any_bytes(folder: Path, content: bytes) -> None:
     load(folder / "any.json", content)
+
+
+@given(damaged(CSV))
+@example(b"problem,answer\n1?,2\n\0,\0\n")
+@example(b'"')
+@example(b",")
+@example(b"\r\r\n")
+def test_csv_of_any_bytes(folder: Path, content: bytes) -> None:
+    load(folder / "any.csv", content)
 
 
 @given(st.data())

@@ -2,9 +2,9 @@
 
 from trapo_lite.config.algorithm import AlgorithmSection
 from trapo_lite.config.config import Config
+from trapo_lite.config.data import DataSection
 from trapo_lite.config.loading import load_config, validate
 from trapo_lite.config.sections import (
-    DataSection,
     EvalSection,
     LoraSection,
     ModelSection,

@@ -4,9 +4,9 @@ from pydantic import model_validator
 
 from trapo_lite.config import plain_yaml
 from trapo_lite.config.algorithm import AlgorithmSection
+from trapo_lite.config.data import DataSection
 from trapo_lite.config.fields import Section
 from trapo_lite.config.sections import (
-    DataSection,
     EvalSection,
     LoraSection,
     ModelSection,

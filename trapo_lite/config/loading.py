@@ -13,6 +13,7 @@ from trapo_lite.config import old_form, plain_yaml
 from trapo_lite.config.algorithm import AlgorithmSection, MicroGroupSection
 from trapo_lite.config.choices import FIELDS_BY_TYPE, Choice, by_name
 from trapo_lite.config.config import Config
+from trapo_lite.config.data import DataColumns
 from trapo_lite.config.other_names import own_name
 from trapo_lite.config.shipped import config_file, config_names
 from trapo_lite.core.errors import ConfigError
@@ -258,7 +259,9 @@ def _is_tag(index: int, loc: Sequence[str | int]) -> bool:
 
 
 def _known_at(loc: Sequence[str | int]) -> Iterable[str]:
-    """Return the known keys of the micro-group or the type that has an unknown one."""
+    """Return the known keys of the micro-group, the type or the map of columns that has an unknown one."""
+    if loc[:2] == ("data", "columns"):
+        return DataColumns.model_fields
     return FIELDS_BY_TYPE[str(loc[1]), str(loc[2])] if loc[1] in CHOICES else MICRO_GROUP
 
 

@@ -12,9 +12,9 @@ from trapo_lite.core.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from trapo_lite.config.config import Config
 
-SUFFIXES = (".parquet", ".jsonl", ".json")
+SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 # No hub id ends in one of these, so a missing file with such a suffix is reported as a missing file.
-FILE_SUFFIXES = (*SUFFIXES, ".csv", ".tsv", ".txt", ".gz", ".zip", ".zst", ".arrow", ".yaml")
+FILE_SUFFIXES = (*SUFFIXES, ".tsv", ".txt", ".gz", ".zip", ".zst", ".arrow", ".yaml")
 HUB_NAME = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?(:(?P<config>[^:/]*))?(:(?P<split>[^:/]+))?")
 
 

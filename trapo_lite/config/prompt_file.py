@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trapo_lite.config import plain_yaml
+from trapo_lite.config.data import DataSection
 from trapo_lite.config.loading import load_config, read_yaml, sets
-from trapo_lite.config.sections import DataSection
 from trapo_lite.core.errors import ConfigError
 
 PROMPT_FILE = "trapo_lite.yaml"

@@ -11,7 +11,6 @@ from trapo_lite.config.fields import (
     Beta,
     NonNegative,
     Number,
-    PathOrPaths,
     PathText,
     Positive,
     PositiveInt,
@@ -20,11 +19,6 @@ from trapo_lite.config.fields import (
     TextAsList,
     TextOrList,
     Whole,
-)
-
-QWEN_TEMPLATE = (
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{problem}\n"
-    "Please reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n<|im_start|>assistant\n"
 )
 
 
@@ -95,55 +89,6 @@ class LoraSection(Section):
                     "decoder (q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj) or use all-linear"
                 )
         return self
-
-
-class DataSection(Section):
-    """A DataSection names the problems and says how they become tokens."""
-
-    train: PathOrPaths = "Elliott/Openr1-Math-46k-8192"
-    """Parquet or JSON-lines files, or a hub id."""
-    expert_text: Literal["thought", "full", "opened"] = "thought"
-    """Text of an expert solution. thought: inside its first <think>...</think> (the official code); full: all of it;
-    opened: all behind its first <think>, for a prompt that ends in <think>."""
-    prompt_template: str = QWEN_TEMPLATE
-    """Text with {problem} where the problem goes, or chat: the tokenizer's own chat template."""
-    system_text: str | None = None
-    """System message of the chat template; None: its own, if it has one."""
-    instruction: str = ""
-    """Text behind the problem in the user's message of the chat template."""
-    template_options: dict[str, bool | int | str] = Field(default_factory=dict)
-    """Options of the chat template, such as enable_thinking: false."""
-    system: Literal["template", "row"] = "template"
-    """row: a system message of the row replaces the template's."""
-    eos_token: str | None = None
-    """Token that ends traces (expert solutions as tokens) and answers; None: what ends an answer in the chat template,
-    otherwise the tokenizer's own."""
-    stop_tokens: list[Annotated[str, Field(min_length=1)]] | None = None
-    """More tokens that end an answer; None: the tokenizer's own and those of the model's generation_config.json."""
-    max_prompt_tokens: PositiveInt = 1024
-    on_bad_row: Literal["error", "skip"] = "error"
-    require_expert: bool = False
-    """Whether a row without a usable expert solution is a bad row."""
-
-    @model_validator(mode="after")
-    def _has_slot(self) -> "DataSection":
-        if self.prompt_template != "chat" and self.prompt_template.count("{problem}") != 1:
-            raise ValueError(
-                "prompt_template: must contain {problem} exactly once; add it where the problem goes, or set it to chat"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _has_one_slot(self) -> "DataSection":
-        for name, text in (("system_text", self.system_text), ("instruction", self.instruction)):
-            if text is not None and "{problem}" in text:
-                raise ValueError(f"{name}: contains {{problem}}, which the user's message has already; remove it")
-        return self
-
-    def idle_keys(self) -> dict[str, str]:
-        if self.prompt_template == "chat":
-            return {"system": "a template that is written out"}
-        return dict.fromkeys(("system_text", "instruction", "template_options"), "data.prompt_template: chat")
 
 
 class RolloutSection(Section):

@@ -14,6 +14,7 @@ NUM_BARS = 12
 class BuildTally:
     """Count rows and traces. Counters are as in the report: name or number of tokens -> how many.
 
+    num_boxed_answers:   answers of kept rows that were taken from a solution's last box
     num_second:          problems that got a second trace; None without a second source
     num_second_rows:     rows of the second source, of which num_second_bad could not be read
     found_overlap:       [id, names of the sets] of each kept or removed row that shares a run of words with evaluation
@@ -26,6 +27,7 @@ class BuildTally:
 
     num_rows: int = 0
     num_kept: int = 0
+    num_boxed_answers: int = 0
     rows_dropped: Counter[str] = field(default_factory=Counter)
     traces_dropped: Counter[str] = field(default_factory=Counter)
     problems_by_traces: Counter[str] = field(default_factory=Counter)
@@ -57,6 +59,10 @@ class BuildTally:
         """Return the report as lines of text, without empty counts."""
         by_traces = ", ".join(f"{n} with {traces}" for traces, n in sorted(self.problems_by_traces.items()))
         lines = [f"{self.num_kept} of {self.num_rows} rows kept; problems by traces: {by_traces}"]
+        if self.num_boxed_answers:
+            lines.append(f"  answers from the last box of a solution: {self.num_boxed_answers}")
+        if self.problems_by_traces.keys() == {"0"}:
+            lines.append("  WARNING no row has an expert solution, so only an algorithm without (grpo) can use this")
         for kind, counts in (("rows dropped", self.rows_dropped), ("traces dropped", self.traces_dropped)):
             if counts:
                 lines.append(f"  {kind}: " + ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items())))
@@ -72,6 +78,8 @@ class BuildTally:
             whole, thought = (
                 f"{wrong} ({wrong / self.num_graded:.1%})" for wrong in (self.num_wrong, self.num_wrong_thoughts)
             )
+            if self.num_wrong == self.num_graded:
+                lines.append("  WARNING no trace verifies: are these the answers to these problems?")
             lines.append(f"  of {self.num_graded} traces {whole} do not verify, {thought} by their thoughts alone")
         for kind, lengths in (("prompt", self.prompt_lengths), ("trace", self.trace_lengths)):
             lines += histogram(kind, {int(length): count for length, count in lengths.items()})

@@ -81,6 +81,9 @@ def prepare(
                 require_fitting_experts(config.data, loaded.examples, tokenizer)
             shown = None if inspect is None else find_problem(loaded.problems, inspect)
             print_lines(console, loaded.report.lines())
+            if loaded.report.num_traces == 0 and config.algorithm.uses_experts:
+                cure = "name their column in data.columns, or choose an algorithm without (grpo)"
+                print_line(console, f"  WARNING no row has a usable expert solution, which the algorithm needs; {cure}")
             print_lines(console, [_other_reading(config, loaded.report, tokenizer, grader)])
             if shown is not None:
                 stop_ids = stop_ids_of(config.data, tokenizer, model=config.model.name)

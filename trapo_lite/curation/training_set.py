@@ -18,7 +18,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from trapo_lite.config import Config
+from trapo_lite.config import Config, DataSection
 from trapo_lite.config.paths import check_sources
 from trapo_lite.core.errors import DataError
 from trapo_lite.core.types import Problem
@@ -26,8 +26,9 @@ from trapo_lite.curation.build_report import BuildTally
 from trapo_lite.curation.decontamination import Overlap
 from trapo_lite.curation.second_traces import cut_to, find_second_traces, matching_key, places_of
 from trapo_lite.data.chat import written_out
-from trapo_lite.data.loading import Grader, Tally, drop_long_prompts, read_examples, resolve_ids, with_traces
+from trapo_lite.data.loading import Grader, drop_long_prompts, read_examples, resolve_ids, with_traces
 from trapo_lite.data.rows import Example
+from trapo_lite.data.tally import Tally
 from trapo_lite.data.template import require_known_tags, template_warnings
 from trapo_lite.data.tokens import end_of_text_id, expert_text
 from trapo_lite.run.files import append_bytes, errors_named, lock, replace_text
@@ -99,17 +100,18 @@ def _build(build: Build, work: Path, tokenizer: PreTrainedTokenizerBase, say: Ca
     described = build.described()
     state = _open_work(work, state_file, described, say)
     tally = Tally(skip_bad_rows=build.config.data.on_bad_row == "skip")
-    ids, keys = _name_rows(sources, tally)
+    ids, keys = _name_rows(sources, build.config.data, tally)
     if build.second is not None:
         find_second_traces(build.second, keys, second_file, state, state_file, say)
     more_traces = places_of(second_file) if build.second is not None else {}
     counts = BuildTally.from_row(state["counts"]) if "counts" in state else BuildTally()
     if "counts" not in state:
         counts.num_rows, counts.rows_dropped = tally.num_rows, Counter(tally.rows)
+        counts.rows_dropped.update({f"data.filter: {column}": count for column, count in tally.filtered.items()})
         counts.num_second = None if build.second is None else 0
         counts.num_second_rows, counts.num_second_bad = state.get("second_rows"), state.get("second_bad")
     cut_to(kept_file, state.get("kept_bytes", 0))
-    rows = islice(_examples(sources, ids), state.get("num_done", 0), None)
+    rows = islice(_examples(sources, build.config.data, ids), state.get("num_done", 0), None)
     while batch := list(islice(rows, ROWS_AT_ONCE)):
         finished = _finished_rows(build, batch, tokenizer, more_traces, second_file, counts)
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in finished)
@@ -157,12 +159,12 @@ def _clear(work: Path) -> None:
         file.unlink()
 
 
-def _name_rows(sources: Sequence[str], tally: Tally) -> tuple[dict[str, str], set[str]]:
+def _name_rows(sources: Sequence[str], data: DataSection, tally: Tally) -> tuple[dict[str, str], set[str]]:
     """Return the id of each readable row, by the row's key, and the keys of their problems."""
     keys: set[str] = set()
 
     def light() -> Iterator[Example]:
-        for example in read_examples(sources, tally):
+        for example in read_examples(sources, data, tally):
             keys.add(matching_key(example.problem))
             yield replace(example, problem="", solutions=())
 
@@ -171,9 +173,9 @@ def _name_rows(sources: Sequence[str], tally: Tally) -> tuple[dict[str, str], se
     return {example.row_key: example.id for example in examples}, keys
 
 
-def _examples(sources: Sequence[str], ids: Mapping[str, str]) -> Iterator[Example]:
+def _examples(sources: Sequence[str], data: DataSection, ids: Mapping[str, str]) -> Iterator[Example]:
     """Yield the rows that `_name_rows` gave an id, with that id."""
-    for example in read_examples(sources, Tally(skip_bad_rows=True)):
+    for example in read_examples(sources, data, Tally(skip_bad_rows=True)):
         if example.row_key in ids:
             yield replace(example, id=ids[example.row_key])
 
@@ -202,6 +204,7 @@ def _finished_rows(
         warnings = template_warnings(data.prompt_template, tokenizer, problems[0].prompt_ids, is_chat=is_chat)
         counts.prompt_warnings = list(warnings)
     counts.num_kept += len(kept)
+    counts.num_boxed_answers += sum(example.answer_is_boxed for example in kept)
     counts.rows_dropped.update(tally.rows)
     counts.traces_dropped.update(tally.traces)
     _count_lengths(problems, counts)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from transformers import PreTrainedTokenizerBase
@@ -12,10 +12,14 @@ from trapo_lite.config.paths import check_sources
 from trapo_lite.core.errors import ConfigError, DataError
 from trapo_lite.core.types import Problem, Verdict
 from trapo_lite.data.bad_row import BadRow
+from trapo_lite.data.cells import lookup
 from trapo_lite.data.chat import written_out
+from trapo_lite.data.filter import column_outside
+from trapo_lite.data.forms import SOLUTION_NAMES, has_columns
 from trapo_lite.data.report import DataReport, fingerprint, length_quantiles
-from trapo_lite.data.rows import SOLUTION_FIELDS, Example, read_example
+from trapo_lite.data.rows import Example, read_example
 from trapo_lite.data.sources import read_rows, source_name
+from trapo_lite.data.tally import Tally
 from trapo_lite.data.template import require_known_tags, template_warnings
 from trapo_lite.data.tokens import encode, end_of_text_id, end_trace, expert_text, prompt_text
 
@@ -35,58 +39,7 @@ class Loaded:
     report: DataReport
 
 
-MAX_SHOWN = 5  # bad rows in a message
 NUM_CHECKED = 1000  # rows whose solutions are compared with the prompt: 0.4 ms for one of 20,000 characters
-
-
-@dataclass
-class Tally:
-    """Count the rows and traces dropped so far, by reason.
-
-    first_bad: (where, what is wrong) of the first bad rows.
-    """
-
-    skip_bad_rows: bool
-    num_rows: int = 0
-    rows: Counter[str] = field(default_factory=Counter)
-    traces: Counter[str] = field(default_factory=Counter)
-    first_bad: list[tuple[str, str]] = field(default_factory=list)
-
-    def bad_row(self, where: str, bad: BadRow) -> None:
-        self.rows[bad.reason] += 1
-        if len(self.first_bad) < MAX_SHOWN:
-            self.first_bad.append((where, str(bad)))
-
-    def require_good_rows(self) -> None:
-        """Raise DataError if there were bad rows, unless they are skipped."""
-        num_bad = self.rows.total()
-        if num_bad == 0 or self.skip_bad_rows:
-            return
-        skip = ", or set data.on_bad_row: skip" if num_bad < self.num_rows else ""  # else nothing would be left
-        if num_bad == 1:
-            [(where, fault)] = self.first_bad
-            raise DataError(f"data {where}: {fault}{skip}")
-        raise DataError(
-            f"data: {num_bad} of {self.num_rows} rows read cannot be used ({self.reasons()}); correct them{skip}"
-            f"{self.listed()}"
-        )
-
-    def reasons(self) -> str:
-        return ", ".join(f"{count} {reason}" for reason, count in self.rows.items())
-
-    def listed(self) -> str:
-        """Return the first bad rows as text: one line for each fault, rows with the same fault together."""
-        rows_by_fault: dict[str, list[str]] = {}
-        for where, fault in self.first_bad:
-            rows_by_fault.setdefault(fault, []).append(where)
-        lines = [f"{wheres[0]}: {fault}{_so_in(wheres[1:])}" for fault, wheres in rows_by_fault.items()]
-        more = self.rows.total() - len(self.first_bad)
-        lines += [f"and {more} more"] if more else []
-        return "".join(f"\n  {line}" for line in lines)
-
-
-def _so_in(places: Sequence[str]) -> str:
-    return f" (the same in {len(places)} more row{'s' if len(places) > 1 else ''})" if places else ""
 
 
 def load_problems(
@@ -108,7 +61,7 @@ def load_problems(
     end_id = end_of_text_id(tokenizer, data.eos_token)
     require_known_tags(data.prompt_template, tokenizer)
     tally = Tally(skip_bad_rows=data.on_bad_row == "skip")
-    examples = resolve_ids(read_examples(sources, tally), tally)
+    examples = resolve_ids(read_examples(sources, data, tally), tally)
     tally.require_good_rows()
     examples, prompts = drop_long_prompts(examples, data, tokenizer, tally)
     tally.require_good_rows()
@@ -125,9 +78,11 @@ def load_problems(
         expert_text=data.expert_text,
         num_rows=tally.num_rows,
         num_problems=len(problems),
+        rows_filtered=dict(tally.filtered),
         rows_dropped=dict(tally.rows),
         first_dropped=tuple(where for where, _ in tally.first_bad),
         traces_dropped=dict(tally.traces),
+        num_boxed_answers=sum(example.answer_is_boxed for example in examples),
         problems_by_traces=dict(sorted(Counter(len(problem.expert_ids) for problem in problems).items())),
         prompt_lengths=length_quantiles(len(problem.prompt_ids) for problem in problems),
         trace_lengths=length_quantiles(len(trace) for problem in problems for trace in problem.expert_ids),
@@ -146,7 +101,7 @@ def require_experts(report: DataReport) -> None:
         raise DataError(
             f"data {', '.join(report.files)}: no expert trace in {report.num_problems} problems"
             f"{f' ({dropped})' if dropped else ''}, but the algorithm learns from expert solutions; give the rows a "
-            f"solution in one of the columns {', '.join(SOLUTION_FIELDS)}, raise rollout.max_response_tokens if they "
+            f"solution in one of the columns {', '.join(SOLUTION_NAMES)}, raise rollout.max_response_tokens if they "
             "were too long, or choose an algorithm without (grpo)"
         )
 
@@ -180,6 +135,16 @@ def require_fitting_experts(data: DataSection, examples: Sequence[Example], toke
 
 def _nothing_left(sources: Sequence[str], tally: Tally) -> DataError:
     names = ", ".join(sources)
+    if tally.filtered:
+        found = "; ".join(
+            f"{column} leaves out {count}, the first with {', '.join(tally.filtered_values[column])}"
+            for column, count in tally.filtered.items()
+        )
+        others = f"; of the others {tally.reasons()}{tally.listed()}" if tally.rows else ""
+        return DataError(
+            f"data {names}: data.filter and what else is checked leave none of the {tally.num_rows} rows ({found}); "
+            f"allow more in data.filter{others}"
+        )
     if tally.num_rows == 0:
         return DataError(f"data {names}: holds no rows; give a file or split that does")
     return DataError(
@@ -188,15 +153,27 @@ def _nothing_left(sources: Sequence[str], tally: Tally) -> DataError:
     )
 
 
-def read_examples(sources: Sequence[str], tally: Tally) -> Iterator[Example]:
-    """Yield the rows of all sources that can be read. Count the others in `tally`."""
+def read_examples(sources: Sequence[str], data: DataSection, tally: Tally) -> Iterator[Example]:
+    """Yield the rows of all sources that can be read. Count the others in `tally`.
+
+    data.columns names columns of data.train. Sources that are others are read by them if they have all of these
+    columns, and by the known names otherwise. data.filter is about data.train only.
+    """
+    is_train = list(sources) == ([data.train] if isinstance(data.train, str) else data.train)
     names = [source_name(source) for source in sources]
     for source_index, source in enumerate(sources):
         name = names[source_index] if names.count(names[source_index]) == 1 else f"{names[source_index]}-{source_index}"
         for row in read_rows(source, name=name):
             tally.num_rows += 1
             try:
-                yield read_example(row)
+                column = column_outside(row.fields, data.filter) if is_train and row.bad is None else None
+                if column is not None:
+                    tally.filtered_row(column, lookup(row.fields, column))
+                    continue
+                columns = data.columns
+                if columns is not None and not is_train and not has_columns(row.fields, columns):
+                    columns = None
+                yield read_example(row, columns, takes_box=data.answer_from == "box")
             except BadRow as bad:
                 tally.bad_row(row.where, bad)
 
@@ -267,7 +244,7 @@ def with_traces(
             found = f"{len(example.solutions)} in the row, none usable" if example.solutions else "found none"
             fix = (
                 f"give a non-empty one of at most {max_response_tokens} tokens with EOS (rollout.max_response_tokens) "
-                f"in one of the columns {', '.join(SOLUTION_FIELDS)}"
+                f"in one of the columns {', '.join(SOLUTION_NAMES)}"
             )
             tally.bad_row(example.where, BadRow("no expert trace", field="solutions", found=found, fix=fix))
             continue

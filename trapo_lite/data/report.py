@@ -16,8 +16,10 @@ QUANTILES = {"min": 0.0, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "max": 1.0}
 class DataReport:
     """A DataReport counts what was kept and what was dropped of `files`.
 
+    rows_filtered:                 column -> rows that data.filter leaves out by it.
     rows_dropped, traces_dropped:  reason -> how many.
     first_dropped:                 where the first dropped rows are.
+    num_boxed_answers:             number of answers that were taken from a solution's last box.
     problems_by_traces:            number of usable expert traces -> how many problems have that many.
     prompt_lengths, trace_lengths: name of a quantile -> tokens; traces include EOS. Empty without prompts or traces.
     num_graded, unverified_ids:    number of graded expert traces; the problem id of each trace not found correct.
@@ -29,9 +31,11 @@ class DataReport:
     expert_text: str
     num_rows: int
     num_problems: int
+    rows_filtered: Mapping[str, int]
     rows_dropped: Mapping[str, int]
     first_dropped: tuple[str, ...]
     traces_dropped: Mapping[str, int]
+    num_boxed_answers: int
     problems_by_traces: Mapping[int, int]
     prompt_lengths: Mapping[str, int]
     trace_lengths: Mapping[str, int]
@@ -63,6 +67,10 @@ class DataReport:
         ]
         if self.trace_lengths:
             lines.append(f"  trace tokens   {_spelt(self.trace_lengths)}")
+        if self.num_boxed_answers:
+            lines.append(f"  answers        {self.num_boxed_answers} from the last box of a solution")
+        if self.rows_filtered:
+            lines.append(f"  rows filtered  {_spelt(self.rows_filtered)} (data.filter)")
         if self.rows_dropped:
             lines.append(f"  rows dropped   {_spelt(self.rows_dropped)}; first: {', '.join(self.first_dropped)}")
         if self.traces_dropped:

@@ -1,7 +1,9 @@
-"""Read rows as they are stored: parquet, JSON lines, a JSON array, or a data set of the hub."""
+"""Read rows as they are stored: parquet, JSON lines, a JSON array, CSV, or a data set of the hub."""
 
+import csv
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +34,7 @@ def source_name(source: str) -> str:
 def read_rows(source: str, *, name: str | None = None) -> Iterator[Row]:
     """Yield the rows of one source, in its order. Their keys begin with `name` (default: the file's stem).
 
-    source: a .parquet, .jsonl or .json file, or a hub id as owner/name[@revision][:config][:split] (split: train).
+    source: a .parquet, .jsonl, .json or .csv file or a hub id, owner/name[@revision][:config][:split] (split: train).
     Raises DataError if the file is missing, empty or damaged, or if the hub does not give the data.
     """
     check_source(source)
@@ -42,6 +44,8 @@ def read_rows(source: str, *, name: str | None = None) -> Iterator[Row]:
     name = name or source_name(source)
     if path.suffix == ".parquet":
         return _from_parquet(path, name)
+    if path.suffix == ".csv":
+        return _from_csv(path, name)
     with path.open("rb") as file:
         starts_array = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
     return _from_array(path, name) if starts_array else _from_lines(path, name)
@@ -86,6 +90,53 @@ def _from_array(path: Path, name: str) -> Iterator[Row]:
         raise DataError(f"data {where}: {bad}") from None
 
 
+def _from_csv(path: Path, name: str) -> Iterator[Row]:
+    """Yield the rows of a CSV file, whose first line names the columns. A cell without text is None.
+
+    A row with another number of cells is a bad row. After a broken quote nothing can be trusted, so that is an error.
+    """
+    csv.field_size_limit(sys.maxsize)  # an expert solution may be longer than the 131,072 characters of the default
+    end = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = _header(next(reader, []), path)
+            index, end = 0, reader.line_num
+            for cells in reader:
+                where, end = f"{path} line {end + 1}", reader.line_num
+                if cells:
+                    fields, bad = _cells_by_column(cells, header)
+                    yield Row(where, f"{name}-{index}", fields, bad)
+                    index += 1
+    except csv.Error as error:
+        raise DataError(
+            f"data {path} line {end + 1}: the row that begins here is not CSV ({error}); put a text with commas, line "
+            'breaks or quotes between quotes, and write each quote in it twice ("")'
+        ) from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"data {path}: text after line {end} is not UTF-8 ({error}); save the file as UTF-8") from None
+
+
+def _header(names: list[str], path: Path) -> list[str]:
+    """Return the names of the columns; raise DataError if they cannot be the first line of a CSV file."""
+    if len(names) == 1 and any(mark in names[0] for mark in ";\t"):
+        raise DataError(f"data {path} line 1: found one column, {names[0]!r:.80}; separate the cells by commas")
+    for number, name in enumerate(names, start=1):
+        if not name.strip():
+            raise DataError(f"data {path} line 1: column {number} has no name; name the columns in the first line")
+        if name in names[: number - 1]:
+            raise DataError(f"data {path} line 1: two columns are named {name!r}; give each its own name")
+    return names
+
+
+def _cells_by_column(cells: list[str], header: list[str]) -> tuple[dict[str, Any], BadRow | None]:
+    if len(cells) != len(header):
+        found = f"found {len(cells)} cells, the first line names {len(header)} columns"
+        fix = "put a text with commas between quotes"
+        return {}, BadRow("wrong number of cells", field="", found=found, fix=fix)
+    return {column: cell or None for column, cell in zip(header, cells, strict=True)}, None
+
+
 def _parse_json(text: bytes) -> Any:
     try:
         return json.loads(text.decode("utf-8-sig"))
@@ -99,6 +150,9 @@ def _parse_json(text: bytes) -> Any:
 
 
 def _object(value: Any) -> dict[str, Any]:
+    """Return the fields of a row. A row that is a list of messages has one column, `conversations`."""
+    if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
+        return {"conversations": value}
     if not isinstance(value, dict):
         raise _no_object(f"holds a {type(value).__name__}", "write an object with problem and answer")
     return value

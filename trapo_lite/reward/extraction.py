@@ -3,15 +3,13 @@ r"""Find the answer in a text: the last complete `\boxed{...}` after the thought
 import re
 from dataclasses import dataclass
 
+from trapo_lite.core.boxes import BOX, MAX_SPAN_CHARS, complete_boxes
+
 MAX_TEXT_CHARS = 100_000  # only the end of an answer is read; 8,192 tokens are about 30,000 characters
-MAX_SPAN_CHARS = 500  # the longest benchmark gold has 210
 MAX_DEPTH = 10  # the deepest benchmark gold has 4; parsers take exponential time in the depth
-MAX_BOXES_TRIED = 100
-MAX_LIST_BOXES = 16
 MAX_LIST_GAP = 24  # characters, and
 MAX_LIST_WORDS = 3  # words between two boxes of one list
 
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _CONNECTIVES = re.compile(r"\\(?:quad|qquad|[,;:!\[\]()\\])|\\text\s*\{|\\(?:displaystyle|left|right)\b|[\s$,;.{}]")
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>|</?s>|</?answer>")
 
@@ -46,9 +44,9 @@ def find_answer(text: str) -> AnswerSpan:
     """
     text = _SPECIAL_TOKEN.sub(" ", text[-MAX_TEXT_CHARS:])
     thought, _, tail = text.rpartition("</think>")
-    boxes, is_open = _complete_boxes(tail)
+    boxes, is_open = complete_boxes(tail)
     if not boxes and not is_open:
-        boxes, _ = _complete_boxes(thought)
+        boxes, _ = complete_boxes(thought)
         where = thought
     else:
         where = tail
@@ -81,44 +79,11 @@ def is_readable(text: str) -> bool:
     return len(text) <= MAX_SPAN_CHARS and nesting_depth(text) <= MAX_DEPTH
 
 
-def _complete_boxes(text: str) -> tuple[list[tuple[int, int]], bool]:
-    """Return (start, end) of the contents of the last complete boxes, in order, and whether the last box is open."""
-    boxes: list[tuple[int, int]] = []
-    is_open = False
-    for match in list(_BOX.finditer(text))[: -MAX_BOXES_TRIED - 1 : -1]:
-        end = _closing_brace(text, match.end())
-        if end is None:
-            is_open = is_open or not boxes
-            continue
-        while boxes and end >= boxes[-1][1]:
-            boxes.pop()  # it lies inside this box: `\boxed{\boxed{42}}` is one box
-        boxes.append((match.end(), end))
-        if len(boxes) == MAX_LIST_BOXES:
-            break
-    return boxes[::-1], is_open
-
-
-def _closing_brace(text: str, start: int) -> int | None:
-    r"""Return the index of the brace that closes the group opened just before `start`.
-
-    `\{` and `\}` are no group braces. If the group does not close without them (`\boxed{185\}`), they count as such.
-    """
-    window = text[start : start + 8 * MAX_SPAN_CHARS]
-    for pattern in (r"\\.|([{}])", r"([{}])"):
-        depth = 1
-        for match in re.finditer(pattern, window, re.DOTALL):
-            if match[1]:
-                depth += 1 if match[1] == "{" else -1
-            if depth == 0:
-                return start + match.start()
-    return None
-
-
 def _joined_run(text: str, boxes: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Return the last of the `boxes` that have hardly anything but connectives between them."""
     run = [boxes[-1]]
     for box in reversed(boxes[:-1]):
-        gap = _BOX.sub("", text[box[1] + 1 : run[0][0]])
+        gap = BOX.sub("", text[box[1] + 1 : run[0][0]])
         if len(gap) > 80:
             break
         rest = _CONNECTIVES.sub(" ", gap).split()

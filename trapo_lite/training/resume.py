@@ -42,7 +42,14 @@ MAY_CHANGE_INEXACTLY = {
 
 
 # Options that checkpoints of older versions do not record -> what these versions did.
-YOUNGER_OPTIONS = {"data.instruction": "", "data.template_options": {}, "model.layout": "auto"}
+YOUNGER_OPTIONS = {
+    "data.answer_from": "column",
+    "data.columns": None,
+    "data.filter": {},
+    "data.instruction": "",
+    "data.template_options": {},
+    "model.layout": "auto",
+}
 
 
 def run_identity(config: Config, *, data_fingerprint: str, num_processes: int) -> dict[str, Any]:
