@@ -24,7 +24,7 @@ test-fast: setup ## the quick tests, about a minute; ARGS="-k loss" is passed to
 test: setup ## what a change is tested with, some minutes: all but real engines, two processes and kills
 	@$(TEST_ENV) $(PY) -m pytest $(WORKERS) --durations=10 -m "not long" $(ARGS)
 
-test-all: setup ## every test, about 45 minutes
+test-all: setup ## every test, about half an hour
 	@$(TEST_ENV) $(PY) -m pytest $(WORKERS) --durations=10 $(ARGS)
 
 fuzz: setup ## made-up and damaged input, CASES=500 of each kind, with new seeds
