@@ -1,4 +1,4 @@
-"""The commands: their list, their pages, and messages that name the command as it was called."""
+"""The commands are listed, each has a page, and messages name the command as it was called."""
 
 import subprocess
 import sys

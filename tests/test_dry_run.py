@@ -14,7 +14,7 @@ CHAT = "data.prompt_template=chat"
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A model with a chat template and without weights."""
+    """Return a model with a chat template and without weights."""
     folder = shutil.copytree(TINY, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     (folder / "chat_template.jinja").write_text(CHATML)
     return folder

@@ -1,4 +1,4 @@
-"""The functions of `import trapo_lite`: the example in docs/python.md, and mistakes."""
+"""The functions of `import trapo_lite` do what docs/python.md says, and mistakes are errors that say what to do."""
 
 import os
 import subprocess

@@ -22,7 +22,7 @@ def read(columns: dict[str, object] | None = None, *, takes_box: bool = False, *
 
 
 def said(*texts: str, roles: tuple[str, str] = ("human", "gpt")) -> list[dict[str, str]]:
-    """A conversation with `from` and `value`, in turns."""
+    """Return a conversation with `from` and `value`, in turns."""
     return [{"from": roles[place % 2], "value": text} for place, text in enumerate(texts)]
 
 
@@ -286,7 +286,7 @@ OPTIONS = {
     "open_thoughts.jsonl": {"answer_from": "box"},
     "own_columns.jsonl": {"columns": {"problem": "Question", "answer": "gold", "solutions": "reasoning.text"}},
 }
-"""The options without which a file is an error that names them."""
+"""These are the options without which a file is an error that names them."""
 
 
 @pytest.mark.skipif(not USER_FILES.is_dir(), reason="the samples of public data sets' forms are not on this machine")

@@ -1,4 +1,4 @@
-"""The complete example of docs/data.md, run as it stands there."""
+"""The complete example of docs/data.md is run as it stands there."""
 
 import re
 from pathlib import Path

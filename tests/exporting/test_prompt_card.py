@@ -1,4 +1,4 @@
-"""What a card says on prompts: its code makes the prompt of training, and the exported template takes the options."""
+"""A card's code makes the prompt of training, and the exported template takes the options of training."""
 
 import json
 import re

@@ -36,7 +36,7 @@ def some_batch(seed: int) -> PackedBatch:
 
 
 def results(layout: TreeLayout, scores: Scores, num_tokens: int, *, has_backward: bool = True) -> list[torch.Tensor]:
-    """The output, and the gradients of queries, keys and values."""
+    """Return the output, and the gradients of queries, keys and values."""
     generator = torch.Generator().manual_seed(0)
     query, key, value, weight = (torch.randn(1, n, num_tokens, 8, generator=generator).double() for n in (4, 2, 2, 4))
     if not layout.is_grouped:

@@ -76,7 +76,7 @@ def qwen2(num_layers: int, **sizes: int) -> PreTrainedConfig:
 
 
 def kept_bytes(config: PreTrainedConfig, num_tokens: int, *, dtype: torch.dtype, rank: int) -> int:
-    """What autograd keeps of one row's forward pass, the model's own weights left out."""
+    """Return the bytes that autograd keeps of one row's forward pass, the model's own weights left out."""
     base = AutoModelForCausalLM.from_config(config, attn_implementation="packed_tree").to(dtype)
     policy = Policy(base, LoraSection(r=rank, alpha=8), attention="sdpa", gradient_checkpointing=False)
     algorithm = AlgorithmSection().build()
@@ -131,7 +131,7 @@ def test_what_a_layer_keeps_is_what_autograd_keeps(dtype: torch.dtype, sizes: di
 
 
 def gated_delta_net(num_layers: int) -> PreTrainedConfig:
-    """A quarter of Qwen3.5-4B's widths."""
+    """Return a configuration with a quarter of Qwen3.5-4B's widths."""
     return Qwen3_5TextConfig(
         hidden_size=640,
         intermediate_size=2304,
@@ -149,7 +149,7 @@ def gated_delta_net(num_layers: int) -> PreTrainedConfig:
 
 
 def mamba2(num_layers: int) -> PreTrainedConfig:
-    """A quarter of the widths of Granite 4 Micro H."""
+    """Return a configuration with a quarter of the widths of Granite 4 Micro H."""
     return GraniteMoeHybridConfig(
         hidden_size=512,
         intermediate_size=2048,

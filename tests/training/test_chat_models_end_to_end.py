@@ -1,4 +1,4 @@
-"""The commands a user types, on models of four families in their own chat formats: killed, resumed, exported."""
+"""A user trains models of four families in their own chat formats; the runs are killed, resumed and exported."""
 
 import json
 import os

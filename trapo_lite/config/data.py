@@ -76,7 +76,7 @@ class DataSection(Section):
     answer_from: Literal["column", "box"] = "column"
     """box: a row without a value in an answer column has the last \\boxed{...} of its first solution as the answer."""
     filter: Filter = Field(default_factory=dict)
-    """What rows of data.train are kept, by column: a list of values, or [low, high] for a range of numbers."""
+    """Rows of data.train are kept by their columns: each names a list of values, or [low, high] as a range."""
     expert_text: Literal["thought", "full", "opened"] = "thought"
     """Text of an expert solution. thought: inside its first <think>...</think> (the official code); full: all of it;
     opened: all behind its first <think>, for a prompt that ends in <think>."""
