@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from builders import TINY_SIZES, config_of, longrope
+from tiny_runs import SFT
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -30,6 +31,7 @@ def checked(
     targets: str | list[str] = "all-linear",
     longest: int = 128,
     layout: str = "tree",
+    **options: Any,
 ) -> int:
     """Check a model; return the longest sequence that it was checked for."""
     config.save_pretrained(folder)
@@ -38,6 +40,7 @@ def checked(
         "lora": {"target_modules": targets},
         "data": {"max_prompt_tokens": 28},
         "rollout": {"max_response_tokens": longest - 28},
+        **options,
     }
     config = Config.model_validate(raw)
     check_model(config)
@@ -219,15 +222,16 @@ def test_arguments_that_change_nothing_pass() -> None:
 
 
 @pytest.mark.parametrize("spelling", ["rope_parameters", "rope_scaling", "type"])
-def test_longrope_is_refused_past_its_original_length_only(spelling: str, tmp_path: Path) -> None:
+def test_longrope_without_rollouts_is_packed_up_to_its_original_length(spelling: str, tmp_path: Path) -> None:
     rope = longrope(200)
     if spelling == "type":
         rope["type"] = rope.pop("rope_type")
     field = "rope_parameters" if spelling == "rope_parameters" else "rope_scaling"
     config = config_of("phi3", **FULL, original_max_position_embeddings=200, **{field: rope})
-    assert checked(config, tmp_path, longest=200) == 200
+    assert checked(config, tmp_path, longest=200, algorithm=SFT) == 200
     with pytest.raises(ConfigError, match=r"201 tokens, but .* longrope, .* more than 200; lower them to that"):
-        checked(config, tmp_path, longest=201)
+        checked(config, tmp_path, longest=201, algorithm=SFT)
+    assert checked(config, tmp_path, longest=201) == 201  # the engine has one RoPE for every length
 
 
 def test_dynamic_rope_is_refused_where_it_would_act(tmp_path: Path) -> None:

@@ -71,7 +71,12 @@ def _dry_run(config: Config) -> list[str]:
         check_served(config)
     check_start_fits(config, reads_weights=False)
     prompt = check_prompt(config.data, load_tokenizer(config.model.name), model=config.model.name)
-    return [*plan_lines(config), *model_lines(config.model), layout.line or "layout: tree", prompt]
+    return [
+        *plan_lines(config),
+        *model_lines(config.model, max_model_len=config.max_model_len),
+        layout.line or "layout: tree",
+        prompt,
+    ]
 
 
 def plan(arguments: Sequence[str] | None = None, *, prog: str = "plan.py") -> None:

@@ -43,6 +43,11 @@ class Config(Section):
         """Return whether anything is sampled: rollouts, or answers in evaluations."""
         return self.algorithm.samples or self.eval.every > 0
 
+    @property
+    def max_model_len(self) -> int | None:
+        """Return the most tokens of a sequence in the engine, or None without one."""
+        return self.longest_sequence if self.uses_engine else None
+
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         algorithm, rollout = self.algorithm, self.rollout

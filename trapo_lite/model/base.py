@@ -24,6 +24,7 @@ from trapo_lite.model.language_model import (
     no_report_of_other_parts,
     save_under_own_names,
 )
+from trapo_lite.model.positions import serve_one_rope
 from trapo_lite.model.shape import FAILURES, ModelShape
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns about an optional kernel whenever PEFT imports it
@@ -42,10 +43,15 @@ def model_config(section: ModelSection) -> PreTrainedConfig:
     return config
 
 
-def model_lines(section: ModelSection) -> list[str]:
-    """Return lines for the user on what `model_config` left out of the model: other parts, dropout, router noise."""
-    keys, multimodal = ", ".join(random_keys(_as_given(section))), multimodal_type(section.name)
-    lines = []
+def model_lines(section: ModelSection, *, max_model_len: int | None = None) -> list[str]:
+    """Return lines for the user on what is changed in the model: other parts, dropout, router noise, RoPE.
+
+    max_model_len: of the engine; None: no rollouts are drawn
+    """
+    config = _as_given(section)
+    keys, multimodal = ", ".join(random_keys(config)), multimodal_type(section.name)
+    rope = None if max_model_len is None else serve_one_rope(config, max_model_len=max_model_len)
+    lines = [] if rope is None else [f"{section.name}: {rope}"]
     if multimodal is not None:
         lines.append(f"{section.name}: of this multimodal model ({multimodal}) only the language model is used")
     if keys:
@@ -115,11 +121,17 @@ def _refuse_untrainable(config: PreTrainedConfig, name: str) -> None:
 
 
 def load_base(
-    section: ModelSection, *, device: torch.device | str, attention: str | None, on_one_rank: bool = False
+    section: ModelSection,
+    *,
+    device: torch.device | str,
+    attention: str | None,
+    max_model_len: int | None = None,
+    on_one_rank: bool = False,
 ) -> PreTrainedModel:
     """Load the frozen base in `section.dtype`, quantised if asked. Raise ModelError if there are no weights.
 
     attention: registered with transformers; None: transformers' own choice
+    max_model_len: of the engine, by which RoPE is chosen (`serve_one_rope`); None: by each batch, as transformers does
     on_one_rank: let transformers leave the weights out on every rank but the first, if Accelerate's configuration says
     so; `Ranks.shard` distributes them.
     """
@@ -137,6 +149,8 @@ def load_base(
         )
         options["device_map"] = {"": torch.device(device)}
     config, multimodal = model_config(section), multimodal_type(section.name)
+    if max_model_len is not None:
+        serve_one_rope(config, max_model_len=max_model_len)
     if multimodal is not None:
         options["key_mapping"] = RENAMINGS
     try:

@@ -121,7 +121,13 @@ class Policy:
             notify(layout.line)
         attention = choose_attention(model, torch.device(device), notify) if layout.name == "tree" else "sdpa"
         own_or_tree = tree_attention.ATTENTION if layout.name == "tree" else None
-        base = load_base(model, device="cpu" if shard else device, attention=own_or_tree, on_one_rank=shard is not None)
+        base = load_base(
+            model,
+            device="cpu" if shard else device,
+            attention=own_or_tree,
+            max_model_len=layout.max_model_len,
+            on_one_rank=shard is not None,
+        )
         check_rope(base, model)
         return cls(
             base,

@@ -1,5 +1,8 @@
 """Check how long a model's sequences may be, and whether its rotary embedding is what the configuration asks for."""
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -25,7 +28,7 @@ def check_fixed_rope(config: PreTrainedConfig, name: str, *, longest: int) -> No
 
     RoPE of type longrope changes its frequencies past `original_max_position_embeddings`, of type dynamic past
     `max_position_embeddings`, and then for all sequences of a batch: rollouts that are packed together would not be
-    computed as they are alone. An engine chooses by the longest sequence that it is started for, or of its batch.
+    computed as they are alone.
     """
     for kind, original in _changing_rope(config).items():
         limit = num_positions(config) if original is None else original
@@ -35,6 +38,25 @@ def check_fixed_rope(config: PreTrainedConfig, name: str, *, longest: int) -> No
                 f"batch change when one has more than {limit}; lower them to that (SFT without evaluations takes more, "
                 "as rows)"
             )
+
+
+def serve_one_rope(config: PreTrainedConfig, *, max_model_len: int) -> str | None:
+    """Give RoPE of type longrope the long factors at every length, as an engine for `max_model_len` tokens has it.
+
+    vLLM chooses once, by the longest sequence that it is started for, because keys in its cache cannot be turned again
+    when a sequence passes the original length (vLLM 0.32, phi3_long_rope_scaled_rope.py). Trainer and engine then
+    compute the same. Returns a line for the user, or None if nothing was changed.
+    """
+    line = None
+    for rope in filter(_has_two_factors, _ropes(config)):
+        original = _original_length(config, rope)
+        if original is not None and max_model_len > original:
+            rope["short_factor"] = list(rope["long_factor"])
+            line = (
+                f"RoPE: long factors for every sequence, because one may have {max_model_len} tokens, more than "
+                f"{original}; vLLM chooses in the same way"
+            )
+    return line
 
 
 def _sequence(longest: int) -> str:
@@ -50,19 +72,35 @@ def num_positions(config: PreTrainedConfig) -> int:
 def _changing_rope(config: PreTrainedConfig) -> dict[str, int | None]:
     """Return the kinds of RoPE in use that depend on the length, each with the longest length at which it does not yet.
 
-    None as length: the configuration does not say. They stand in `rope_parameters`, for all layers or for each type of
-    layer, or in `rope_scaling`, its older spelling.
+    None as length: the configuration does not say.
     """
     kinds: dict[str, int | None] = {}
+    for rope in _ropes(config):
+        if _has_two_factors(rope):
+            kinds["longrope"] = _original_length(config, rope)
+        elif "dynamic" in (kind := str(_type_of(rope))):
+            kinds[kind] = None
+    return kinds
+
+
+def _ropes(config: PreTrainedConfig) -> Iterator[dict[str, Any]]:
+    """Yield the parameters of RoPE: of all layers or of each type of layer, also under their older name."""
     for field in ("rope_parameters", "rope_scaling"):
         parameters = getattr(config, field, None) or {}
         nested = [value for value in parameters.values() if isinstance(value, dict)]
-        for rope in nested or [parameters]:
-            kind = rope.get("rope_type", rope.get("type"))
-            if kind == "longrope" or (isinstance(kind, str) and "dynamic" in kind):
-                own = getattr(config, "original_max_position_embeddings", None)
-                kinds[kind] = (own or rope.get("original_max_position_embeddings")) if kind == "longrope" else None
-    return kinds
+        yield from nested or [parameters]
+
+
+def _type_of(rope: Mapping[str, Any]) -> object:
+    return rope.get("rope_type", rope.get("type"))
+
+
+def _has_two_factors(rope: Mapping[str, Any]) -> bool:
+    return _type_of(rope) == "longrope" and rope.get("short_factor") != rope.get("long_factor")
+
+
+def _original_length(config: PreTrainedConfig, rope: Mapping[str, Any]) -> int | None:
+    return getattr(config, "original_max_position_embeddings", None) or rope.get("original_max_position_embeddings")
 
 
 def check_rope(base: PreTrainedModel, section: ModelSection) -> None:

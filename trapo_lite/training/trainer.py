@@ -93,7 +93,12 @@ class Run:
                 is_main=self.ranks.is_main,
             )
         )
-        notes = [*self.folder.notes, *self.start.notes, *unusual_lines(config), *model_lines(config.model)]
+        notes = [
+            *self.folder.notes,
+            *self.start.notes,
+            *unusual_lines(config),
+            *model_lines(config.model, max_model_len=config.max_model_len),
+        ]
         prompt = prompt_line(config.data, self.inputs.tokenizer, stop_ids=self.inputs.stop_ids)
         for line in [*notes, *self.inputs.report.lines(), prompt, self._start_line()]:
             self.display.message(line)
