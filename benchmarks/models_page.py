@@ -102,9 +102,10 @@ the model's own config.json.
 Refused before a weight is read: multimodal models without a class for their language model (Qwen2.5-VL, Qwen3-VL),
 classes without linear layers (GPT-2), and adapters on fused experts or routers, which engines cannot serve; name the
 layers to adapt in `lora.target_modules` instead. PEFT refuses `out_proj` of Mamba layers, which a fused kernel reads
-past the adapter. RoPE of type longrope (Phi-4-mini) has its long factors at every length if a sequence of the run may pass
-the original length (4096) and rollouts are drawn: vLLM chooses them once for all sequences, so the trainer does too, and
-says so. Without rollouts each row has those of its own length. NF4 is refused when the model is loaded if it changes no layer.
+past the adapter. RoPE of type longrope (Phi-4-mini) has its long factors at every length if a sequence of the run may
+pass the original length (4096) and rollouts are drawn: vLLM chooses them once for all sequences, so the trainer does
+too, and says so. Without rollouts each row has those of its own length. NF4 is refused when the model is loaded if it
+changes no layer.
 """
 
 

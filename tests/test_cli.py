@@ -155,11 +155,11 @@ def test_a_command_says_that_it_took_a_shipped_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    train(["--config", "tiny_cpu.yaml", "--dry-run"])
+    train(["--config", "tiny_cpu.yaml", "--dry-run", "rollout.engine=transformers"])
     printed = capsys.readouterr()
     assert printed.err == f"--config tiny_cpu.yaml: taken from {CONFIGS / 'tiny_cpu.yaml'}\n"
     assert "micro-group 1: 4 rollouts" in printed.out
     main(["configs", "copy", "tiny_cpu.yaml"])
-    train(["--config", "tiny_cpu.yaml", "--dry-run"])
+    train(["--config", "tiny_cpu.yaml", "--dry-run", "rollout.engine=transformers"])
     assert capsys.readouterr().err == ""
     assert list(tmp_path.iterdir()) == [tmp_path / "tiny_cpu.yaml"]

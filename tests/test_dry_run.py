@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from byte_model import CHATML
+from conftest import VLLM_DTYPE
 
 from trapo_lite import cli
 
@@ -21,7 +22,8 @@ def model(tmp_path: Path) -> Path:
 
 
 def dry_run(model: Path, *overrides: str) -> None:
-    cli.train(["--config", "configs/tiny_cpu.yaml", "--dry-run", f"model.name={model}", *overrides])
+    options = [f"model.name={model}", "rollout.engine=transformers", *overrides]
+    cli.train(["--config", "configs/tiny_cpu.yaml", "--dry-run", *options])
 
 
 def test_it_names_the_layout_the_prompt_and_what_ends_an_answer(model: Path, capsys: pytest.CaptureFixture) -> None:
@@ -53,3 +55,9 @@ def test_a_prompt_that_a_run_would_refuse(
     assert end.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and refusal in said
+
+
+@pytest.mark.long
+def test_it_asks_vllm_whether_it_serves_the_class(capsys: pytest.CaptureFixture) -> None:
+    dry_run(Path("trapo_lite/tiny_world/base"), "rollout.engine=vllm", f"model.dtype={VLLM_DTYPE}")
+    assert capsys.readouterr().out.splitlines()[-1] == "vLLM serves adapters on this class of models"

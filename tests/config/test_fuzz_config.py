@@ -274,7 +274,7 @@ def test_a_dry_run_with_made_up_values(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch_module: None, values: dict[str, Any]
 ) -> None:
     """Paths, model and plan as well, which a configuration alone does not ask about."""
-    raw: dict[str, Any] = {}
+    raw: dict[str, Any] = {"rollout": {"engine": "transformers"}}  # vLLM would take seconds each time
     for key, value in values.items():
         section, _, name = key.partition(".")
         raw.setdefault(section, {})[name] = value
@@ -289,5 +289,5 @@ def monkeypatch_module():
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setenv("HF_HUB_OFFLINE", "1")
-        cli.train(["--config", str(TINY), "--dry-run"])  # the libraries are loaded now
+        cli.train(["--config", str(TINY), "--dry-run", "rollout.engine=transformers"])  # the libraries are loaded now
         yield

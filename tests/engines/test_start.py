@@ -1,13 +1,18 @@
 """What an engine cannot serve is refused on the user's path, before a weight is read."""
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from families import FAMILIES, write_model
 from multimodal import write_multimodal
+from safetensors.torch import save_file
 
 from trapo_lite import cli
 
+TINY_BASE = Path("trapo_lite/tiny_world/base")
 SERVERS = ["rollout.engine=server", "rollout.servers=[http://127.0.0.1:9]", "run.deterministic=false"]
 
 
@@ -16,10 +21,19 @@ SERVERS = ["rollout.engine=server", "rollout.servers=[http://127.0.0.1:9]", "run
 @pytest.mark.parametrize(
     ("engine", "refusal"),
     [
-        (["rollout.engine=transformers"], "RwkvForCausalLM: 4 of its layers keep nothing in the cache"),
-        (SERVERS, "rollout.engine: {model} is multimodal (gemma3)"),
+        pytest.param(
+            ["rollout.engine=transformers"],
+            "RwkvForCausalLM: 4 of its layers keep nothing in the cache",
+            id="transformers",
+        ),
+        pytest.param(SERVERS, "rollout.engine: {model} is multimodal (gemma3)", id="servers"),
+        pytest.param(
+            ["rollout.engine=vllm"],
+            "set it to transformers or take another model, because vLLM cannot serve {model}",
+            id="vllm",
+            marks=pytest.mark.long,
+        ),
     ],
-    ids=["transformers", "servers"],
 )
 def test_a_model_that_the_engine_cannot_serve(
     engine: list[str], refusal: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
@@ -28,9 +42,21 @@ def test_a_model_that_the_engine_cannot_serve(
     if engine == SERVERS:
         write_multimodal("gemma3", model, tied=True)
     else:
-        write_model(FAMILIES["rwkv, a recurrence of its own"], model)
-    (model / "model.safetensors").unlink()
-    command = ["--config", "configs/tiny_cpu.yaml", f"model.name={model}", f"run.dir={tmp_path}", *engine, *options]
+        family = FAMILIES["rwkv, a recurrence of its own"]
+        vocab_size = json.loads((TINY_BASE / "config.json").read_text())["vocab_size"]
+        write_model(replace(family, options={**family.options, "vocab_size": vocab_size}), model)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(TINY_BASE / name, model)
+    save_file({}, model / "model.safetensors")  # reading weights would end in another error
+    command = [
+        "--config",
+        "configs/tiny_cpu.yaml",
+        f"model.name={model}",
+        f"run.dir={tmp_path}",
+        *engine,
+        *options,
+        "data.prompt_template={problem}",
+    ]
     with pytest.raises(SystemExit) as end:
         cli.train(command)
     assert end.value.code == 2

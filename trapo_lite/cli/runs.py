@@ -3,7 +3,8 @@
 prog: how the user called the command, for its messages
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trapo_lite.cli.arguments import ArgumentParser, add_config_arguments, read_config
@@ -37,7 +38,8 @@ def train(arguments: Sequence[str] | None = None, *, prog: str = "train.py") -> 
         config = read_config(args)
         check_paths(config)  # before what takes seconds to import
         if args.dry_run:
-            print("\n".join([*_dry_run(config), *unusual_lines(config)]))
+            for line in itertools.chain(unusual_lines(config), _dry_run(config)):
+                print(line, flush=True)
             return
         with exit_when_stopped():
             from trapo_lite.run.launch import end_with_launcher
@@ -48,11 +50,11 @@ def train(arguments: Sequence[str] | None = None, *, prog: str = "train.py") -> 
             train_job(config, restart=args.restart)
 
 
-def _dry_run(config: Config) -> list[str]:
-    """Check the model and its tokenizer, and return the plan of a step."""
+def _dry_run(config: Config) -> Iterator[str]:
+    """Check the model and its tokenizer, and yield the plan of a step; at the end ask vLLM, which takes seconds."""
     from trapo_lite.data.template import check_prompt
     from trapo_lite.data.tokens import load_tokenizer
-    from trapo_lite.engines.start import check_served
+    from trapo_lite.engines.start import ask_vllm, check_served
     from trapo_lite.model.base import model_lines
     from trapo_lite.model.layout import check_model
     from trapo_lite.model.saved_adapter import check_start
@@ -62,21 +64,21 @@ def _dry_run(config: Config) -> list[str]:
     if not Path(config.model.name).is_dir():  # the hub is not asked
         if config.lora.init_from is not None:
             check_start(config.lora)
-        return [
-            *plan_lines(config),
-            "          the model is no folder here, so it is taken for a hub id and was not checked",
-        ]
+        yield from plan_lines(config)
+        yield "          the model is no folder here, so it is taken for a hub id and was not checked"
+        return
     layout = check_model(config)
     if config.uses_engine:
         check_served(config)
     check_start_fits(config, reads_weights=False)
     prompt = check_prompt(config.data, load_tokenizer(config.model.name), model=config.model.name)
-    return [
-        *plan_lines(config),
-        *model_lines(config.model, max_model_len=config.max_model_len),
-        layout.line or "layout: tree",
-        prompt,
-    ]
+    yield from plan_lines(config)
+    yield from model_lines(config.model, max_model_len=config.max_model_len)
+    yield layout.line or "layout: tree"
+    yield prompt
+    if config.uses_engine and config.rollout.engine == "vllm":
+        yield "asking vLLM whether it serves this class of models, which takes it some seconds"
+        yield ask_vllm(config)
 
 
 def plan(arguments: Sequence[str] | None = None, *, prog: str = "plan.py") -> None:

@@ -3,14 +3,20 @@
 import contextlib
 import json
 import logging
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from trapo_lite.config import Config
 from trapo_lite.core.errors import EngineError
 from trapo_lite.engines.base import RolloutEngine
+
+if TYPE_CHECKING:
+    from trapo_lite.engines.vllm.options import VLLMOptions
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +41,8 @@ def start_engine(
                    for each size), and for no more than rollout.max_num_seqs
     notify:        told what is waited for, and of an engine that died and was restarted
 
-    On the CPU the vllm engine returns at once and loads in the background; its first call waits for it.
+    On the CPU the vllm engine returns as soon as vLLM has accepted the model's class, and loads in the background; its
+    first call waits for it.
     """
     if config.rollout.engine == "vllm":
         return _start_vllm(
@@ -66,7 +73,7 @@ def start_engine(
 def check_served(config: Config) -> None:
     """Raise EngineError, before a weight is read, for what the engine is known not to serve.
 
-    vLLM judges the model's class itself, in its own process, before it reads weights.
+    vLLM judges the model's class itself, in its own process, when it is started or asked (`ask_vllm`).
     """
     if config.rollout.engine == "transformers":
         from trapo_lite.engines.transformers.served import check_class
@@ -79,6 +86,49 @@ def check_served(config: Config) -> None:
             f"rollout.engine: {config.model.name} is multimodal ({kind}), and `vllm serve` names its layers otherwise "
             "than the trained language model does; set it to vllm or transformers"
         )
+
+
+def ask_vllm(config: Config) -> str:
+    """Return a line on whether the vLLM installed here serves the model's class. Raise EngineError if it does not.
+
+    This takes vLLM's process some seconds. No weight is read.
+    """
+    from trapo_lite.engines.vllm.engine import VLLMEngine, require_card, require_vllm
+    from trapo_lite.engines.vllm.language_model import require_unquantised
+
+    options = _vllm_options(config, max_model_len=config.longest_sequence, max_num_seqs=1)
+    require_unquantised(options)
+    options = replace(options, quantize="none")  # the class is the same, and NF4 asks for a plug-in and a card
+    try:
+        require_vllm(quantize=options.quantize)
+        require_card(on_cuda=torch.cuda.is_available())
+    except EngineError as error:
+        return f"vLLM was not asked whether it serves this model: {error}"
+    with tempfile.TemporaryDirectory() as folder:
+        engine = VLLMEngine(options, log_path=Path(folder) / "vllm.log")
+        try:
+            engine.wait_for_class()
+        finally:
+            engine.close()
+    return "vLLM serves adapters on this class of models"
+
+
+def _vllm_options(config: Config, *, max_model_len: int, max_num_seqs: int) -> "VLLMOptions":
+    from trapo_lite.engines.vllm.options import VLLMOptions
+
+    return VLLMOptions(
+        model_path=config.model.name,
+        max_model_len=max_model_len,
+        lora_rank=config.lora.r,
+        dtype=config.model.dtype,
+        quantize=config.model.quantize,
+        max_num_seqs=max_num_seqs,
+        kv_cache_gib=config.rollout.kv_cache_gib,
+        gpu_memory_fraction=config.rollout.gpu_memory_fraction,
+        num_threads=config.rollout.num_threads,
+        config_overrides=config.model.config_overrides,
+        can_merge=config.rollout.merge != "never",
+    )
 
 
 def _start_vllm(
@@ -95,31 +145,19 @@ def _start_vllm(
     from trapo_lite.engines.adapter_folder import AdapterFolder
     from trapo_lite.engines.supervised import SupervisedEngine
     from trapo_lite.engines.vllm.engine import VLLMEngine
-    from trapo_lite.engines.vllm.options import VLLMOptions
 
-    options = VLLMOptions(
-        model_path=config.model.name,
-        max_model_len=max_model_len,
-        lora_rank=config.lora.r,
-        dtype=config.model.dtype,
-        quantize=config.model.quantize,
-        max_num_seqs=max_num_seqs,
-        kv_cache_gib=config.rollout.kv_cache_gib,
-        gpu_memory_fraction=config.rollout.gpu_memory_fraction,
-        num_threads=config.rollout.num_threads,
-        config_overrides=config.model.config_overrides,
-        can_merge=config.rollout.merge != "never",
-    )
+    options = _vllm_options(config, max_model_len=max_model_len, max_num_seqs=max_num_seqs)
     folder = AdapterFolder(room=_folder_room(config, num_engines), notify=notify)  # outlives an engine that dies
 
     def start() -> RolloutEngine:
         engine = VLLMEngine(options, log_path=log_path, device_index=device_index, folder=folder, notify=notify)
-        if device_index is not None:
-            try:
+        try:
+            engine.wait_for_class()  # before the trainer reads weights
+            if device_index is not None:
                 engine.wait()  # it measures the card's free memory, so that nothing else may load meanwhile
-            except EngineError:
-                engine.close()
-                raise
+        except EngineError:
+            engine.close()
+            raise
         return engine
 
     with contextlib.ExitStack() as undo:

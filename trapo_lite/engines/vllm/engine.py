@@ -58,7 +58,7 @@ class VLLMEngine:
         self._log_path = log_path
         self.version: int | None = None
         self.publish_bytes = 0
-        self._is_up = False
+        self._is_accepted = self._is_up = False
         self._in_flight: set[str] = set()
         self._outbox: list[tuple[str, Any]] = []
         self._adapter_path: Path | None = None
@@ -78,18 +78,28 @@ class VLLMEngine:
 
     def wait(self) -> None:
         """Wait until the engine is up, with a notice from time to time."""
-        if self._is_up:
-            return
+        self.wait_for_class()
+        if not self._is_up:
+            self._receive_news("start")
+            self._is_up = True
+
+    def wait_for_class(self) -> None:
+        """Wait until vLLM has accepted the model's class, before it reads a weight; raise EngineError if it refuses."""
+        if not self._is_accepted:
+            self._receive_news("class")
+            self._is_accepted = True
+
+    def _receive_news(self, waiting_for: str) -> None:
+        """Wait for the child's next message during its start. Raise the EngineError by which it refuses the model."""
 
         def log_wait(seconds: float) -> None:
             self._notify(f"vLLM is loading {self.options.model_path}: {seconds:.0f} s so far (log: {self._log_path})")
 
         answer = self._child.receive(
-            limit_s=self.start_limit_s, waiting_for="start", on_wait=log_wait, restarts_with_log=True
+            limit_s=self.start_limit_s, waiting_for=waiting_for, on_wait=log_wait, restarts_with_log=True
         )
         if isinstance(answer, EngineError):
             raise answer
-        self._is_up = True
 
     def publish(self, adapter_dir: Path, version: int) -> None:
         require_idle("publish", len(self._in_flight))

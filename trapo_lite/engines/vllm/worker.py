@@ -4,6 +4,7 @@ It reads (method, arguments) from the socket and answers each method except `sub
 process with a traceback in its log, and the parent reports it.
 """
 
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,12 @@ BATCHED_TOKENS_ON_LARGE_CARD = 8192  # per step; vLLM's default for an embedded 
 
 
 class VLLMWorker:
-    """Hold one LLMEngine and the adapter that it serves. Each method is a message of the protocol."""
+    """Hold one LLMEngine and the adapter that it serves. Each method is a message of the protocol.
 
-    def __init__(self, options: VLLMOptions) -> None:
+    on_accepted: called when vLLM has a class for the model that takes adapters, before a weight is read
+    """
+
+    def __init__(self, options: VLLMOptions, on_accepted: Callable[[], None] = lambda: None) -> None:
         from vllm import EngineArgs
         from vllm.platforms import current_platform
         from vllm.v1.engine.llm_engine import LLMEngine
@@ -52,6 +56,7 @@ class VLLMWorker:
         if multimodal_type(options.model_path) is not None:
             read_language_model_only()
         model_config = served_model(options.model_path, arguments)
+        on_accepted()
         if self.is_cpu and model_config.has_inner_state:
             arguments["enable_prefix_caching"] = False  # for states of recurrent layers it needs prefills in chunks
         self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
@@ -297,12 +302,13 @@ def engine_arguments(options: VLLMOptions, *, is_cpu: bool, gpu_memory: int = 0)
 
 
 def serve(connection: Connection) -> None:
-    """Make the engine from the first message's options, say that it is up, then answer calls until the process ends.
+    """Make the engine from the first message's options, then answer calls until the process ends.
 
-    An engine that refuses the model sends its EngineError instead, and ends.
+    It sends "accepted" when vLLM serves the model's class, and "up" when the engine is ready. An engine that refuses
+    the model sends its EngineError instead, and ends.
     """
     try:
-        worker = VLLMWorker(connection.recv())
+        worker = VLLMWorker(connection.recv(), on_accepted=lambda: connection.send("accepted"))
     except EngineError as refusal:
         connection.send(refusal)
         return
