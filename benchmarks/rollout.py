@@ -25,7 +25,7 @@ from worlds import SHAPES, TINY, World, scratch, start
 from wrong_adapters import wrong_adapters
 
 from trapo_lite.core.micro_groups import PRESETS, MicroGroup
-from trapo_lite.core.types import Problem, Rollout, Verdict
+from trapo_lite.core.types import Problem, Response, Rollout, Score, Verdict
 from trapo_lite.engines.base import SampleRequest
 from trapo_lite.rollout.sampler import sample_groups
 from trapo_lite.rollout.settings import SamplingSettings
@@ -56,12 +56,13 @@ class DrawnLengths:
 
 
 class DrawnVerdicts:
-    """Give a verdict at once, as a function of the answer. Whole expert traces are correct."""
+    """Give a score at once, as a function of the answer. Whole expert traces are correct."""
 
-    def submit(self, answer_text: str, gold: str) -> "concurrent.futures.Future[Verdict]":
-        ticket: concurrent.futures.Future[Verdict] = concurrent.futures.Future()
-        is_correct = answer_text == gold or random.Random(answer_text).random() < CORRECT_SHARE
-        ticket.set_result(Verdict("correct" if is_correct else "wrong"))
+    def submit(self, response: Response) -> "concurrent.futures.Future[Score]":
+        ticket: concurrent.futures.Future[Score] = concurrent.futures.Future()
+        text = response.text
+        is_correct = text == response.problem.answer or random.Random(text).random() < CORRECT_SHARE
+        ticket.set_result(Score(Verdict("correct" if is_correct else "wrong"), float(is_correct)))
         return ticket
 
 

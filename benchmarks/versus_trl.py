@@ -165,18 +165,20 @@ def train_with_us(model: str, folder: Path, work: Work, *, engine: str) -> dict[
     from run_differences import read_metrics
 
     from trapo_lite.config import load_config
-    from trapo_lite.reward import MathVerifier, Verdict
+    from trapo_lite.core.types import Response, Score
+    from trapo_lite.reward import Scorer, Verdict
     from trapo_lite.training import rollouts as rollout_stage
     from trapo_lite.training.trainer import train
 
-    class Tossing(MathVerifier):
-        def submit(self, answer_text: str, gold: str) -> "Future[Verdict]":
-            tossed: Future[Verdict] = Future()
-            verdict = Verdict("correct" if toss(answer_text) else "wrong")
-            super().submit(answer_text, gold).add_done_callback(lambda _: tossed.set_result(verdict))
+    class Tossing(Scorer):
+        def submit(self, response: Response) -> "Future[Score]":
+            tossed: Future[Score] = Future()
+            is_correct = toss(response.text)
+            score = Score(Verdict("correct" if is_correct else "wrong"), float(is_correct))
+            super().submit(response).add_done_callback(lambda _: tossed.set_result(score))
             return tossed
 
-    rollout_stage.MathVerifier = Tossing
+    rollout_stage.Scorer = Tossing
     settings = rollout_stage.sampling_settings
     rollout_stage.sampling_settings = lambda *a, **options: replace(settings(*a, **options), stop_ids=())
     overrides = [

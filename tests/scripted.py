@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from trapo_lite.core.types import Verdict
+from trapo_lite.core.types import Response, Score, Verdict
 from trapo_lite.engines.base import Completion, SampleRequest
 
 STOP_ID = 0
@@ -103,26 +103,28 @@ class ScriptedVerifier:
         self.judge, self.threaded, self.pause_s = judge, threaded, pause_s
         self.rng = random.Random(order_seed)
         self.texts: list[str] = []
-        self._pending: list[tuple[concurrent.futures.Future[Verdict], str, str]] = []
+        self._pending: list[tuple[concurrent.futures.Future[Score], str, str]] = []
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, daemon=True)
         if threaded:
             self._thread.start()
 
-    def submit(self, answer_text: str, gold: str) -> "concurrent.futures.Future[Verdict]":
-        ticket: concurrent.futures.Future[Verdict] = concurrent.futures.Future()
-        self.texts.append(answer_text)
+    def submit(self, response: Response) -> "concurrent.futures.Future[Score]":
+        ticket: concurrent.futures.Future[Score] = concurrent.futures.Future()
+        text, gold = response.text, response.problem.answer
+        self.texts.append(text)
         if not self.threaded:
-            ticket.set_result(self._verdict(answer_text, gold))
+            ticket.set_result(self._score(text, gold))
             return ticket
         with self._changed:
-            self._pending.append((ticket, answer_text, gold))
+            self._pending.append((ticket, text, gold))
             self._changed.notify()
         return ticket
 
-    def _verdict(self, text: str, gold: str) -> Verdict:
-        return Verdict("correct" if self.judge(text, gold) else "wrong", text)
+    def _score(self, text: str, gold: str) -> Score:
+        value = float(self.judge(text, gold))
+        return Score(Verdict("correct" if value else "wrong", text), value)
 
     def _work(self) -> None:
         while True:
@@ -134,7 +136,7 @@ class ScriptedVerifier:
             if self.pause_s:
                 time.sleep(self.rng.random() * self.pause_s)
             if ticket.set_running_or_notify_cancel():
-                ticket.set_result(self._verdict(text, gold))
+                ticket.set_result(self._score(text, gold))
 
     def __enter__(self) -> "ScriptedVerifier":
         return self

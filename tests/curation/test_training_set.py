@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from byte_model import byte_tokenizer
 
-from trapo_lite.config import Config, load_config
+from trapo_lite.config import Config, RewardSection, load_config
 from trapo_lite.core.errors import ConfigError, DataError
 from trapo_lite.curation.build_report import BuildTally, histogram
 from trapo_lite.curation.decontamination import Overlap
@@ -22,7 +22,7 @@ from trapo_lite.curation.training_set import Build, build_training_set
 from trapo_lite.data.loading import load_problems
 from trapo_lite.data.rows import Example, read_example
 from trapo_lite.data.sources import Row
-from trapo_lite.reward import MathVerifier
+from trapo_lite.reward import Scorer
 from trapo_lite.run.files import lock
 
 ROOT = Path(__file__).parents[2]
@@ -91,8 +91,8 @@ def built(build: Build, said: list[str] | None = None) -> tuple[list[dict], Buil
 def test_second_traces_are_joined_where_they_are_right_finished_new_and_fit(tmp_path: Path) -> None:
     train, second = first_source(tmp_path / "one.jsonl"), second_source(tmp_path / "two.jsonl")
     config = config_of(train)
-    with MathVerifier(num_workers=1) as verifier:
-        rows, counts = built(Build(config, tmp_path / "set.jsonl", second=second, verifier=verifier))
+    with Scorer(RewardSection(num_workers=1)) as scorer:
+        rows, counts = built(Build(config, tmp_path / "set.jsonl", second=second, scorer=scorer))
     assert [len(row["solutions"]) for row in rows] == [1, 1, 2, 2, 1, 1]
     assert rows[2]["solutions"][1] == trace(4, thought="twice two")
     assert rows[3]["solutions"][1] == trace(6, thought="thrice {}") and counts.num_second == 2

@@ -9,7 +9,7 @@ from byte_model import byte_tokenizer
 
 from trapo_lite.config import DataSection
 from trapo_lite.core.errors import DataError
-from trapo_lite.core.types import Verdict
+from trapo_lite.core.types import Score, Verdict
 from trapo_lite.data.loading import load_problems, require_experts
 
 END = 257
@@ -27,14 +27,14 @@ def tokenizer():
 
 @pytest.fixture
 def load(tokenizer, tmp_path):
-    """load(rows, max_response_tokens=..., verifier=..., **data): rows (or the bytes of a file) written and loaded."""
+    """load(rows, max_response_tokens=..., scorer=..., **data): rows (or the bytes of a file) written and loaded."""
 
-    def load(rows, *, name="made.jsonl", max_response_tokens=64, verifier=None, **data):
+    def load(rows, *, name="made.jsonl", max_response_tokens=64, scorer=None, **data):
         file = tmp_path / name
         text = rows if isinstance(rows, bytes) else "".join(json.dumps(row) + "\n" for row in rows).encode()
         file.write_bytes(text)
         section = DataSection(**({"train": str(file), "prompt_template": "Q: {problem}"} | data))
-        loaded = load_problems(section, tokenizer, max_response_tokens=max_response_tokens, verifier=verifier)
+        loaded = load_problems(section, tokenizer, max_response_tokens=max_response_tokens, scorer=scorer)
         return loaded.problems, loaded.report
 
     return load
@@ -107,13 +107,14 @@ def test_the_report_in_numbers_and_lines(load):
 class EndsInGold:
     """Stands in for the verifier: right if the text ends in the gold answer."""
 
-    def grade(self, pairs):
-        return [Verdict("correct" if text.rstrip(".").endswith(gold) else "wrong") for text, gold in pairs]
+    def score(self, responses):
+        found = [response.text.rstrip(".").endswith(response.problem.answer) for response in responses]
+        return [Score(Verdict("correct" if is_right else "wrong"), float(is_right)) for is_right in found]
 
 
 @pytest.mark.parametrize(("mode", "num_unverified"), [("thought", 1), ("full", 0)])
 def test_the_share_of_traces_that_do_not_verify(load, mode, num_unverified):
-    _, report = load(ROWS, expert_text=mode, verifier=EndsInGold())
+    _, report = load(ROWS, expert_text=mode, scorer=EndsInGold())
     assert (report.num_graded, report.num_unverified) == (3, num_unverified)
     assert f"  expert traces that do not verify: {num_unverified} of 3 ({num_unverified / 3:.1%})" in report.lines()
 

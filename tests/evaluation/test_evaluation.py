@@ -81,6 +81,7 @@ def test_every_number_by_hand():
     assert result.truncated_share == 2 / 6
     assert result.mean_tokens == (2 + 4 + 2 + 3 + 2 + 4) / 6
     assert result.no_answer_share == 0.0
+    assert result.mean_reward == 3 / 6
     answers = [answer.to_row() for answer in result.answers]
     assert answers[1] == {
         "problem_id": "p1",
@@ -91,6 +92,7 @@ def test_every_number_by_hand():
         "finish_reason": "length",
         "num_tokens": 4,
         "gold": "gold 1",
+        "reward": 1.0,
     }
     assert [(a["problem_id"], a["sample"]) for a in answers] == [(f"p{i}", s) for i in (1, 2, 3) for s in (0, 1)]
     assert result.summary()["num_problems"] == 3 and result.summary()["num_samples"] == 2

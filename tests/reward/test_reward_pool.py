@@ -9,14 +9,15 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from trapo_lite.core.errors import VerifierError
+from trapo_lite.core.types import Problem, Response
 from trapo_lite.reward import MathVerifier
-from trapo_lite.reward.pool import BOOTSTRAP
+from trapo_lite.reward.pool import BOOTSTRAP, Judgement
 from trapo_lite.reward.worker import read_frame, write_frame
 
 pytestmark = pytest.mark.slow
@@ -64,6 +65,12 @@ def resident_bytes(pid: int) -> int:
         return 0
 
 
+def submit_to_pool(verifier: MathVerifier) -> Future[Judgement]:
+    """Submit the tower; a verdict's own future is never running, the pool's is as soon as a worker has it."""
+    text, gold = TOWER
+    return verifier.pool.submit(0, Response(Problem("", (), gold), text))
+
+
 def wait_until(condition, seconds: float = 10.0) -> bool:
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
@@ -108,7 +115,7 @@ def test_a_tower_of_powers_times_out_and_its_worker_is_replaced(verifier):
 def test_a_worker_that_dies_gives_a_crash():
     with MathVerifier(num_workers=1, deadline_seconds=60.0) as pool:
         assert pool.submit(*GOOD).result().is_correct
-        ticket = pool.submit(*TOWER)
+        ticket = submit_to_pool(pool)
         assert wait_until(ticket.running)
         (worker,) = pool.worker_pids()
         os.kill(worker, signal.SIGKILL)
@@ -134,7 +141,7 @@ def test_closing_during_a_grade_is_quick_and_final():
     pool = MathVerifier(num_workers=1, deadline_seconds=60.0)
     assert pool.submit(*GOOD).result().is_correct
     (worker,) = pool.worker_pids()
-    tickets = [pool.submit(*TOWER) for _ in range(3)]
+    tickets = [submit_to_pool(pool), *(pool.submit(*TOWER) for _ in range(2))]
     assert wait_until(tickets[0].running)
     before = time.monotonic()
     pool.close()
@@ -184,9 +191,9 @@ def test_a_worker_that_cannot_be_started_now_is_started_later(monkeypatch):
 def test_at_its_memory_limit_a_worker_ends(monkeypatch, limit, kind):
     """A grader that takes 1 GiB for the tower, and nothing for other answers."""
     hungry = (
-        "import trapo_lite.reward.worker as w; load = w._load_grader; "
-        "w._load_grader = lambda: (lambda text, *rest, grade=load(): "
-        "(bytearray(1 << 30) and ('wrong', None)) if '9^' in text else grade(text, *rest)); "
+        "import trapo_lite.reward.worker as w; load = w._load_math; "
+        "w._load_math = lambda **options: (lambda response, judge=load(**options): "
+        "(bytearray(1 << 30) and ('wrong', 0.0, None)) if '9^' in response['response'] else judge(response)); "
     )
     imported = "from trapo_lite.reward.worker import main; "
     monkeypatch.setattr("trapo_lite.reward.pool.BOOTSTRAP", BOOTSTRAP.replace(imported, hungry + imported))
@@ -234,7 +241,7 @@ def test_settings_that_cannot_work_are_refused(arguments):
 def test_a_worker_imports_nothing_heavy():
     heavy = ("torch", "transformers", "numpy", "vllm", "datasets", "peft", "accelerate", "pydantic")
     code = (
-        "import sys, trapo_lite.reward.worker as worker; worker._load_grader(); "
+        "import sys, trapo_lite.reward.worker as worker; worker._load_math(require_box=False); "
         f"print([name for name in {heavy} if name in sys.modules])"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -287,11 +294,12 @@ def test_no_worker_outlives_its_parent(tmp_path, ending, stop):
 
 def test_a_worker_whose_parent_forgets_it_ends_by_its_own_timer():
     ours, theirs = socket.socketpair()
-    arguments = [str(os.getpid()), "0.5", str(1 << 30), *sys.path]
+    functions = json.dumps([{"type": "math", "require_box": False}])
+    arguments = [str(os.getpid()), "0.5", str(1 << 30), functions, *sys.path]
     with ours, theirs, subprocess.Popen([sys.executable, "-c", BOOTSTRAP, *arguments], stdin=theirs.fileno()) as worker:
         ours.settimeout(60.0)
         assert read_frame(ours) == ["ready"]
-        write_frame(ours, [*TOWER, False])
+        write_frame(ours, [0, dict(zip(("response", "answer"), TOWER, strict=True))])
         assert worker.wait(timeout=5.0) == -signal.SIGALRM
 
 

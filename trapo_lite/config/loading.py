@@ -15,6 +15,7 @@ from trapo_lite.config.choices import FIELDS_BY_TYPE, Choice, by_name
 from trapo_lite.config.config import Config
 from trapo_lite.config.data import DataColumns
 from trapo_lite.config.other_names import own_name
+from trapo_lite.config.rewards import REWARD_TYPES
 from trapo_lite.config.shipped import config_file, config_names
 from trapo_lite.core.errors import ConfigError
 
@@ -240,6 +241,8 @@ def _describe(problem: Any) -> str:
     if problem["type"] == "union_tag_invalid":
         names = [name.strip("' ") for name in problem["ctx"]["expected_tags"].split(",")]
         return f"{where}: found {_shown(problem['ctx']['tag'])}{_did_you_mean(problem['ctx']['tag'], names)}"
+    if problem["type"] == "union_tag_not_found" and isinstance(keys[-1], int):
+        return f"{where}: has no type; write {{type: ..., parameter: ...}}, with a type such as math or function"
     if problem["type"] == "union_tag_not_found":
         return f"{where}: has no type; write {where}={CHOICES[str(keys[-1])].type}, or {{type: ..., parameter: ...}}"
     if problem["type"] == "model_attributes_type" and keys[-1] in CHOICES:
@@ -255,6 +258,8 @@ def _describe(problem: Any) -> str:
 
 def _is_tag(index: int, loc: Sequence[str | int]) -> bool:
     """Return whether this part of pydantic's location only names the chosen type of a union."""
+    if loc[:2] == ("reward", "functions"):
+        return index == 3
     return loc[index] in ("text", "list") or (index == 2 and loc[1] in CHOICES)
 
 
@@ -262,6 +267,8 @@ def _known_at(loc: Sequence[str | int]) -> Iterable[str]:
     """Return the known keys of the micro-group, the type or the map of columns that has an unknown one."""
     if loc[:2] == ("data", "columns"):
         return DataColumns.model_fields
+    if loc[:2] == ("reward", "functions"):
+        return next(kind.model_fields for kind in REWARD_TYPES if kind.model_fields["type"].default == loc[3])
     return FIELDS_BY_TYPE[str(loc[1]), str(loc[2])] if loc[1] in CHOICES else MICRO_GROUP
 
 

@@ -20,6 +20,7 @@ from trapo_lite.config.fields import (
     TextOrList,
     Whole,
 )
+from trapo_lite.config.rewards import Function, Math, RewardFunctions, require_consistent
 
 
 class ModelSection(Section):
@@ -149,13 +150,45 @@ class RolloutSection(Section):
 
 
 class RewardSection(Section):
-    """A RewardSection configures the verifier."""
+    """A RewardSection lists the reward functions, and limits the processes that call them."""
 
+    functions: RewardFunctions = Field(default_factory=lambda: [Math()])
+    """Parts of the reward, each with a type (config/rewards.py). The first decides what is correct: from 1 on."""
     num_workers: PositiveInt = 2
     deadline_seconds: Positive = 5.0
+    """Most seconds of one call; then its process is killed."""
     memory_mb: Annotated[Whole, Field(ge=256)] = 2048
+    """Memory of a process; where it calls functions of your own, what it may take beside what they import."""
     require_box: bool = False
-    """Whether only a complete \\boxed{...} counts as an answer."""
+    """Whether math takes only a complete \\boxed{...} as an answer."""
+
+    @property
+    def is_math(self) -> bool:
+        """Return whether math alone makes the reward, as without this section."""
+        return [function.type for function in self.functions] == ["math"]
+
+    @property
+    def needs_answer(self) -> bool:
+        """Return whether every row must have an answer to compare with."""
+        return any(function.needs_answer for function in self.functions)
+
+    @property
+    def own_functions(self) -> list[Function]:
+        return [function for function in self.functions if isinstance(function, Function)]
+
+    @property
+    def for_benchmarks(self) -> "RewardSection":
+        """Return what grades benchmarks of problems with a mathematical answer: math alone."""
+        return self.model_copy(update={"functions": [Math()]})
+
+    def idle_keys(self) -> dict[str, str]:
+        has_math = any(isinstance(function, Math) for function in self.functions)
+        return {} if has_math else {"require_box": "a function of type math in reward.functions"}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RewardSection":
+        require_consistent(self.functions)
+        return self
 
 
 class OptimSection(Section):

@@ -81,10 +81,15 @@ class TokenLogprobs:
 
 
 def make_group(algorithm: Algorithm, rollouts: Sequence[Rollout]) -> Group:
-    """Return one problem's rollouts with their advantages and the weights of their prefix losses."""
-    in_baseline = torch.tensor(algorithm.baseline(rollouts))
-    rewards = torch.tensor([rollout.reward for rollout in rollouts]).expand(in_baseline.shape)
-    advantages = algorithm.advantage(rewards, in_baseline).diagonal().tolist()  # row i is rollout i's view of its group
+    """Return one problem's rollouts with their advantages and the weights of their prefix losses.
+
+    A rollout without a reward has no advantage and is in nobody's baseline.
+    """
+    has_reward = torch.tensor([rollout.reward is not None for rollout in rollouts])
+    in_baseline = torch.tensor(algorithm.baseline(rollouts)) & has_reward
+    rewards = torch.tensor([rollout.reward or 0.0 for rollout in rollouts]).expand(in_baseline.shape)
+    own_views = algorithm.advantage(rewards, in_baseline).diagonal()  # row i is rollout i's view of its group
+    advantages = torch.where(has_reward, own_views, 0.0).tolist()
     weights = advantages if algorithm.times_advantage else [1.0] * len(rollouts)
     return Group(tuple(rollouts), tuple(advantages), tuple(weights))
 

@@ -28,6 +28,10 @@ class VerifierError(TrapoLiteError):
     """The verifier cannot work: it is closed, or its processes do not start."""
 
 
+class RewardError(TrapoLiteError):
+    """A reward function cannot be loaded or called, or fails on every rollout."""
+
+
 class PackingError(TrapoLiteError):
     """The packed forward and backward pass computes another gradient than plain rows."""
 

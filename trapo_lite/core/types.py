@@ -4,19 +4,22 @@ Letters for shapes in all docstrings: P problems, G rollouts of a problem, T pac
 vocabulary.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "expert"]
-VerdictKind = Literal["correct", "wrong", "no_answer", "timeout", "crash"]
+VerdictKind = Literal["correct", "wrong", "no_answer", "timeout", "crash", "unjudged", "failed"]
+"""timeout, crash: its process was killed at the deadline, or died.   unjudged: a function of the user's returned None.
+failed: such a function raised an error, or returned what is no number."""
 
 
 @dataclass(frozen=True)
 class Problem:
     """A Problem is a prompt with a checkable answer and its expert solutions.
 
-    `expert_ids` holds one tuple of token ids per expert solution (a trace), EOS included; it may be empty.
+    `expert_ids` holds one tuple of token ids per expert solution (a trace), EOS included; it may be empty. `text` and
+    `row`, the problem without template and the row's columns, are for reward functions.
     """
 
     id: str
@@ -24,6 +27,25 @@ class Problem:
     answer: str
     expert_ids: tuple[tuple[int, ...], ...] = ()
     source: str = ""
+    text: str = field(default="", compare=False)
+    row: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Response:
+    """A Response is all that reward functions see of a rollout, in plain values.
+
+    text:         expert prefix and completion, without special tokens
+    is_truncated: whether it was cut at the length limit
+    num_tokens:   of prefix and completion
+    step:         updates done before it was drawn; -1 in an evaluation
+    """
+
+    problem: Problem
+    text: str
+    is_truncated: bool = False
+    num_tokens: int = 0
+    step: int = -1
 
 
 @dataclass(frozen=True)
@@ -39,12 +61,26 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Score:
+    """A Score is what the reward functions make of one response.
+
+    verdict: the first function's decision, by which accuracy is counted
+    reward:  weighted sum of the parts; None: there is none, and the rollout gets no advantage
+    parts:   (name, value) of each function; the value is None if it returned no number
+    """
+
+    verdict: Verdict
+    reward: float | None
+    parts: tuple[tuple[str, float | None], ...] = ()
+
+
+@dataclass(frozen=True)
 class Rollout:
     """A Rollout is one member of a group: prompt, expert prefix and the policy's own completion.
 
     The prefix may be empty, or the whole trace. Then nothing was sampled and `finish_reason` is "expert".
     `completion_logprobs` are the sampler's, one per completion token, under its temperature. `slot` is the rollout's
-    index in its group.
+    index in its group. `reward` is None without a score: the rollout then gets no advantage.
     """
 
     problem_id: str
@@ -58,7 +94,8 @@ class Rollout:
     train_prefix: bool = False
     adapter_version: int | None = None
     verdict: Verdict = Verdict("no_answer")
-    reward: float = 0.0
+    reward: float | None = 0.0
+    parts: tuple[tuple[str, float | None], ...] = ()
 
     @property
     def is_guided(self) -> bool:

@@ -15,11 +15,11 @@ from trapo_lite.curation.decontamination import Overlap
 from trapo_lite.curation.inspection import find_problem, print_line, print_lines, show_problem
 from trapo_lite.curation.training_set import Build, build_training_set
 from trapo_lite.data.chat import stop_ids_of
-from trapo_lite.data.loading import Grader, Loaded, load_problems, require_fitting_experts
+from trapo_lite.data.loading import Loaded, Scorer, load_problems, require_fitting_experts
 from trapo_lite.data.report import DataReport
 from trapo_lite.data.tokens import load_tokenizer
 from trapo_lite.evaluation.registry import Benchmark, read_benchmark, texts_fingerprint
-from trapo_lite.reward import MathVerifier
+from trapo_lite.reward import Scorer as RewardScorer
 
 
 def prepare(
@@ -50,12 +50,17 @@ def prepare(
         )
     if out is not None and inspect is not None:
         raise ConfigError(f"--inspect: shows a row of data.train, not of what is built; then give data.train={out}")
+    if out is not None and config.reward.own_functions:
+        raise ConfigError(
+            "--out: writes problem, answer and solutions, but reward.functions has a function that may take other "
+            "columns; choose rows by data.filter instead, or leave the function out"
+        )
     if second is not None:
         check_sources(second, option="--second")
     if out is not None:
         _check_out(Path(out), [*sources, *([second] if second else [])], restart=restart)
     tokenizer = load_tokenizer(config.model.name)
-    with MathVerifier.from_config(config.reward) if verify else nullcontext() as grader:
+    with RewardScorer(config.reward) if verify else nullcontext() as scorer:
         if out is not None:
             problems = {
                 name: _texts(name, benchmark, allow_part=allow_part) for name, benchmark in (overlap or {}).items()
@@ -70,13 +75,13 @@ def prepare(
                     for name, benchmark in (overlap or {}).items()
                 ),
                 remove_overlap=remove_overlap,
-                verifier=grader,
+                scorer=scorer,
                 restart=restart,
             )
             counts = build_training_set(build, tokenizer, partial(print_line, console))
             print_lines(console, [*counts.lines(), f"wrote {counts.num_kept} rows to {out}"])
         else:
-            loaded = _load(config, config.data, tokenizer, grader)
+            loaded = _load(config, config.data, tokenizer, scorer)
             if config.algorithm.uses_experts:
                 require_fitting_experts(config.data, loaded.examples, tokenizer)
             shown = None if inspect is None else find_problem(loaded.problems, inspect)
@@ -84,7 +89,7 @@ def prepare(
             if loaded.report.num_traces == 0 and config.algorithm.uses_experts:
                 cure = "name their column in data.columns, or choose an algorithm without (grpo)"
                 print_line(console, f"  WARNING no row has a usable expert solution, which the algorithm needs; {cure}")
-            print_lines(console, [_other_reading(config, loaded.report, tokenizer, grader)])
+            print_lines(console, [_other_reading(config, loaded.report, tokenizer, scorer)])
             if shown is not None:
                 stop_ids = stop_ids_of(config.data, tokenizer, model=config.model.name)
                 show_problem(console, shown, config.algorithm, tokenizer, stop_ids=stop_ids)
@@ -111,19 +116,19 @@ def _check_out(path: Path, sources: Sequence[str], *, restart: bool) -> None:
         raise DataError(f"--out {path}: is there already; choose another name, or give --restart to build it again")
 
 
-def _load(config: Config, data: DataSection, tokenizer: PreTrainedTokenizerBase, grader: Grader | None) -> Loaded:
+def _load(config: Config, data: DataSection, tokenizer: PreTrainedTokenizerBase, scorer: Scorer | None) -> Loaded:
     limit = config.rollout.max_response_tokens
-    return load_problems(data, tokenizer, max_response_tokens=limit, verifier=grader)
+    return load_problems(data, tokenizer, max_response_tokens=limit, rewards=config.reward, scorer=scorer)
 
 
 def _other_reading(
-    config: Config, report: DataReport, tokenizer: PreTrainedTokenizerBase, grader: Grader | None
+    config: Config, report: DataReport, tokenizer: PreTrainedTokenizerBase, scorer: Scorer | None
 ) -> str:
     """Return a line on the expert traces with the other data.expert_text."""
     other = "full" if config.data.expert_text == "thought" else "thought"
     where = f"  with data.expert_text: {other}"
     try:
-        change = _load(config, config.data.model_copy(update={"expert_text": other}), tokenizer, grader).report
+        change = _load(config, config.data.model_copy(update={"expert_text": other}), tokenizer, scorer).report
     except DataError as error:
         return f"{where}: {error}"
     if change.fingerprint == report.fingerprint:

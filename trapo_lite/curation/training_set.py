@@ -21,12 +21,12 @@ from transformers import PreTrainedTokenizerBase
 from trapo_lite.config import Config, DataSection
 from trapo_lite.config.paths import check_sources
 from trapo_lite.core.errors import DataError
-from trapo_lite.core.types import Problem
+from trapo_lite.core.types import Problem, Response
 from trapo_lite.curation.build_report import BuildTally
 from trapo_lite.curation.decontamination import Overlap
 from trapo_lite.curation.second_traces import cut_to, find_second_traces, matching_key, places_of
 from trapo_lite.data.chat import written_out
-from trapo_lite.data.loading import Grader, drop_long_prompts, read_examples, resolve_ids, with_traces
+from trapo_lite.data.loading import Scorer, drop_long_prompts, read_examples, resolve_ids, with_traces
 from trapo_lite.data.rows import Example
 from trapo_lite.data.tally import Tally
 from trapo_lite.data.template import require_known_tags, template_warnings
@@ -43,7 +43,7 @@ class Build:
     second:     a source with more traces of the same problems, or None
     overlap:    evaluation sets; overlap_names names them with source and content
     remove_overlap: drop rows that share a run of words with them
-    verifier:   grades every trace; None: no grading
+    scorer:     grades every trace; None: no grading
     restart:    discard the finished part of a killed build
     """
 
@@ -53,7 +53,7 @@ class Build:
     overlap: Overlap | None = None
     overlap_names: tuple[str, ...] = ()
     remove_overlap: bool = False
-    verifier: Grader | None = None
+    scorer: Scorer | None = None
     restart: bool = False
 
     def _local_sources(self) -> list[str]:
@@ -69,7 +69,7 @@ class Build:
             "--second": self.second,
             "--decontaminate": list(self.overlap_names),
             "--remove": self.remove_overlap,
-            "--verify": self.verifier is not None,
+            "--verify": self.scorer is not None,
             "contents of the files": {name: _content(Path(name).expanduser()) for name in self._local_sources()},
         }
 
@@ -213,8 +213,8 @@ def _finished_rows(
             after.id: after.solutions[-1] for before, after in zip(batch, joined, strict=True) if before is not after
         }
         counts.num_second += sum(added.get(example.id) in example.solutions for example in kept)
-    if build.verifier is not None:
-        _grade(build.verifier, kept, counts)
+    if build.scorer is not None:
+        _grade(build.scorer, kept, counts)
     return [_simple_row(example, keep_system=data.system == "row") for example in kept]
 
 
@@ -223,7 +223,7 @@ def _with_second(
 ) -> Example:
     """Return the example with a second trace, if it has fewer than two: the second source's first one that is usable.
 
-    A usable trace differs from the example's own, fits the limit and, with a verifier, verifies.
+    A usable trace differs from the example's own, fits the limit and, with a scorer, verifies.
     """
     start = places.get(matching_key(example.problem))
     if start is None or len(example.solutions) > 1:
@@ -237,7 +237,7 @@ def _with_second(
         fits = len(tokenizer(text, add_special_tokens=False)["input_ids"]) < build.config.rollout.max_response_tokens
         if matching_key(candidate) in own or not fits:
             continue
-        if build.verifier is None or build.verifier.grade([(candidate, example.answer)])[0].is_correct:
+        if build.scorer is None or is_correct(build.scorer, [(example, candidate)])[0]:
             return replace(example, solutions=(*example.solutions, candidate))
     return example
 
@@ -259,13 +259,20 @@ def _count_lengths(problems: Sequence[Problem], counts: BuildTally) -> None:
         counts.trace_lengths.update(str(len(trace)) for trace in problem.expert_ids)
 
 
-def _grade(verifier: Grader, examples: Sequence[Example], counts: BuildTally) -> None:
-    traces = [(solution, example.answer) for example in examples for solution in example.solutions]
-    whole = verifier.grade(traces)
-    thoughts = verifier.grade([(expert_text(solution, "thought"), answer) for solution, answer in traces])
+def is_correct(scorer: Scorer, traces: Sequence[tuple[Example, str]]) -> list[bool]:
+    """Return whether each text is correct for its example."""
+    responses = [
+        Response(Problem(example.id, (), example.answer, text=example.problem), text) for example, text in traces
+    ]
+    return [score.verdict.is_correct for score in scorer.score(responses)]
+
+
+def _grade(scorer: Scorer, examples: Sequence[Example], counts: BuildTally) -> None:
+    traces = [(example, solution) for example in examples for solution in example.solutions]
+    thoughts = [(example, expert_text(solution, "thought")) for example, solution in traces]
     counts.num_graded = (counts.num_graded or 0) + len(traces)
-    counts.num_wrong = (counts.num_wrong or 0) + sum(not verdict.is_correct for verdict in whole)
-    counts.num_wrong_thoughts = (counts.num_wrong_thoughts or 0) + sum(not verdict.is_correct for verdict in thoughts)
+    counts.num_wrong = (counts.num_wrong or 0) + is_correct(scorer, traces).count(False)
+    counts.num_wrong_thoughts = (counts.num_wrong_thoughts or 0) + is_correct(scorer, thoughts).count(False)
 
 
 def _simple_row(example: Example, *, keep_system: bool) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Look up the values of a row by dotted paths, and check their types."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -83,6 +84,22 @@ def first(fields: dict[str, Any], paths: Sequence[str]) -> tuple[str, Any]:
         if path in fields or path.partition(".")[0] in fields:
             present = path
     return present, None
+
+
+def plain(value: Any) -> Any:
+    """Return a cell as JSON can hold it: dates, bytes and other objects as text, NaN and infinity as null.
+
+    >>> import datetime
+    >>> plain({"day": datetime.date(2026, 1, 2), "sizes": (1, 2.5), "none": float("nan")})
+    {'day': '2026-01-02', 'sizes': [1, 2.5], 'none': None}
+    """
+    if isinstance(value, dict):
+        return {str(name): plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (str, int)) else str(value)
 
 
 def leaf_paths(fields: dict[str, Any], *, depth: int = MAX_DEPTH) -> Iterator[tuple[str, Any]]:

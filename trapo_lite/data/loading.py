@@ -7,10 +7,10 @@ from typing import Literal, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from trapo_lite.config import DataSection
+from trapo_lite.config import DataSection, RewardSection
 from trapo_lite.config.paths import check_sources
 from trapo_lite.core.errors import ConfigError, DataError
-from trapo_lite.core.types import Problem, Verdict
+from trapo_lite.core.types import Problem, Response, Score
 from trapo_lite.data.bad_row import BadRow
 from trapo_lite.data.cells import lookup
 from trapo_lite.data.chat import written_out
@@ -24,10 +24,10 @@ from trapo_lite.data.template import require_known_tags, template_warnings
 from trapo_lite.data.tokens import encode, end_of_text_id, end_trace, expert_text, prompt_text
 
 
-class Grader(Protocol):
-    """A Grader is what loading needs of reward.MathVerifier."""
+class Scorer(Protocol):
+    """A Scorer is what loading needs of reward.Scorer."""
 
-    def grade(self, pairs: Sequence[tuple[str, str]], /) -> list[Verdict]: ...
+    def score(self, responses: Sequence[Response], /) -> list[Score]: ...
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,15 @@ def load_problems(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_response_tokens: int,
+    rewards: RewardSection | None = None,
     files: str | list[str] | None = None,
-    verifier: Grader | None = None,
+    scorer: Scorer | None = None,
 ) -> Loaded:
     """Load the problems of `files` (default: data.train) that fit, with the texts behind them and a report on all rows.
 
     Prompts over data.max_prompt_tokens are dropped, and so are expert traces that exceed max_response_tokens with EOS.
-    With a verifier the expert traces are graded and the report says how many fail. A failing trace is kept.
+    rewards decides whether a row must have an answer, and whether its columns are kept; None: as with math.
+    With a scorer the expert traces are graded and the report says how many fail. A failing trace is kept.
     Raises DataError if a file, hub id, row, template or end-of-text token cannot be used, and if no row is left.
     """
     sources = check_sources(data.train if files is None else files)
@@ -61,7 +63,7 @@ def load_problems(
     end_id = end_of_text_id(tokenizer, data.eos_token)
     require_known_tags(data.prompt_template, tokenizer)
     tally = Tally(skip_bad_rows=data.on_bad_row == "skip")
-    examples = resolve_ids(read_examples(sources, data, tally), tally)
+    examples = resolve_ids(read_examples(sources, data, tally, rewards), tally)
     tally.require_good_rows()
     examples, prompts = drop_long_prompts(examples, data, tokenizer, tally)
     tally.require_good_rows()
@@ -69,10 +71,15 @@ def load_problems(
     tally.require_good_rows()
     if not problems:
         raise _nothing_left(sources, tally)
-    traces = [(example, solution) for example in examples for solution in example.solutions]
-    pairs = [(expert_text(solution, data.expert_text), example.answer) for example, solution in traces]
-    verdicts = verifier.grade(pairs) if verifier is not None else []
-    unverified = [e.id for (e, _), verdict in zip(traces, verdicts, strict=False) if not verdict.is_correct]
+    traces = [
+        Response(problem, expert_text(solution, data.expert_text), num_tokens=len(token_ids))
+        for problem, example in zip(problems, examples, strict=True)
+        for solution, token_ids in zip(example.solutions, problem.expert_ids, strict=True)
+    ]
+    scores = scorer.score(traces) if scorer is not None else []
+    unverified = [
+        trace.problem.id for trace, score in zip(traces, scores, strict=False) if not score.verdict.is_correct
+    ]
     report = DataReport(
         files=tuple(sources),
         expert_text=data.expert_text,
@@ -86,7 +93,7 @@ def load_problems(
         problems_by_traces=dict(sorted(Counter(len(problem.expert_ids) for problem in problems).items())),
         prompt_lengths=length_quantiles(len(problem.prompt_ids) for problem in problems),
         trace_lengths=length_quantiles(len(trace) for problem in problems for trace in problem.expert_ids),
-        num_graded=len(verdicts),
+        num_graded=len(scores),
         unverified_ids=tuple(unverified),
         prompt_warnings=template_warnings(data.prompt_template, tokenizer, problems[0].prompt_ids, is_chat=is_chat),
         fingerprint=fingerprint(problems),
@@ -153,12 +160,16 @@ def _nothing_left(sources: Sequence[str], tally: Tally) -> DataError:
     )
 
 
-def read_examples(sources: Sequence[str], data: DataSection, tally: Tally) -> Iterator[Example]:
+def read_examples(
+    sources: Sequence[str], data: DataSection, tally: Tally, rewards: RewardSection | None = None
+) -> Iterator[Example]:
     """Yield the rows of all sources that can be read. Count the others in `tally`.
 
     data.columns names columns of data.train. Sources that are others are read by them if they have all of these
     columns, and by the known names otherwise. data.filter is about data.train only.
     """
+    needs_answer = rewards is None or rewards.needs_answer
+    keeps_row = rewards is not None and bool(rewards.own_functions)
     is_train = list(sources) == ([data.train] if isinstance(data.train, str) else data.train)
     names = [source_name(source) for source in sources]
     for source_index, source in enumerate(sources):
@@ -173,7 +184,13 @@ def read_examples(sources: Sequence[str], data: DataSection, tally: Tally) -> It
                 columns = data.columns
                 if columns is not None and not is_train and not has_columns(row.fields, columns):
                     columns = None
-                yield read_example(row, columns, takes_box=data.answer_from == "box")
+                yield read_example(
+                    row,
+                    columns,
+                    takes_box=data.answer_from == "box",
+                    needs_answer=needs_answer,
+                    keeps_row=keeps_row,
+                )
             except BadRow as bad:
                 tally.bad_row(row.where, bad)
 
@@ -250,5 +267,15 @@ def with_traces(
             continue
         solutions = tuple(example.solutions[index] for index in usable)
         kept.append(replace(example, solutions=solutions))
-        problems.append(Problem(example.id, prompt_ids, example.answer, tuple(usable.values()), example.source))
+        problems.append(
+            Problem(
+                example.id,
+                prompt_ids,
+                example.answer,
+                tuple(usable.values()),
+                example.source,
+                text=example.problem,
+                row=example.row or {},
+            )
+        )
     return problems, kept

@@ -4,6 +4,7 @@ Messages hold one question and perhaps its answer, which then is the expert solu
 row, because a part of it would be lost. A list of answers must hold one answer.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from trapo_lite.config.data import DataColumns
 from trapo_lite.core.boxes import last_box
 from trapo_lite.data.answers import gold_text, split_gsm8k
 from trapo_lite.data.bad_row import BadRow
-from trapo_lite.data.cells import first, lookup, require_text
+from trapo_lite.data.cells import first, lookup, plain, require_text
 from trapo_lite.data.column_advice import missing
 from trapo_lite.data.forms import Form, form_of
 from trapo_lite.data.messages import question_of
@@ -26,6 +27,7 @@ class Example:
     id_is_given: the row names itself (`id`, `uuid`), so that a repeated id is a mistake.
     row_key:     a unique id, used if `id` is not unique.
     answer_is_boxed: the row has no answer of its own, so the answer is what a box in its solution holds.
+    row:         all of its columns, if reward functions take them.
     """
 
     id: str
@@ -38,13 +40,23 @@ class Example:
     row_key: str
     where: str
     answer_is_boxed: bool = False
+    row: Mapping[str, Any] | None = None
 
 
-def read_example(row: Row, columns: DataColumns | None = None, *, takes_box: bool = False) -> Example:
+def read_example(
+    row: Row,
+    columns: DataColumns | None = None,
+    *,
+    takes_box: bool = False,
+    needs_answer: bool = True,
+    keeps_row: bool = False,
+) -> Example:
     """Read one row. Raise BadRow if problem or gold answer is missing, ambiguous or of another type.
 
     columns:   where the row holds what; what they leave open is found by the known names
     takes_box: if there is no answer, take the last box of the first solution that has one
+    needs_answer: whether a row without an answer is bad; otherwise its answer is empty
+    keeps_row: keep all columns, for reward functions
     """
     if row.bad is not None:
         raise row.bad
@@ -61,14 +73,17 @@ def read_example(row: Row, columns: DataColumns | None = None, *, takes_box: boo
             found = "its messages end in the assistant's reply, but the row has a solution besides"
             raise BadRow("two places for the solution", field=field, found=found, fix="keep one of them")
         solutions = (with_think_tags(reply),)
-    is_boxed = not answer
+    is_boxed = not answer and (needs_answer or takes_box)
     if is_boxed:
         answer = _boxed_answer(fields, form, solutions, takes_box=takes_box)
     source = first(fields, ("data_source", "source"))[1]
     source = "" if source is None else require_text(source, "data_source")
     given = _given_id(fields, form)
     identity = given or _index_id(fields, source) or row.key
-    return Example(identity, problem, answer, solutions, source, system, bool(given), row.key, row.where, is_boxed)
+    kept = plain(fields) if keeps_row else None
+    return Example(
+        identity, problem, answer, solutions, source, system, bool(given), row.key, row.where, is_boxed, kept
+    )
 
 
 def _given_id(fields: dict[str, Any], form: Form) -> str:

@@ -6,7 +6,7 @@ from trapo_lite.core.micro_groups import MicroGroup
 from trapo_lite.core.types import Problem, Rollout
 from trapo_lite.engines.base import SamplingEngine
 from trapo_lite.evaluation.results import Answer, EvalResult
-from trapo_lite.rollout.phase import Verifier
+from trapo_lite.rollout.phase import Scorer
 from trapo_lite.rollout.sampler import sample_groups
 from trapo_lite.rollout.settings import SamplingSettings
 
@@ -15,7 +15,7 @@ EVAL_STEP = -1  # no training step has this number, so no evaluation draws with 
 
 def evaluate_problems(
     engine: SamplingEngine,
-    verifier: Verifier,
+    scorer: Scorer,
     problems: Sequence[Problem],
     *,
     num_samples: int,
@@ -43,7 +43,7 @@ def evaluate_problems(
 
     groups, _ = sample_groups(
         engine,
-        verifier,
+        scorer,
         problems,
         step=EVAL_STEP,
         micro_groups=[MicroGroup(num_samples, prefix_ratio=0.0, help_below=0.0)],

@@ -31,8 +31,9 @@ from trapo_lite.model.adapter_config import read_config
 from trapo_lite.model.base import check_weight_files, model_config, weights_fingerprint
 from trapo_lite.model.positions import num_positions
 from trapo_lite.model.saved_adapter import check_fit, read_tensors
-from trapo_lite.reward import MathVerifier
-from trapo_lite.reward.pool import verifier_fingerprint
+from trapo_lite.reward import Scorer
+from trapo_lite.reward.fingerprints import function_fingerprints, verifier_fingerprint
+from trapo_lite.reward.start_check import start_lines
 from trapo_lite.rollout.settings import sampling_settings
 from trapo_lite.rollout.token_checks import require_embeddings
 from trapo_lite.run.cards import require_usable_cards
@@ -83,20 +84,26 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
         for log in logs:
             if changed := "; ".join(log.code_changes):
                 say(f"WARNING: {log.partial_file}: was begun by other code or versions ({changed})")
-        engine, verifier = None, None
+        engine, scorers = None, {}
         if not all(log.is_complete for log in logs):
             num_done = sum(len(log.done) for log in logs)
             already_done = f"; {num_done} problems are done" if num_done else ""
             say(f"starting {config.rollout.engine} with {target.model_name}{already_done}")
-            verifier = stack.enter_context(MathVerifier.from_config(config.reward))
+            for problem_set in sets:  # benchmarks share one, and a file of problems is alone
+                if problem_set.name not in scorers:
+                    shared = [s for s in sets if s.rewards == problem_set.rewards]
+                    scorer = stack.enter_context(Scorer(problem_set.rewards, notify=say))
+                    scorers |= {one.name: scorer for one in shared}
+                    if problem_set.rewards.own_functions:
+                        say("\n".join(start_lines(problem_set.rewards, scorer, problem_set.problems[0], None)))
             engine = _start_engines(config, max_model_len=max_model_len, folder=target.out, say=say)
             stack.callback(engine.close)
             if target.adapter_dir is not None:
                 _publish(engine, target.adapter_dir, dtype=getattr(torch, config.model.dtype))
         results = {}
         for problem_set, log in zip(sets, logs, strict=True):
-            if engine is not None and verifier is not None and not log.is_complete:
-                _draw(config, problem_set, log, engine, verifier, tokenizer, console)
+            if engine is not None and not log.is_complete:
+                _draw(config, problem_set, log, engine, scorers[problem_set.name], tokenizer, console)
             results[problem_set.name] = log.finish(seed=config.run.seed)
     say("\n".join(report_lines(target, sets, results)))
     return results
@@ -132,7 +139,7 @@ def _draw(
     problem_set: ProblemSet,
     log: AnswerLog,
     engine: RolloutEngine | EngineGroup,
-    verifier: MathVerifier,
+    scorer: Scorer,
     tokenizer: PreTrainedTokenizerBase,
     console: Console,
 ) -> None:
@@ -151,7 +158,7 @@ def _draw(
         task = progress.add_task(problem_set.name, total=len(missing) * problem_set.num_samples)
         evaluate_problems(
             engine,
-            verifier,
+            scorer,
             missing,
             num_samples=problem_set.num_samples,
             settings=sampling_settings(config, tokenizer, for_eval=True),
@@ -181,6 +188,8 @@ def _log_of(target: EvalTarget, problem_set: ProblemSet, tokenizer: PreTrainedTo
         "verifier": verifier_fingerprint(),
         "seed": config.run.seed,
     }
+    if own := function_fingerprints(problem_set.rewards.own_functions):
+        described["functions"] = own
     noted = {
         "model": config.model.name,
         "adapter": None if target.adapter_dir is None else str(target.adapter_dir.resolve()),

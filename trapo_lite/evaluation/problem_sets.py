@@ -1,13 +1,13 @@
 """Read the problems of an evaluation, from benchmarks or a file, as tokens."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from trapo_lite.config import Config
+from trapo_lite.config import Config, RewardSection
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.core.types import Problem
 from trapo_lite.data.chat import written_out
@@ -23,7 +23,7 @@ class ProblemSet:
     """A ProblemSet holds the problems of one benchmark or file.
 
     name: stem of its result files;  report: lines on what was read;  texts: problems and golds;
-    is_part: it is not the whole benchmark or file
+    is_part: it is not the whole benchmark or file;  rewards: what grades it: math alone in a benchmark
     """
 
     name: str
@@ -34,6 +34,7 @@ class ProblemSet:
     report: tuple[str, ...]
     is_part: bool = False
     texts: tuple[tuple[str, str], ...] = ()
+    rewards: RewardSection = field(default_factory=RewardSection)
 
     @property
     def longest_prompt(self) -> int:
@@ -47,6 +48,7 @@ class ProblemSet:
             "data": self.source,
             "fingerprint": texts_fingerprint(self.texts),
             "prompts": fingerprint([Problem(p.id, p.prompt_ids, p.answer) for p in self.problems]),
+            **({} if self.rewards.is_math else {"rewards": self.rewards.model_dump(mode="json")["functions"]}),
         }
 
 
@@ -95,7 +97,7 @@ def _read_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> ProblemSet
         )
     data = config.data.model_copy(update={"require_expert": False})
     limit = config.rollout.max_response_tokens
-    loaded = load_problems(data, tokenizer, max_response_tokens=limit, files=source)
+    loaded = load_problems(data, tokenizer, max_response_tokens=limit, rewards=config.reward, files=source)
     problems, report = loaded.problems, loaded.report
     lines = [report.lines()[0], *(line for line in report.lines() if "rows dropped" in line)]
     name = Path(source).stem.replace(":", "-")
@@ -104,7 +106,7 @@ def _read_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> ProblemSet
     whole = len(problems) + sum(report.rows_dropped.values())
     is_part = len(chosen) < whole
     title = source + (f", {len(chosen)} of {whole:,} problems" if is_part else "")
-    return ProblemSet(name, title, source, chosen, config.eval.num_samples, tuple(lines), is_part, texts)
+    return ProblemSet(name, title, source, chosen, config.eval.num_samples, tuple(lines), is_part, texts, config.reward)
 
 
 def _read_benchmark(
@@ -129,7 +131,17 @@ def _read_benchmark(
     is_part = len(problems) < whole
     title = benchmark.title + (f", {len(problems)} of {whole:,} problems" if is_part else "")
     line = f"{name}: {title}; {benchmark.source}, {len(problems)} problems x {num_samples}"
-    return ProblemSet(name, title, benchmark.source, problems, num_samples, (line,), is_part, tuple(chosen))
+    return ProblemSet(
+        name,
+        title,
+        benchmark.source,
+        problems,
+        num_samples,
+        (line,),
+        is_part,
+        tuple(chosen),
+        config.reward.for_benchmarks,
+    )
 
 
 def require_positions(config: Config, sets: Sequence[ProblemSet], *, available: int) -> int:

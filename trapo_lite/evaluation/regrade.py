@@ -8,11 +8,10 @@ from typing import Any
 from trapo_lite.config import load_config
 from trapo_lite.config.loading import sets
 from trapo_lite.core.errors import ConfigError
-from trapo_lite.data.loading import Grader
 from trapo_lite.evaluation.answer_store import read_answers, read_summary, result_files, result_of, to_json, to_lines
 from trapo_lite.evaluation.results import EvalResult
 from trapo_lite.reward import MathVerifier
-from trapo_lite.reward.pool import verifier_fingerprint
+from trapo_lite.reward.fingerprints import verifier_fingerprint
 from trapo_lite.run.files import lock, make_folder, replace_text
 
 
@@ -54,6 +53,11 @@ def regrade(folder: Path, overrides: Sequence[str], *, out: Path | None = None) 
     with lock(out or folder, option="--regrade" if out is None else "--out"):
         for file in files:
             summary = read_summary(file)
+            if "rewards" in summary:
+                raise ConfigError(
+                    f"--regrade {file}: was graded by reward.functions, whose rows are not kept with the answers; "
+                    "evaluate again into another folder (--out)"
+                )
             section = config.reward.model_copy(update={key: summary[key] for key in kept_rules if key in summary})
             rules = {"require_box": section.require_box, "verifier": verifier_fingerprint()}
             with MathVerifier.from_config(section) as verifier:
@@ -65,13 +69,13 @@ def regrade(folder: Path, overrides: Sequence[str], *, out: Path | None = None) 
     return {regraded_set.summary_file.stem: regraded_set.result for regraded_set in regraded_sets}
 
 
-def regraded(summary_file: Path, verifier: Grader, *, rules: Mapping[str, Any]) -> Regraded:
+def regraded(summary_file: Path, verifier: MathVerifier, *, rules: Mapping[str, Any]) -> Regraded:
     """Return the answers beside NAME.json with new verdicts. rules: the verifier's entries. Nothing is written."""
     answers_file, summary = summary_file.with_suffix(".jsonl"), read_summary(summary_file)
     before = read_answers(answers_file, num=summary["num_problems"] * summary["num_samples"])
     verdicts = verifier.grade([(answer.completion, answer.gold) for answer in before])
     after = [
-        replace(answer, verdict=verdict.kind, answer=verdict.answer)
+        replace(answer, verdict=verdict.kind, answer=verdict.answer, reward=float(verdict.is_correct))
         for answer, verdict in zip(before, verdicts, strict=True)
     ]
     result = result_of(after, summary["seed"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from trapo_lite.config.rewards import described
 from trapo_lite.evaluation.problem_sets import ProblemSet
 from trapo_lite.evaluation.results import EvalResult
 from trapo_lite.evaluation.target import EvalTarget
@@ -42,6 +43,8 @@ def _table_lines(target: EvalTarget, problem_set: ProblemSet, result: EvalResult
     if result.num_samples > 1:
         passes = ", ".join(f"@{k} {estimate['value']:.3f}" for k, estimate in summary["pass_at_k"].items())
         lines.append(f"  pass       {passes}; majority of {result.num_samples}: {summary['majority']['value']:.3f}")
+    if not problem_set.rewards.is_math:
+        lines.append(f"  reward     {result.mean_reward:.3f}  ({described(problem_set.rewards.functions)})")
     lines += [
         f"  drawn      {drawn} at temperature {target.config.eval.temperature:g}",
         f"  verdicts   {verdicts}",

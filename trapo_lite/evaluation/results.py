@@ -1,5 +1,6 @@
 """Hold graded answers, and how often a policy solves problems without guidance."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -15,6 +16,7 @@ class Answer:
     """An Answer is one draw, one line of the results, with all that is needed to grade it again.
 
     completion: its text, without special tokens;  answer: the part of it that was graded
+    reward: by the reward functions; None: there is none, or the line is of an older version
     """
 
     problem_id: str
@@ -25,6 +27,7 @@ class Answer:
     finish_reason: str
     num_tokens: int
     gold: str
+    reward: float | None = None
 
     @property
     def is_correct(self) -> bool:
@@ -41,6 +44,7 @@ class Answer:
             finish_reason=rollout.finish_reason,
             num_tokens=len(rollout.completion_ids),
             gold=gold,
+            reward=rollout.reward,
         )
 
     def to_row(self) -> dict[str, Any]:
@@ -49,13 +53,14 @@ class Answer:
     @classmethod
     def from_row(cls, row: Any) -> "Answer":
         """Return the answer that `to_row` wrote. Raise ValueError for anything else."""
-        if not isinstance(row, dict) or row.keys() != {field.name for field in fields(cls)}:
+        if not isinstance(row, dict) or row.keys() | {"reward"} != {field.name for field in fields(cls)}:
             raise ValueError("it is no answer, or not of this version")
         answer = cls(**row)
         texts = (answer.problem_id, answer.completion, answer.finish_reason, answer.gold)
         are_texts = all(isinstance(text, str) for text in texts) and isinstance(answer.answer, str | None)
         are_counts = all(type(count) is int and count >= 0 for count in (answer.sample, answer.num_tokens))
-        if not (are_texts and are_counts and answer.verdict in get_args(VerdictKind)):
+        is_number = answer.reward is None or isinstance(answer.reward, (int, float))
+        if not (are_texts and are_counts and is_number and answer.verdict in get_args(VerdictKind)):
             raise ValueError(f"its fields are not those of an answer: {row!r:.200}")
         return answer
 
@@ -122,18 +127,26 @@ class EvalResult:
     def mean_tokens(self) -> float:
         return scores.mean([answer.num_tokens for answer in self.answers])
 
+    @property
+    def mean_reward(self) -> float:
+        """Return the mean reward of the answers that have one."""
+        return scores.mean([answer.reward for answer in self.answers if answer.reward is not None])
+
     def metrics(self) -> dict[str, Mean]:
         """Return sums under names of `metrics.TABLE`, to be added up over ranks."""
         correct = sum(answer.is_correct for answer in self.answers)
         cut = sum(answer.finish_reason == "length" for answer in self.answers)
         late = sum(answer.verdict == "timeout" for answer in self.answers)
         counts = {"eval/accuracy": correct, "eval/truncated": cut, "eval/timeout": late}
-        return {name: Mean(float(count), len(self.answers)) for name, count in counts.items()}
+        rewards = [answer.reward for answer in self.answers if answer.reward is not None]
+        shares = {name: Mean(float(count), len(self.answers)) for name, count in counts.items()}
+        return shares | {"eval/reward": Mean(sum(rewards), len(rewards))}
 
     def summary(self) -> dict[str, Any]:
         """Return the numbers for JSON, null if there is no data. `accuracy` is avg@num_samples."""
         numbers: dict[str, Any] = {
             "accuracy": self.accuracy,
+            "reward": None if math.isnan(self.mean_reward) else self.mean_reward,
             "interval_95": list(self.interval_95),
             "no_answer": self.no_answer_share,
             "truncated": self.truncated_share,

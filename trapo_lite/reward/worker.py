@@ -1,12 +1,14 @@
-"""Run in a worker process: read a question, grade it, answer; end as soon as the parent is gone.
+"""Run in a worker process: read a response, let a reward function judge it, answer; end as soon as the parent is gone.
 
-A frame is a 4-byte big-endian length and that many bytes of JSON. Both directions use one socket, file descriptor 0.
-Questions are [answer_text, gold, require_box], answers [kind, graded text]. The first frame is ["ready"].
+A frame is a 4-byte big-endian length and that many bytes of JSON. Both directions use one socket, file descriptor 0 at
+the start. Questions are [number of the function, response (`pool.question_of`)], answers [kind of verdict, value,
+judged text or traceback]. The first frame is ["ready"], or ["refused", why] for a function that cannot be loaded.
 
-Nothing is caught here: a MemoryError or any other exception ends the process, and the parent makes a verdict of it.
+Nothing else is caught here: a MemoryError or another exception ends the process, and the parent makes a verdict of it.
 """
 
 import ctypes
+import functools
 import gc
 import json
 import logging
@@ -19,14 +21,20 @@ import struct
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from trapo_lite.reward import builtin, own
+from trapo_lite.reward.own import LoadError
+
+Judge = Callable[[Mapping[str, Any]], tuple[str, float | None, str | None]]
 
 PR_SET_PDEATHSIG = 1
 ALARM_GRACE_SECONDS = 1.0
 
 
-def main(parent_pid: int, deadline_seconds: float, memory_limit_bytes: int) -> None:
-    """Grade questions from the socket until it closes."""
+def main(parent_pid: int, deadline_seconds: float, memory_limit_bytes: int, functions: str) -> None:
+    """Judge responses from the socket until it closes. functions: of `reward.functions`, as JSON."""
     _die_with_parent(parent_pid)
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(
@@ -36,19 +44,30 @@ def main(parent_pid: int, deadline_seconds: float, memory_limit_bytes: int) -> N
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    connection = socket.socket(fileno=0)
+    connection = socket.socket(fileno=os.dup(0))  # a function of the user's may read from descriptor 0, or close it
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
     questions: queue.SimpleQueue[list] = queue.SimpleQueue()
     threading.Thread(target=_read_questions, args=(connection, questions), daemon=True).start()
-    grade = _load_grader()
-    resource.setrlimit(resource.RLIMIT_AS, (memory_limit_bytes, memory_limit_bytes))
+    options = json.loads(functions)
+    has_own = any(function["type"] == "function" for function in options)
+    try:
+        judges = [_load(function) for function in options]
+    except LoadError as error:
+        write_frame(connection, ["refused", str(error)])
+        return
+    limit = memory_limit_bytes + (_virtual_bytes() if has_own else 0)  # libraries may map more than they ever use
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 2)  # its file would grow with all that a function prints
     write_frame(connection, ["ready"])
     while True:
-        answer_text, gold, require_box = questions.get()
+        number, response = questions.get()
         # If the parent dies, the kernel enforces the deadline, even if the interpreter is blocked.
         signal.setitimer(signal.ITIMER_REAL, deadline_seconds + ALARM_GRACE_SECONDS)
-        kind, graded = grade(answer_text, gold, require_box)
+        kind, value, judged = judges[number](response)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        write_frame(connection, [kind, graded])
+        write_frame(connection, [kind, value, judged])
 
 
 def write_frame(connection: socket.socket, message: list) -> None:
@@ -82,22 +101,41 @@ def _read_questions(connection: socket.socket, questions: "queue.SimpleQueue[lis
         os._exit(0)
 
 
-def _load_grader() -> Callable[[str, str, bool], tuple[str, str | None]]:
+def _load(options: dict[str, Any]) -> Judge:
+    """Return the judge of one function of `reward.functions`. Raises LoadError."""
+    if options["type"] == "math":
+        return _load_math(require_box=options["require_box"])
+    if options["type"] == "function":
+        return own.load(options["path"])
+    return functools.partial(builtin.FUNCTIONS[options["type"]], options)
+
+
+def _load_math(*, require_box: bool) -> Judge:
     """Import math-verify and grade once, so that the first answer doesn't pay for SymPy's lazy set-up."""
     from trapo_lite.reward.grading import grade
     from trapo_lite.reward.symbolic import parse_quickly
 
     parse_quickly()
 
-    def grade_one(answer_text: str, gold: str, require_box: bool) -> tuple[str, str | None]:
+    def judge(response: Mapping[str, Any]) -> tuple[str, float, str | None]:
         try:
-            return grade(answer_text, gold, require_box=require_box)
+            kind, judged = grade(response["response"], response["answer"], require_box=require_box)
         except RecursionError:  # the formula is too deep for the parser or SymPy
-            return "wrong", None
+            kind, judged = "wrong", None
+        return kind, float(kind == "correct"), judged
 
-    grade_one(r"$\frac{\sqrt{2}x}{2}$", r"$\frac{x}{\sqrt{2}}$", False)
+    judge({"response": r"$\frac{\sqrt{2}x}{2}$", "answer": r"$\frac{x}{\sqrt{2}}$"})
     gc.freeze()
-    return grade_one
+    return judge
+
+
+def _virtual_bytes() -> int:
+    """Return the size of this process's address space, which the limit is about; 0 where the kernel does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            return int(statm.read().split()[0]) * resource.getpagesize()
+    except OSError:
+        return 0
 
 
 def _die_with_parent(parent_pid: int) -> None:

@@ -16,17 +16,23 @@ from trapo_lite.core.types import Problem, Rollout
 
 @dataclass(eq=False)
 class Branch:
-    """A Branch is a rollout that may be drawn; `room` is how many tokens it may draw, 0 if its prefix leaves none."""
+    """A Branch is a rollout that may be drawn.
+
+    room:          how many tokens it may draw, 0 if its prefix leaves none
+    reward_bounds: the lowest and the highest reward that any rollout can have
+    """
 
     rollout: Rollout
     micro_group: int
     room: int
+    reward_bounds: tuple[float, float]
     state: Literal["planned", "sampling", "grading", "graded", "dropped"] = "planned"
 
     @property
     def rewards(self) -> tuple[float, float]:
-        """Return the lowest and the highest reward that the rollout can have."""
-        return (self.rollout.reward, self.rollout.reward) if self.state == "graded" else (0.0, 1.0)
+        """Return the lowest and the highest reward that the rollout can have; without a reward it counts as 0."""
+        reward = self.rollout.reward or 0.0
+        return (reward, reward) if self.state == "graded" else self.reward_bounds
 
 
 class GroupInProgress:
@@ -44,8 +50,10 @@ class GroupInProgress:
         max_response_tokens: int,
         pick_trace: Callable[[int], int],
         is_boundary: Callable[[int], bool],
+        reward_bounds: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         self.problem, self.micro_groups = problem, micro_groups
+        self._reward_bounds = reward_bounds
         self._limit, self._pick_trace, self._is_boundary = max_response_tokens, pick_trace, is_boundary
         self._slots: list[dict[bool, Branch]] = []  # maps "is helped" to a branch; both are the same if no help exists
         for index, micro_group in enumerate(micro_groups):
@@ -127,4 +135,5 @@ class GroupInProgress:
             trace=trace,
             train_prefix=is_trained,
         )
-        return Branch(rollout, micro_group, room=0 if is_whole_trace else max(0, self._limit - len(prefix)))
+        room = 0 if is_whole_trace else max(0, self._limit - len(prefix))
+        return Branch(rollout, micro_group, room, self._reward_bounds)

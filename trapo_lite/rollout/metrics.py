@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 from trapo_lite.core.micro_groups import MicroGroup
-from trapo_lite.core.types import Group, Mean, VerdictKind
+from trapo_lite.core.types import Group, Mean, Rollout, VerdictKind
 
 
 def describe(groups: Sequence[Group], micro_groups: Sequence[MicroGroup]) -> dict[str, Mean]:
@@ -20,19 +20,23 @@ def describe(groups: Sequence[Group], micro_groups: Sequence[MicroGroup]) -> dic
     guided = [r for r in rollouts if r.is_guided and r.finish_reason != "expert"]
     sampled = [r for r in rollouts if r.finish_reason != "expert"]
     metrics = {
-        "reward/mean": _mean([r.reward for r in rollouts]),
-        "reward/own": _mean([r.reward for r in own] if micro_groups[0].prefix_ratio == 0.0 else []),
-        "reward/guided": _mean([r.reward for r in guided]),
-        "reward/expert": _mean([r.reward for r in expert]),
+        "reward/mean": _mean_reward(rollouts),
+        "reward/own": _mean_reward(own if micro_groups[0].prefix_ratio == 0.0 else []),
+        "reward/guided": _mean_reward(guided),
+        "reward/expert": _mean_reward(expert),
+        "reward/none": _mean([r.reward is None for r in rollouts]),
         "rollout/guided": _mean([r.is_guided for r in rollouts]),
-        "rollout/solved_groups": _mean([all(r.reward == 1.0 for r in g.rollouts) for g in groups]),
-        "rollout/failed_groups": _mean([all(r.reward == 0.0 for r in g.rollouts) for g in groups]),
+        "rollout/solved_groups": _mean([all(r.verdict.is_correct for r in g.rollouts) for g in groups]),
+        "rollout/failed_groups": _mean([not any(r.verdict.is_correct for r in g.rollouts) for g in groups]),
         "rollout/truncated": _mean([r.finish_reason == "length" for r in sampled]),
         "rollout/completion_tokens": _mean([len(r.completion_ids) for r in sampled]),
         "rollout/prefix_tokens": _mean([len(r.prefix_ids) for r in rollouts if r.is_guided]),
     }
     for kind in get_args(VerdictKind):
         metrics[f"verdict/{kind}"] = _mean([r.verdict.kind == kind for r in rollouts])
+    for name in dict.fromkeys(name for r in rollouts for name, _ in r.parts):
+        values = [value for r in rollouts for part, value in r.parts if part == name and value is not None]
+        metrics[f"score/{name}"] = _mean(values)
     return metrics | _describe_micro_groups(groups, micro_groups)
 
 
@@ -41,9 +45,9 @@ def _describe_micro_groups(groups: Sequence[Group], micro_groups: Sequence[Micro
     metrics, numbers = {}, _micro_group_numbers(micro_groups)
     for number, micro_group in enumerate(micro_groups, start=1):
         members = [r for group in groups for r, n in zip(group.rollouts, numbers, strict=True) if n == number]
-        metrics[f"reward/group_{number}"] = _mean([r.reward for r in members])
+        metrics[f"reward/group_{number}"] = _mean_reward(members)
         if micro_group.prefix_ratio > 0.0:
-            metrics[f"reward/helped_{number}"] = _mean([r.reward for r in members if r.is_guided])
+            metrics[f"reward/helped_{number}"] = _mean_reward([r for r in members if r.is_guided])
             metrics[f"rollout/helped_{number}"] = _mean([r.is_guided for r in members])
     return metrics
 
@@ -88,6 +92,7 @@ def to_lines(
             "answer": rollout.verdict.answer,
             "gold": gold,
             "reward": rollout.reward,
+            "scores": dict(rollout.parts),
             "advantage": advantage,
             "finish_reason": rollout.finish_reason,
             "trace": rollout.trace,
@@ -101,6 +106,11 @@ def to_lines(
             group.rollouts, group.advantages, _micro_group_numbers(micro_groups), strict=True
         )
     ]
+
+
+def _mean_reward(rollouts: Sequence[Rollout]) -> Mean:
+    """Return the mean of those that have a reward."""
+    return _mean([rollout.reward for rollout in rollouts if rollout.reward is not None])
 
 
 def _mean(values: Sequence[float | int | bool]) -> Mean:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from trapo_lite.core.types import Problem, Rollout, Verdict
+from trapo_lite.core.types import Problem, Response, Rollout, Score
 from trapo_lite.engines.base import Completion, SampleRequest, SamplingEngine
 from trapo_lite.rollout.group_in_progress import Branch, GroupInProgress
 from trapo_lite.rollout.settings import SamplingSettings
@@ -19,10 +19,10 @@ from trapo_lite.rollout.settings import SamplingSettings
 IDLE_WAIT_SECONDS = 0.5
 
 
-class Verifier(Protocol):
-    """A Verifier grades answers in other processes."""
+class Scorer(Protocol):
+    """A Scorer scores responses in other processes."""
 
-    def submit(self, answer_text: str, gold: str) -> "concurrent.futures.Future[Verdict]": ...
+    def submit(self, response: Response) -> "concurrent.futures.Future[Score]": ...
 
 
 @dataclass(frozen=True)
@@ -67,21 +67,21 @@ class RolloutPhase:
     def __init__(
         self,
         engine: SamplingEngine | None,
-        verifier: Verifier,
+        scorer: Scorer,
         groups: Sequence[GroupInProgress],
         *,
         step: int,
         settings: SamplingSettings,
         decode: Callable[[Sequence[int]], str],
     ) -> None:
-        self.engine, self.verifier, self.groups = engine, verifier, groups
+        self.engine, self.scorer, self.groups = engine, scorer, groups
         self.step, self.settings, self.decode = step, settings, decode
         self.num_rollouts = sum(len(group.candidates) for group in self.groups)
         self.settled = [group.num_settled for group in self.groups]
         self.complete: list[int] = []  # problems completed since the last call of `newly_complete`
         self.changed = set(range(len(self.groups)))  # problems with new verdicts since `start_branches`
         self.in_engine: dict[str, tuple[int, Branch]] = {}  # maps a request id to (problem's index, branch)
-        self.in_verifier: dict[concurrent.futures.Future[Verdict], tuple[int, Branch]] = {}
+        self.in_scorer: dict[concurrent.futures.Future[Score], tuple[int, Branch]] = {}
         self.report = PhaseReport()
 
     @property
@@ -116,7 +116,7 @@ class RolloutPhase:
             self._start(index, branch)
 
     def engine_step(self) -> None:
-        """Let the engine sample, and send what it finished to the verifier."""
+        """Let the engine sample, and send what it finished to the scorer."""
         if not self.in_engine:
             return
         started = time.perf_counter()
@@ -144,19 +144,19 @@ class RolloutPhase:
 
         Deterministic mode waits for all of them. Otherwise this waits for one only while nothing is sampled.
         """
-        if not self.in_verifier:
+        if not self.in_scorer:
             return
         started = time.perf_counter()
         if self.settings.deterministic:
-            concurrent.futures.wait(self.in_verifier)
+            concurrent.futures.wait(self.in_scorer)
         elif not self.in_engine:
             concurrent.futures.wait(
-                self.in_verifier, timeout=IDLE_WAIT_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED
+                self.in_scorer, timeout=IDLE_WAIT_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED
             )
-        for ticket in [ticket for ticket in self.in_verifier if ticket.done()]:
-            index, branch = self.in_verifier.pop(ticket)
-            verdict = ticket.result()
-            branch.rollout = replace(branch.rollout, verdict=verdict, reward=float(verdict.is_correct))
+        for ticket in [ticket for ticket in self.in_scorer if ticket.done()]:
+            index, branch = self.in_scorer.pop(ticket)
+            score = ticket.result()
+            branch.rollout = replace(branch.rollout, verdict=score.verdict, reward=score.reward, parts=score.parts)
             branch.state = "graded"
             self.changed.add(index)
         self._count(verdict_seconds=time.perf_counter() - started)
@@ -165,7 +165,7 @@ class RolloutPhase:
         """Yield (is certainly needed, problem's index, branch) for every branch that is started now."""
         order = self.settings.start_order
         if order == "barrier":
-            if self.in_engine or self.in_verifier:
+            if self.in_engine or self.in_scorer:
                 return
             current = min((group.current_micro_group for group in self.groups), default=0)
             self.changed = set(range(len(self.groups)))
@@ -192,7 +192,7 @@ class RolloutPhase:
 
     def forget_verdicts(self) -> None:
         """Cancel the gradings that are not finished."""
-        for ticket in self.in_verifier:
+        for ticket in self.in_scorer:
             ticket.cancel()
 
     def _submit(self, index: int, branch: Branch) -> None:
@@ -220,15 +220,22 @@ class RolloutPhase:
             self._count(num_discarded=1)
         elif branch.rollout.completion_ids:
             self._count(num_discarded=1)
-        for ticket in [ticket for ticket, (_, graded) in self.in_verifier.items() if graded is branch]:
+        for ticket in [ticket for ticket, (_, graded) in self.in_scorer.items() if graded is branch]:
             ticket.cancel()
-            del self.in_verifier[ticket]
+            del self.in_scorer[ticket]
 
     def _grade(self, index: int, branch: Branch) -> None:
         branch.state = "grading"
-        text = self.decode(branch.rollout.response_ids)
-        ticket = self.verifier.submit(text, self.groups[index].problem.answer)
-        self.in_verifier[ticket] = (index, branch)
+        rollout = branch.rollout
+        response = Response(
+            self.groups[index].problem,
+            text=self.decode(rollout.response_ids),
+            is_truncated=rollout.finish_reason == "length",
+            num_tokens=len(rollout.response_ids),
+            step=self.step,
+        )
+        ticket = self.scorer.submit(response)
+        self.in_scorer[ticket] = (index, branch)
 
     def _request_id(self, index: int, branch: Branch) -> str:
         return f"{self.step}/{index}/{branch.rollout.slot}{'g' if branch.rollout.is_guided else ''}"

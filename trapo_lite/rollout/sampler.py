@@ -15,13 +15,13 @@ from trapo_lite.core.micro_groups import MicroGroup
 from trapo_lite.core.types import Problem, Rollout
 from trapo_lite.engines.base import EngineRestarted, SamplingEngine
 from trapo_lite.rollout.group_in_progress import GroupInProgress
-from trapo_lite.rollout.phase import PhaseReport, RolloutPhase, Verifier, random_trace
+from trapo_lite.rollout.phase import PhaseReport, RolloutPhase, Scorer, random_trace
 from trapo_lite.rollout.settings import SamplingSettings
 
 
 def sample_groups(
     engine: SamplingEngine | None,
-    verifier: Verifier,
+    scorer: Scorer,
     problems: Sequence[Problem],
     *,
     step: int,
@@ -35,7 +35,7 @@ def sample_groups(
     """Draw and grade one group of rollouts per problem, in the order of `problems`; a group is in slot order.
 
     engine:      None if the micro-groups never sample (SFT)
-    decode:      turns response token ids into the text that the verifier reads
+    decode:      turns response token ids into the text that reward functions read
     is_boundary: whether a token may end an expert prefix (core.micro_groups.cut_prefix)
     on_progress: called with (done, expected) as verdicts arrive
     on_group:    called with a problem's index and its complete group. It is called again with the same group if the
@@ -50,10 +50,11 @@ def sample_groups(
                 max_response_tokens=settings.max_response_tokens,
                 pick_trace=partial(random_trace, settings.seed, step, problem),
                 is_boundary=is_boundary,
+                reward_bounds=settings.reward_bounds,
             )
             for problem in problems
         ]
-        return RolloutPhase(engine, verifier, groups, step=step, settings=settings, decode=decode)
+        return RolloutPhase(engine, scorer, groups, step=step, settings=settings, decode=decode)
 
     phase = new_phase()
     if engine is not None and settings.deterministic:

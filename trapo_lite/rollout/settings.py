@@ -6,6 +6,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import Config
+from trapo_lite.config.rewards import reward_bounds
 from trapo_lite.data.chat import stop_ids_of
 
 StartOrder = Literal["barrier", "pipelined", "speculative"]
@@ -23,6 +24,8 @@ class SamplingSettings:
     top_k: int = 0
     start_order: StartOrder = "pipelined"
     deterministic: bool = False
+    reward_bounds: tuple[float, float] = (0.0, 1.0)
+    """The lowest and the highest reward that a rollout can have."""
 
 
 def sampling_settings(
@@ -41,4 +44,5 @@ def sampling_settings(
         top_k=config.rollout.top_k,
         start_order=config.rollout.schedule,
         deterministic=config.run.deterministic,
+        reward_bounds=reward_bounds(config.reward.functions),
     )

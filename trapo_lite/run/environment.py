@@ -27,6 +27,8 @@ def this_environment() -> dict[str, Any]:
     clean:    whether none of its tracked files was changed; None where commit is
     package:  fingerprint of the package's Python files
     versions: of Python, this package and the libraries that decide results, those that are installed
+
+    A run adds `functions`: a hash for each reward function of the user's.
     """
     commit, is_clean = _commit()
     return {
@@ -60,6 +62,8 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     for name in {**old, **new}:
         if old.get(name) != new.get(name):
             differences.append(f"{name}: {old.get(name, 'none')} then, {new.get(name, 'none')} now")
+    old, new = then.get("functions", {}), now.get("functions", {})
+    differences += [f"the reward function {path}: changed" for path in new if path in old and old[path] != new[path]]
     return differences
 
 

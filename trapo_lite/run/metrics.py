@@ -18,11 +18,15 @@ TABLE: dict[str, str] = {
     "reward/expert": "mean reward of whole expert traces",
     "reward/group_N": "mean reward of the rollouts of micro-group N, with and without help",
     "reward/helped_N": "mean reward of the rollouts of micro-group N that got help, whole expert traces included",
-    "verdict/correct": "share of rollouts with this verdict",
-    "verdict/wrong": "share of rollouts with this verdict",
-    "verdict/no_answer": "share of rollouts with this verdict",
+    "reward/none": "share of rollouts without a reward: a function of yours failed, or none returned a number",
+    "score/NAME": "mean of what the reward function NAME returned, before its weight",
+    "verdict/correct": "share of rollouts with this verdict of the first reward function: 1 or more",
+    "verdict/wrong": "share of rollouts with this verdict: less than 1",
+    "verdict/no_answer": "share of rollouts with this verdict: there was nothing to compare",
     "verdict/timeout": "share of rollouts with this verdict; above 0, the run may not be repeatable bit for bit",
-    "verdict/crash": "share of rollouts with this verdict",
+    "verdict/crash": "share of rollouts with this verdict: the process that judged died",
+    "verdict/unjudged": "share of rollouts with this verdict: your function returned None",
+    "verdict/failed": "share of rollouts with this verdict: your function raised an error or returned no number",
     "rollout/guided": "share of rollouts that start from an expert prefix",
     "rollout/helped_N": "share of the rollouts of micro-group N that start from an expert prefix",
     "rollout/solved_groups": "share of problems whose rollouts all succeeded",
@@ -71,7 +75,8 @@ TABLE: dict[str, str] = {
     "speed/trained_tokens_per_second": "train/tokens, times optim.updates_per_batch, over time/update",
     "speed/flop_utilisation": "train/tflop over time/update, as a share of the GPUs' bfloat16 peak; null: not known",
     "memory/peak_gib": "most memory of a process: tensors on its GPU during the update, or resident on the CPU so far",
-    "eval/accuracy": "mean correctness on eval.data",
+    "eval/accuracy": "share of answers on eval.data that the first reward function calls correct: 1 or more",
+    "eval/reward": "mean reward of the answers on eval.data that have one",
     "eval/timeout": "share of evaluation answers whose verdict timed out",
     "eval/truncated": "share of evaluation answers cut at the length limit",
 }
@@ -80,11 +85,13 @@ STAGE_TIMES = ("time/publish", "time/score", "time/sample", "time/verdicts", "ti
 
 
 def entry(name: str) -> str:
-    """Return the table's name for a metric, with N for the number of a micro-group.
+    """Return the table's name for a metric: with N for the number of a micro-group, NAME for a reward function.
 
-    >>> entry("reward/group_2"), entry("reward/own")
-    ('reward/group_N', 'reward/own')
+    >>> entry("reward/group_2"), entry("reward/own"), entry("score/math")
+    ('reward/group_N', 'reward/own', 'score/NAME')
     """
+    if name.startswith("score/"):
+        return "score/NAME"
     return re.sub(r"_[0-9]+$", "_N", name)
 
 

@@ -61,7 +61,7 @@ def read_inputs(config: Config) -> Inputs:
     limit = config.rollout.max_response_tokens
     tokenizer = load_tokenizer(config.model.name)
     stop_ids = stop_ids_of(config.data, tokenizer, model=config.model.name)
-    loaded = load_problems(config.data, tokenizer, max_response_tokens=limit)
+    loaded = load_problems(config.data, tokenizer, max_response_tokens=limit, rewards=config.reward)
     problems, report = loaded.problems, loaded.report
     if config.algorithm.uses_experts:
         require_experts(report)
@@ -76,7 +76,9 @@ def read_inputs(config: Config) -> Inputs:
     eval_problems: list[Problem] = []
     if config.eval.every > 0 and config.eval.data is not None:
         data = config.data.model_copy(update={"require_expert": False})
-        for_eval = load_problems(data, tokenizer, max_response_tokens=limit, files=config.eval.data)
+        for_eval = load_problems(
+            data, tokenizer, max_response_tokens=limit, rewards=config.reward, files=config.eval.data
+        )
         eval_problems = for_eval.problems[: config.eval.num_problems]
     require_embeddings(config, tokenizer, [*problems, *eval_problems])
     return Inputs(tokenizer, stop_ids, problems, report, eval_problems, layout)

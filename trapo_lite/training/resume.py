@@ -9,6 +9,7 @@ from trapo_lite.config import AlgorithmSection, Config
 from trapo_lite.config.old_form import translated
 from trapo_lite.core.errors import CheckpointError
 from trapo_lite.model.base import model_config, weights_fingerprint
+from trapo_lite.reward.fingerprints import function_fingerprints
 from trapo_lite.run import device, environment
 from trapo_lite.run.environment import this_environment
 from trapo_lite.run.folder import RunFolder
@@ -49,6 +50,7 @@ YOUNGER_OPTIONS = {
     "data.instruction": "",
     "data.template_options": {},
     "model.layout": "auto",
+    "reward.functions": [{"type": "math", "name": None, "weight": 1.0}],
 }
 
 
@@ -192,7 +194,7 @@ def find_start_point(config: Config, folder: RunFolder, ranks: Ranks, *, data_fi
         and folder.holds_adapter_of(checkpoint.folder)
     )
     identity = run_identity(config, data_fingerprint=data_fingerprint, num_processes=ranks.count)
-    environment = this_environment()
+    environment = this_environment() | {"functions": function_fingerprints(config.reward.own_functions)}
     if checkpoint is not None:
         require_same(checkpoint, identity, may_differ=may_differ(config))
         if not is_complete:

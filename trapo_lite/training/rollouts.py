@@ -1,4 +1,4 @@
-"""Publish the policy, sample and grade a step's rollouts, and evaluate; this module owns engine and verifier."""
+"""Publish the policy, sample and grade a step's rollouts, and evaluate; this module owns engine and scorer."""
 
 import contextlib
 import math
@@ -20,7 +20,8 @@ from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.parity import text_sequences
 from trapo_lite.evaluation.draws import evaluate_problems
 from trapo_lite.model.policy import Policy
-from trapo_lite.reward import MathVerifier
+from trapo_lite.reward import Scorer
+from trapo_lite.reward.start_check import start_lines
 from trapo_lite.rollout import metrics as rollout_metrics
 from trapo_lite.rollout.publisher import Publisher
 from trapo_lite.rollout.sampler import sample_groups
@@ -32,7 +33,7 @@ Metrics = dict[str, Mean | float | int]
 
 
 class RolloutStage:
-    """A RolloutStage owns one rank's engine and verifier.
+    """A RolloutStage owns one rank's engine and scorer.
 
     It starts both when it is made, so that they load at the same time as the policy; `attach` then names the policy to
     serve.
@@ -60,7 +61,10 @@ class RolloutStage:
         self._decode = partial(text_of, inputs.tokenizer)
         self._gold_by_id = {problem.id: problem.answer for problem in inputs.problems}
         self.publisher: Publisher | None = None
-        self.verifier = stack.enter_context(MathVerifier.from_config(config.reward))
+        self.scorer = stack.enter_context(Scorer(config.reward, notify=notify))
+        if ranks.is_main:
+            for line in self._reward_lines():
+                notify(line)
         self.engine = None
         if config.algorithm.samples or inputs.eval_problems:
             self.engine = start_engine(
@@ -75,6 +79,13 @@ class RolloutStage:
                 notify=notify,
             )
             stack.callback(self.engine.close)
+
+    def _reward_lines(self) -> list[str]:
+        """Return what each reward function says of the first expert solution; raise RewardError if one cannot work."""
+        problems = self.inputs.problems
+        problem = next((problem for problem in problems if problem.expert_ids), problems[0])
+        solution = self._decode(problem.expert_ids[0]) if problem.expert_ids else None
+        return start_lines(self.config.reward, self.scorer, problem, solution)
 
     def attach(self, policy: Policy) -> None:
         """Serve this policy from now on; the engine must hold the base without an adapter."""
@@ -119,7 +130,7 @@ class RolloutStage:
         )
         rollouts, report = sample_groups(
             self.engine,
-            self.verifier,
+            self.scorer,
             [self.inputs.problems[index] for index in self.ranks.share(indices)],
             step=step,
             micro_groups=self.algorithm.micro_groups,
@@ -128,6 +139,7 @@ class RolloutStage:
             is_boundary=is_boundary_fn(self.inputs.tokenizer),
             on_progress=self._on_progress,
         )
+        self.scorer.require_success()
         groups = [make_group(self.algorithm, group) for group in rollouts]
         shares = {
             "rollout/discarded": Mean(report.num_discarded, report.num_requests),
@@ -157,7 +169,7 @@ class RolloutStage:
         self.publisher.publish(step)
         result = evaluate_problems(
             self.engine,
-            self.verifier,
+            self.scorer,
             self.ranks.share(self.inputs.eval_problems),
             num_samples=cfg.num_samples,
             settings=sampling_settings(self.config, self.inputs.tokenizer, for_eval=True),

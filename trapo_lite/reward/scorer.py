@@ -1,0 +1,138 @@
+"""Score responses by the functions of `reward.functions`: the parts, their weighted sum, and what failed."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import TypeVar
+
+from trapo_lite.config import RewardSection
+from trapo_lite.core.errors import RewardError
+from trapo_lite.core.types import Problem, Response, Score, Verdict
+from trapo_lite.reward.pool import Judgement, WorkerPool
+
+Result = TypeVar("Result")
+FAILURES = ("failed", "timeout", "crash")
+
+
+class Scorer:
+    """Score responses in worker processes, by several functions side by side.
+
+        with Scorer.from_config(config.reward) as scorer:
+            scores = scorer.score([response, ...])     # in order
+            ticket = scorer.submit(response)           # a Future of the same Score
+
+    A function that returned None is left out of the sum. If one of the user's functions failed, or none returned a
+    number, there is no reward; math that ran out of time has found nothing equal and counts as 0.
+
+    notify: told once about each function that fails, with what it said and the problem's id
+    """
+
+    def __init__(self, section: RewardSection, *, notify: Callable[[str], None] = lambda line: None) -> None:
+        self._functions = section.functions
+        self._notify = notify
+        self._pool = WorkerPool(
+            section.functions,
+            section.num_workers,
+            section.deadline_seconds,
+            require_box=section.require_box,
+            memory_limit_bytes=section.memory_mb << 20,
+        )
+        self._counting = threading.Lock()
+        self._num_judged: Counter[str] = Counter()
+        self._num_failed: Counter[str] = Counter()
+        self._first_failures: dict[str, str] = {}
+
+    def submit(self, response: Response) -> "Future[Score]":
+        """Queue one response. The future fails with VerifierError or RewardError if it cannot be judged."""
+        judgements = [self._pool.submit(number, response) for number in range(len(self._functions))]
+        return combined(judgements, lambda judged: self._score(response.problem, judged))
+
+    def score(self, responses: Sequence[Response]) -> list[Score]:
+        """Return the scores of the responses, in order, after the last one has arrived."""
+        return [future.result() for future in [self.submit(response) for response in responses]]
+
+    def judge(self, response: Response) -> dict[str, Judgement]:
+        """Return what each function says of one response, by its name. Nothing is counted."""
+        tickets = [self._pool.submit(number, response) for number in range(len(self._functions))]
+        return {function.label: ticket.result() for function, ticket in zip(self._functions, tickets, strict=True)}
+
+    def require_success(self) -> None:
+        """Raise RewardError if a function has failed on every response so far."""
+        for name, num_judged in self._num_judged.items():
+            if self._num_failed[name] == num_judged:
+                raise RewardError(
+                    f"reward.functions: {name} failed on all of {num_judged} responses, so that nothing could be "
+                    f"learned; correct it. The first time: {self._first_failures[name]}"
+                )
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def __enter__(self) -> "Scorer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _score(self, problem: Problem, judgements: Sequence[Judgement]) -> Score:
+        reward, has_failed, parts = 0.0, False, []
+        for function, judged in zip(self._functions, judgements, strict=True):
+            value = judged.value
+            if judged.kind in FAILURES and function.type == "function":
+                has_failed = has_failed or function.weight > 0
+                self._count_failure(function.label, problem, judged)
+            elif judged.kind in FAILURES:
+                value = 0.0
+            with self._counting:
+                self._num_judged[function.label] += 1
+            parts.append((function.label, value))
+            reward += function.weight * (value or 0.0)
+        has_number = any(value is not None for _, value in parts)
+        return Score(verdict_of(judgements[0]), None if has_failed or not has_number else reward, tuple(parts))
+
+    def _count_failure(self, name: str, problem: Problem, judged: Judgement) -> None:
+        said = f"for problem {problem.id}: {judged.detail}"
+        with self._counting:
+            self._num_failed[name] += 1
+            is_first = name not in self._first_failures
+            self._first_failures.setdefault(name, said)
+        if is_first:
+            self._notify(
+                f"WARNING: the reward function {name} failed {said}\n"
+                "Such a rollout gets no advantage; verdict/failed counts them, and this is not said again"
+            )
+
+
+def verdict_of(judged: Judgement) -> Verdict:
+    """Return the judgement as a verdict; the detail is the text that was judged only if there is a value."""
+    return Verdict(judged.kind, judged.detail if judged.value is not None else None)
+
+
+def combined(tickets: Sequence["Future[Judgement]"], combine: Callable[[list[Judgement]], Result]) -> "Future[Result]":
+    """Return a future of `combine` of all results. If it is cancelled, so are they; if one fails, it fails too."""
+    whole: Future[Result] = Future()
+    left = len(tickets)
+    counting = threading.Lock()
+
+    def one_is_done(_: "Future[Judgement]") -> None:
+        nonlocal left
+        with counting:
+            left -= 1
+            is_last = left == 0
+        if not is_last or not whole.set_running_or_notify_cancel():
+            return
+        try:
+            whole.set_result(combine([ticket.result() for ticket in tickets]))
+        except BaseException as error:
+            whole.set_exception(error)
+
+    def cancel_all(whole: "Future[Result]") -> None:
+        if whole.cancelled():
+            for ticket in tickets:
+                ticket.cancel()
+
+    whole.add_done_callback(cancel_all)
+    for ticket in tickets:
+        ticket.add_done_callback(one_is_done)
+    return whole

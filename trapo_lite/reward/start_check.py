@@ -1,0 +1,50 @@
+"""Show at the start of a run what the reward functions say, before a model is loaded."""
+
+from trapo_lite.config import RewardSection
+from trapo_lite.core.errors import RewardError
+from trapo_lite.core.types import Problem, Response
+from trapo_lite.reward.pool import Judgement
+from trapo_lite.reward.scorer import FAILURES, Scorer
+
+
+def start_lines(section: RewardSection, scorer: Scorer, problem: Problem, solution: str | None) -> list[str]:
+    """Return a line for each function: what it gives the problem's expert solution, and an empty response.
+
+    solution: None if the problem has none
+    Raises RewardError if a function of the user's cannot be loaded, or fails on all that it is asked.
+    """
+    texts = (
+        {"an empty response": ""} if solution is None else {"its expert solution": solution, "an empty response": ""}
+    )
+    by_text = {name: scorer.judge(Response(problem, text)) for name, text in texts.items()}
+    lines = []
+    for function in section.functions:
+        said = {name: judgements[function.label] for name, judgements in by_text.items()}
+        failures = [judged for judged in said.values() if judged.kind in FAILURES]
+        if len(failures) == len(said) and function.type == "function":
+            raise RewardError(
+                f"reward.functions: {function.label} fails on problem {problem.id}, with "
+                f"{' and with '.join(said)}; correct it. It said: {failures[0].detail}"
+            )
+        spelt = ", ".join(f"{_spelt(judged)} for {name}" for name, judged in said.items())
+        lines.append(f"reward {function.label}: problem {problem.id}: {spelt}")
+        for name, judged in said.items():
+            if judged.kind in FAILURES:
+                lines.append(
+                    f"  WARNING: it fails on {name}: {_last_line(judged)}; such a rollout gets no advantage, so return "
+                    "a number if it should count as bad"
+                )
+        values = [judged.value for judged in said.values() if judged.value is not None]
+        if len(values) == 2 and values[0] <= values[1] and function.type != "length":
+            lines.append("  WARNING: it gives the expert solution no more than an empty response")
+    return lines
+
+
+def _spelt(judged: Judgement) -> str:
+    if judged.value is not None:
+        return f"{judged.value:g}"
+    return "no verdict" if judged.kind == "unjudged" else judged.kind
+
+
+def _last_line(judged: Judgement) -> str:
+    return (judged.detail or judged.kind).splitlines()[-1]
