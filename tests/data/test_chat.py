@@ -16,6 +16,7 @@ from trapo_lite.data.rows import Example
 START, END = "<|im_start|>", "<|im_end|>"
 OPENS_THE_THOUGHT = CHATML.replace("assistant\n", "assistant\n<think>\n")
 WITH_BOS = "<|endoftext|>" + CHATML
+NEEDS_SYSTEM = "{% if messages[0].role != 'system' %}{{ raise_exception('who am I?') }}{% endif %}" + CHATML
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
 DROPS = "{{ messages[0].role }}<|im_start|>assistant\n"
 
@@ -72,7 +73,12 @@ def test_stops_are_the_tokenizers_and_the_generation_configs_unless_they_are_nam
 @pytest.mark.parametrize(
     ("template", "data", "message"),
     [
-        (None, {}, r"data\.prompt_template: chat, but the tokenizer of .* has no chat template; write one"),
+        (
+            None,
+            {},
+            r"data\.prompt_template: chat, but the tokenizer of .* has no chat template; set data\.prompt_template to "
+            r"a text of your own, such as 'Problem: {problem}\\nAnswer:', or name the instruction-tuned model",
+        ),
         (
             CHATML.replace("m.content", "m.content | trim"),
             {"instruction": "\nBox it.\n"},
@@ -99,11 +105,35 @@ def test_stops_are_the_tokenizers_and_the_generation_configs_unless_they_are_nam
             {"template_options": {"zz": True}},
             r"has no option 'zz'; write a name that the template reads, or remove it$",
         ),
-        (NO_SYSTEM, {"system_text": "Be brief."}, r"does not take a system and a user message .*no system role"),
+        (
+            NO_SYSTEM,
+            {"system_text": "Be brief."},
+            r"does not take a system and a user message .*no system role\); remove data\.system_text, without which it "
+            r"works, or set data\.prompt_template to a text of your own",
+        ),
+        (
+            NEEDS_SYSTEM,
+            {},
+            r"does not take a user message \(TemplateError: who am I\?\); set data\.system_text, with which it works",
+        ),
+        (
+            "{{ 1 // (0 if loud else 1) }}" + CHATML,
+            {"template_options": {"loud": True}},
+            r"with loud \(ZeroDivisionError.*\); change data\.template_options, without which it works, or set data",
+        ),
+        (
+            "{{ raise_exception('never') }}",
+            {"system_text": "Be brief."},
+            r"\(TemplateError: never\); set data\.prompt_template to a text of your own",
+        ),
         (DROPS, {}, r"does not show the user message unchanged and once"),
         (CHATML.replace("m.content", "m.content | upper"), {}, r"does not show the user message unchanged"),
         ("{{ nothing.at_all }}", {}, r"does not take a user message .*nothing"),
-        ("{% broken", {}, r"does not take a user message .*TemplateSyntaxError"),
+        (
+            "{% broken",
+            {},
+            r"is not valid Jinja \(line 1: .*'broken'.*\); correct it in the model's chat_template\.jinja",
+        ),
         ("{{ 1 // 0 }}", {}, r"does not take a user message \(ZeroDivisionError"),
         ("{{ 10.0 ** 400 }}", {}, r"does not take a user message \(OverflowError"),
         ("{{ 'a'.encode('ascci') }}", {}, r"does not take a user message \(LookupError: unknown encoding"),
