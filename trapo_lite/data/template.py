@@ -8,7 +8,16 @@ from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import DataSection
 from trapo_lite.core.errors import DataError
-from trapo_lite.data.chat import PROBLEM, REFUSALS, SYSTEM, prompt_line, render, stop_ids_of, written_out
+from trapo_lite.data.chat import (
+    PROBLEM,
+    REFUSALS,
+    SYSTEM,
+    WRITE_A_TEMPLATE,
+    prompt_line,
+    render,
+    stop_ids_of,
+    written_out,
+)
 from trapo_lite.data.tokens import text_of
 
 # Tags that cannot be plain text: <|user|>, <｜User｜>, <|turn> and <turn|>, and those of sentencepiece vocabularies.
@@ -39,12 +48,19 @@ def require_known_tags(template: str, tokenizer: PreTrainedTokenizerBase) -> Non
     else:
         vocab = tokenizer.get_vocab()
         tags = sorted(filter(TAG.fullmatch, vocab), key=vocab.__getitem__)
-        fix = "write the template with its own tags" + (f", such as {', '.join(tags[:NUM_LAST])}" if tags else "")
+        fix = f"write the template with its own tags, such as {', '.join(tags[:NUM_LAST])}"
+        if set(tags) <= _ends_of_text(tokenizer):
+            fix = f"it has no tags for a chat, so {WRITE_A_TEMPLATE}"
     ids = tokenizer(unknown[0], add_special_tokens=False)["input_ids"]
     raise DataError(
         f"data.prompt_template: {', '.join(map(repr, unknown))}: not known to the tokenizer of "
         f"{tokenizer.name_or_path or 'the model'}, which reads {unknown[0]!r} as {shown_tokens(tokenizer, ids)}; {fix}"
     )
+
+
+def _ends_of_text(tokenizer: PreTrainedTokenizerBase) -> set[object]:
+    """Return the tokens that begin, end or fill a text, or stand for what is unknown: none marks a turn of a chat."""
+    return {tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token}
 
 
 def _unknown_tags(template: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
