@@ -29,7 +29,7 @@ from trapo_lite.data.chat import written_out
 from trapo_lite.data.loading import Grader, drop_long_prompts, read_examples, resolve_ids, with_traces
 from trapo_lite.data.rows import Example
 from trapo_lite.data.tally import Tally
-from trapo_lite.data.template import require_known_tags, template_warnings
+from trapo_lite.data.template import open_turn_warnings, require_known_tags, template_warnings
 from trapo_lite.data.tokens import end_of_text_id, expert_text
 from trapo_lite.run.files import append_bytes, errors_named, lock, replace_text
 
@@ -202,7 +202,7 @@ def _finished_rows(
     if counts.prompt_warnings is None and problems:
         is_chat = build.config.data.prompt_template == "chat"
         warnings = template_warnings(data.prompt_template, tokenizer, problems[0].prompt_ids, is_chat=is_chat)
-        counts.prompt_warnings = list(warnings)
+        counts.prompt_warnings = [*open_turn_warnings(build.config.data, tokenizer), *warnings]
     counts.num_kept += len(kept)
     counts.num_boxed_answers += sum(example.answer_is_boxed for example in kept)
     counts.rows_dropped.update(tally.rows)

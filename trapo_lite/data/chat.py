@@ -151,14 +151,19 @@ def _require_known_options(options: Mapping[str, Any], template: str, *, name: s
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, contents: Mapping[str, str], options: Mapping[str, Any] | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    contents: Mapping[str, str],
+    options: Mapping[str, Any] | None = None,
+    *,
+    opens_answer: bool = True,
 ) -> str:
     """Return what the chat template makes of one message of each role, up to where the assistant answers.
 
+    opens_answer: end with the beginning of the assistant's turn, if the assistant has no message
     Raises one of REFUSALS if it does not take them.
     """
     messages = [{"role": role, "content": content} for role, content in contents.items()]
-    is_open = "assistant" not in contents
+    is_open = opens_answer and "assistant" not in contents
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_open, **(options or {}))
     if not isinstance(text, str):
         raise TypeError("it gives no text")

@@ -20,7 +20,7 @@ from trapo_lite.data.report import DataReport, fingerprint, length_quantiles
 from trapo_lite.data.rows import Example, read_example
 from trapo_lite.data.sources import read_rows, source_name
 from trapo_lite.data.tally import Tally
-from trapo_lite.data.template import require_known_tags, template_warnings
+from trapo_lite.data.template import open_turn_warnings, require_known_tags, template_warnings
 from trapo_lite.data.tokens import encode, end_of_text_id, end_trace, expert_text, prompt_text
 
 
@@ -57,7 +57,8 @@ def load_problems(
     Raises DataError if a file, hub id, row, template or end-of-text token cannot be used, and if no row is left.
     """
     sources = check_sources(data.train if files is None else files)
-    is_chat, data = data.prompt_template == "chat", written_out(data, tokenizer)
+    is_chat, open_turn = data.prompt_template == "chat", open_turn_warnings(data, tokenizer)
+    data = written_out(data, tokenizer)
     end_id = end_of_text_id(tokenizer, data.eos_token)
     require_known_tags(data.prompt_template, tokenizer)
     tally = Tally(skip_bad_rows=data.on_bad_row == "skip")
@@ -88,7 +89,8 @@ def load_problems(
         trace_lengths=length_quantiles(len(trace) for problem in problems for trace in problem.expert_ids),
         num_graded=len(verdicts),
         unverified_ids=tuple(unverified),
-        prompt_warnings=template_warnings(data.prompt_template, tokenizer, problems[0].prompt_ids, is_chat=is_chat),
+        prompt_warnings=open_turn
+        + template_warnings(data.prompt_template, tokenizer, problems[0].prompt_ids, is_chat=is_chat),
         fingerprint=fingerprint(problems),
     )
     return Loaded(problems, examples, report)

@@ -13,7 +13,7 @@ from trapo_lite.core.types import Problem
 from trapo_lite.data.chat import written_out
 from trapo_lite.data.loading import load_problems
 from trapo_lite.data.report import fingerprint
-from trapo_lite.data.template import require_known_tags, template_warnings
+from trapo_lite.data.template import open_turn_warnings, require_known_tags, template_warnings
 from trapo_lite.data.tokens import encode, prompt_text
 from trapo_lite.evaluation.registry import Benchmark, read_benchmark, texts_fingerprint
 
@@ -82,7 +82,8 @@ def read_sets(
     ] or [_read_data(config, tokenizer)]
     is_chat = config.data.prompt_template == "chat"
     warnings = template_warnings(data.prompt_template, tokenizer, sets[0].problems[0].prompt_ids, is_chat=is_chat)
-    return [replace(sets[0], report=sets[0].report + warnings), *sets[1:]]
+    report = sets[0].report + open_turn_warnings(config.data, tokenizer) + warnings
+    return [replace(sets[0], report=report), *sets[1:]]
 
 
 def _read_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> ProblemSet:
