@@ -83,7 +83,7 @@ def test_verifying_counts_experts_whose_answer_stands_after_the_thought(override
     text = printed(overrides, verify=True)
     assert "expert traces that do not verify: 1 of 3 (33.3%)" in text
     assert "full 4 traces, median 18 tokens, 0 of 4 do not verify" in text
-    assert "WARNING" not in text
+    assert text.count("WARNING") == 1 and "thought cuts off the boxed answer of 1 of 3 expert traces" in text
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import DataSection
 from trapo_lite.config.paths import check_sources
+from trapo_lite.core.boxes import last_box
 from trapo_lite.core.errors import ConfigError, DataError
 from trapo_lite.core.types import Problem, Verdict
 from trapo_lite.data.bad_row import BadRow
@@ -72,6 +73,10 @@ def load_problems(
         raise _nothing_left(sources, tally)
     traces = [(example, solution) for example in examples for solution in example.solutions]
     pairs = [(expert_text(solution, data.expert_text), example.answer) for example, solution in traces]
+    num_lost_boxes = sum(
+        text != solution and last_box(text) is None and last_box(solution) is not None
+        for (_, solution), (text, _) in zip(traces, pairs, strict=True)
+    )
     verdicts = verifier.grade(pairs) if verifier is not None else []
     unverified = [e.id for (e, _), verdict in zip(traces, verdicts, strict=False) if not verdict.is_correct]
     report = DataReport(
@@ -84,6 +89,7 @@ def load_problems(
         first_dropped=tuple(where for where, _ in tally.first_bad),
         traces_dropped=dict(tally.traces),
         num_boxed_answers=sum(example.answer_is_boxed for example in examples),
+        num_lost_boxes=num_lost_boxes,
         problems_by_traces=dict(sorted(Counter(len(problem.expert_ids) for problem in problems).items())),
         prompt_lengths=length_quantiles(len(problem.prompt_ids) for problem in problems),
         trace_lengths=length_quantiles(len(trace) for problem in problems for trace in problem.expert_ids),

@@ -20,6 +20,7 @@ class DataReport:
     rows_dropped, traces_dropped:  reason -> how many.
     first_dropped:                 where the first dropped rows are.
     num_boxed_answers:             number of answers that were taken from a solution's last box.
+    num_lost_boxes:                number of usable expert solutions whose boxes are all cut off by data.expert_text.
     problems_by_traces:            number of usable expert traces -> how many problems have that many.
     prompt_lengths, trace_lengths: name of a quantile -> tokens; traces include EOS. Empty without prompts or traces.
     num_graded, unverified_ids:    number of graded expert traces; the problem id of each trace not found correct.
@@ -36,6 +37,7 @@ class DataReport:
     first_dropped: tuple[str, ...]
     traces_dropped: Mapping[str, int]
     num_boxed_answers: int
+    num_lost_boxes: int
     problems_by_traces: Mapping[int, int]
     prompt_lengths: Mapping[str, int]
     trace_lengths: Mapping[str, int]
@@ -78,6 +80,12 @@ class DataReport:
         num_dropped = sum(self.traces_dropped.values())
         if num_dropped > self.num_traces:
             lines.append("  WARNING        most expert traces were dropped: raise rollout.max_response_tokens?")
+        if self.num_lost_boxes:
+            share = f"{self.num_lost_boxes} of {self.num_traces} expert traces"
+            lines.append(
+                f"  WARNING        data.expert_text: {self.expert_text} cuts off the boxed answer of {share}: set it "
+                "to full, or to opened for a prompt that ends in <think>"
+            )
         if self.num_graded:
             share = f"{self.num_unverified} of {self.num_graded} ({self.unverified_share:.1%})"
             lines.append(f"  expert traces that do not verify: {share}")
