@@ -424,6 +424,19 @@ def test_a_base_for_several_cards_is_sent_to_several_cards(tmp_path: Path) -> No
     assert "--sharded" in report.cure and "rollout.engine=server" in report.cure
 
 
+def test_a_tiny_model_takes_megabytes_on_a_card_that_is_said_to_be_assumed() -> None:
+    config = load_config(["configs/tiny_cpu.yaml"])
+    head, base, *others = memory_report(config, gpu_name=None, gpu_memory=None, num_gpus=1).lines
+    assert head == (
+        "each of 1 x RTX 4090, 23.5 GiB (assumed, because no card is named; name yours by --gpu); estimates:"
+    )
+    num = model_shape(config).parameters
+    assert base.split() == ["base", f"{4 * num / 2**20:.2f}", "MiB", f"{num / 1e6:.2f}", "million", "parameters"]
+    text = "\n".join(others)
+    assert " 0.00 " not in text and " 0.0 " not in text and " 0 " not in text, text
+    assert "40 steps take at most 1 hour," in text
+
+
 @pytest.mark.parametrize(("model_type", "num_tokens"), [("llama", 1024), ("stablelm", 80)])
 def test_a_model_that_takes_rows_is_planned_for_one_rollout_at_a_time(
     model_type: str, num_tokens: int, tmp_path: Path
