@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import Config, DataSection
 from trapo_lite.config.paths import check_sources
+from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import DataError
 from trapo_lite.core.types import Problem
 from trapo_lite.curation.build_report import BuildTally
@@ -146,7 +147,7 @@ def _open_work(work: Path, state_file: Path, described: dict[str, Any], say: Cal
                     f"is {wanted!r:.200}; choose another --out, or give --restart to start again"
                 )
         if is_begun:
-            say(f"resuming {work}: {state.get('num_done', 0)} rows done")
+            say(f"resuming {work}: {counted(state.get('num_done', 0), 'row')} done")
             return state
     _clear(work)
     state = {"described": described}

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from trapo_lite.config import DataSection
 from trapo_lite.config.paths import check_sources
 from trapo_lite.core.boxes import last_box
+from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import ConfigError, DataError
 from trapo_lite.core.types import Problem, Verdict
 from trapo_lite.data.bad_row import BadRow
@@ -107,7 +108,7 @@ def require_experts(report: DataReport) -> None:
     if report.num_traces == 0:
         dropped = ", ".join(f"{count} {reason}" for reason, count in report.traces_dropped.items())
         raise DataError(
-            f"data {', '.join(report.files)}: no expert trace in {report.num_problems} problems"
+            f"data {', '.join(report.files)}: no expert trace in {counted(report.num_problems, 'problem')}"
             f"{f' ({dropped})' if dropped else ''}, but the algorithm learns from expert solutions; give the rows a "
             f"solution in one of the columns {', '.join(SOLUTION_NAMES)}, raise rollout.max_response_tokens if they "
             "were too long, or choose an algorithm without (grpo)"

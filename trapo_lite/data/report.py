@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from trapo_lite.core.counted import counted
 from trapo_lite.core.types import Problem
 
 MAX_NAMED = 10  # ids in a line
@@ -63,7 +64,7 @@ class DataReport:
         """Return the report as lines of text, without empty counts."""
         with_traces = ", ".join(f"{problems} with {traces}" for traces, problems in self.problems_by_traces.items())
         lines = [
-            f"{', '.join(self.files)}: {self.num_problems} problems of {self.num_rows} rows",
+            f"{', '.join(self.files)}: {counted(self.num_problems, 'problem')} of {counted(self.num_rows, 'row')}",
             f"  expert traces  {self.num_traces} ({self.expert_text}); problems: {with_traces}",
             f"  prompt tokens  {_spelt(self.prompt_lengths)}",
         ]

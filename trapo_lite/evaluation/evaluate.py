@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from trapo_lite.config import Config
 from trapo_lite.config.paths import check_name
+from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.data.chat import prompt_line, stop_ids_of
 from trapo_lite.data.tokens import load_tokenizer, text_of
@@ -86,7 +87,7 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
         engine, verifier = None, None
         if not all(log.is_complete for log in logs):
             num_done = sum(len(log.done) for log in logs)
-            already_done = f"; {num_done} problems are done" if num_done else ""
+            already_done = f"; {counted(num_done, 'problem')} done" if num_done else ""
             say(f"starting {config.rollout.engine} with {target.model_name}{already_done}")
             verifier = stack.enter_context(MathVerifier.from_config(config.reward))
             engine = _start_engines(config, max_model_len=max_model_len, folder=target.out, say=say)

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import Config
+from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.core.types import Problem
 from trapo_lite.data.chat import written_out
@@ -129,7 +130,7 @@ def _read_benchmark(
     whole = num_of_whole or len(pairs)
     is_part = len(problems) < whole
     title = benchmark.title + (f", {len(problems)} of {whole:,} problems" if is_part else "")
-    line = f"{name}: {title}; {benchmark.source}, {len(problems)} problems x {num_samples}"
+    line = f"{name}: {title}; {benchmark.source}, {counted(len(problems), 'problem')} x {num_samples}"
     return ProblemSet(name, title, benchmark.source, problems, num_samples, (line,), is_part, tuple(chosen))
 
 

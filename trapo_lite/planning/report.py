@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from trapo_lite.config import Config
 from trapo_lite.config.choices import Constant
 from trapo_lite.config.paths import check_name
+from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.model.base import model_shape
 from trapo_lite.model.layout import check_model
@@ -31,11 +32,11 @@ def plan_lines(config: Config) -> list[str]:
         f"run       {config.run.folder}, seed {config.run.seed}{', deterministic' if config.run.deterministic else ''}",
         f"model     {model.name}, {precision}, LoRA r {lora.r}, alpha {lora.alpha:g} on {targets}",
         f"data      {config.data.train}",
-        f"rollouts  {rollout.num_problems} problems x {algorithm.group_size} a step{_by(config)}, "
+        f"rollouts  {counted(rollout.num_problems, 'problem')} x {algorithm.group_size} a step{_by(config)}, "
         f"temperature {rollout.temperature:g}, at most {rollout.max_response_tokens} tokens each",
     ]
     for index, group in enumerate(groups, start=1):
-        lines.append(f"  micro-group {index}: {group.num_rollouts} rollout{'s' if group.num_rollouts > 1 else ''}, ")
+        lines.append(f"  micro-group {index}: {counted(group.num_rollouts, 'rollout')}, ")
         if group.prefix_ratio == 0.0 or group.help_below == 0.0:
             lines[-1] += "unguided"
         else:
@@ -54,12 +55,12 @@ def plan_lines(config: Config) -> list[str]:
     divisor = "each component's number of tokens"
     if isinstance(algorithm.normalizer, Constant):
         num_tokens = algorithm.normalizer.num_tokens or rollout.max_response_tokens
-        divisor = f"{num_tokens} tokens x {rollout.num_problems} problems"
+        divisor = f"{num_tokens} tokens x {counted(rollout.num_problems, 'problem')}"
     lines += [
         f"loss      {loss}, divided by {divisor}",
         f"update    {optim.name}, lr {optim.lr:g} {optim.scheduler}, clip {optim.grad_clip}, "
         f"{train.tokens_per_batch} tokens a forward pass",
-        f"length    {train.max_steps} steps, a checkpoint every {train.save_every}, "
+        f"length    {counted(train.max_steps, 'step')}, a checkpoint every {train.save_every}, "
         + (f"evaluation every {config.eval.every}" if config.eval.every else "no evaluation on the way"),
         f"at most   {most:,} sampled tokens a step",
     ]
@@ -131,12 +132,12 @@ def memory_report(
     num_rollouts = config.rollout.num_problems * config.algorithm.group_size
     lines.append(
         f"a step takes at most {math.ceil(times.rollouts)} s of rollouts and {math.ceil(times.update)} s of updating, "
-        f"if every one of its {num_rollouts} rollouts is as long as it may be ({times.num_tokens:,} tokens)"
+        f"if every one of its {counted(num_rollouts, 'rollout')} is as long as it may be ({times.num_tokens:,} tokens)"
     )
     hours = math.ceil(config.train.max_steps * (times.rollouts + times.update) / 3600)
     lines.append(
-        f"{config.train.max_steps} steps take at most {hours} hour{'' if hours == 1 else 's'}, evaluations left out; "
-        f"checkpoints take {_size(checkpoint_bytes(config, shape))} on disk"
+        f"the run ({counted(config.train.max_steps, 'step')}) takes at most {counted(hours, 'hour')}, evaluations left "
+        f"out; checkpoints take {_size(checkpoint_bytes(config, shape))} on disk"
     )
     problem = shortcoming(config, shape, gpu_memory=gpu.memory, num_shards=num_shards)
     if problem is None:
