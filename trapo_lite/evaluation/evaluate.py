@@ -183,6 +183,7 @@ def _log_of(target: EvalTarget, problem_set: ProblemSet, tokenizer: PreTrainedTo
         "seed": config.run.seed,
     }
     noted = {
+        **problem_set.noted(),
         "model": config.model.name,
         "adapter": None if target.adapter_dir is None else str(target.adapter_dir.resolve()),
         "environment": this_environment(),

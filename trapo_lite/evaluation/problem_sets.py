@@ -40,12 +40,14 @@ class ProblemSet:
     def longest_prompt(self) -> int:
         return max(len(problem.prompt_ids) for problem in self.problems)
 
+    def noted(self) -> dict[str, Any]:
+        """Return what the results say of the set's origin, which may be spelt in another way next time."""
+        return {"benchmark": self.title, "data": self.source}
+
     def described(self) -> dict[str, Any]:
-        """Return the settings in the results that distinguish this set from others."""
+        """Return the settings in the results that distinguish this set from others: by its contents, not its path."""
         return {
-            "benchmark": self.title,
             "is_part": self.is_part,
-            "data": self.source,
             "fingerprint": texts_fingerprint(self.texts),
             "prompts": fingerprint([Problem(p.id, p.prompt_ids, p.answer) for p in self.problems]),
         }
