@@ -56,6 +56,9 @@ def show_problem(
             help_lines.append(f"    {keep} of the {len(token_ids)} tokens of trace {trace}")
         _print_title(console, _describe(group_index, micro_group, bool(help_lines)), style=_style(group_index))
         print_lines(console, [*help_lines, f"    {_losses(algorithm, micro_group, bool(help_lines))}"])
+    if marked := next((index + 1 for cut in cuts for index in cut), None):
+        legend = f"in the traces below, <<{marked} stands where a prefix of micro-group {marked} ends"
+        print_line(console, f"{legend}; it is no part of them")
     for trace, token_ids in enumerate(problem.expert_ids):
         _print_title(console, f"trace {trace}, {len(token_ids)} tokens")
         console.print(_marked_trace(token_ids, cuts[trace], tokenizer), soft_wrap=True)
