@@ -34,78 +34,105 @@ HEAD = """# Models
 
 <!-- written by: python benchmarks/models_page.py > docs/models.md -->
 
-Nearly any causal language model of transformers trains here. `trapo-lite train --dry-run` says within seconds
-how, or names the reason why not. Its prompt is `data.prompt_template: chat` for a model with a chat template of its
-own, or a text that you write ([data.md](data.md#the-prompt)).
+Nearly any causal language model of transformers trains here. To ask about yours, run `trapo-lite train --dry-run` with
+your configuration: within seconds it says how the model would be trained, or why it cannot be.
 
-`model.layout: auto` runs a problem's rollouts as one packed tree where the tree reaches every layer of the model's
-class: full and sliding attention, capped and scaled scores, attention sinks, and recurrent layers, whose chains start
-from the state of the chain above them. Other classes take rows: every rollout runs by itself through the model's own
-forward pass, with the same losses and metrics, and the run says why.
+To find a model in the table, look up `architectures` in its `config.json`: it names the class. A class that is not in
+the table may train too.
 
-The table shows what was measured on a tiny model of each class: random weights, four layers, widths of 32 or 64, 64
-tokens in the vocabulary. `tests/family_results.jsonl` has each result with the versions of the packages, and the tests
-of a class fail if they find something else. A class without a result says "not measured". The columns:
+For the prompt, set `data.prompt_template: chat` if the model has a chat template, and otherwise write a text of your
+own ([data.md](data.md#the-prompt)).
 
-- **layout**: what the policy takes under `auto`. Compared are the adapter's gradients in float32, on 20 random groups
-  of eight rollouts with nested prefixes: the policy's, and those of every rollout as a row of its own in a freshly
-  loaded model with eager attention. The loss is a policy gradient with a prefix and an entropy term. The adapter is on
-  all linear layers, the default, except in the Mamba layers and routers that PEFT or the trainer refuses. No difference
-  reaches 1e-5 of the gradient's norm; "tested how" has the largest one. `tests/model/test_families.py`, by `make
-  test-all`.
-- **transformers engine**: compared are the log-probs of tokens that it draws, in rows of different lengths that join
-  late and leave early, with those of a freshly loaded model. "refused": it ends at its start, because it cannot
-  continue the class token by token. `tests/engines/test_transformers_families.py`, by `make test`.
-- **vLLM**: compared are log-probs without the adapter, with it and with it merged, with those of a freshly loaded
-  model, and those of drawn tokens with the engine's own scores, in float32 on vLLM's build for the CPU, within 1e-4
-  unless the row says more. "no adapters": vLLM has the class, but serves no adapters on it. "on the CPU": only this
-  build lacks it. `tests/engines/test_vllm_families.py`, by `make test-all`, measures the rows with "vLLM" in "tested
-  how"; `python benchmarks/vllm_families.py` has measured those with "vLLM once". Of results from before there was such
-  a file, it holds the answer and the versions, but not always the difference.
-- **NF4**: whether the class loads with `model.quantize: nf4` and passes the check of its layout that a run begins with.
-  `tests/training/test_nf4_families.py`, by `make test-all`.
-- **template**: "run": a model was trained in a chat template of this form, killed, resumed and exported
-  (`tests/training/test_chat_models_end_to_end.py`, by `make test-all`, "chat run"). The other classes take the
-  tokenizer's own template, which no test has run; the row names what is known of the published ones. SmolLM2's own
-  was run by hand ([RESULTS.md](RESULTS.md#families-of-models)).
+## How to read the table
 
-A run measures at its start and after each publish that vLLM serves what is trained, on every machine. An adapter with a
-layer that vLLM has no place for is refused at the first publish, which names it.
+- **what is special**: how the class differs from plain attention. "windows": a token sees only the last tokens before
+  it in some layers. "caps": large attention scores or logits are limited. "sinks": attention may also point at nothing.
+  "chunks": attention stays within blocks of tokens. "partial rotary", "learnt positions", "ALiBi" and "NoPE": other
+  ways to tell the positions of tokens, or none. Mamba, Gated DeltaNet, short convolutions and the like are layers that
+  carry a state from token to token instead of attention.
+- **layout**: how rollouts go through the model in training. "tree": what the rollouts of a problem share, such as its
+  prompt, is computed once. "rows": every rollout is computed by itself, which takes longer. Losses and metrics are the
+  same. The run chooses the layout (`model.layout: auto`) and prints why if it is "rows".
+- **transformers engine**: whether `rollout.engine: transformers` samples from the class. "refused": the run ends at
+  its start with an error.
+- **vLLM**: whether `rollout.engine: vllm` does, with the adapter. "no class": vLLM does not have it. "no adapters":
+  vLLM serves the class, but no adapters on it. "on the CPU": vLLM's build for the CPU, which the tests use, cannot
+  serve it; on a GPU vLLM may, and the run checks this at its start. Other words name what vLLM computes in another way.
+  Where vLLM does not serve a class, use the transformers engine.
+- **NF4**: whether the base can be loaded in 4 bits, as for QLoRA (`model.quantize: nf4`), or why not.
+- **template**: the chat template. "run": a whole run was tested with a template of this form; the row names the tokens
+  that end an answer. "the tokenizer's own": no run was tested; what is known of the published templates follows.
+  "opens the thought": the prompt ends in `<think>`; then set `data.expert_text: opened`.
+- **tested how**: which tests the row comes from ([below](#how-it-was-tested)).
+
+"not measured" says that no test was run. The tests use tiny models with random weights, so the table says that a class
+is computed correctly, not how well a model of it learns.
 
 | class of transformers | what is special | layout | transformers engine | vLLM | NF4 | template | tested how |
 |---|---|---|---|---|---|---|---|
 """
 BETWEEN = """
-Of a multimodal model the language model alone is trained, on text, if transformers has a class for it and that class
-trains here: Gemma 3 from 4B on (`Gemma3ForCausalLM`), Ministral 3 (`Ministral3ForCausalLM`) and others. The adapter's
-layers are named as in that class. The exported checkpoint is of that class; the weights of the other parts are left
-out, and its card says so. `tests/model/test_language_model.py` compares the logits on text with those of the whole
-multimodal class, `tests/training/test_multimodal_run.py` trains and exports, and
-`tests/engines/test_vllm_language_model.py` compares what vLLM serves, without and with an adapter. vLLM reads such a
-checkpoint unquantised only (`model.quantize: none`).
+**Multimodal models** are trained on text only: the run takes the language model out of them and leaves out the parts
+for images and sound. This works if transformers has a class for the language model alone and that class trains here:
+Gemma 3 from 4B on (`Gemma3ForCausalLM`), Ministral 3 (`Ministral3ForCausalLM`) and others. An exported checkpoint is
+of that class, and its card says what was left out. vLLM reads such a checkpoint only with `model.quantize: none`.
 
 ## Configurations to start from
 
-"least" is the least memory of a card with which the plan says that the configuration fits. "card" is the smallest one
-of the plan's table. SmolLM2 is planned in bfloat16, because vLLM serves no adapters in float32 on a card.
+"least" is the least GPU memory with which `trapo-lite plan` says that the configuration fits, and "card" is the
+smallest card that the plan knows with that much. SmolLM2 is planned in bfloat16, because vLLM serves no adapters in
+float32 on a GPU.
 
 | configuration | model | least, GiB | card, by `trapo-lite plan` |
 |---|---|---|---|
 """
 TAIL = """
-The plan was made with the sizes that the models' publishers give, written by hand (`benchmarks/published_sizes.py`),
-and none of these models has been trained on such a card here. `trapo-lite plan --config FILE --gpu NAME` reads
-the model's own config.json.
+These are estimates from the sizes that the models' publishers give (`benchmarks/published_sizes.py`); none of these
+models has been trained on such a card here. `trapo-lite plan --config FILE --gpu NAME` reads the model's own
+`config.json`.
 
 ## What is refused
 
-Refused before a weight is read: multimodal models without a class for their language model (Qwen2.5-VL, Qwen3-VL),
-classes without linear layers (GPT-2), and adapters on fused experts or routers, which engines cannot serve; name the
-layers to adapt in `lora.target_modules` instead. PEFT refuses `out_proj` of Mamba layers, which a fused kernel reads
-past the adapter. RoPE of type longrope (Phi-4-mini) has its long factors at every length if a sequence of the run may
-pass the original length (4096) and rollouts are drawn: vLLM chooses them once for all sequences, so the trainer does
-too, and says so. Without rollouts each row has those of its own length. NF4 is refused when the model is loaded if it
-changes no layer.
+A run ends with an error before it reads any weights in these cases:
+
+- a multimodal model whose language model has no class of its own (Qwen2.5-VL, Qwen3-VL);
+- a class without linear layers, which LoRA needs (GPT-2);
+- an adapter on the experts or the router of a mixture of experts, if the class stores them as one weight: no engine can
+  serve it. Name the layers to adapt in `lora.target_modules` instead;
+- an adapter on `out_proj` of Mamba layers, which PEFT refuses.
+
+`model.quantize: nf4` is refused when the model is loaded, if it would change no layer.
+
+A model that stretches its positions by the method "longrope" (Phi-4-mini) has two sets of factors, for sequences up to
+its original length (4096) and for longer ones. If rollouts are sampled and a sequence of the run may be longer, all
+sequences get the factors for long ones, because vLLM has one set for all; the run says so. Without sampling, each
+sequence gets those of its own length.
+
+## How it was tested
+
+Each test compares a tiny model with a freshly loaded one of transformers: four layers, widths of 32 or 64, 64 tokens
+in the vocabulary. `tests/family_results.jsonl` has each result with the versions of the packages. The tests of a class
+fail if they find something else than its line.
+
+- **gradient**: the adapter's gradient in the layout of the table is compared with the one of every rollout by itself in
+  the model's own code, in float32, on 20 random groups of eight rollouts. The number is the largest difference, as a
+  share of the gradient's norm; it has to be below 1e-5. `tests/model/test_families.py`, by `make test-all`.
+- **drawing**: the transformers engine samples rollouts that start and end at different times, and its log-probs are
+  compared. `tests/engines/test_transformers_families.py`, by `make test`.
+- **vLLM**: log-probs without the adapter, with it and with it merged are compared, in float32 on the CPU. They agree
+  within 1e-4, unless the row says more. `tests/engines/test_vllm_families.py` repeats this by `make test-all`. "vLLM
+  once": `python benchmarks/vllm_families.py` has measured it, and no test repeats it.
+- **NF4**: the class is loaded in 4 bits, and passes the check of its layout that every run begins with.
+  `tests/training/test_nf4_families.py`, by `make test-all`.
+- **chat run**: a model is trained with a chat template of this form, killed, resumed and exported.
+  `tests/training/test_chat_models_end_to_end.py`, by `make test-all`. SmolLM2's own template was run by hand
+  ([RESULTS.md](RESULTS.md#families-of-models)).
+- Multimodal models: `tests/model/test_language_model.py` compares the logits on text with those of the whole model,
+  `tests/training/test_multimodal_run.py` trains and exports, and `tests/engines/test_vllm_language_model.py` compares
+  what vLLM serves.
+
+Your own run checks again, at its start and after each update of the engine, that vLLM serves the adapter that is
+trained. An adapter with a layer that vLLM cannot serve is an error that names the layer.
 """
 
 

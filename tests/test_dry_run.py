@@ -33,6 +33,14 @@ def test_it_names_the_layout_the_prompt_and_what_ends_an_answer(model: Path, cap
     assert prompt.startswith("prompt: data.prompt_template; an answer ends at ")
 
 
+def test_it_warns_about_a_template_that_does_not_open_the_answer(model: Path, capsys: pytest.CaptureFixture) -> None:
+    (model / "chat_template.jinja").write_text(CHATML.partition("{% if add_generation_prompt %}")[0])
+    dry_run(model, CHAT)
+    *_, prompt, warning = capsys.readouterr().out.splitlines()
+    assert prompt.startswith("prompt: the tokenizer's chat template")
+    assert warning.startswith("WARNING: data.prompt_template: chat: ") and "ignores add_generation_prompt" in warning
+
+
 @pytest.mark.parametrize(
     ("template", "overrides", "refusal"),
     [

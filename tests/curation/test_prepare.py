@@ -83,7 +83,7 @@ def test_verifying_counts_experts_whose_answer_stands_after_the_thought(override
     text = printed(overrides, verify=True)
     assert "expert traces that do not verify: 1 of 3 (33.3%)" in text
     assert "full 4 traces, median 18 tokens, 0 of 4 do not verify" in text
-    assert "WARNING" not in text
+    assert text.count("WARNING") == 1 and "thought cuts off the boxed answer of 1 of 3 expert traces" in text
 
 
 @pytest.mark.slow
@@ -124,6 +124,8 @@ def test_a_problem_is_shown_with_the_end_of_every_prefix(tokenizer_dir):
     assert "micro-group 2: 2 rollouts, ratio 0.2 of a trace at random if the mean reward is below 0.5" in text
     assert "micro-group 3: 1 rollout, ratio 0.5 of its trace always" in text
     assert "01<<2234<<356789<|endoftext|>" in text
+    legend = "in the traces below, <<2 stands where a prefix of micro-group 2 ends; it is no part of them"
+    assert text.splitlines().count(legend) == 1
     assert text.count("own tokens: policy_gradient") == 3
     assert text.count("prefix: trust_region (alpha 0.1) x 1") == 2
     show_problem(
@@ -135,6 +137,11 @@ def test_a_problem_is_shown_with_the_end_of_every_prefix(tokenizer_dir):
     )
     more = console.file.getvalue().removeprefix(text)
     assert more.count("prefix: trust_region (alpha 0.1) x 1, entropy x 0.01; own tokens: policy_gradient, ") == 2
+    unguided = Console(file=io.StringIO(), width=80)
+    show_problem(
+        unguided, problem, AlgorithmSection(schedule=[asdict(groups[0])], prefix_loss="none"), tokenizer, stop_ids=[0]
+    )
+    assert "<<" not in unguided.file.getvalue()
     assert more.count("own tokens: policy_gradient, entropy x 0.01, KL to the base x 0.2") == 3
 
 

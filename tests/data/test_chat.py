@@ -12,11 +12,15 @@ from trapo_lite.core.errors import ConfigError, DataError
 from trapo_lite.data.chat import end_id_of, prompt_line, stop_ids_of, written_out
 from trapo_lite.data.loading import load_problems, require_fitting_experts
 from trapo_lite.data.rows import Example
+from trapo_lite.data.template import open_turn_warnings
 
 START, END = "<|im_start|>", "<|im_end|>"
 OPENS_THE_THOUGHT = CHATML.replace("assistant\n", "assistant\n<think>\n")
 WITH_BOS = "<|endoftext|>" + CHATML
+NEEDS_SYSTEM = "{% if messages[0].role != 'system' %}{{ raise_exception('who am I?') }}{% endif %}" + CHATML
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+IGNORES = CHATML.partition("{% if add_generation_prompt %}")[0]  # it ends before the assistant's turn
+MISTRAL = "{% for m in messages %}{{ '[INST]' + m.content + '[/INST]' if m.role == 'user' else m.content }}{% endfor %}"
 DROPS = "{{ messages[0].role }}<|im_start|>assistant\n"
 
 
@@ -72,7 +76,12 @@ def test_stops_are_the_tokenizers_and_the_generation_configs_unless_they_are_nam
 @pytest.mark.parametrize(
     ("template", "data", "message"),
     [
-        (None, {}, r"data\.prompt_template: chat, but the tokenizer of .* has no chat template; write one"),
+        (
+            None,
+            {},
+            r"data\.prompt_template: chat, but the tokenizer of .* has no chat template; set data\.prompt_template to "
+            r"a text of your own, such as 'Problem: {problem}\\nAnswer:', or name the instruction-tuned model",
+        ),
         (
             CHATML.replace("m.content", "m.content | trim"),
             {"instruction": "\nBox it.\n"},
@@ -99,11 +108,35 @@ def test_stops_are_the_tokenizers_and_the_generation_configs_unless_they_are_nam
             {"template_options": {"zz": True}},
             r"has no option 'zz'; write a name that the template reads, or remove it$",
         ),
-        (NO_SYSTEM, {"system_text": "Be brief."}, r"does not take a system and a user message .*no system role"),
+        (
+            NO_SYSTEM,
+            {"system_text": "Be brief."},
+            r"does not take a system and a user message .*no system role\); remove data\.system_text, without which it "
+            r"works, or set data\.prompt_template to a text of your own",
+        ),
+        (
+            NEEDS_SYSTEM,
+            {},
+            r"does not take a user message \(TemplateError: who am I\?\); set data\.system_text, with which it works",
+        ),
+        (
+            "{{ 1 // (0 if loud else 1) }}" + CHATML,
+            {"template_options": {"loud": True}},
+            r"with loud \(ZeroDivisionError.*\); change data\.template_options, without which it works, or set data",
+        ),
+        (
+            "{{ raise_exception('never') }}",
+            {"system_text": "Be brief."},
+            r"\(TemplateError: never\); set data\.prompt_template to a text of your own",
+        ),
         (DROPS, {}, r"does not show the user message unchanged and once"),
         (CHATML.replace("m.content", "m.content | upper"), {}, r"does not show the user message unchanged"),
         ("{{ nothing.at_all }}", {}, r"does not take a user message .*nothing"),
-        ("{% broken", {}, r"does not take a user message .*TemplateSyntaxError"),
+        (
+            "{% broken",
+            {},
+            r"is not valid Jinja \(line 1: .*'broken'.*\); correct it in the model's chat_template\.jinja",
+        ),
         ("{{ 1 // 0 }}", {}, r"does not take a user message \(ZeroDivisionError"),
         ("{{ 10.0 ** 400 }}", {}, r"does not take a user message \(OverflowError"),
         ("{{ 'a'.encode('ascci') }}", {}, r"does not take a user message \(LookupError: unknown encoding"),
@@ -257,6 +290,37 @@ def test_a_date_that_is_fixed_by_an_option_is_taken() -> None:
     template = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}" + CHATML
     data = section(template_options={"date_string": "26 Jul 2024"})
     assert written_out(data, tokenizer_with(template)).prompt_template.startswith("26 Jul 2024<|im_start|>user")
+
+
+def test_a_template_that_ignores_add_generation_prompt_is_warned_about(rows: Path) -> None:
+    """The warning has the prompt to set instead, which ends where the assistant begins."""
+    [warning] = open_turn_warnings(section(system_text="Be brief."), tokenizer_with(IGNORES))
+    whole = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{problem}<|im_end|>\n<|im_start|>assistant\n"
+    assert warning == (
+        "WARNING: data.prompt_template: chat: the tokenizer's chat template ignores add_generation_prompt, so the "
+        "prompts end before '<|im_start|>assistant\\n', with which an answer begins; set data.prompt_template: "
+        f'{json.dumps(whole)} and data.eos_token: "<|im_end|>" instead'
+    )
+    report = load_problems(section(train=str(rows)), tokenizer_with(IGNORES), max_response_tokens=100).report
+    assert sum("ignores add_generation_prompt" in line for line in report.lines()) == 1
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHATML,
+        OPENS_THE_THOUGHT,
+        MISTRAL,  # it has no beginning of the assistant's turn
+        IGNORES + "<|im_start|>assistant\n",  # it always opens the turn
+        CHATML + "{% if not add_generation_prompt and messages[-1].role == 'user' %}{{ 1 // 0 }}{% endif %}",
+    ],
+)
+def test_a_template_whose_prompts_end_where_the_assistant_begins_is_not_warned_about(template: str) -> None:
+    assert open_turn_warnings(section(), tokenizer_with(template)) == ()
+
+
+def test_a_prompt_that_is_written_out_has_no_turn_to_open() -> None:
+    assert open_turn_warnings(DataSection(prompt_template="Q: {problem}"), tokenizer_with(IGNORES)) == ()
 
 
 def test_its_own_template_is_never_warned_about(rows: Path) -> None:

@@ -104,6 +104,25 @@ def test_the_report_in_numbers_and_lines(load):
     assert "  expert traces  3 (thought); problems: 1 with 0, 1 with 1, 1 with 2" in report.lines()
 
 
+BOXES = [
+    "<think>6 * 7</think> So \\boxed{42}.",  # the box stands behind the thought
+    "<think>\\boxed{42}</think> So \\boxed{42}.",
+    "<think>6 * 7</think> So 42.",
+    "So \\boxed{42}.",
+]
+
+
+@pytest.mark.parametrize(("mode", "num_lost"), [("thought", 1), ("full", 0), ("opened", 0)])
+def test_boxes_that_the_expert_text_cuts_off_are_counted_in_a_warning(load, mode, num_lost):
+    rows = [{"problem": f"6 * 7, {index}?", "answer": "42", "solution": box} for index, box in enumerate(BOXES)]
+    _, report = load(rows, expert_text=mode)
+    warnings = [line.split(maxsplit=1)[1] for line in report.lines() if line.startswith("  WARNING")]
+    assert warnings == num_lost * [
+        "data.expert_text: thought cuts off the boxed answer of 1 of 4 expert traces: set it to full, or to opened for "
+        "a prompt that ends in <think>"
+    ]
+
+
 class EndsInGold:
     """Stands in for the verifier: right if the text ends in the gold answer."""
 

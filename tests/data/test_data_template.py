@@ -73,6 +73,21 @@ def test_tags_of_another_family_are_refused_with_the_tokenizers_own():
         require_known_tags(LLAMA, byte_tokenizer())
 
 
+@pytest.mark.parametrize("tags", [(), ("<s>", "</s>")], ids=["gpt-2", "with-bos"])
+def test_a_tokenizer_without_tags_for_a_chat_is_told_to_write_plain_text(tags: tuple[str, ...]):
+    """GPT-2 has one special token, which begins and ends a text: no template is written with it."""
+    tokenizer = tokenizer_of(tags, bos="<s>" if tags else "<eos>")
+    if tags:
+        tokenizer.eos_token, tokenizer.unk_token = "</s>", "<eos>"
+    with pytest.raises(DataError) as caught:
+        require_known_tags(QWEN, tokenizer)
+    assert str(caught.value).endswith(
+        "; it has no tags for a chat, so set data.prompt_template to a text of your own, such as "
+        "'Problem: {problem}\\nAnswer:'"
+    )
+    require_known_tags("Problem: {problem}\nAnswer:", tokenizer)
+
+
 def test_the_error_gives_the_chat_template_to_take_over():
     with pytest.raises(DataError) as caught:
         require_known_tags(QWEN, llama(chat=LLAMA_CHAT))

@@ -1,14 +1,20 @@
 """Prompt, expert text, end of text and boundaries, with a tokenizer of single bytes."""
 
 import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from byte_model import byte_tokenizer, write_byte_model
+from huggingface_hub import constants
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from trapo_lite.config import DataSection
+from trapo_lite.config import DataSection, hub
 from trapo_lite.core.errors import ConfigError, DataError
 from trapo_lite.core.micro_groups import cut_prefix
 from trapo_lite.data.tokens import encode, end_of_text_id, expert_text, is_boundary_fn, load_tokenizer, prompt_text
@@ -152,3 +158,52 @@ def test_a_tokenizer_that_the_library_in_rust_refuses(tmp_path):
     (folder / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"the tokenizer's files in .* are damaged"):
         load_tokenizer(str(folder))
+
+
+@pytest.fixture
+def local_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """Make an address of this machine the hub, which nobody answers yet."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        yield server
+
+
+CURE = "check the network, give a local folder, or set HF_HUB_OFFLINE=1 for a model that was downloaded before"
+
+
+def test_a_hub_that_cannot_be_reached_is_one_error_at_once(local_hub: socket.socket) -> None:
+    local_hub.close()
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match=r"model\.name: owner/name: no such folder, .* cannot be reached") as caught:
+        load_tokenizer("owner/name")
+    assert time.monotonic() - started < 5
+    assert "Connection refused" in str(caught.value) and str(caught.value).endswith(CURE)
+
+
+def test_a_hub_that_does_not_answer_is_waited_for_once(
+    local_hub: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "HUB_SECONDS", 0.2)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="cannot be reached"):
+            load_tokenizer("owner/name")
+    local_hub.settimeout(0.2)
+    local_hub.accept()[0].close()
+    with pytest.raises(TimeoutError):
+        local_hub.accept()
+
+
+def test_a_hub_that_answers_is_asked_by_its_library(local_hub: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NotFound(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_error(404)
+
+    server = HTTPServer(("127.0.0.1", 0), NotFound)
+    threading.Thread(target=server.handle_request, daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    hub.require_hub("model.name: owner/name")
+    server.server_close()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    local_hub.close()
+    hub.require_hub("model.name: owner/name")

@@ -25,11 +25,12 @@ from trapo_lite.core.types import Problem
 from trapo_lite.data.tokens import load_tokenizer
 from trapo_lite.engines.base import SampleRequest
 from trapo_lite.evaluation import REGISTRY
+from trapo_lite.evaluation.answer_store import AnswerLog
 from trapo_lite.evaluation.draws import evaluate_problems
 from trapo_lite.evaluation.evaluate import _start_engines, evaluate
 from trapo_lite.evaluation.problem_sets import read_sets
 from trapo_lite.evaluation.registry import Benchmark
-from trapo_lite.evaluation.results import EvalResult
+from trapo_lite.evaluation.results import Answer, EvalResult
 from trapo_lite.evaluation.scores import bootstrap_interval
 from trapo_lite.evaluation.target import EvalTarget, _name_of, target_from_arguments
 from trapo_lite.exporting.merge import export_run
@@ -266,6 +267,37 @@ def test_a_part_says_so(tmp_path: Path, easy_file: Path):
     assert read({}, eval={"data": str(easy_file), "num_problems": 4}) == (True, f"{easy_file}, 4 of 12 problems")
     assert read({}, eval={"data": str(damaged)}, data={"on_bad_row": "skip"}) == (True, f"{damaged}, 12 of 13 problems")
     assert read(made) == (True, "Made, 12 of 20 problems")
+
+
+def test_a_file_is_the_same_under_another_spelling_of_its_path(
+    tmp_path: Path, easy_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The answers of an evaluation are kept for equal problems, and refused for others in a file of the same name."""
+    (tmp_path / "link").mkdir()
+    link, other = tmp_path / "link/easy.jsonl", tmp_path / "easy.jsonl"
+    link.symlink_to(easy_file)
+    other.write_text("".join(easy_file.read_text().splitlines(keepends=True)[1:]))
+    monkeypatch.chdir(easy_file.parent)
+
+    def answers_to(file: str | Path) -> AnswerLog:
+        raw = tiny_config(tmp_path).model_dump(mode="json", exclude_unset=True)
+        config, tokenizer = validate(raw | {"eval": {"data": str(file)}}), load_tokenizer(str(BASE_DIR))
+        [one] = read_sets(config, {}, tokenizer, num_samples=None, num_problems=None, allow_part=False)
+        ids, described = [problem.id for problem in one.problems], {**one.described(), "seed": 0}
+        return AnswerLog(tmp_path, "out", described=described, noted=one.noted(), problem_ids=ids, num_samples=1)
+
+    log = answers_to(easy_file)
+    for index in range(12):
+        log.append([Answer(f"easy-{index}", 0, "It is 8.", "wrong", "7", "stop", 4, "8")])
+    assert log.is_complete
+    for spelling in (easy_file.name, link, f"../{easy_file.parent.name}/easy.jsonl"):
+        assert answers_to(spelling).is_complete
+    log.finish(seed=0)
+    assert json.loads((tmp_path / "out.json").read_text())["data"] == str(easy_file)
+    for spelling in (easy_file.name, link):
+        assert answers_to(spelling).is_complete
+    with pytest.raises(ConfigError, match="holds answers to other problems than those given now; choose another --out"):
+        answers_to(other)
 
 
 def test_sets_of_problems_are_read_with_a_look_at_the_template(tmp_path: Path, easy_file: Path):

@@ -362,7 +362,7 @@ def test_the_door(model_7b: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "KV cache" in said and said.rstrip().endswith("fits")
     step, hours = (
-        re.search(pattern, said) for pattern in (r"at most (\d+) s of \D* (\d+) s", r"500 steps .* (\d+) hours")
+        re.search(pattern, said) for pattern in (r"at most (\d+) s of \D* (\d+) s", r"500 steps\) .* (\d+) hours?,")
     )
     assert step and hours and int(hours[1]) == pytest.approx(500 * (int(step[1]) + int(step[2])) / 3600, abs=1)
     for wrong, message in ((["--gpu-memory", "much"], "write 24GB"), (["--gpu", "A10O"], "known are H100 PCIe")):
@@ -422,6 +422,19 @@ def test_a_base_for_several_cards_is_sent_to_several_cards(tmp_path: Path) -> No
     report = memory_report(config_for(tmp_path, "8xA100_lora.yaml"), gpu_name="a100", gpu_memory=None, num_gpus=8)
     assert report.problem and "its copy of the base takes" in report.problem
     assert "--sharded" in report.cure and "rollout.engine=server" in report.cure
+
+
+def test_a_tiny_model_takes_megabytes_on_a_card_that_is_said_to_be_assumed() -> None:
+    config = load_config(["configs/tiny_cpu.yaml"])
+    head, base, *others = memory_report(config, gpu_name=None, gpu_memory=None, num_gpus=1).lines
+    assert head == (
+        "each of 1 x RTX 4090, 23.5 GiB (assumed, because no card is named; name yours by --gpu); estimates:"
+    )
+    num = model_shape(config).parameters
+    assert base.split() == ["base", f"{4 * num / 2**20:.2f}", "MiB", f"{num / 1e6:.2f}", "million", "parameters"]
+    text = "\n".join(others)
+    assert " 0.00 " not in text and " 0.0 " not in text and " 0 " not in text, text
+    assert "the run (40 steps) takes at most 1 hour," in text
 
 
 @pytest.mark.parametrize(("model_type", "num_tokens"), [("llama", 1024), ("stablelm", 80)])

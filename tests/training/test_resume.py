@@ -3,8 +3,10 @@
 import errno
 import hashlib
 import json
+import os
 import shlex
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -14,10 +16,12 @@ from byte_model import write_byte_model
 from run_differences import differences, read_metrics
 from tiny_runs import LUFFY, data_file, finished_runs, make_config, model_dir, trained
 
+from trapo_lite.cli.endings import exit_when_stopped
 from trapo_lite.core.errors import CheckpointError, ConfigError, EngineError
 from trapo_lite.exporting.merge import export_run
 from trapo_lite.run.folder import RunFolder, final_adapter
 from trapo_lite.training import checkpoint, trainer
+from trapo_lite.training.rollouts import RolloutStage
 from trapo_lite.training.trainer import train
 from trapo_lite.training.update import Updater
 
@@ -70,6 +74,37 @@ def test_stopped_and_resumed_equals_uninterrupted(make_config, trained) -> None:
     assert differences(whole, parts) == []
     other = train(make_config(name="other", train={"max_steps": 4}, run={"seed": 1}))
     assert differences(whole, other)  # the comparison can fail
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "end"),
+    [
+        (0, " before the first step was done; run the same command again to begin at step 1\n"),
+        (1, "; run the same command again to resume after step 1\n"),
+    ],
+)
+def test_a_stopped_run_speaks_of_a_checkpoint_only_if_there_is_one(
+    make_config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, num_steps: int, end: str
+) -> None:
+    publish = RolloutStage.publish
+
+    def publish_and_stop(stage: RolloutStage, step: int) -> dict:
+        if step == num_steps:
+            os.kill(os.getpid(), signal.SIGINT)
+        return publish(stage, step)
+
+    monkeypatch.setattr(RolloutStage, "publish", publish_and_stop)
+    config = make_config(train={"max_steps": 2, "save_every": 2})
+    with pytest.raises(SystemExit) as exit_info, exit_when_stopped():
+        train(config)
+    assert exit_info.value.code == 130
+    assert capsys.readouterr().err.endswith(f"stopped by SIGINT{end}")
+    assert (checkpoint.find_checkpoint(config.run.folder / "checkpoints")[0] is not None) == (num_steps > 0)
+
+
+def test_a_run_of_one_step_says_so_in_the_singular(make_config, capsys: pytest.CaptureFixture) -> None:
+    train(make_config(train={"max_steps": 1}))
+    assert "\ndone: 1 step; " in capsys.readouterr().out
 
 
 @pytest.mark.long

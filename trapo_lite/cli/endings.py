@@ -31,7 +31,11 @@ def exit_when_stopped() -> Iterator[None]:
         with exit_when_interrupted():  # before the loop began, or the second signal
             yield
     except Stopped as stopped:
-        print(f"{stopped}; run the same command again to resume from the last checkpoint", file=sys.stderr)
+        if stopped.checkpoint_step:
+            text = f"{stopped}; run the same command again to resume after step {stopped.checkpoint_step}"
+        else:
+            text = f"{stopped} before the first step was done; run the same command again to begin at step 1"
+        print(text, file=sys.stderr)
         raise SystemExit(stopped.exit_code) from None
 
 

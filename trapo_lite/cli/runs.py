@@ -52,7 +52,7 @@ def train(arguments: Sequence[str] | None = None, *, prog: str = "train.py") -> 
 
 def _dry_run(config: Config) -> Iterator[str]:
     """Check the model and its tokenizer, and yield the plan of a step; at the end ask vLLM, which takes seconds."""
-    from trapo_lite.data.template import check_prompt
+    from trapo_lite.data.template import check_prompt, open_turn_warnings
     from trapo_lite.data.tokens import load_tokenizer
     from trapo_lite.engines.start import ask_vllm, check_served
     from trapo_lite.model.base import model_lines
@@ -71,11 +71,13 @@ def _dry_run(config: Config) -> Iterator[str]:
     if config.uses_engine:
         check_served(config)
     check_start_fits(config, reads_weights=False)
-    prompt = check_prompt(config.data, load_tokenizer(config.model.name), model=config.model.name)
+    tokenizer = load_tokenizer(config.model.name)
+    prompt = check_prompt(config.data, tokenizer, model=config.model.name)
     yield from plan_lines(config)
     yield from model_lines(config.model, max_model_len=config.max_model_len)
     yield layout.line or "layout: tree"
     yield prompt
+    yield from open_turn_warnings(config.data, tokenizer)
     if config.uses_engine and config.rollout.engine == "vllm":
         yield "asking vLLM whether it serves this class of models, which takes it some seconds"
         yield ask_vllm(config)

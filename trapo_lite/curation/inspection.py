@@ -7,6 +7,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import AlgorithmSection
+from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import DataError
 from trapo_lite.core.micro_groups import MicroGroup, cut_prefix
 from trapo_lite.core.types import Problem
@@ -24,8 +25,8 @@ def find_problem(problems: Sequence[Problem], key: str) -> Problem:
     if key.isdecimal() and int(key) < len(problems):
         return problems[int(key)]
     raise DataError(
-        f"--inspect {key}: no such id among {len(problems)} problems; give an id such as {problems[0].id!r} or "
-        f"an index from 0 to {len(problems) - 1}"
+        f"--inspect {key}: no such id among {counted(len(problems), 'problem')}; give an id such as {problems[0].id!r} "
+        f"or an index from 0 to {len(problems) - 1}"
     )
 
 
@@ -55,6 +56,9 @@ def show_problem(
             help_lines.append(f"    {keep} of the {len(token_ids)} tokens of trace {trace}")
         _print_title(console, _describe(group_index, micro_group, bool(help_lines)), style=_style(group_index))
         print_lines(console, [*help_lines, f"    {_losses(algorithm, micro_group, bool(help_lines))}"])
+    if marked := next((index + 1 for cut in cuts for index in cut), None):
+        legend = f"in the traces below, <<{marked} stands where a prefix of micro-group {marked} ends"
+        print_line(console, f"{legend}; it is no part of them")
     for trace, token_ids in enumerate(problem.expert_ids):
         _print_title(console, f"trace {trace}, {len(token_ids)} tokens")
         console.print(_marked_trace(token_ids, cuts[trace], tokenizer), soft_wrap=True)
@@ -72,7 +76,7 @@ def _traces_for(micro_group: MicroGroup, num_traces: int) -> range:
 
 def _describe(group_index: int, micro_group: MicroGroup, is_helped: bool) -> str:
     num = micro_group.num_rollouts
-    text = f"micro-group {group_index + 1}: {num} rollout{'s' if num > 1 else ''}"
+    text = f"micro-group {group_index + 1}: {counted(num, 'rollout')}"
     if not is_helped:
         return f"{text}, no prefix"
     when = "always" if micro_group.help_below is None else f"if the mean reward is below {micro_group.help_below:.3g}"

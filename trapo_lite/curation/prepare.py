@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import Config, DataSection
 from trapo_lite.config.paths import check_sources
+from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import ConfigError, DataError
 from trapo_lite.curation.decontamination import Overlap
 from trapo_lite.curation.inspection import find_problem, print_line, print_lines, show_problem
@@ -79,7 +80,7 @@ def prepare(
                 restart=restart,
             )
             counts = build_training_set(build, tokenizer, partial(print_line, console))
-            print_lines(console, [*counts.lines(), f"wrote {counts.num_kept} rows to {out}"])
+            print_lines(console, [*counts.lines(), f"wrote {counted(counts.num_kept, 'row')} to {out}"])
         else:
             loaded = _load(config, config.data, tokenizer, scorer)
             if config.algorithm.uses_experts:
@@ -134,4 +135,6 @@ def _other_reading(
     if change.fingerprint == report.fingerprint:
         return f"{where} the same"
     graded = f", {change.num_unverified} of {change.num_graded} do not verify" if change.num_graded else ""
-    return f"{where} {change.num_traces} traces, median {change.trace_lengths.get('median', 0)} tokens{graded}"
+    return (
+        f"{where} {counted(change.num_traces, 'trace')}, median {change.trace_lengths.get('median', 0)} tokens{graded}"
+    )

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import Config, DataSection
 from trapo_lite.config.paths import check_sources
+from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import DataError
 from trapo_lite.core.types import Problem, Response
 from trapo_lite.curation.build_report import BuildTally
@@ -29,7 +30,7 @@ from trapo_lite.data.chat import written_out
 from trapo_lite.data.loading import Scorer, drop_long_prompts, read_examples, resolve_ids, with_traces
 from trapo_lite.data.rows import Example
 from trapo_lite.data.tally import Tally
-from trapo_lite.data.template import require_known_tags, template_warnings
+from trapo_lite.data.template import open_turn_warnings, require_known_tags, template_warnings
 from trapo_lite.data.tokens import end_of_text_id, expert_text
 from trapo_lite.run.files import append_bytes, errors_named, lock, replace_text
 
@@ -146,7 +147,7 @@ def _open_work(work: Path, state_file: Path, described: dict[str, Any], say: Cal
                     f"is {wanted!r:.200}; choose another --out, or give --restart to start again"
                 )
         if is_begun:
-            say(f"resuming {work}: {state.get('num_done', 0)} rows done")
+            say(f"resuming {work}: {counted(state.get('num_done', 0), 'row')} done")
             return state
     _clear(work)
     state = {"described": described}
@@ -202,7 +203,7 @@ def _finished_rows(
     if counts.prompt_warnings is None and problems:
         is_chat = build.config.data.prompt_template == "chat"
         warnings = template_warnings(data.prompt_template, tokenizer, problems[0].prompt_ids, is_chat=is_chat)
-        counts.prompt_warnings = list(warnings)
+        counts.prompt_warnings = [*open_turn_warnings(build.config.data, tokenizer), *warnings]
     counts.num_kept += len(kept)
     counts.num_boxed_answers += sum(example.answer_is_boxed for example in kept)
     counts.rows_dropped.update(tally.rows)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from trapo_lite.config import DataSection
@@ -16,6 +16,7 @@ from trapo_lite.core.errors import DataError
 from trapo_lite.data.tokens import end_of_text_id, texts_of
 
 SYSTEM, PROBLEM, ANSWER = "{system}", "{problem}", "{answer}"
+WRITE_A_TEMPLATE = f"set data.prompt_template to a text of your own, such as 'Problem: {PROBLEM}\\nAnswer:'"
 REFUSALS = (TemplateError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
 """A chat template raises one of these for messages or options that it does not take."""
 
@@ -33,8 +34,8 @@ def written_out(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> DataSe
     name = tokenizer.name_or_path or "the model"
     if not tokenizer.chat_template:
         raise DataError(
-            f"data.prompt_template: chat, but the tokenizer of {name} has no chat template; write one, with {PROBLEM} "
-            "where the problem goes"
+            f"data.prompt_template: chat, but the tokenizer of {name} has no chat template; {WRITE_A_TEMPLATE}, or "
+            "name the instruction-tuned model (model.name)"
         )
     contents = messages_of(data)
     try:
@@ -44,12 +45,7 @@ def written_out(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> DataSe
         )
         ended = render(tokenizer, {**contents, "assistant": ANSWER}, data.template_options)
     except REFUSALS as error:
-        roles, options = " and a ".join(contents), ", ".join(data.template_options)
-        raise DataError(
-            f"data.prompt_template: chat, but the chat template of {name} does not take a {roles} message"
-            f"{f' with {options}' if options else ''} ({type(error).__name__}: {error}); change data.system_text or "
-            "data.template_options, or write the template out"
-        ) from None
+        raise _refusal(error, data, tokenizer, name=name) from None
     _require_contents(template, contents, name=name)
     if template != template_of_other_day:
         raise DataError(
@@ -94,6 +90,39 @@ def template_with_defaults(data: DataSection, tokenizer: PreTrainedTokenizerBase
     return template
 
 
+def _refusal(error: Exception, data: DataSection, tokenizer: PreTrainedTokenizerBase, *, name: str) -> DataError:
+    """Return the error for a chat template that raised `error`, with the option to change, found by trying."""
+    where = f"data.prompt_template: chat, but the chat template of {name}"
+    if isinstance(error, TemplateSyntaxError):
+        return DataError(
+            f"{where} is not valid Jinja (line {error.lineno}: {error.message}); correct it in the model's "
+            f"chat_template.jinja or tokenizer_config.json, or {WRITE_A_TEMPLATE}"
+        )
+
+    def takes(contents: Mapping[str, str], options: Mapping[str, Any]) -> bool:
+        try:
+            render(tokenizer, contents, options)
+            render(tokenizer, {**contents, "assistant": ANSWER}, options)
+        except REFUSALS:
+            return False
+        return True
+
+    contents, options = messages_of(data), data.template_options
+    user = {"user": contents["user"]}
+    cure = WRITE_A_TEMPLATE
+    if options and takes(contents, {}):
+        cure = f"change data.template_options, without which it works, or {cure}"
+    elif data.system_text is not None and takes(user, options):
+        cure = f"remove data.system_text, without which it works, or {cure}"
+    elif data.system_text is None and takes({"system": SYSTEM, **user}, options):
+        cure = f"set data.system_text, with which it works, or {cure}"
+    with_options = f" with {', '.join(options)}" if options else ""
+    return DataError(
+        f"{where} does not take a {' and a '.join(contents)} message{with_options} ({type(error).__name__}: {error}); "
+        f"{cure}"
+    )
+
+
 def _require_contents(template: str, contents: Mapping[str, str], *, name: str) -> None:
     """Raise DataError unless the prompt shows each message unchanged, and the problem once."""
     for role, content in contents.items():
@@ -107,7 +136,7 @@ def _require_contents(template: str, contents: Mapping[str, str], *, name: str) 
             )
         raise DataError(
             f"data.prompt_template: chat, but the chat template of {name} does not show the {role} message "
-            "unchanged and once; write the template out"
+            f"unchanged and once; {WRITE_A_TEMPLATE}"
         )
 
 
@@ -122,14 +151,19 @@ def _require_known_options(options: Mapping[str, Any], template: str, *, name: s
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, contents: Mapping[str, str], options: Mapping[str, Any] | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    contents: Mapping[str, str],
+    options: Mapping[str, Any] | None = None,
+    *,
+    opens_answer: bool = True,
 ) -> str:
     """Return what the chat template makes of one message of each role, up to where the assistant answers.
 
+    opens_answer: end with the beginning of the assistant's turn, if the assistant has no message
     Raises one of REFUSALS if it does not take them.
     """
     messages = [{"role": role, "content": content} for role, content in contents.items()]
-    is_open = "assistant" not in contents
+    is_open = opens_answer and "assistant" not in contents
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_open, **(options or {}))
     if not isinstance(text, str):
         raise TypeError("it gives no text")

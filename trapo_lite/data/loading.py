@@ -9,6 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import DataSection, RewardSection
 from trapo_lite.config.paths import check_sources
+from trapo_lite.core.boxes import last_box
+from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import ConfigError, DataError
 from trapo_lite.core.types import Problem, Response, Score
 from trapo_lite.data.bad_row import BadRow
@@ -20,7 +22,7 @@ from trapo_lite.data.report import DataReport, fingerprint, length_quantiles
 from trapo_lite.data.rows import Example, read_example
 from trapo_lite.data.sources import read_rows, source_name
 from trapo_lite.data.tally import Tally
-from trapo_lite.data.template import require_known_tags, template_warnings
+from trapo_lite.data.template import open_turn_warnings, require_known_tags, template_warnings
 from trapo_lite.data.tokens import encode, end_of_text_id, end_trace, expert_text, prompt_text
 
 
@@ -59,7 +61,8 @@ def load_problems(
     Raises DataError if a file, hub id, row, template or end-of-text token cannot be used, and if no row is left.
     """
     sources = check_sources(data.train if files is None else files)
-    is_chat, data = data.prompt_template == "chat", written_out(data, tokenizer)
+    is_chat, open_turn = data.prompt_template == "chat", open_turn_warnings(data, tokenizer)
+    data = written_out(data, tokenizer)
     end_id = end_of_text_id(tokenizer, data.eos_token)
     require_known_tags(data.prompt_template, tokenizer)
     tally = Tally(skip_bad_rows=data.on_bad_row == "skip")
@@ -72,13 +75,17 @@ def load_problems(
     if not problems:
         raise _nothing_left(sources, tally)
     traces = [
-        Response(problem, expert_text(solution, data.expert_text), num_tokens=len(token_ids))
+        (solution, Response(problem, expert_text(solution, data.expert_text), num_tokens=len(token_ids)))
         for problem, example in zip(problems, examples, strict=True)
         for solution, token_ids in zip(example.solutions, problem.expert_ids, strict=True)
     ]
-    scores = scorer.score(traces) if scorer is not None else []
+    num_lost_boxes = sum(
+        trace.text != solution and last_box(trace.text) is None and last_box(solution) is not None
+        for solution, trace in traces
+    )
+    scores = scorer.score([trace for _, trace in traces]) if scorer is not None else []
     unverified = [
-        trace.problem.id for trace, score in zip(traces, scores, strict=False) if not score.verdict.is_correct
+        trace.problem.id for (_, trace), score in zip(traces, scores, strict=False) if not score.verdict.is_correct
     ]
     report = DataReport(
         files=tuple(sources),
@@ -90,12 +97,14 @@ def load_problems(
         first_dropped=tuple(where for where, _ in tally.first_bad),
         traces_dropped=dict(tally.traces),
         num_boxed_answers=sum(example.answer_is_boxed for example in examples),
+        num_lost_boxes=num_lost_boxes,
         problems_by_traces=dict(sorted(Counter(len(problem.expert_ids) for problem in problems).items())),
         prompt_lengths=length_quantiles(len(problem.prompt_ids) for problem in problems),
         trace_lengths=length_quantiles(len(trace) for problem in problems for trace in problem.expert_ids),
         num_graded=len(scores),
         unverified_ids=tuple(unverified),
-        prompt_warnings=template_warnings(data.prompt_template, tokenizer, problems[0].prompt_ids, is_chat=is_chat),
+        prompt_warnings=open_turn
+        + template_warnings(data.prompt_template, tokenizer, problems[0].prompt_ids, is_chat=is_chat),
         fingerprint=fingerprint(problems),
     )
     return Loaded(problems, examples, report)
@@ -106,7 +115,7 @@ def require_experts(report: DataReport) -> None:
     if report.num_traces == 0:
         dropped = ", ".join(f"{count} {reason}" for reason, count in report.traces_dropped.items())
         raise DataError(
-            f"data {', '.join(report.files)}: no expert trace in {report.num_problems} problems"
+            f"data {', '.join(report.files)}: no expert trace in {counted(report.num_problems, 'problem')}"
             f"{f' ({dropped})' if dropped else ''}, but the algorithm learns from expert solutions; give the rows a "
             f"solution in one of the columns {', '.join(SOLUTION_NAMES)}, raise rollout.max_response_tokens if they "
             "were too long, or choose an algorithm without (grpo)"

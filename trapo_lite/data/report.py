@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from trapo_lite.core.counted import counted
 from trapo_lite.core.types import Problem
 
 MAX_NAMED = 10  # ids in a line
@@ -20,6 +21,7 @@ class DataReport:
     rows_dropped, traces_dropped:  reason -> how many.
     first_dropped:                 where the first dropped rows are.
     num_boxed_answers:             number of answers that were taken from a solution's last box.
+    num_lost_boxes:                number of usable expert solutions whose boxes are all cut off by data.expert_text.
     problems_by_traces:            number of usable expert traces -> how many problems have that many.
     prompt_lengths, trace_lengths: name of a quantile -> tokens; traces include EOS. Empty without prompts or traces.
     num_graded, unverified_ids:    number of graded expert traces; the problem id of each trace not found correct.
@@ -36,6 +38,7 @@ class DataReport:
     first_dropped: tuple[str, ...]
     traces_dropped: Mapping[str, int]
     num_boxed_answers: int
+    num_lost_boxes: int
     problems_by_traces: Mapping[int, int]
     prompt_lengths: Mapping[str, int]
     trace_lengths: Mapping[str, int]
@@ -61,7 +64,7 @@ class DataReport:
         """Return the report as lines of text, without empty counts."""
         with_traces = ", ".join(f"{problems} with {traces}" for traces, problems in self.problems_by_traces.items())
         lines = [
-            f"{', '.join(self.files)}: {self.num_problems} problems of {self.num_rows} rows",
+            f"{', '.join(self.files)}: {counted(self.num_problems, 'problem')} of {counted(self.num_rows, 'row')}",
             f"  expert traces  {self.num_traces} ({self.expert_text}); problems: {with_traces}",
             f"  prompt tokens  {_spelt(self.prompt_lengths)}",
         ]
@@ -78,6 +81,12 @@ class DataReport:
         num_dropped = sum(self.traces_dropped.values())
         if num_dropped > self.num_traces:
             lines.append("  WARNING        most expert traces were dropped: raise rollout.max_response_tokens?")
+        if self.num_lost_boxes:
+            share = f"{self.num_lost_boxes} of {self.num_traces} expert traces"
+            lines.append(
+                f"  WARNING        data.expert_text: {self.expert_text} cuts off the boxed answer of {share}: set it "
+                "to full, or to opened for a prompt that ends in <think>"
+            )
         if self.num_graded:
             share = f"{self.num_unverified} of {self.num_graded} ({self.unverified_share:.1%})"
             lines.append(f"  expert traces that do not verify: {share}")

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import DataError
 from trapo_lite.data.bad_row import BadRow
 
@@ -67,4 +68,4 @@ class Tally:
 
 
 def _so_in(places: Sequence[str]) -> str:
-    return f" (the same in {len(places)} more row{'s' if len(places) > 1 else ''})" if places else ""
+    return f" (the same in {counted(len(places), 'more row')})" if places else ""

@@ -8,7 +8,18 @@ from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import DataSection
 from trapo_lite.core.errors import DataError
-from trapo_lite.data.chat import PROBLEM, REFUSALS, SYSTEM, prompt_line, render, stop_ids_of, written_out
+from trapo_lite.data.chat import (
+    ANSWER,
+    PROBLEM,
+    REFUSALS,
+    SYSTEM,
+    WRITE_A_TEMPLATE,
+    messages_of,
+    prompt_line,
+    render,
+    stop_ids_of,
+    written_out,
+)
 from trapo_lite.data.tokens import text_of
 
 # Tags that cannot be plain text: <|user|>, <｜User｜>, <|turn> and <turn|>, and those of sentencepiece vocabularies.
@@ -39,7 +50,10 @@ def require_known_tags(template: str, tokenizer: PreTrainedTokenizerBase) -> Non
     else:
         vocab = tokenizer.get_vocab()
         tags = sorted(filter(TAG.fullmatch, vocab), key=vocab.__getitem__)
-        fix = "write the template with its own tags" + (f", such as {', '.join(tags[:NUM_LAST])}" if tags else "")
+        fix = f"write the template with its own tags, such as {', '.join(tags[:NUM_LAST])}"
+        ends = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token)
+        if all(tag in ends for tag in tags):  # none of these marks a turn of a chat
+            fix = f"it has no tags for a chat, so {WRITE_A_TEMPLATE}"
     ids = tokenizer(unknown[0], add_special_tokens=False)["input_ids"]
     raise DataError(
         f"data.prompt_template: {', '.join(map(repr, unknown))}: not known to the tokenizer of "
@@ -57,6 +71,32 @@ def _is_token(tag: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     if token_id is None or (token_id == tokenizer.unk_token_id and tag != tokenizer.unk_token):
         return False
     return token_id in tokenizer(tag, add_special_tokens=False)["input_ids"]
+
+
+def open_turn_warnings(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Return a warning if the chat template ignores add_generation_prompt and prompts end before the assistant's turn.
+
+    Templates that have no beginning of this turn, such as Mistral's, ignore it too; they are not warned about.
+    """
+    if data.prompt_template != "chat":
+        return ()
+    written = written_out(data, tokenizer)
+    prompt, contents = written.prompt_template, messages_of(data)
+    try:
+        closed = render(tokenizer, contents, data.template_options, opens_answer=False)
+        answered = render(tokenizer, {**contents, "assistant": ANSWER}, data.template_options)
+    except REFUSALS:  # it refuses a chat that ends in the user's message
+        return ()
+    turn = answered.removeprefix(prompt).partition(ANSWER)[0]
+    if prompt != closed or not answered.startswith(prompt) or not turn.strip():
+        return ()
+    whole = f"data.prompt_template: {json.dumps(prompt + turn, ensure_ascii=False)}"
+    if written.eos_token is not None:
+        whole += f" and data.eos_token: {json.dumps(written.eos_token, ensure_ascii=False)}"
+    return (
+        "WARNING: data.prompt_template: chat: the tokenizer's chat template ignores add_generation_prompt, so the "
+        f"prompts end before {turn!r}, with which an answer begins; set {whole} instead",
+    )
 
 
 def template_warnings(

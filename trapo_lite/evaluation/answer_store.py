@@ -20,7 +20,7 @@ from trapo_lite.run.files import errors_named, replace_text
 DESCRIPTION_BY_KEY = {  # descriptions of settings of which only a fingerprint is kept
     "weights": "of other weights than model.name has now",
     "adapter_weights": "of another adapter",
-    "fingerprint": "to other problems than the file holds now",
+    "fingerprint": "to other problems than those given now",
     "prompts": "to other prompts (data.prompt_template, the tokenizer)",
 }
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from trapo_lite.config import Config
 from trapo_lite.config.paths import check_name
+from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.data.chat import prompt_line, stop_ids_of
 from trapo_lite.data.tokens import load_tokenizer, text_of
@@ -87,7 +88,7 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
         engine, scorers = None, {}
         if not all(log.is_complete for log in logs):
             num_done = sum(len(log.done) for log in logs)
-            already_done = f"; {num_done} problems are done" if num_done else ""
+            already_done = f"; {counted(num_done, 'problem')} done" if num_done else ""
             say(f"starting {config.rollout.engine} with {target.model_name}{already_done}")
             for problem_set in sets:  # benchmarks share one, and a file of problems is alone
                 if problem_set.name not in scorers:
@@ -191,6 +192,7 @@ def _log_of(target: EvalTarget, problem_set: ProblemSet, tokenizer: PreTrainedTo
     if own := function_fingerprints(problem_set.rewards.own_functions):
         described["functions"] = own
     noted = {
+        **problem_set.noted(),
         "model": config.model.name,
         "adapter": None if target.adapter_dir is None else str(target.adapter_dir.resolve()),
         "environment": this_environment(),

@@ -8,12 +8,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import Config, RewardSection
+from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.core.types import Problem
 from trapo_lite.data.chat import written_out
 from trapo_lite.data.loading import load_problems
 from trapo_lite.data.report import fingerprint
-from trapo_lite.data.template import require_known_tags, template_warnings
+from trapo_lite.data.template import open_turn_warnings, require_known_tags, template_warnings
 from trapo_lite.data.tokens import encode, prompt_text
 from trapo_lite.evaluation.registry import Benchmark, read_benchmark, texts_fingerprint
 
@@ -40,12 +41,14 @@ class ProblemSet:
     def longest_prompt(self) -> int:
         return max(len(problem.prompt_ids) for problem in self.problems)
 
+    def noted(self) -> dict[str, Any]:
+        """Return what the results say of the set's origin, which may be spelt in another way next time."""
+        return {"benchmark": self.title, "data": self.source}
+
     def described(self) -> dict[str, Any]:
-        """Return the settings in the results that distinguish this set from others."""
+        """Return the settings in the results that distinguish this set from others: by its contents, not its path."""
         return {
-            "benchmark": self.title,
             "is_part": self.is_part,
-            "data": self.source,
             "fingerprint": texts_fingerprint(self.texts),
             "prompts": fingerprint([Problem(p.id, p.prompt_ids, p.answer) for p in self.problems]),
             **({} if self.rewards.is_math else {"rewards": self.rewards.model_dump(mode="json")["functions"]}),
@@ -84,7 +87,8 @@ def read_sets(
     ] or [_read_data(config, tokenizer)]
     is_chat = config.data.prompt_template == "chat"
     warnings = template_warnings(data.prompt_template, tokenizer, sets[0].problems[0].prompt_ids, is_chat=is_chat)
-    return [replace(sets[0], report=sets[0].report + warnings), *sets[1:]]
+    report = sets[0].report + open_turn_warnings(config.data, tokenizer) + warnings
+    return [replace(sets[0], report=report), *sets[1:]]
 
 
 def _read_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> ProblemSet:
@@ -130,7 +134,7 @@ def _read_benchmark(
     whole = num_of_whole or len(pairs)
     is_part = len(problems) < whole
     title = benchmark.title + (f", {len(problems)} of {whole:,} problems" if is_part else "")
-    line = f"{name}: {title}; {benchmark.source}, {len(problems)} problems x {num_samples}"
+    line = f"{name}: {title}; {benchmark.source}, {counted(len(problems), 'problem')} x {num_samples}"
     return ProblemSet(
         name,
         title,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from trapo_lite.config.rewards import described
+from trapo_lite.core.counted import counted
 from trapo_lite.evaluation.problem_sets import ProblemSet
 from trapo_lite.evaluation.results import EvalResult
 from trapo_lite.evaluation.target import EvalTarget
@@ -23,7 +24,7 @@ def report_lines(target: EvalTarget, sets: Sequence[ProblemSet], results: Mappin
 def _brief_line(problem_set: ProblemSet, result: EvalResult) -> str:
     """Return the line for one set among several."""
     low, high = result.interval_95
-    drawn = f"{len(result.groups)} problems x {result.num_samples}"
+    drawn = f"{counted(len(result.groups), 'problem')} x {result.num_samples}"
     return (
         f"  {problem_set.title:<30} {result.accuracy:.3f}  (95 %: {low:.3f} to {high:.3f})  {drawn}, "
         f"no answer {result.no_answer_share:.1%}, truncated {result.truncated_share:.1%}"
@@ -34,7 +35,7 @@ def _table_lines(target: EvalTarget, problem_set: ProblemSet, result: EvalResult
     """Return the lines of a set's report."""
     low, high = result.interval_95
     verdicts = ", ".join(f"{count} {kind}" for kind, count in result.verdicts.items())
-    drawn = f"{len(result.groups)} problems x {result.num_samples}"
+    drawn = f"{counted(len(result.groups), 'problem')} x {result.num_samples}"
     summary = result.summary()
     lines = [
         f"{target.model_name} on {problem_set.title}",

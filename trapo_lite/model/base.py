@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from trapo_lite.config import Config, ModelSection
 from trapo_lite.config.paths import check_model_files
+from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import ConfigError, ModelError
 from trapo_lite.model.language_model import (
     RENAMINGS,
@@ -199,7 +200,7 @@ def _require_all_weights(loaded: dict[str, Any], name: str) -> None:
     lacking = sorted({*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])})
     if lacking:
         raise ModelError(
-            f"model.name: the files of {name!r} lack {len(lacking)} weights, or hold them in another shape "
+            f"model.name: the files of {name!r} lack {counted(len(lacking), 'weight')}, or hold them in another shape "
             f"({lacking[0]}); copy the model's files again, or correct config.json or model.config_overrides"
         )
 

@@ -1,11 +1,13 @@
 """Describe the plan of a step from the configuration and the model's config.json: no weights, no GPU."""
 
+import math
 import re
 from dataclasses import dataclass, replace
 
 from trapo_lite.config import Config
 from trapo_lite.config.choices import Constant
 from trapo_lite.config.paths import check_name
+from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.model.base import model_shape
 from trapo_lite.model.layout import check_model
@@ -30,11 +32,11 @@ def plan_lines(config: Config) -> list[str]:
         f"run       {config.run.folder}, seed {config.run.seed}{', deterministic' if config.run.deterministic else ''}",
         f"model     {model.name}, {precision}, LoRA r {lora.r}, alpha {lora.alpha:g} on {targets}",
         f"data      {config.data.train}",
-        f"rollouts  {rollout.num_problems} problems x {algorithm.group_size} a step{_by(config)}, "
+        f"rollouts  {counted(rollout.num_problems, 'problem')} x {algorithm.group_size} a step{_by(config)}, "
         f"temperature {rollout.temperature:g}, at most {rollout.max_response_tokens} tokens each",
     ]
     for index, group in enumerate(groups, start=1):
-        lines.append(f"  micro-group {index}: {group.num_rollouts} rollout{'s' if group.num_rollouts > 1 else ''}, ")
+        lines.append(f"  micro-group {index}: {counted(group.num_rollouts, 'rollout')}, ")
         if group.prefix_ratio == 0.0 or group.help_below == 0.0:
             lines[-1] += "unguided"
         else:
@@ -53,12 +55,12 @@ def plan_lines(config: Config) -> list[str]:
     divisor = "each component's number of tokens"
     if isinstance(algorithm.normalizer, Constant):
         num_tokens = algorithm.normalizer.num_tokens or rollout.max_response_tokens
-        divisor = f"{num_tokens} tokens x {rollout.num_problems} problems"
+        divisor = f"{num_tokens} tokens x {counted(rollout.num_problems, 'problem')}"
     lines += [
         f"loss      {loss}, divided by {divisor}",
         f"update    {optim.name}, lr {optim.lr:g} {optim.scheduler}, clip {optim.grad_clip}, "
         f"{train.tokens_per_batch} tokens a forward pass",
-        f"length    {train.max_steps} steps, a checkpoint every {train.save_every}, "
+        f"length    {counted(train.max_steps, 'step')}, a checkpoint every {train.save_every}, "
         + (f"evaluation every {config.eval.every}" if config.eval.every else "no evaluation on the way"),
         f"at most   {most:,} sampled tokens a step",
     ]
@@ -106,7 +108,7 @@ def memory_report(
     plan = plan_memory(config, shape, gpu_memory=gpu.memory, num_shards=num_shards)
     share = f", a share of 1/{num_shards}" if num_shards > 1 else ""
     parts = [
-        ("base", plan.base, f"{shape.parameters / 1e9:.2f} billion parameters{share}"),
+        ("base", plan.base, f"{_count(shape.parameters)} parameters{share}"),
         *([("gathered", plan.gathered, "embeddings, head and two layers, whole")] if num_shards > 1 else []),
         ("adapter", plan.adapter, f"{shape.adapter_parameters / 1e6:.1f} million, weights and gradients in float32"),
         ("optimizer", plan.optimizer, config.optim.name),
@@ -119,29 +121,43 @@ def memory_report(
         ("KV cache", plan.kv_cache, f"{plan.kv_cache / plan.kv_token:,.0f} tokens"),
         ("reserve", plan.reserve, "CUDA contexts"),
     ]
-    assumed = " (assumed: --gpu names another)" if is_assumed else ""
-    lines = [f"each of {num_gpus} x {gpu.name}, {gpu.memory / GIB:.1f} GiB{assumed}; estimates, GiB:"]
-    lines += [f"  {name:<12}{size / GIB:8.2f}  {note}" for name, size, note in parts]
-    lines += [
-        f"  in updates  {plan.during_update / GIB:8.2f}{'' if plan.keeps_cache else '  without the KV cache'}",
-        f"  in rollouts {plan.during_rollouts / GIB:8.2f}",
+    parts += [
+        ("in updates", plan.during_update, "" if plan.keeps_cache else "without the KV cache"),
+        ("in rollouts", plan.during_rollouts, ""),
     ]
+    assumed = " (assumed, because no card is named; name yours by --gpu)" if is_assumed else ""
+    lines = [f"each of {num_gpus} x {gpu.name}, {gpu.memory / GIB:.1f} GiB{assumed}; estimates:"]
+    lines += [f"  {name:<12}{_size(size):>11}  {note}".rstrip() for name, size, note in parts]
     times = plan_time(config, shape, gpu, num_gpus=num_gpus)
+    num_rollouts = config.rollout.num_problems * config.algorithm.group_size
     lines.append(
-        f"a step takes at most {times.rollouts:.0f} s of rollouts and {times.update:.0f} s of updating, if every one "
-        f"of its {config.rollout.num_problems * config.algorithm.group_size} rollouts is as long as it may be "
-        f"({times.num_tokens:,} tokens)"
+        f"a step takes at most {math.ceil(times.rollouts)} s of rollouts and {math.ceil(times.update)} s of updating, "
+        f"if every one of its {counted(num_rollouts, 'rollout')} is as long as it may be ({times.num_tokens:,} tokens)"
     )
-    hours = config.train.max_steps * (times.rollouts + times.update) / 3600
+    hours = math.ceil(config.train.max_steps * (times.rollouts + times.update) / 3600)
     lines.append(
-        f"{config.train.max_steps} steps take at most {hours:.0f} hours, evaluations left out; checkpoints take "
-        f"{checkpoint_bytes(config, shape) / GIB:.1f} GiB on disk"
+        f"the run ({counted(config.train.max_steps, 'step')}) takes at most {counted(hours, 'hour')}, evaluations left "
+        f"out; checkpoints take {_size(checkpoint_bytes(config, shape))} on disk"
     )
     problem = shortcoming(config, shape, gpu_memory=gpu.memory, num_shards=num_shards)
     if problem is None:
         return MemoryReport([*lines, "fits"], None, "")
     cure = _cure(config, shape, gpu_memory=gpu.memory, num_shards=num_shards, num_gpus=num_gpus)
     return MemoryReport([*lines, f"does not fit: {problem}", f"change: {cure}"], problem, cure)
+
+
+def _size(num_bytes: float) -> str:
+    """Return a size in GiB, or in MiB where GiB would round it to nearly nothing.
+
+    >>> _size(1.5 * 2**30), _size(2**20)
+    ('1.50 GiB', '1.00 MiB')
+    """
+    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= 0.1 * GIB else f"{num_bytes / 2**20:.2f} MiB"
+
+
+def _count(number: int) -> str:
+    """Return a number of parameters in billions, or in millions where there are few."""
+    return f"{number / 1e9:.2f} billion" if number >= 1e8 else f"{number / 1e6:.2f} million"
 
 
 def _cure(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int, num_gpus: int) -> str:

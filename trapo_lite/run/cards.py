@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.run.gpus import named_cards
 from trapo_lite.run.nvidia_smi import MIN_CAPABILITY, ask_nvidia_smi, missing_for_triton, parse_cards
@@ -36,7 +37,7 @@ def require_usable_cards(*, num_processes: int = 1) -> None:
         )
     if num_processes > visible:
         raise ConfigError(
-            f"launch: {num_processes} processes for {visible} GPU{'s' if visible > 1 else ''}, each needs its own; "
+            f"launch: {num_processes} processes for {counted(visible, 'GPU')}, each needs its own; "
             f"start {visible} (--num_processes {visible}; {VISIBLE} may hide others)"
         )
     _require_bfloat16(range(num_processes))

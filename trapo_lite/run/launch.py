@@ -16,11 +16,16 @@ PR_SET_PDEATHSIG = 1
 
 
 class Stopped(Exception):
-    """Stopped is raised after SIGTERM or SIGINT. `exit_code` is what a shell expects after this signal."""
+    """Stopped is raised after SIGTERM or SIGINT.
 
-    def __init__(self, signum: int) -> None:
+    exit_code:       what a shell expects after this signal
+    checkpoint_step: the step of the newest checkpoint, 0 without one
+    """
+
+    def __init__(self, signum: int, *, checkpoint_step: int = 0) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.exit_code = 128 + signum
+        self.checkpoint_step = checkpoint_step
 
 
 class StopSignals:

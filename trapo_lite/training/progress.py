@@ -60,14 +60,22 @@ class Progress:
         """
         try:
             yield
+        except Stopped as stopped:
+            stopped.checkpoint_step = self._last_step
+            raise
         except RuntimeError as error:
             is_from_a_rank = type(error) is RuntimeError or isinstance(error, torch.distributed.DistError)
             if signals.received is None or not is_from_a_rank:
                 raise
-            raise Stopped(signals.received) from error
+            raise Stopped(signals.received, checkpoint_step=self._last_step) from error
         finally:
             if self._whole_step is not None and self._whole_step > self._saved_step:
                 self._write(self._whole_step)
+
+    @property
+    def _last_step(self) -> int:
+        """Return the step of the newest checkpoint when the run has ended."""
+        return max(self._saved_step, self._whole_step or 0)
 
     def _write(self, step: int) -> None:
         if self._ranks.is_main:

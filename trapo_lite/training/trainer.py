@@ -14,6 +14,7 @@ import torch
 
 from trapo_lite.config import Config
 from trapo_lite.config.unusual import unusual_lines
+from trapo_lite.core.counted import counted
 from trapo_lite.core.types import Mean
 from trapo_lite.data.chat import prompt_line
 from trapo_lite.data.tokens import texts_of
@@ -190,7 +191,7 @@ class Run:
         if self.ranks.is_main:
             self.folder.replace("adapter", lambda folder: self._write_adapter(policy, folder))
             run, benchmarks = self.folder.path, "" if self.config.eval.data else " --benchmarks NAME ..."
-            self.display.message(f"done: {self.config.train.max_steps} steps; adapter: {run / 'adapter'}")
+            self.display.message(f"done: {counted(self.config.train.max_steps, 'step')}; adapter: {run / 'adapter'}")
             self.display.message(f"next: {command('evaluate')} --run {run}{benchmarks}  (its accuracy)")
             self.display.message(f"next: {command('export')} --run {run}  (a merged checkpoint)")
         self.ranks.wait()
@@ -230,7 +231,7 @@ class Run:
     def _start_line(self) -> str:
         if self.start.is_complete:
             return (
-                f"{self.folder.path} is complete: {self.first_step} steps done, train.max_steps is "
+                f"{self.folder.path} is complete: {counted(self.first_step, 'step')} done, train.max_steps is "
                 f"{self.config.train.max_steps}; raise it to train further, or start again with --restart"
             )
         world, device = self.ranks.count, self.ranks.device.type

@@ -1,0 +1,45 @@
+"""Ask once whether the Hugging Face hub answers: its library would wait and ask again for minutes, file by file."""
+
+import functools
+import threading
+
+from trapo_lite.core.errors import ConfigError
+
+HUB_SECONDS = 10.0
+
+
+def require_hub(where: str) -> None:
+    """Raise ConfigError if the hub is to be asked (HF_HUB_OFFLINE is not set) and gives no answer in HUB_SECONDS.
+
+    where: what is taken from the hub, for the message
+    """
+    from huggingface_hub import constants
+
+    problem = None if constants.HF_HUB_OFFLINE else _problem_of(constants.ENDPOINT)
+    if problem is not None:
+        raise ConfigError(
+            f"{where}: no such folder, so it is taken for a hub id, but {constants.ENDPOINT} cannot be reached "
+            f"({problem}); check the network, give a local folder, or set HF_HUB_OFFLINE=1 for a model that was "
+            "downloaded before"
+        )
+
+
+@functools.cache
+def _problem_of(address: str) -> str | None:
+    """Return why the address does not answer, or None if it gives any answer."""
+    from huggingface_hub.utils import get_session  # with its proxies and certificates
+
+    problems: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            get_session().head(address, timeout=HUB_SECONDS)
+            problems.append(None)
+        except Exception as error:  # of the library's HTTP client, which is another one in each of its major versions
+            problems.append(str(error) or type(error).__name__)
+
+    # A thread, because the time limit above is one for each address that a name has, and not for looking them up.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_SECONDS)
+    return problems[0] if problems else f"no answer in {HUB_SECONDS:g} s"
