@@ -368,6 +368,8 @@ def test_an_engine_is_given_one_folder_for_what_is_written_and_what_it_serves(mo
         def __init__(self, options: VLLMOptions, *, folder: AdapterFolder, **_: object) -> None:
             given.append(folder)
 
+        def wait_for_class(self) -> None: ...
+
         def close(self) -> None: ...
 
     monkeypatch.setattr("trapo_lite.engines.vllm.engine.VLLMEngine", Stub)
