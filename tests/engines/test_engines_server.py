@@ -283,6 +283,8 @@ def test_two_servers_serve_as_one_engine_also_when_one_dies(
     monkeypatch.setenv(API_KEY, KEY)
     with pytest.raises(EngineError, match="start it with --max-model-len 4096"):
         ServerEngine(urls, max_model_len=4096, dtype=DTYPE)
+    with pytest.raises(EngineError, match=rf"past {MAX_LEN - 1} .*another RoPE.*--max-model-len 16"):
+        ServerEngine(urls, max_model_len=16, most_model_len=MAX_LEN - 1, dtype=DTYPE)
 
     lines: list[str] = []
     engine = ServerEngine(urls, max_model_len=MAX_LEN, dtype=DTYPE, notify=lines.append)

@@ -2,25 +2,30 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from builders import config_of, rollout
 from conftest import VLLM_DTYPE, VLLM_ROUNDING
 from served_by_vllm import IDS, WIDE_HEADS, load_fresh, vllm_options
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from trapo_lite.config import validate
+from trapo_lite.config import Config, validate
 from trapo_lite.config.algorithm import AlgorithmSection
 from trapo_lite.core.algorithm import make_group
 from trapo_lite.core.batching import cut
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.transformers.engine import TransformersEngine
 from trapo_lite.engines.vllm.engine import VLLMEngine
-from trapo_lite.model.base import model_lines
+from trapo_lite.exporting.merge import load_float32_base
+from trapo_lite.model.base import with_one_rope
 from trapo_lite.model.layout import check_model
 from trapo_lite.model.policy import Policy
+from trapo_lite.model.positions import longest_with_one_rope, one_rope
+from trapo_lite.training.resume import run_identity
 
 ORIGINAL, LONGEST = 20, 64
 GRPO = AlgorithmSection().build()
@@ -67,13 +72,28 @@ def expected(phi: Path, tmp_path: Path) -> dict[int, torch.Tensor]:
     return {len(ids): scores_of(always_long, ids) for ids in (SHORT, IDS)}
 
 
-def start_transformers(phi: Path, max_model_len: int) -> RolloutEngine:
-    return TransformersEngine(str(phi), max_model_len=max_model_len)
+def resolved(folder: Path, *, max_model_len: int, **model: Any) -> Config:
+    """Return a run's configuration as `read_inputs` resolves it."""
+    limits = {"data": {"max_prompt_tokens": 8}, "rollout": {"max_response_tokens": max_model_len - 8}}
+    config = validate({"model": {"name": str(folder), "dtype": "float32", **model}, **limits})
+    assert config.max_model_len == max_model_len
+    return with_one_rope(config, max_model_len=config.max_model_len)[0]
 
 
-def start_vllm(phi: Path, max_model_len: int) -> RolloutEngine:
-    assert max_model_len == LONGEST
-    return VLLMEngine(vllm_options(phi, VLLM_DTYPE), log_path=phi.parent / "vllm.log", start_limit_s=300.0)
+def start_transformers(config: Config) -> RolloutEngine:
+    overrides = config.model.config_overrides
+    return TransformersEngine(config.model.name, max_model_len=config.longest_sequence, config_overrides=overrides)
+
+
+def start_vllm(config: Config) -> RolloutEngine:
+    options = replace(vllm_options(Path(config.model.name), VLLM_DTYPE), config_overrides=config.model.config_overrides)
+    assert options.max_model_len == LONGEST
+    return VLLMEngine(options, log_path=Path(config.model.name).parent / "vllm.log", start_limit_s=300.0)
+
+
+def start_vllm_as_it_is(config: Config) -> RolloutEngine:
+    """Start it without the overrides: what vLLM chooses by itself is what they write out."""
+    return start_vllm(config.model_copy(update={"model": config.model.model_copy(update={"config_overrides": {}})}))
 
 
 @pytest.mark.parametrize(
@@ -81,12 +101,13 @@ def start_vllm(phi: Path, max_model_len: int) -> RolloutEngine:
     [
         pytest.param(start_transformers, 1e-4, id="transformers", marks=pytest.mark.slow),
         pytest.param(start_vllm, VLLM_ROUNDING, id="vllm", marks=pytest.mark.long),
+        pytest.param(start_vllm_as_it_is, VLLM_ROUNDING, id="vllm by itself", marks=pytest.mark.long),
     ],
 )
 def test_an_engine_for_long_sequences_has_the_long_factors_at_every_length(
-    start: Callable[[Path, int], RolloutEngine], rounding: float, phi: Path, expected: dict[int, torch.Tensor]
+    start: Callable[[Config], RolloutEngine], rounding: float, phi: Path, expected: dict[int, torch.Tensor]
 ) -> None:
-    engine = start(phi, LONGEST)
+    engine = start(resolved(phi, max_model_len=LONGEST))
     try:
         for ids in (SHORT, IDS):
             found = torch.tensor(engine.score(ids))
@@ -96,8 +117,10 @@ def test_an_engine_for_long_sequences_has_the_long_factors_at_every_length(
 
 
 @pytest.mark.slow
-def test_an_engine_for_short_sequences_has_the_short_factors(phi: Path) -> None:
-    engine = start_transformers(phi, ORIGINAL)
+def test_a_run_of_short_sequences_has_the_short_factors(phi: Path) -> None:
+    config = resolved(phi, max_model_len=ORIGINAL)
+    assert config.model.config_overrides == {}
+    engine = start_transformers(config)
     torch.testing.assert_close(torch.tensor(engine.score(SHORT)), scores_of(phi, SHORT), rtol=0, atol=1e-4)
 
 
@@ -105,10 +128,8 @@ def test_an_engine_for_short_sequences_has_the_short_factors(phi: Path) -> None:
 @pytest.mark.parametrize("layout", ["tree", "rows"])
 def test_the_trainer_computes_as_the_engine_serves(layout: str, phi: Path, expected: dict[int, torch.Tensor]) -> None:
     """Also where a short and a long rollout are packed together."""
-    limits = {"data": {"max_prompt_tokens": 20}, "rollout": {"max_response_tokens": LONGEST - 20}}
-    config = validate({"model": {"name": str(phi), "dtype": "float32", "layout": layout}, **limits})
+    config = resolved(phi, max_model_len=LONGEST, layout=layout)
     policy = Policy.load(config.model, config.lora, device="cpu", layout=check_model(config))
-    assert model_lines(config.model, max_model_len=config.max_model_len)[0].endswith("vLLM chooses in the same way")
     prompt = 4
     pair = [
         rollout(ids[:prompt], [], ids[prompt:], slot=slot, reward=float(slot)) for slot, ids in enumerate((SHORT, IDS))
@@ -119,3 +140,38 @@ def test_the_trainer_computes_as_the_engine_serves(layout: str, phi: Path, expec
         found = [policy.token_logprobs(policy.prepare([part]), temperature=1.0)[0] for part in parts]
     wanted = torch.cat([expected[len(ids)][prompt - 1 :] for ids in (SHORT, IDS)])
     torch.testing.assert_close(torch.cat(found), wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_exported_checkpoint_is_as_trained_at_every_length(
+    phi: Path, expected: dict[int, torch.Tensor], tmp_path: Path
+) -> None:
+    base = load_float32_base(resolved(phi, max_model_len=LONGEST).model)
+    base.save_pretrained(tmp_path / "exported")
+    for ids in (SHORT, IDS):
+        torch.testing.assert_close(scores_of(tmp_path / "exported", ids), expected[len(ids)], rtol=0, atol=1e-4)
+
+
+def test_a_resumed_run_that_would_take_other_factors_has_another_identity(phi: Path) -> None:
+    def identity(max_response_tokens: int) -> dict[str, Any]:
+        evaluation = {"every": 1, "data": "dev.jsonl", "max_response_tokens": max_response_tokens}
+        short = {"data": {"max_prompt_tokens": 8}, "rollout": {"max_response_tokens": ORIGINAL - 8}}
+        config = validate({"model": {"name": str(phi)}, "eval": evaluation, **short})
+        config, lines = with_one_rope(config, max_model_len=config.max_model_len)
+        assert bool(lines) == (max_response_tokens + 8 > ORIGINAL)
+        return run_identity(config, data_fingerprint="", num_processes=1)
+
+    assert identity(8) == identity(ORIGINAL - 8)
+    assert identity(8)["configuration"] != identity(ORIGINAL - 7)["configuration"]
+
+
+def test_both_scales_are_those_past_the_original_length(phi: Path) -> None:
+    """PhiMoE has scales of its own, beside the factors."""
+    config = AutoConfig.from_pretrained(phi)
+    config.rope_parameters |= {"short_mscale": 1.1, "long_mscale": 1.3}
+    assert one_rope(config, max_model_len=ORIGINAL) is None
+    assert longest_with_one_rope(config) == ORIGINAL
+    found = one_rope(config, max_model_len=ORIGINAL + 1)
+    assert found is not None and found["short_mscale"] == 1.3 and found["short_factor"] == found["long_factor"]
+    config.rope_parameters = found
+    assert longest_with_one_rope(config) is None and one_rope(config, max_model_len=LONGEST) is None

@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from trapo_lite.config import Config, ModelSection
 from trapo_lite.core.errors import ConfigError, ModelError
 from trapo_lite.engines.transformers.cache import grouped_attention
-from trapo_lite.model.base import model_config, model_lines
+from trapo_lite.model.base import model_config, model_lines, with_one_rope
 from trapo_lite.model.layout import check_model, require_rows
 from trapo_lite.model.logprobs import LogitScale
 from trapo_lite.model.packable import check_targets, logit_scale_of
@@ -43,6 +43,7 @@ def checked(
         **options,
     }
     config = Config.model_validate(raw)
+    config, _ = with_one_rope(config, max_model_len=config.max_model_len)
     check_model(config)
     return config.longest_sequence
 

@@ -55,7 +55,7 @@ def _dry_run(config: Config) -> Iterator[str]:
     from trapo_lite.data.template import check_prompt, open_turn_warnings
     from trapo_lite.data.tokens import load_tokenizer
     from trapo_lite.engines.start import ask_vllm, check_served
-    from trapo_lite.model.base import model_lines
+    from trapo_lite.model.base import model_lines, with_one_rope
     from trapo_lite.model.layout import check_model
     from trapo_lite.model.saved_adapter import check_start
     from trapo_lite.planning.report import plan_lines
@@ -67,6 +67,7 @@ def _dry_run(config: Config) -> Iterator[str]:
         yield from plan_lines(config)
         yield "          the model is no folder here, so it is taken for a hub id and was not checked"
         return
+    config, rope_lines = with_one_rope(config, max_model_len=config.max_model_len)
     layout = check_model(config)
     if config.uses_engine:
         check_served(config)
@@ -74,7 +75,7 @@ def _dry_run(config: Config) -> Iterator[str]:
     tokenizer = load_tokenizer(config.model.name)
     prompt = check_prompt(config.data, tokenizer, model=config.model.name)
     yield from plan_lines(config)
-    yield from model_lines(config.model, max_model_len=config.max_model_len)
+    yield from [*model_lines(config.model), *rope_lines]
     yield layout.line or "layout: tree"
     yield prompt
     yield from open_turn_warnings(config.data, tokenizer)

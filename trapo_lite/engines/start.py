@@ -176,6 +176,8 @@ def _connect_servers(
     from trapo_lite.engines.server.command import start_command
     from trapo_lite.engines.server.engine import ServerEngine
     from trapo_lite.engines.vllm.options import round_up_lora_rank
+    from trapo_lite.model.base import model_config
+    from trapo_lite.model.positions import longest_with_one_rope
 
     shared = config.rollout.server_adapter_dir
     command = start_command(
@@ -188,6 +190,7 @@ def _connect_servers(
     return ServerEngine(
         config.rollout.servers,
         max_model_len=max_model_len,
+        most_model_len=longest_with_one_rope(model_config(config.model)),
         dtype=getattr(torch, config.model.dtype),
         adapter_dir=None if shared is None else Path(shared),
         command=command,

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from trapo_lite.evaluation.report import report_lines
 from trapo_lite.evaluation.results import EvalResult
 from trapo_lite.evaluation.target import EvalTarget
 from trapo_lite.model.adapter_config import read_config
-from trapo_lite.model.base import check_weight_files, model_config, weights_fingerprint
+from trapo_lite.model.base import check_weight_files, model_config, model_lines, weights_fingerprint, with_one_rope
 from trapo_lite.model.positions import num_positions
 from trapo_lite.model.saved_adapter import check_fit, read_tensors
 from trapo_lite.reward import Scorer
@@ -74,10 +75,13 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
     base = model_config(config.model)
     check_weight_files(config.model.name)
     max_model_len = require_positions(config, sets, available=num_positions(base))
+    config, rope_lines = with_one_rope(config, max_model_len=max_model_len)
+    target = replace(target, config=config)
     if target.adapter_dir is not None:
         _require_adapter_fits(config, target.adapter_dir, base)
     say("\n".join(line for problem_set in sets for line in problem_set.report))
-    say(prompt_line(config.data, tokenizer, stop_ids=stop_ids))
+    prompt = prompt_line(config.data, tokenizer, stop_ids=stop_ids)
+    say("\n".join([*model_lines(config.model), *rope_lines, prompt]))
     make_folder(target.out)
     with contextlib.ExitStack() as stack:
         stack.enter_context(lock(target.out, option="--out"))

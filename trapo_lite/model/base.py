@@ -25,7 +25,7 @@ from trapo_lite.model.language_model import (
     no_report_of_other_parts,
     save_under_own_names,
 )
-from trapo_lite.model.positions import serve_one_rope
+from trapo_lite.model.positions import one_rope
 from trapo_lite.model.shape import FAILURES, ModelShape
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns about an optional kernel whenever PEFT imports it
@@ -44,15 +44,27 @@ def model_config(section: ModelSection) -> PreTrainedConfig:
     return config
 
 
-def model_lines(section: ModelSection, *, max_model_len: int | None = None) -> list[str]:
-    """Return lines for the user on what is changed in the model: other parts, dropout, router noise, RoPE.
+def with_one_rope(config: Config, *, max_model_len: int | None) -> tuple[Config, list[str]]:
+    """Return the configuration with RoPE as an engine serves it written out in `config_overrides`, and lines on it.
 
-    max_model_len: of the engine; None: no rollouts are drawn
+    Trainer, engines, evaluation and export then compute the same at every length.
+    max_model_len: of the engine; None: there is none, and each sequence has the RoPE of its own length
     """
-    config = _as_given(section)
-    keys, multimodal = ", ".join(random_keys(config)), multimodal_type(section.name)
-    rope = None if max_model_len is None else serve_one_rope(config, max_model_len=max_model_len)
-    lines = [] if rope is None else [f"{section.name}: {rope}"]
+    rope = None if max_model_len is None else one_rope(model_config(config.model), max_model_len=max_model_len)
+    if rope is None:
+        return config, []
+    overrides = config.model.config_overrides | {"rope_parameters": rope}
+    line = (
+        f"{config.model.name}: RoPE has its long factors at every length, because sequences may have {max_model_len} "
+        "tokens; vLLM chooses in the same way"
+    )
+    return config.model_copy(update={"model": config.model.model_copy(update={"config_overrides": overrides})}), [line]
+
+
+def model_lines(section: ModelSection) -> list[str]:
+    """Return lines for the user on what `model_config` left out of the model: other parts, dropout, router noise."""
+    keys, multimodal = ", ".join(random_keys(_as_given(section))), multimodal_type(section.name)
+    lines = []
     if multimodal is not None:
         lines.append(f"{section.name}: of this multimodal model ({multimodal}) only the language model is used")
     if keys:
@@ -126,13 +138,11 @@ def load_base(
     *,
     device: torch.device | str,
     attention: str | None,
-    max_model_len: int | None = None,
     on_one_rank: bool = False,
 ) -> PreTrainedModel:
     """Load the frozen base in `section.dtype`, quantised if asked. Raise ModelError if there are no weights.
 
     attention: registered with transformers; None: transformers' own choice
-    max_model_len: of the engine, by which RoPE is chosen (`serve_one_rope`); None: by each batch, as transformers does
     on_one_rank: let transformers leave the weights out on every rank but the first, if Accelerate's configuration says
     so; `Ranks.shard` distributes them.
     """
@@ -150,8 +160,6 @@ def load_base(
         )
         options["device_map"] = {"": torch.device(device)}
     config, multimodal = model_config(section), multimodal_type(section.name)
-    if max_model_len is not None:
-        serve_one_rope(config, max_model_len=max_model_len)
     if multimodal is not None:
         options["key_mapping"] = RENAMINGS
     try:

@@ -11,7 +11,7 @@ from trapo_lite.config import Config, ModelSection
 from trapo_lite.core.errors import ConfigError, ModelError
 from trapo_lite.model.base import model_config
 from trapo_lite.model.packable import check_targets, require_packable
-from trapo_lite.model.positions import check_fixed_rope, check_positions, serve_one_rope
+from trapo_lite.model.positions import check_fixed_rope, check_positions
 from trapo_lite.model.shape import head_size, meta_model, runs_on_meta
 from trapo_lite.run.device import fits_flex_attention
 
@@ -24,13 +24,11 @@ class Layout:
 
     model:  on the meta device
     reason: why auto took rows, as the text of the error that model.layout: tree would give; empty otherwise
-    max_model_len: of the engine, by which RoPE is chosen (`serve_one_rope`); None: no rollouts are drawn
     """
 
     name: Literal["tree", "rows"]
     model: PreTrainedModel
     reason: str = ""
-    max_model_len: int | None = None
 
     def written_out(self, config: Config) -> Config:
         """Return the configuration with this layout in the place of auto."""
@@ -47,30 +45,27 @@ def rows_line(reason: str) -> str:
     return f"layout: rows, because {why}; every rollout runs by itself"
 
 
-def choose_layout(section: ModelSection, *, longest: int | None = None, max_model_len: int | None = None) -> Layout:
+def choose_layout(section: ModelSection, *, longest: int | None = None) -> Layout:
     """Decide by the model's config.json and class what `model.layout` means for it.
 
     longest: tokens of the longest sequence, if it is known
-    max_model_len: of the engine; None: no rollouts are drawn
 
     Raises ModelError or ConfigError for what neither can do, or not the one that is asked for.
     """
     config = model_config(section)
-    if max_model_len is not None:
-        serve_one_rope(config, max_model_len=max_model_len)
     if longest is not None:
         check_positions(config, section.name, longest=longest)
     if section.layout == "rows":
-        return Layout("rows", require_rows(config), max_model_len=max_model_len)
+        return Layout("rows", require_rows(config))
     try:
         if longest is not None:
             check_fixed_rope(config, section.name, longest=longest)
-        return Layout("tree", require_packable(config), max_model_len=max_model_len)
+        return Layout("tree", require_packable(config))
     except (ConfigError, ModelError) as error:
         if section.layout == "tree":
             raise
         reason = str(error)
-    return Layout("rows", require_rows(config), reason, max_model_len)
+    return Layout("rows", require_rows(config), reason)
 
 
 def require_rows(config: PreTrainedConfig) -> PreTrainedModel:
@@ -96,7 +91,7 @@ def check_model(config: Config) -> Layout:
     trained, or lacks the layers that `lora.target_modules` names.
     """
     longest = config.longest_sequence
-    layout = choose_layout(config.model, longest=longest, max_model_len=config.max_model_len)
+    layout = choose_layout(config.model, longest=longest)
     if config.uses_engine:
         check_fixed_rope(layout.model.config, config.model.name, longest=longest)
     check_targets(layout.model, config.lora.target_modules)

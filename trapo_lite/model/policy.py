@@ -125,7 +125,6 @@ class Policy:
             model,
             device="cpu" if shard else device,
             attention=own_or_tree,
-            max_model_len=layout.max_model_len,
             on_one_rank=shard is not None,
         )
         check_rope(base, model)

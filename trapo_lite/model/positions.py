@@ -1,5 +1,6 @@
 """Check how long a model's sequences may be, and whether its rotary embedding is what the configuration asks for."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ from trapo_lite.config import ModelSection
 from trapo_lite.core.errors import ConfigError, ModelError
 
 NO_LIMIT = 2**31
+LONG_BY_SHORT = {"short_factor": "long_factor", "short_mscale": "long_mscale"}
+"""Parameters of longrope up to its original length, and past it."""
 
 
 def check_positions(config: PreTrainedConfig, name: str, *, longest: int) -> None:
@@ -40,23 +43,24 @@ def check_fixed_rope(config: PreTrainedConfig, name: str, *, longest: int) -> No
             )
 
 
-def serve_one_rope(config: PreTrainedConfig, *, max_model_len: int) -> str | None:
-    """Give RoPE of type longrope the long factors at every length, as an engine for `max_model_len` tokens has it.
+def one_rope(config: PreTrainedConfig, *, max_model_len: int) -> dict[str, Any] | None:
+    """Return `rope_parameters` in which RoPE of type longrope has the long factors at every length, or None.
 
-    vLLM chooses once, by the longest sequence that it is started for, because keys in its cache cannot be turned again
-    when a sequence passes the original length (vLLM 0.32, phi3_long_rope_scaled_rope.py). Trainer and engine then
-    compute the same. Returns a line for the user, or None if nothing was changed.
+    None: nothing need be changed, because an engine for sequences up to `max_model_len` tokens would not take the long
+    factors. vLLM chooses once, by the longest sequence that it is started for, because keys in its cache cannot be
+    turned again when a sequence passes the original length (vLLM 0.32, phi3_long_rope_scaled_rope.py).
     """
-    line = None
-    for rope in filter(_has_two_factors, _ropes(config)):
-        original = _original_length(config, rope)
-        if original is not None and max_model_len > original:
-            rope["short_factor"] = list(rope["long_factor"])
-            line = (
-                f"RoPE: long factors for every sequence, because one may have {max_model_len} tokens, more than "
-                f"{original}; vLLM chooses in the same way"
-            )
-    return line
+    ropes = copy.deepcopy(getattr(config, "rope_parameters", None) or {})
+    changing = [rope for rope in _each(ropes) if _has_two_factors(rope)]
+    changing = [rope for rope in changing if max_model_len > (_original_length(config, rope) or NO_LIMIT)]
+    for rope in changing:
+        rope |= {short: rope[long] for short, long in LONG_BY_SHORT.items() if long in rope}
+    return ropes if changing else None
+
+
+def longest_with_one_rope(config: PreTrainedConfig) -> int | None:
+    """Return the longest sequence for which an engine may be started without other factors of longrope, or None."""
+    return _changing_rope(config).get("longrope")
 
 
 def _sequence(longest: int) -> str:
@@ -84,11 +88,14 @@ def _changing_rope(config: PreTrainedConfig) -> dict[str, int | None]:
 
 
 def _ropes(config: PreTrainedConfig) -> Iterator[dict[str, Any]]:
-    """Yield the parameters of RoPE: of all layers or of each type of layer, also under their older name."""
+    """Yield the parameters of RoPE, also under their older name."""
     for field in ("rope_parameters", "rope_scaling"):
-        parameters = getattr(config, field, None) or {}
-        nested = [value for value in parameters.values() if isinstance(value, dict)]
-        yield from nested or [parameters]
+        yield from _each(getattr(config, field, None) or {})
+
+
+def _each(parameters: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the parameters of each type of layer, or those of all layers."""
+    return [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
 
 
 def _type_of(rope: Mapping[str, Any]) -> object:
@@ -96,7 +103,7 @@ def _type_of(rope: Mapping[str, Any]) -> object:
 
 
 def _has_two_factors(rope: Mapping[str, Any]) -> bool:
-    return _type_of(rope) == "longrope" and rope.get("short_factor") != rope.get("long_factor")
+    return _type_of(rope) == "longrope" and any(rope.get(s) != rope.get(long) for s, long in LONG_BY_SHORT.items())
 
 
 def _original_length(config: PreTrainedConfig, rope: Mapping[str, Any]) -> int | None:

@@ -14,7 +14,7 @@ from trapo_lite.data.report import DataReport
 from trapo_lite.data.tokens import load_tokenizer
 from trapo_lite.engines.start import check_served
 from trapo_lite.model.adapter_config import own_config
-from trapo_lite.model.base import check_weight_files, model_config
+from trapo_lite.model.base import check_weight_files, model_config, with_one_rope
 from trapo_lite.model.layout import Layout, check_model
 from trapo_lite.model.saved_adapter import check_fit, check_start, read_tensors
 from trapo_lite.rollout.token_checks import require_embeddings
@@ -25,8 +25,13 @@ from trapo_lite.run.loggers import check_loggers
 class Inputs:
     """Inputs hold the problems as tokens, and how the model's rollouts will run.
 
-    stop_ids: the tokens that end a completion
+    config:     with RoPE as the engine serves it
+    rope_lines: for the user, on that
+    stop_ids:   the tokens that end a completion
     """
+
+    config: Config
+    rope_lines: list[str]
 
     tokenizer: PreTrainedTokenizerBase
     stop_ids: tuple[int, ...]
@@ -53,6 +58,7 @@ def read_inputs(config: Config) -> Inputs:
     """Read tokenizer and problems and check the configuration; raise ConfigError, DataError or ModelError."""
     check_loggers(config)
     check_paths(config)
+    config, rope_lines = with_one_rope(config, max_model_len=config.max_model_len)
     layout = check_model(config)
     if config.uses_engine:
         check_served(config)
@@ -81,4 +87,4 @@ def read_inputs(config: Config) -> Inputs:
         )
         eval_problems = for_eval.problems[: config.eval.num_problems]
     require_embeddings(config, tokenizer, [*problems, *eval_problems])
-    return Inputs(tokenizer, stop_ids, problems, report, eval_problems, layout)
+    return Inputs(config, rope_lines, tokenizer, stop_ids, problems, report, eval_problems, layout)

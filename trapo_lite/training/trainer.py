@@ -75,10 +75,10 @@ class Run:
     """A Run owns one process's inputs, run folder and display."""
 
     def __init__(self, config: Config, stack: contextlib.ExitStack, *, restart: bool) -> None:
-        self.config = config
         set_threads(config)
         self.ranks = Ranks()
         self.inputs = read_inputs(config)
+        self.config = config = self.inputs.config
         self.folder = RunFolder(config.run.folder)
         if self.ranks.is_main:
             self.folder = stack.enter_context(RunFolder.open(config, restart=restart))
@@ -98,7 +98,8 @@ class Run:
             *self.folder.notes,
             *self.start.notes,
             *unusual_lines(config),
-            *model_lines(config.model, max_model_len=config.max_model_len),
+            *model_lines(config.model),
+            *self.inputs.rope_lines,
         ]
         prompt = prompt_line(config.data, self.inputs.tokenizer, stop_ids=self.inputs.stop_ids)
         for line in [*notes, *self.inputs.report.lines(), prompt, self._start_line()]:

@@ -58,11 +58,13 @@ class Endpoints:
         max_model_len: int,
         command: str,
         notify: Callable[[str], None],
+        most_model_len: int | None = None,
     ) -> None:
         # Close connections before the servers do (5 s), because one closed in use looks like a dead server.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2.0)
         self._client = httpx.AsyncClient(headers=dict(headers), timeout=CALL_LIMIT_S, limits=limits)
         self._max_model_len, self._command, self._notify = max_model_len, command, notify
+        self._most_model_len = most_model_len
         loop = asyncio.get_running_loop()
         self.alive = [Endpoint(url.rstrip("/").removesuffix("/v1"), loop.create_future()) for url in urls]
         self._watchers = [loop.create_task(self._watch(endpoint)) for endpoint in self.alive]
@@ -91,6 +93,12 @@ class Endpoints:
                 raise EngineError(
                     f"rollout.servers: {endpoint.url} serves sequences of {base['max_model_len']} tokens, needed are "
                     f"{self._max_model_len}; start it with --max-model-len {self._max_model_len}"
+                )
+            if self._most_model_len is not None and base["max_model_len"] > self._most_model_len:
+                raise EngineError(
+                    f"rollout.servers: {endpoint.url} serves sequences of {base['max_model_len']} tokens, and past "
+                    f"{self._most_model_len} this model has another RoPE for all of them; start it with "
+                    f"--max-model-len {self._max_model_len}"
                 )
             await self._check_logprobs(endpoint)
 

@@ -36,6 +36,7 @@ AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 class ServerEngine:
     """Run rollouts on any number of endpoints. The endpoint with the fewest requests in flight gets the next one.
 
+    most_model_len: longest sequence for which a server may be started, if more would change the model's RoPE
     adapter_dir: where the servers read versions of the adapter; None: a folder here, for servers on this machine, in
                  memory if `folder_room` bytes are free there
     dtype:       the servers' type for adapters, for `adapter_checksum`
@@ -47,6 +48,7 @@ class ServerEngine:
         urls: Sequence[str],
         *,
         max_model_len: int,
+        most_model_len: int | None = None,
         dtype: torch.dtype,
         adapter_dir: Path | None = None,
         command: str | None = None,
@@ -54,6 +56,7 @@ class ServerEngine:
         notify: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.max_model_len, self.dtype, self._notify = max_model_len, dtype, notify
+        self._most_model_len = most_model_len
         self._command = command or start_command(max_model_len)
         self.version: int | None = None
         self.publish_bytes = 0
@@ -182,7 +185,12 @@ class ServerEngine:
     async def _make_endpoints(self, urls: Sequence[str], headers: dict[str, str]) -> Endpoints:
         try:
             return Endpoints(
-                urls, headers=headers, max_model_len=self.max_model_len, command=self._command, notify=self._notify
+                urls,
+                headers=headers,
+                max_model_len=self.max_model_len,
+                command=self._command,
+                notify=self._notify,
+                most_model_len=self._most_model_len,
             )
         except OSError as error:  # ssl's errors are OSErrors
             authority = {name: os.environ[name] for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if name in os.environ}

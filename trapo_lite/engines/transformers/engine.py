@@ -76,9 +76,7 @@ class TransformersEngine:
         self.publish_bytes = 0
         section = ModelSection(name=model_path, dtype=dtype, quantize=quantize, config_overrides=config_overrides or {})
         check_class(section)
-        self._base: Any = load_base(
-            section, device=self.device, attention=attention_of(section), max_model_len=max_model_len
-        ).eval()
+        self._base: Any = load_base(section, device=self.device, attention=attention_of(section)).eval()
         self._peft: PeftModel | None = None
         self._merged: MergedAdapter | None = None
         self._quantize = quantize
