@@ -95,10 +95,18 @@ class ScriptedEngine:
 
 
 class ScriptedVerifier:
-    """`judge(text, gold)` decides. Verdicts come at once, or from a thread in random order after random moments."""
+    """`judge(text, gold)` gives the reward, or None for none; from 1 on it is correct.
+
+    Scores come at once, or from a thread in random order after random moments.
+    """
 
     def __init__(
-        self, judge: Callable[[str, str], bool], *, threaded: bool = False, order_seed: int = 0, pause_s: float = 0.0
+        self,
+        judge: Callable[[str, str], float | None],
+        *,
+        threaded: bool = False,
+        order_seed: int = 0,
+        pause_s: float = 0.0,
     ) -> None:
         self.judge, self.threaded, self.pause_s = judge, threaded, pause_s
         self.rng = random.Random(order_seed)
@@ -123,8 +131,10 @@ class ScriptedVerifier:
         return ticket
 
     def _score(self, text: str, gold: str) -> Score:
-        value = float(self.judge(text, gold))
-        return Score(Verdict("correct" if value else "wrong", text), value)
+        value = self.judge(text, gold)
+        if value is None:
+            return Score(Verdict("unjudged", text), None)
+        return Score(Verdict("correct" if value >= 1 else "wrong", text), float(value))
 
     def _work(self) -> None:
         while True:

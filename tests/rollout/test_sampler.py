@@ -1,5 +1,6 @@
 """Rollouts through a scripted engine and verifier: the rule of METHOD 3, whatever finishes first."""
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -57,12 +58,12 @@ def sample(
 
 
 def one_by_one(
-    item: Problem, micro_groups: Sequence[MicroGroup], judge: Callable[[str, str], bool], limit: int
+    item: Problem, micro_groups: Sequence[MicroGroup], judge: Callable[[str, str], float | None], limit: int
 ) -> list[Rollout]:
     """METHOD 3 for one problem, with nothing in flight. Traces are fixed by the schedule."""
     rollouts: list[Rollout] = []
     for micro_group in micro_groups:
-        solved = [rollout.reward for rollout in rollouts]
+        solved = [rollout.reward or 0.0 for rollout in rollouts]
         wants_help = micro_group.help_below is None or (
             bool(solved) and sum(solved) / len(solved) < micro_group.help_below
         )
@@ -79,7 +80,8 @@ def one_by_one(
             tokens = () if is_whole or request.max_tokens <= 0 else draw_by_seed(request)
             rng = random.Random(seed)
             text = decode(prefix + tokens)
-            is_correct = judge(text, item.answer)
+            reward = judge(text, item.answer)
+            kind = "unjudged" if reward is None else "correct" if reward >= 1 else "wrong"
             num_trained = micro_group.num_rollouts if micro_group.num_trained is None else micro_group.num_trained
             reason = "expert" if is_whole else "stop" if tokens and tokens[-1] == STOP_ID else "length"
             rollouts.append(
@@ -94,8 +96,8 @@ def one_by_one(
                     trace=trace,
                     train_prefix=bool(prefix) and micro_group.num_rollouts - place <= num_trained,
                     adapter_version=1 if tokens else None,
-                    verdict=Verdict("correct" if is_correct else "wrong", text),
-                    reward=float(is_correct),
+                    verdict=Verdict(kind, text),
+                    reward=None if reward is None else float(reward),
                 )
             )
     return rollouts
@@ -123,13 +125,20 @@ def random_schedule(rng: random.Random) -> tuple[MicroGroup, ...]:
     )
 
 
+BOUNDS = {"0 or 1": (0.0, 1.0), "-1 to 2": (-1.0, 2.0), "any number": (-math.inf, math.inf)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "threaded",
-    [pytest.param(False, marks=pytest.mark.long), True],
-    ids=["verdicts-at-once", "verdicts-from-a-thread"],
+    ("rewards", "threaded"),
+    [
+        pytest.param("0 or 1", False, id="verdicts-at-once", marks=pytest.mark.long),
+        pytest.param("0 or 1", True, id="verdicts-from-a-thread"),
+        pytest.param("-1 to 2", True, id="bounded-rewards-or-none"),
+        pytest.param("any number", True, id="any-rewards-or-none"),
+    ],
 )
-def test_every_mode_gives_the_rollouts_of_the_rule(threaded: bool) -> None:
+def test_every_mode_gives_the_rollouts_of_the_rule(rewards: str, threaded: bool) -> None:
     """1000 random verdict patterns, schedules and traces; in each the engine and the verifier finish as they like."""
     guided_patterns = set()
     for case in range(1000):
@@ -137,8 +146,12 @@ def test_every_mode_gives_the_rollouts_of_the_rule(threaded: bool) -> None:
         problems = [random_problem(rng, str(number)) for number in range(rng.randint(1, 3))]
         micro_groups, limit, share = random_schedule(rng), rng.choice([6, 20, 60]), rng.choice([0.2, 0.5, 0.8])
 
-        def judge(text: str, gold: str, case: int = case, share: float = share) -> bool:
-            return random.Random(f"{case}/{text}/{gold}").random() < share
+        def judge(text: str, gold: str, case: int = case, share: float = share) -> float | None:
+            own = random.Random(f"{case}/{text}/{gold}")
+            if rewards == "0 or 1":
+                return own.random() < share
+            largest = 2.0 if rewards == "-1 to 2" else 50.0
+            return own.choice([None, 0.0, 1.0, -largest / 2, largest, own.uniform(-largest / 2, largest)])
 
         expected = [one_by_one(item, micro_groups, judge, limit) for item in problems]
         guided_patterns |= {tuple(rollout.is_guided for rollout in group) for group in expected}
@@ -151,7 +164,12 @@ def test_every_mode_gives_the_rollouts_of_the_rule(threaded: bool) -> None:
                     engine,
                     verifier,
                     micro_groups=micro_groups,
-                    settings=settings(max_response_tokens=limit, start_order=schedule, deterministic=deterministic),
+                    settings=settings(
+                        max_response_tokens=limit,
+                        start_order=schedule,
+                        deterministic=deterministic,
+                        reward_bounds=BOUNDS[rewards],
+                    ),
                     decode=decode,
                     is_boundary=is_boundary,
                 )
