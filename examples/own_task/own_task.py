@@ -8,7 +8,8 @@ in ./runs, trains with the reward function in json_rewards.py, and evaluates bas
 
 import json
 import random
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -80,16 +81,18 @@ def write_base(folder: Path) -> None:
     save(model, tokenizer, folder)
 
 
-def main() -> None:
+def main(overrides: Sequence[str] = ()) -> None:
+    """Make base and rows, train, and evaluate base and adapter. overrides: options, such as train.max_steps=5."""
     torch.set_num_threads(1)
     FOLDER.mkdir(exist_ok=True)
     write_rows(FOLDER)
     if not (FOLDER / "base/config.json").exists():
         write_base(FOLDER / "base")
-    files = ["tiny_cpu.yaml", HERE / "task.yaml"]
-    overrides = [f"reward.functions=[{{type: function, path: {HERE / 'json_rewards.py'}:score}}]"]
-    config = trapo_lite.load_config(files, overrides)
-    test = [f"eval.data={FOLDER / 'test.jsonl'}", "eval.num_samples=1"]
+    score = f"{{type: function, path: {HERE / 'json_rewards.py'}:score}}"
+    config = trapo_lite.load_config(
+        ["tiny_cpu.yaml", HERE / "task.yaml"], [f"reward.functions={score}", *overrides]
+    )  # with the whole path, so that it can be started from any folder
+    test = [f"eval.data={FOLDER / 'test.jsonl'}"]
     run = trapo_lite.train(config)
     before = trapo_lite.evaluate(run=run.folder, base=True, overrides=test)["test"]
     after = trapo_lite.evaluate(run=run.folder, overrides=test)["test"]
@@ -101,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -59,6 +59,7 @@ def _dry_run(config: Config) -> Iterator[str]:
     from trapo_lite.model.layout import check_model
     from trapo_lite.model.saved_adapter import check_start
     from trapo_lite.planning.report import plan_lines
+    from trapo_lite.reward.start_check import require_loadable
     from trapo_lite.training.inputs import check_start_fits
 
     if not Path(config.model.name).is_dir():  # the hub is not asked
@@ -74,6 +75,7 @@ def _dry_run(config: Config) -> Iterator[str]:
     check_start_fits(config, reads_weights=False)
     tokenizer = load_tokenizer(config.model.name)
     prompt = check_prompt(config.data, tokenizer, model=config.model.name)
+    require_loadable(config.reward)
     yield from plan_lines(config)
     yield from [*model_lines(config.model), *rope_lines]
     yield layout.line or "layout: tree"

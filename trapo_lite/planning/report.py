@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from trapo_lite.config import Config
 from trapo_lite.config.choices import Constant
 from trapo_lite.config.paths import check_name
+from trapo_lite.config.rewards import described
 from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.model.base import model_shape
@@ -42,6 +43,8 @@ def plan_lines(config: Config) -> list[str]:
         else:
             when = "always" if group.help_below is None else f"if the mean reward is below {group.help_below:.3g}"
             lines[-1] += f"{group.prefix_ratio:.0%} of the expert trace {when}"
+    if not config.reward.is_math:
+        lines.append(f"reward    {described(config.reward.functions)}")
     prefix = ""
     if algorithm.prefix_loss.type != "none":
         prefix = f"{algorithm.prefix_loss.describe()} x {algorithm.prefix_loss.weight:g} on expert tokens"

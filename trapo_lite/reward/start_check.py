@@ -40,6 +40,13 @@ def start_lines(section: RewardSection, scorer: Scorer, problem: Problem, soluti
     return lines
 
 
+def require_loadable(section: RewardSection) -> None:
+    """Raise RewardError if a function of the user's cannot be loaded. It is not called with anything of the data."""
+    if section.own_functions:
+        with Scorer(section) as scorer:
+            scorer.judge(Response(Problem("", (), ""), ""))
+
+
 def _spelt(judged: Judgement) -> str:
     if judged.value is not None:
         return f"{judged.value:g}"
