@@ -159,7 +159,7 @@ def test_a_resumed_run_that_would_take_other_factors_has_another_identity(phi: P
         config = validate({"model": {"name": str(phi)}, "eval": evaluation, **short})
         config, lines = with_one_rope(config, max_model_len=config.max_model_len)
         assert bool(lines) == (max_response_tokens + 8 > ORIGINAL)
-        return run_identity(config, data_fingerprint="", num_processes=1)
+        return run_identity(config, prompt={}, data_fingerprint="", num_processes=1)
 
     assert identity(8) == identity(ORIGINAL - 8)
     assert identity(8)["configuration"] != identity(ORIGINAL - 7)["configuration"]

@@ -8,16 +8,23 @@ import shlex
 import shutil
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from byte_model import write_byte_model
+from byte_model import CHATML, write_byte_model
 from run_differences import differences, read_metrics
+from safetensors.torch import load_file, save_file
 from tiny_runs import LUFFY, data_file, finished_runs, make_config, model_dir, trained
+from transformers import AutoTokenizer
 
 from trapo_lite.cli.endings import exit_when_stopped
 from trapo_lite.core.errors import CheckpointError, ConfigError, EngineError
+from trapo_lite.data.chat import generation_ends
+from trapo_lite.evaluation import REGISTRY
+from trapo_lite.evaluation.evaluate import evaluate
+from trapo_lite.evaluation.target import target_from_arguments
 from trapo_lite.exporting.merge import export_run
 from trapo_lite.run.folder import RunFolder, final_adapter
 from trapo_lite.training import checkpoint, trainer
@@ -370,3 +377,59 @@ def test_what_messages_advise_is_taken_when_a_run_goes_on(make_config, trained, 
     raw = change | {"train": {"max_steps": 2} | change.get("train", {})} | inexact
     rows = read_metrics(train(make_config(**raw)) / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2]
+
+
+# ----- a base or a prompt that changes after training
+
+
+@pytest.mark.parametrize("what", ["weights", "template", "ends"])
+def test_what_an_adapter_was_trained_with_may_not_change_unseen(
+    make_config, data_file: Path, tmp_path: Path, what: str
+) -> None:
+    """Resuming, evaluating and exporting name the change; a prompt that is given on purpose is taken."""
+    base = write_byte_model(tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(base)
+    data = {"prompt_template": "chat", "max_prompt_tokens": 64}
+    config = make_config(model={"name": str(base)}, data=data, train={"max_steps": 1}, algorithm=LUFFY)
+    run = train(config)
+    longer = make_config(model={"name": str(base)}, data=data, train={"max_steps": 2}, algorithm=LUFFY)
+    target = partial(
+        target_from_arguments,
+        run=run,
+        model=None,
+        adapter=None,
+        base=False,
+        data=str(data_file),
+        benchmarks=[],
+        registry=REGISTRY,
+        allow_part=False,
+        num_samples=None,
+        restart=False,
+        config=[],
+    )
+    if what == "weights":
+        tensors = load_file(base / "model.safetensors")
+        save_file({name: tensor + 0.01 for name, tensor in tensors.items()}, base / "model.safetensors")
+        expected = r"trained on other weights than .*base holds now \([0-9a-f]{16} then"
+    elif what == "template":
+        tokenizer.chat_template = CHATML.replace("<|im_start|>assistant\n", "<|im_start|>assistant: ")
+        assert tokenizer.chat_template != CHATML
+        tokenizer.save_pretrained(base)
+        expected = r"trained with another prompt than .*base gives now.*Then: '.*assistant\\n'; now: '.*assistant: '"
+    else:
+        (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [tokenizer.eos_token_id, 65]}))
+        expected = r"trained with other tokens that end an answer than .*Then: \[259, 257\]; now: \[259, 257, 65\]"
+    generation_ends.cache_clear()
+    with pytest.raises(ConfigError, match=expected):
+        evaluate(target(out=tmp_path / "out", overrides=["eval.num_problems=2"]))
+    with pytest.raises(ConfigError, match=expected):
+        export_run(run)
+    assert not (run / "merged").exists()
+    by_key = {"weights": "another model", "template": "another prompt or end", "ends": "another prompt or end"}
+    with pytest.raises(CheckpointError, match=by_key[what]):
+        train(longer)
+    if what == "template":
+        given = ["data.prompt_template=chat", "eval.num_problems=2"]
+        assert evaluate(target(out=tmp_path / "out", overrides=given))

@@ -198,6 +198,11 @@ def stop_ids_of(data: DataSection, tokenizer: PreTrainedTokenizerBase, *, model:
     return tuple(dict.fromkeys([end_id, *others]))
 
 
+def prompt_settings(data: DataSection, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> dict[str, Any]:
+    """Return what a run must keep of prompts and ends of answers, as JSON values: the literal template and the ids."""
+    return {"template": written_out(data, tokenizer).prompt_template, "stop_ids": list(stop_ids)}
+
+
 def prompt_line(data: DataSection, tokenizer: PreTrainedTokenizerBase, *, stop_ids: Sequence[int]) -> str:
     """Return a line that says where the prompt comes from and which tokens end an answer."""
     origin = "data.prompt_template"

@@ -17,7 +17,7 @@ from trapo_lite.config import Config
 from trapo_lite.config.paths import check_name
 from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import ConfigError
-from trapo_lite.data.chat import prompt_line, stop_ids_of
+from trapo_lite.data.chat import prompt_line, prompt_settings, stop_ids_of
 from trapo_lite.data.tokens import load_tokenizer, text_of
 from trapo_lite.engines import parity
 from trapo_lite.engines.base import RolloutEngine
@@ -42,6 +42,7 @@ from trapo_lite.run.cards import require_usable_cards
 from trapo_lite.run.environment import this_environment
 from trapo_lite.run.files import lock, make_folder
 from trapo_lite.run.launch import set_threads
+from trapo_lite.run.trained_with import require_as_trained
 
 SECONDS_BETWEEN_LINES = 15.0  # between progress lines, if the output is no terminal
 
@@ -79,6 +80,10 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
     target = replace(target, config=config)
     if target.adapter_dir is not None:
         _require_adapter_fits(config, target.adapter_dir, base)
+    if target.run is not None:
+        prompt = None if target.is_prompt_given else prompt_settings(config.data, tokenizer, stop_ids)
+        weights = weights_fingerprint(config.model.name)
+        require_as_trained(target.run, name=config.model.name, weights=weights, prompt=prompt)
     say("\n".join(line for problem_set in sets for line in problem_set.report))
     prompt = prompt_line(config.data, tokenizer, stop_ids=stop_ids)
     say("\n".join([*model_lines(config.model), *rope_lines, prompt]))

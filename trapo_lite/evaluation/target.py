@@ -30,6 +30,8 @@ class EvalTarget:
     allow_part:   a benchmark's file may hold fewer problems than the benchmark
     restart:      discard results of the same names in `out`
     origin_line:  says where the prompts of a model come from; empty if the user gave them, or a run has them
+    run:          the run whose base is evaluated, with or without its adapter; None: a model by itself
+    is_prompt_given: the user set data.prompt_template
     """
 
     config: Config
@@ -41,6 +43,8 @@ class EvalTarget:
     allow_part: bool = False
     restart: bool = False
     origin_line: str = ""
+    run: Path | None = None
+    is_prompt_given: bool = False
 
     @property
     def model_name(self) -> str:
@@ -106,6 +110,8 @@ def target_from_arguments(
         allow_part=allow_part,
         restart=restart,
         origin_line="" if model is None else origin_line(model, own_prompt, resolved.data, is_given=is_given),
+        run=run,
+        is_prompt_given=is_given,
     )
 
 

@@ -18,20 +18,22 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trapo_lite.config import DataSection, ModelSection
+from trapo_lite.config.paths import check_name
 from trapo_lite.config.prompt_file import PROMPT_FILE, prompt_yaml
 from trapo_lite.core.errors import ExportError
-from trapo_lite.data.chat import stop_ids_of, template_with_defaults
+from trapo_lite.data.chat import prompt_settings, stop_ids_of, template_with_defaults
 from trapo_lite.data.tokens import end_of_text_id, load_tokenizer, texts_of
 from trapo_lite.exporting.model_card import model_card
 from trapo_lite.exporting.report import ExportDtype, ExportReport, compare
 from trapo_lite.model.adapter_config import AdapterConfig, AdapterError, read_config
-from trapo_lite.model.base import load_base, model_config
+from trapo_lite.model.base import load_base, model_config, weights_fingerprint
 from trapo_lite.model.logprobs import probe_sequences
 from trapo_lite.model.positions import num_positions
 from trapo_lite.model.saved_adapter import check_fit, load_by_name, read_tensors
 from trapo_lite.run.environment import this_environment
 from trapo_lite.run.files import move_into_place
 from trapo_lite.run.folder import RunFolder, final_adapter, load_run_config
+from trapo_lite.run.trained_with import require_as_trained
 
 MIN_PROBE_TOKENS = 1024
 MAX_PROBE_LENGTH = 257
@@ -54,6 +56,13 @@ def export_run(
             f"model.quantize={config.model.quantize}: the adapter was trained on a base with quantize "
             f"{trained.model.quantize} and corrects that one's errors; remove the override"
         )
+    check_name(config.model.name)
+    tokenizer = load_tokenizer(config.model.name)
+    stop_ids = stop_ids_of(config.data, tokenizer, model=config.model.name)
+    is_prompt_given = config.data != trained.data
+    prompt = None if is_prompt_given else prompt_settings(config.data, tokenizer, stop_ids)
+    weights = weights_fingerprint(config.model.name)
+    require_as_trained(run, name=config.model.name, weights=weights, prompt=prompt)
     return export_merged(
         model=config.model,
         adapter_dir=adapter_dir or final_adapter(run),

@@ -1,6 +1,7 @@
 """Read and check all inputs of a run that need no loaded model."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -8,7 +9,7 @@ from trapo_lite.config import Config
 from trapo_lite.config.paths import check_paths
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.core.types import Problem
-from trapo_lite.data.chat import stop_ids_of
+from trapo_lite.data.chat import prompt_settings, stop_ids_of
 from trapo_lite.data.loading import load_problems, require_experts, require_fitting_experts
 from trapo_lite.data.report import DataReport
 from trapo_lite.data.tokens import load_tokenizer
@@ -28,6 +29,7 @@ class Inputs:
     config:     with RoPE as the engine serves it
     rope_lines: for the user, on that
     stop_ids:   the tokens that end a completion
+    prompt:     what the run must keep of prompts (`data.chat.prompt_settings`)
     """
 
     config: Config
@@ -35,6 +37,7 @@ class Inputs:
 
     tokenizer: PreTrainedTokenizerBase
     stop_ids: tuple[int, ...]
+    prompt: dict[str, Any]
     problems: list[Problem]
     report: DataReport
     eval_problems: list[Problem]
@@ -87,4 +90,5 @@ def read_inputs(config: Config) -> Inputs:
         )
         eval_problems = for_eval.problems[: config.eval.num_problems]
     require_embeddings(config, tokenizer, [*problems, *eval_problems])
-    return Inputs(config, rope_lines, tokenizer, stop_ids, problems, report, eval_problems, layout)
+    prompt = prompt_settings(config.data, tokenizer, stop_ids)
+    return Inputs(config, rope_lines, tokenizer, stop_ids, prompt, problems, report, eval_problems, layout)

@@ -19,6 +19,7 @@ from trapo_lite.training.checkpoint import Checkpoint, find_checkpoint, rename_n
 DESCRIPTIONS = {
     "configuration": "another configuration",
     "model": "another model",
+    "prompt": "another prompt or end of answers",
     "data": "other data",
     "processes": "another number of processes",
 }
@@ -54,8 +55,13 @@ YOUNGER_OPTIONS = {
 }
 
 
-def run_identity(config: Config, *, data_fingerprint: str, num_processes: int) -> dict[str, Any]:
-    """Return what a run must keep: configuration except MAY_CHANGE, base, data, number of processes, as JSON values."""
+def run_identity(
+    config: Config, *, prompt: Mapping[str, Any], data_fingerprint: str, num_processes: int
+) -> dict[str, Any]:
+    """Return what a run must keep, as JSON values.
+
+    This is the configuration except MAY_CHANGE, base, prompt, data and number of processes.
+    """
     resolved = config.model_dump(mode="json")
     if config.optim.scheduler != "constant":
         resolved["optim"]["max_steps"] = config.train.max_steps
@@ -68,6 +74,7 @@ def run_identity(config: Config, *, data_fingerprint: str, num_processes: int) -
         "configuration": _flat(resolved),
         "model": {key: str(value) for key, value in sorted(base.items())}
         | {"weights": weights_fingerprint(config.model.name)},
+        "prompt": dict(prompt),
         "data": data_fingerprint,
         "processes": num_processes,
     }
@@ -111,6 +118,8 @@ def require_same(checkpoint: Checkpoint, expected: Mapping[str, Any], *, may_dif
     """
     for key, now in expected.items():
         then = checkpoint.state.get(key)
+        if key == "prompt" and then is None:  # an older checkpoint, whose data holds the prompts
+            continue
         if key == "configuration" and isinstance(then, Mapping):
             younger = {name: value for name, value in YOUNGER_OPTIONS.items() if name in now}
             then = {**younger, **_in_todays_form(then)}
@@ -181,7 +190,9 @@ class StartPoint:
         return self.checkpoint is not None and self.checkpoint.state.get("layout") == "rows"
 
 
-def find_start_point(config: Config, folder: RunFolder, ranks: Ranks, *, data_fingerprint: str) -> StartPoint:
+def find_start_point(
+    config: Config, folder: RunFolder, ranks: Ranks, *, prompt: Mapping[str, Any], data_fingerprint: str
+) -> StartPoint:
     """Find where to resume, remove log lines of later steps, and record this start in environment.json.
 
     All ranks call it. Raises CheckpointError if the checkpoint has another model, data, configuration or number of
@@ -193,7 +204,7 @@ def find_start_point(config: Config, folder: RunFolder, ranks: Ranks, *, data_fi
         and checkpoint.step >= config.train.max_steps
         and folder.holds_adapter_of(checkpoint.folder)
     )
-    identity = run_identity(config, data_fingerprint=data_fingerprint, num_processes=ranks.count)
+    identity = run_identity(config, prompt=prompt, data_fingerprint=data_fingerprint, num_processes=ranks.count)
     environment = this_environment() | {"functions": function_fingerprints(config.reward.own_functions)}
     if checkpoint is not None:
         require_same(checkpoint, identity, may_differ=may_differ(config))

@@ -83,8 +83,13 @@ class Run:
         if self.ranks.is_main:
             self.folder = stack.enter_context(RunFolder.open(config, restart=restart))
         self.ranks.wait()
-        data_fingerprint = self.inputs.report.fingerprint
-        self.start = find_start_point(config, self.folder, self.ranks, data_fingerprint=data_fingerprint)
+        self.start = find_start_point(
+            config,
+            self.folder,
+            self.ranks,
+            prompt=self.inputs.prompt,
+            data_fingerprint=self.inputs.report.fingerprint,
+        )
         self.first_step = self.start.checkpoint.step if self.start.checkpoint else 0
         self.display = stack.enter_context(
             Display(
