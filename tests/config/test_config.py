@@ -472,3 +472,35 @@ def test_a_text_that_yaml_takes_for_something_else_is_a_text():
     assert load_config([], ["run.name=007"]).run.name == "007"
     assert load_config([], ["data.eos_token=#end"]).data.eos_token == "#end"
     assert load_config([], ["data.eos_token=null"]).data.eos_token is None
+
+
+# ----- what a later source retires
+
+
+def test_a_key_that_a_later_source_makes_idle_is_dropped_with_a_line(tmp_path: Path) -> None:
+    """The first ablation of a configuration in a file that one does not want to touch."""
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("optim: {betas: [0.8, 0.9], lr: 0.001}\nmodel: {attention: sdpa}\n")
+    second.write_text("optim: {name: sgd}\n")
+    lines: list[str] = []
+    config = load_config([first, second], ["model.layout=rows"], notify=lines.append)
+    assert config.optim.name == "sgd" and config.optim.lr == 0.001 and config.model.layout == "rows"
+    assert sorted(lines) == [
+        "model.attention: dropped, because it acts only with model.layout: tree, whose attention it is",
+        "optim.betas: dropped, because it acts only with an optimizer of the Adam family",
+    ]
+
+
+@pytest.mark.parametrize("overrides", [["optim.betas=[0.1, 0.2]", "optim.name=sgd"], ["optim.betas=[0.1, 0.2]"]])
+def test_an_idle_key_that_is_asked_for_last_is_an_error(tmp_path: Path, overrides: list[str]) -> None:
+    file = tmp_path / "sgd.yaml"
+    file.write_text("optim: {name: sgd}\n")
+    with pytest.raises(ConfigError, match=r"optim\.betas: has no effect here: it acts with an optimizer of the Adam"):
+        load_config(file, overrides)
+
+
+def test_null_goes_back_to_the_default(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("optim: {lr: 0.001, grad_clip: 2.0}\ndata: {train: mine.jsonl}\n")
+    config = load_config(file, ["optim.lr=null", "optim.grad_clip=null"])
+    assert config.optim.lr == load_config().optim.lr and config.optim.grad_clip is None  # null is a value of its own

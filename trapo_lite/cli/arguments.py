@@ -61,11 +61,16 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
 
 
 def read_config(args: argparse.Namespace) -> Config:
-    """Load the configuration. A line on stderr says which file was taken if --config names a shipped one."""
-    config = load_config(args.config, args.overrides)
+    """Load the configuration. Lines on stderr say which shipped file was taken, and which keys were dropped."""
+
+    def say(line: str) -> None:
+        if os.environ.get("RANK", "0") == "0":
+            print(line, file=sys.stderr, flush=True)
+
+    config = load_config(args.config, args.overrides, notify=say)
     for name in args.config:
-        if not Path(name).is_file() and os.environ.get("RANK", "0") == "0":
-            print(f"--config {name}: taken from {config_file(name)}", file=sys.stderr, flush=True)
+        if not Path(name).is_file():
+            say(f"--config {name}: taken from {config_file(name)}")
     return config
 
 

@@ -15,8 +15,12 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from trapo_lite.config.shipped import shipped_path
+
+IDLE_KEY = "idle_key"
+"""Type of pydantic's error for a key without effect; its context has `key` and `condition`."""
 
 
 def _no_truth_value(value: Any) -> Any:
@@ -83,7 +87,8 @@ class Section(BaseModel):
     def idle_keys(self) -> dict[str, str]:
         """Return the keys that have no effect with the other keys' values, each with the setting that it needs.
 
-        Such a key is an error if the user sets it, and is left out of the resolved file.
+        Such a key is an error if the user sets it together with what makes it idle, and is left out of the resolved
+        file. If a later file or an override makes it idle, it is retired (`loading.load_config`).
         """
         return {}
 
@@ -91,5 +96,9 @@ class Section(BaseModel):
     def _no_idle_keys(self) -> "Section":
         for key, condition in self.idle_keys().items():
             if key in self.model_fields_set:
-                raise ValueError(f"{key}: has no effect here: it acts with {condition}; set that, or remove this")
+                raise PydanticCustomError(
+                    IDLE_KEY,
+                    "{key}: has no effect here: it acts with {condition}; set that, or remove this",
+                    {"key": key, "condition": condition},
+                )
         return self

@@ -1,10 +1,11 @@
 """Merge YAML files and overrides, validate once, and report for every mistake where it is and what to do."""
 
 import difflib
+import logging
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -14,11 +15,13 @@ from trapo_lite.config.algorithm import AlgorithmSection, MicroGroupSection
 from trapo_lite.config.choices import FIELDS_BY_TYPE, Choice, by_name
 from trapo_lite.config.config import Config
 from trapo_lite.config.data import DataColumns
+from trapo_lite.config.fields import IDLE_KEY
 from trapo_lite.config.other_names import own_name
 from trapo_lite.config.rewards import REWARD_TYPES
 from trapo_lite.config.shipped import config_file, config_names
 from trapo_lite.core.errors import ConfigError
 
+logger = logging.getLogger(__name__)
 MICRO_GROUP = MicroGroupSection.model_fields
 CHOICES = {
     name: field.default for name, field in AlgorithmSection.model_fields.items() if isinstance(field.default, Choice)
@@ -27,6 +30,7 @@ CHOICES = {
 NO_VALUE = ("", "~", "null", "Null", "NULL")  # YAML's spellings of null
 QUOTES = ("'", '"')
 ALGORITHMS = ("trapo", "grpo", "luffy", "sft")  # the files in configs/algorithm; the first is the default
+LAST = 10**6  # number of the overrides among the sources of keys: after all files
 MAX_SHOWN = 200  # characters of a value in a message
 
 # Keys of other libraries that have no other name here; each gets a better message than "unknown key".
@@ -40,16 +44,27 @@ REFUSED_KEYS = {
 }
 
 
-def load_config(files: str | Path | Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    files: str | Path | Sequence[str | Path] = (),
+    overrides: Sequence[str] = (),
+    *,
+    notify: Callable[[str], None] = logger.info,
+) -> Config:
     """Merge YAML files from left to right and `section.key=value` overrides, then validate once.
 
-    files: one file or several; a shipped one can be given by its name, such as tiny_cpu.yaml
+    A key that a later file or an override leaves without effect is dropped. The override `section.key=null` goes back
+    to the default.
+
+    files:  one file or several; a shipped one can be given by its name, such as tiny_cpu.yaml
+    notify: told of each key that is dropped
     Raises ConfigError with every wrong key, what was found and what to do.
     """
     merged: dict[str, Any] = {}
-    for file in [files] if isinstance(files, str | Path) else files:
+    sources: dict[tuple[str, str], int] = {}  # number of the file or override that set a key last
+    for number, file in enumerate([files] if isinstance(files, str | Path) else files):
         content = read_yaml(file)
         merged = _merge(merged, old_form.translated(content) if _was_written_by_a_run(file, content) else content)
+        sources |= {(section, key): number for section, values in content.items() for key in _keys_in(values)}
     for override in overrides:
         section, key, parameter, value = _parse_override(override)
         trained = _algorithm_of(merged)
@@ -64,7 +79,43 @@ def load_config(files: str | Path | Sequence[str | Path] = (), overrides: Sequen
             part = by_name(values.get(key, {"type": CHOICES[key].type}))
             value = (part if isinstance(part, dict) else {}) | {parameter: value}
         merged[section] = values | {key: value}
-    return validate(merged)
+        sources[section, key] = LAST
+        if value is None and override.partition("=")[2].strip() and not _takes_null(section, key):
+            del merged[section][key]
+    return validate(_without_retired_keys(merged, sources, notify))
+
+
+def _keys_in(values: Any) -> Collection[str]:
+    return values.keys() if isinstance(values, dict) else ()
+
+
+def _takes_null(section: str, key: str) -> bool:
+    """Return whether null is a value of the option, or no option has this name."""
+    field = Config.model_fields.get(section)
+    option = field.annotation.model_fields.get(key) if field else None  # type: ignore[union-attr]
+    return option is None or type(None) in get_args(option.annotation)
+
+
+def _without_retired_keys(
+    merged: dict[str, Any], sources: Mapping[tuple[str, str], int], notify: Callable[[str], None]
+) -> dict[str, Any]:
+    """Drop the keys that something later in the same section leaves without effect, and tell of each."""
+    left: dict[Any, Any] = {name: dict(part) if isinstance(part, dict) else part for name, part in merged.items()}
+    while True:
+        try:
+            Config.model_validate(left)
+        except ValidationError as error:
+            problems = error.errors()
+        else:
+            return left
+        idle = [(str(p["loc"][0]), p.get("ctx", {})) for p in problems if p["type"] == IDLE_KEY and len(p["loc"]) == 1]
+        last = {section: max(n for (name, _), n in sources.items() if name == section) for section, _ in idle}
+        retired = [(section, found) for section, found in idle if sources[section, found["key"]] < last[section]]
+        if not retired:
+            return left  # with its mistakes, which `validate` reports
+        for section, found in retired:
+            del left[section][found["key"]]
+            notify(f"{section}.{found['key']}: dropped, because it acts only with {found['condition']}")
 
 
 def _was_written_by_a_run(file: str | Path, content: dict[str, Any]) -> bool:
@@ -247,7 +298,7 @@ def _describe(problem: Any) -> str:
         return f"{where}: has no type; write {where}={CHOICES[str(keys[-1])].type}, or {{type: ..., parameter: ...}}"
     if problem["type"] == "model_attributes_type" and keys[-1] in CHOICES:
         return f"{where}: found {_shown(problem['input'])}; give a name, such as {CHOICES[str(keys[-1])].type}"
-    if problem["type"] == "value_error":
+    if problem["type"] in ("value_error", IDLE_KEY):
         begins_with_keys = re.match(r"[\w\[\].]+(, [\w\[\].]+)*: ", message)
         return f"{where}{'.' if begins_with_keys else ': '}{message}" if where else message
     if problem["type"] == "missing" and isinstance(keys[-1], int):
