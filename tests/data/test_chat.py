@@ -74,6 +74,23 @@ def test_stops_are_the_tokenizers_and_the_generation_configs_unless_they_are_nam
 
 
 @pytest.mark.parametrize(
+    ("content", "found"),
+    [(-1, "-1"), ("x", "'x'"), (99999, "99999"), (True, "True"), ([0, None], "None"), (1.0, r"1\.0"), ({}, "{}")],
+)
+def test_an_end_of_the_generation_config_that_is_no_token_is_an_error(
+    content: object, found: str, tmp_path: Path
+) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": content}))
+    tokenizer = tokenizer_with(CHATML)
+    with pytest.raises(
+        DataError, match=rf"generation_config\.json: eos_token_id: found {found}, .*; correct it, .*data\.stop_tokens$"
+    ):
+        stop_ids_of(section(), tokenizer, model=str(tmp_path))
+    [end] = stop_ids_of(section(stop_tokens=[]), tokenizer, model=str(tmp_path))  # the file is not read
+    assert end == tokenizer.convert_tokens_to_ids(END)
+
+
+@pytest.mark.parametrize(
     ("template", "data", "message"),
     [
         (

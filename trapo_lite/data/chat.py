@@ -187,14 +187,14 @@ def stop_ids_of(data: DataSection, tokenizer: PreTrainedTokenizerBase, *, model:
     """Return the ids that end a completion: the one that ends traces, then the others, each once.
 
     The others are `data.stop_tokens`; None: the tokenizer's own and those of the model's generation_config.json.
-    Raises DataError for a stop token that is not one token.
+    Raises DataError for a stop token that is not one token, or an id of the file that is no token.
     """
     end_id = end_id_of(data, tokenizer)
     if data.stop_tokens is not None:
         others = [end_of_text_id(tokenizer, token, option="data.stop_tokens") for token in data.stop_tokens]
     else:
         own = [] if tokenizer.eos_token is None else [end_of_text_id(tokenizer)]
-        others = [*own, *generation_ends(model)]
+        others = [*own, *_own_stops(tokenizer, model)]
     return tuple(dict.fromkeys([end_id, *others]))
 
 
@@ -208,11 +208,26 @@ def prompt_line(data: DataSection, tokenizer: PreTrainedTokenizerBase, *, stop_i
     return f"prompt: {origin}; an answer ends at {' or '.join(ends)}"
 
 
+def _own_stops(tokenizer: PreTrainedTokenizerBase, model: str) -> tuple[int, ...]:
+    """Return the ids of the model's generation_config.json. Raise DataError if one is no token of the tokenizer."""
+    ids = generation_ends(model)
+    last = max(tokenizer.get_vocab().values()) if ids else 0
+    for token_id in ids:
+        if type(token_id) is not int or not 0 <= token_id <= last:  # a bool is no id either
+            raise DataError(
+                f"{model}/generation_config.json: eos_token_id: found {token_id!r}, which is not the id of a token (0 to "
+                f"{last}); correct it, or name the tokens that end an answer in data.stop_tokens"
+            )
+    return ids
+
+
 @functools.cache
 def generation_ends(model: str) -> tuple[int, ...]:
-    """Return the ids that end an answer by the generation_config.json of a model's folder or hub id, if any."""
+    """Return eos_token_id from the generation_config.json of a model's folder or hub id, as it stands there."""
     try:
         ids = GenerationConfig.from_pretrained(model).eos_token_id
     except (OSError, ValueError):
         return ()
-    return tuple([ids] if isinstance(ids, int) else ids or [])
+    if ids is None:
+        return ()
+    return tuple(ids) if isinstance(ids, list) else (ids,)
