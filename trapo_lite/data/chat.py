@@ -2,7 +2,9 @@
 
 import difflib
 import functools
+import inspect
 import json
+import random
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -27,7 +29,8 @@ DAYS = (datetime(2001, 2, 3, 4, 5, 6, 7), datetime(2112, 11, 10, 19, 28, 57, 58)
 def written_out(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> DataSection:
     """Return the section with a literal prompt_template and, if it has none, the eos_token of the chat template.
 
-    Raises DataError if the tokenizer has no chat template, or if that raises or drops a message.
+    Raises DataError if the tokenizer has no chat template, or if that raises, drops a message, or writes the date or
+    anything random.
     """
     if data.prompt_template != "chat":
         return data
@@ -39,13 +42,19 @@ def written_out(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> DataSe
         )
     contents = messages_of(data)
     try:
-        _require_known_options(data.template_options, tokenizer.get_chat_template(), name=name)
+        _require_known_options(data.template_options, tokenizer, name=name)
+        random_state = random.getstate()
         template, template_of_other_day = (
             render(tokenizer, contents, {"strftime_now": day.strftime, **data.template_options}) for day in DAYS
         )
         ended = render(tokenizer, {**contents, "assistant": ANSWER}, data.template_options)
     except REFUSALS as error:
         raise _refusal(error, data, tokenizer, name=name) from None
+    if random.getstate() != random_state:
+        raise DataError(
+            f"data.prompt_template: chat, but the chat template of {name} draws at random, so that no two prompts are the "
+            f"same; {WRITE_A_TEMPLATE}"
+        )
     _require_contents(template, contents, name=name)
     if template != template_of_other_day:
         raise DataError(
@@ -140,10 +149,20 @@ def _require_contents(template: str, contents: Mapping[str, str], *, name: str) 
         )
 
 
-def _require_known_options(options: Mapping[str, Any], template: str, *, name: str) -> None:
-    """Raise DataError if the chat template does not have the name of an option, which then would have no effect."""
-    words = re.findall(r"\w+", template)
+def _require_known_options(options: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
+    """Raise DataError if an option is not for the chat template.
+
+    That is an option whose name the template does not have, which would have no effect, and the parameters of
+    apply_chat_template itself, which would change what this module asks for.
+    """
+    words = re.findall(r"\w+", tokenizer.get_chat_template())
+    own = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters}
     for option in options:
+        if option in own:
+            raise DataError(
+                f"data.template_options: {option!r} is set by the trainer or belongs to transformers' "
+                "apply_chat_template, and is no option of a template; remove it"
+            )
         if option not in words:
             near = difflib.get_close_matches(option, words, n=1)
             fix = f"did you mean {near[0]!r}?" if near else "write a name that the template reads, or remove it"
