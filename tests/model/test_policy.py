@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from builders import random_rollouts, rollout, tiny_qwen2
+from families import FAMILIES, write_model
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -512,5 +513,16 @@ def test_rope_overrides_must_reach_the_rotary_embeddings(base_dir: Path) -> None
     base = load_base(section, device="cpu", attention="sdpa")
     check_rope(base, section)
     unchanged = load_base(section.model_copy(update={"config_overrides": {}}), device="cpu", attention="sdpa")
+    with pytest.raises(ModelError, match=r"theta 40000\.0 did not reach"):
+        check_rope(unchanged, section)
+
+
+@pytest.mark.slow
+def test_rope_overrides_must_reach_every_layer_that_has_its_own(tmp_path: Path) -> None:
+    base = write_model(FAMILIES["recurrent gemma, RG-LRU"], tmp_path / "model")
+    rope = {"rope_type": "default", "rope_theta": 40000.0}
+    section = ModelSection(name=str(base), dtype="float32", config_overrides={"rope_parameters": rope})
+    check_rope(load_base(section, device="cpu", attention=None), section)
+    unchanged = load_base(section.model_copy(update={"config_overrides": {}}), device="cpu", attention=None)
     with pytest.raises(ModelError, match=r"theta 40000\.0 did not reach"):
         check_rope(unchanged, section)
