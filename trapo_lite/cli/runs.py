@@ -3,6 +3,7 @@
 prog: how the user called the command, for its messages
 """
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -83,7 +84,7 @@ def _dry_run(config: Config) -> Iterator[str]:
     yield from open_turn_warnings(config.data, tokenizer)
     if config.uses_engine and config.rollout.engine == "vllm":
         yield "asking vLLM whether it serves this class of models, which takes it some seconds"
-        yield ask_vllm(config)
+        yield ask_vllm(config, notify=functools.partial(print, flush=True))
 
 
 def plan(arguments: Sequence[str] | None = None, *, prog: str = "plan.py") -> None:
