@@ -320,6 +320,14 @@ def check_family(name: str, folder: Path, **model: Any) -> None:
     checked(config, folder, targets=["q_proj", "v_proj"], model={"name": str(folder), **model})
 
 
+@pytest.mark.parametrize("name", ["gemma3, windows", "olmo3, windows", "gemma4, windows and shared keys"])
+def test_rope_of_all_layers_for_a_class_with_rope_of_each_type_names_its_form(name: str, tmp_path: Path) -> None:
+    form = r"{sliding_attention: {rope_type: \.\.\., rope_theta: \.\.\.}, full_attention: {[^{}]*}}"
+    message = rf"rope_parameters: models of type {name[:5]}.* without full_attention; write rope_parameters: {form}$"
+    with pytest.raises(ModelError, match=message):
+        check_family(name, tmp_path, **THETA)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["granite 4 h without experts, Mamba-2", "zamba2, Mamba-2"])
 def test_rope_overrides_of_a_model_without_rope_are_an_error(name: str, tmp_path: Path) -> None:

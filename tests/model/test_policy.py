@@ -12,6 +12,7 @@ import pytest
 import torch
 from builders import random_rollouts, rollout, tiny_qwen2
 from families import FAMILIES, write_model
+from huggingface_hub import constants
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -381,6 +382,14 @@ def test_a_sliding_window_that_is_off_is_no_reason_to_refuse(tmp_path: Path) -> 
     for config in (MistralConfig(**SIZES, sliding_window=None), Qwen2Config(**SIZES, sliding_window=8)):
         config.save_pretrained(tmp_path)
         assert model_config(ModelSection(name=str(tmp_path))).vocab_size == 64
+
+
+def test_a_model_of_the_hub_that_cannot_be_had_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ModelError, match=r"^model\.name: cannot read 'no/such': [^\n]*[^.\n]; give a model folder or hub id$"
+    ):
+        model_config(ModelSection(name="no/such"))
 
 
 def test_a_missing_model_is_an_error_that_names_the_key(tmp_path: Path) -> None:
