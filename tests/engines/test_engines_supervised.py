@@ -195,7 +195,7 @@ def test_an_engine_that_dies_while_it_starts_says_what_to_take_instead(adapter: 
         started.append(1)
         raise EngineDied("rollout engine: its process ended with exit status 1.\nlast words")
 
-    with pytest.raises(EngineError, match=r"(?s)exit status 1.*last words.*set rollout\.engine: transformers") as caught:
+    with pytest.raises(EngineError, match=r"(?s)status 1.*last words.*set rollout\.engine: transformers") as caught:
         SupervisedEngine(start, folder=adapter / "kept")
     assert started == [1] and not isinstance(caught.value, EngineDied)
 

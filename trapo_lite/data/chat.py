@@ -52,8 +52,8 @@ def written_out(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> DataSe
         raise _refusal(error, data, tokenizer, name=name) from None
     if random.getstate() != random_state:
         raise DataError(
-            f"data.prompt_template: chat, but the chat template of {name} draws at random, so that no two prompts are the "
-            f"same; {WRITE_A_TEMPLATE}"
+            f"data.prompt_template: chat, but the chat template of {name} draws at random, so that no two prompts are "
+            f"the same; {WRITE_A_TEMPLATE}"
         )
     _require_contents(template, contents, name=name)
     if template != template_of_other_day:
@@ -234,8 +234,8 @@ def _own_stops(tokenizer: PreTrainedTokenizerBase, model: str) -> tuple[int, ...
     for token_id in ids:
         if type(token_id) is not int or not 0 <= token_id <= last:  # a bool is no id either
             raise DataError(
-                f"{model}/generation_config.json: eos_token_id: found {token_id!r}, which is not the id of a token (0 to "
-                f"{last}); correct it, or name the tokens that end an answer in data.stop_tokens"
+                f"{model}/generation_config.json: eos_token_id: found {token_id!r}, which is not the id of a token (0 "
+                f"to {last}); correct it, or name the tokens that end an answer in data.stop_tokens"
             )
     return ids
 
