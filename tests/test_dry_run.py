@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from byte_model import CHATML
 from conftest import VLLM_DTYPE
+from huggingface_hub import constants
 
 from trapo_lite import cli
 from trapo_lite.core.errors import EngineError
@@ -47,6 +48,22 @@ def test_it_warns_about_a_template_that_does_not_open_the_answer(model: Path, ca
     *_, prompt, warning = capsys.readouterr().out.splitlines()
     assert prompt.startswith("prompt: the tokenizer's chat template")
     assert warning.startswith("WARNING: data.prompt_template: chat: ") and "ignores add_generation_prompt" in warning
+
+
+def test_a_model_of_the_hub_is_checked_if_it_was_downloaded_before(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    dry_run(Path("owner/name"))
+    assert capsys.readouterr().out.splitlines()[-1].endswith("so it is taken for a hub id and was not checked")
+    cached = tmp_path / "models--owner--name"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("abc")
+    shutil.copytree(model, cached / "snapshots" / "abc")
+    dry_run(Path("owner/name"))
+    *_, layout, prompt = capsys.readouterr().out.splitlines()
+    assert layout == "layout: tree" and prompt.startswith("prompt: data.prompt_template; ")
 
 
 @pytest.mark.parametrize(
