@@ -1,5 +1,6 @@
 """What an engine cannot serve is refused on the user's path, before a weight is read."""
 
+import importlib.util
 import json
 import shutil
 from dataclasses import replace
@@ -42,6 +43,16 @@ SERVERS = ["rollout.engine=server", "rollout.servers=[http://127.0.0.1:9]", "run
             "but layer 0 is linear_attention",
             id="vllm through transformers' code",
             marks=pytest.mark.long,
+        ),
+        pytest.param(
+            "qwen3.5, Gated DeltaNet",
+            ["rollout.engine=vllm"],
+            "vLLM cannot import its class Qwen3_5ForCausalLM, because the module torchvision is missing; install it",
+            id="vllm without a module",
+            marks=[
+                pytest.mark.long,
+                pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="the module is there"),
+            ],
         ),
     ],
 )

@@ -82,9 +82,12 @@ def test_what_counts_as_served(change: dict[str, Any], expected: tuple[str, dict
     assert verdict(measurement | change) == expected
 
 
-def test_a_process_that_died_or_an_adapter_that_changes_nothing_measures_nothing() -> None:
+def test_a_process_that_died_a_missing_module_or_an_adapter_that_changes_nothing_measures_nothing() -> None:
     with pytest.raises(ValueError, match=r"llama: its process died"):
         verdict({"family": "llama", "failed": "died"})
+    missing = "because the module torchvision is missing; install it"
+    with pytest.raises(ValueError, match=r"llama: EngineError: .*the module torchvision is missing"):
+        verdict({"family": "llama", "failed": "start", "error": f"EngineError: {missing}"})
     with pytest.raises(ValueError, match=r"llama: the adapter moves a log-prob by 0\.01 only"):
         verdict({"family": "llama", "unbound": [], "checksum": True, "effect": 0.01, "without": 0.0})
 

@@ -1,5 +1,6 @@
 """Ask vLLM, in its own process and before a weight is read, whether it serves adapters on a model."""
 
+import re
 from typing import Any
 
 from trapo_lite.core.errors import EngineError
@@ -27,6 +28,8 @@ def served_model(model_path: str, arguments: dict[str, Any], *, is_cpu: bool) ->
         model_class = get_model_cls(config)
     except ValueError as error:
         reason = str(error).partition("Value error, ")[2] or str(error)
+        if "failed to be inspected" in reason:
+            raise _not_importable(re.findall(r"'(\w+)'", reason)) from None
         raise EngineError(f"{cannot_serve(model_path)}: {reason.partition('. ')[0]}") from None
     if not supports_lora(model_class):
         raise EngineError(f"{cannot_serve(model_path)}: its {model_class.__name__} takes no adapters")
@@ -34,6 +37,27 @@ def served_model(model_path: str, arguments: dict[str, Any], *, is_cpu: bool) ->
     if lacking is not None:
         raise EngineError(f"{cannot_serve(model_path)}: {lacking}")
     return config
+
+
+def _not_importable(architectures: list[str]) -> EngineError:
+    """Return the error for classes that vLLM has but cannot import here, with the reason that is else in its log."""
+    from vllm.model_executor.models import ModelRegistry
+
+    names = ", ".join(architectures)
+    where = f"rollout.engine: vLLM cannot import its class {names}"
+    try:
+        for name in architectures:
+            if name in ModelRegistry.models:
+                ModelRegistry.models[name].load_model_cls()
+    except ModuleNotFoundError as error:
+        return EngineError(
+            f"{where}, because the module {error.name} is missing; install it (for torchvision: the build that belongs "
+            "to the installed torch), or set rollout.engine: transformers"
+        )
+    except Exception as error:  # whatever code of vLLM or of a package raises while it is imported
+        reason = str(error).strip().partition("\n")[0]
+        return EngineError(f"{where} ({type(error).__name__}: {reason}); set rollout.engine: transformers")
+    return EngineError(f"{where}, for a reason in its log; set rollout.engine: transformers")
 
 
 def lacking_of(config: Any, model_class: type, *, is_cpu: bool) -> str | None:
