@@ -17,6 +17,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 Results = Mapping[tuple[str, str], Mapping[str, Any]]
 NOT_MEASURED = "not measured"
+# What could not be measured, and why.
+UNMEASURED = {
+    (
+        "qwen3.5, Gated DeltaNet",
+        "vllm",
+    ): ("not measured: its class imports torchvision, which the CPU build does not bring"),
+    ("qwen3.5 with experts, Gated DeltaNet", "vllm"): "not measured, as Qwen3_5ForCausalLM",
+}
 # As far as known from the publishers' pages. Their tokenizers are no part of this repository, so no test holds this.
 PUBLISHED_TEMPLATES = {
     "qwen2": "ChatML; R1 distills open the thought",
@@ -35,7 +43,8 @@ HEAD = """# Models
 <!-- written by: python benchmarks/models_page.py > docs/models.md -->
 
 Nearly any causal language model of transformers trains here. To ask about yours, run `trapo-lite train --dry-run` with
-your configuration: within seconds it says how the model would be trained, or why it cannot be.
+your configuration: it says how the model would be trained, or why it cannot be. Of a model of the hub it reads
+`config.json` and the tokenizer. This takes seconds; if vLLM is asked for its class, up to a minute.
 
 To find a model in the table, look up `architectures` in its `config.json`: it names the class. A class that is not in
 the table may train too.
@@ -55,8 +64,9 @@ own ([data.md](data.md#the-prompt)).
   same. The run chooses the layout (`model.layout: auto`) and prints why if it is "rows".
 - **transformers engine**: whether `rollout.engine: transformers` samples from the class. "refused": the run ends at
   its start with an error.
-- **vLLM**: whether `rollout.engine: vllm` does, with the adapter. "no class": vLLM does not have it. "no adapters":
-  vLLM serves the class, but no adapters on it. "on the CPU": vLLM's build for the CPU, which the tests use, cannot
+- **vLLM**: whether `rollout.engine: vllm` does, with the adapter. "no class": vLLM does not have it; "for its layers
+  without attention": it would run transformers' code, where it serves attention only. "no adapters": vLLM serves the
+  class, but no adapters on it. "on the CPU": vLLM's build for the CPU, which the tests use, cannot
   serve it; on a GPU vLLM may, and the run checks this at its start. Other words name what vLLM computes in another way.
   Where vLLM does not serve a class, use the transformers engine.
 - **NF4**: whether the base can be loaded in 4 bits, as for QLoRA (`model.quantize: nf4`), or why not.
@@ -155,7 +165,7 @@ def family_row(name: str, results: Results) -> str:
     cells = (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[FAMILIES[name].model_type],
         name.partition(", ")[2] or "full attention",
-        *(answer(lines[kind]) for kind in ("gradient", "drawing", "vllm", "nf4")),
+        *(UNMEASURED.get((name, kind)) or answer(lines[kind]) for kind in ("gradient", "drawing", "vllm", "nf4")),
         template(name),
         how_tested(name, lines),
     )

@@ -36,6 +36,19 @@ BOUND = {
 }
 
 
+MISSING_MODULE = "because the module "
+# What the engine's errors say, in the words of docs/models.md.
+REASONS = {
+    "takes no adapters": "no adapters",
+    "not supported": "no class",
+    "it serves attention only": "no class for its layers without attention",
+    "mixture of experts": "experts: no adapters on the CPU",
+    "no kernel for its Mamba layers": "no kernel for Mamba on the CPU",
+    "no kernel for its Gated DeltaNet layers": "no kernel for Gated DeltaNet on the CPU",
+    "windows in all layers or in none": "windows in all layers or none",
+}
+
+
 def measure(name: str, folder: Path) -> dict[str, Any]:
     """Return the result of one family. Call it in a process of its own: vLLM starts once in a process."""
     import torch
@@ -103,13 +116,16 @@ def drawn_difference(worker: Any, ids: list[int]) -> float:
 def verdict(result: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return "yes" or "no" with the largest difference, if it was measured, and why it is "no".
 
-    Raises ValueError if nothing was measured: it took too long, or the adapter has too little effect.
+    Raises ValueError if nothing was measured: it took too long, a module is missing, or the adapter has too little
+    effect.
     """
     if result.get("failed") == "died":
         raise ValueError(f"{result['family']}: its process died, or took more than {LIMIT_S} s; see its log")
+    error = result.get("error", "")
+    if MISSING_MODULE in error:
+        raise ValueError(f"{result['family']}: {error}")
     if "failed" in result:
-        reasons = {"takes no adapters": "no adapters", "not supported": "no class"}
-        known = [reason for text, reason in reasons.items() if text in result.get("error", "")]
+        known = [reason for text, reason in REASONS.items() if text in error]
         return "no", {"why": known[0] if known else f"it fails at the step: {result['failed']}"}
     if result["unbound"]:
         return "no", {"why": f"no place for {len(result['unbound'])} of the adapter's layers"}

@@ -1,13 +1,22 @@
 """A dry run says what a run would do, and refuses what a run would refuse, without weights and data."""
 
+import re
 import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from byte_model import CHATML
 from conftest import VLLM_DTYPE
+from huggingface_hub import constants
 
 from trapo_lite import cli
+from trapo_lite.core.errors import EngineError
+from trapo_lite.engines.base import EngineDied
+from trapo_lite.engines.vllm import engine as vllm_engine
+from trapo_lite.engines.vllm.options import VLLMOptions
 
 TINY = Path("trapo_lite/tiny_world/base")
 CHAT = "data.prompt_template=chat"
@@ -41,6 +50,22 @@ def test_it_warns_about_a_template_that_does_not_open_the_answer(model: Path, ca
     assert warning.startswith("WARNING: data.prompt_template: chat: ") and "ignores add_generation_prompt" in warning
 
 
+def test_a_model_of_the_hub_is_checked_if_it_was_downloaded_before(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    dry_run(Path("owner/name"))
+    assert capsys.readouterr().out.splitlines()[-1].endswith("so it is taken for a hub id and was not checked")
+    cached = tmp_path / "models--owner--name"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("abc")
+    shutil.copytree(model, cached / "snapshots" / "abc")
+    dry_run(Path("owner/name"))
+    *_, layout, prompt = capsys.readouterr().out.splitlines()
+    assert layout == "layout: tree" and prompt.startswith("prompt: data.prompt_template; ")
+
+
 @pytest.mark.parametrize(
     ("template", "overrides", "refusal"),
     [
@@ -68,4 +93,38 @@ def test_a_prompt_that_a_run_would_refuse(
 @pytest.mark.long
 def test_it_asks_vllm_whether_it_serves_the_class(capsys: pytest.CaptureFixture) -> None:
     dry_run(Path("trapo_lite/tiny_world/base"), "rollout.engine=vllm", f"model.dtype={VLLM_DTYPE}")
-    assert capsys.readouterr().out.splitlines()[-1] == "vLLM serves adapters on this class of models"
+    assert capsys.readouterr().out.splitlines()[-1].startswith("vLLM has a class for this model that takes adapters; ")
+
+
+class SlowEngine:
+    """Answers what vLLM is asked in the way of `answer`, after a notice."""
+
+    answer: Exception | None = None
+
+    def __init__(self, options: VLLMOptions, *, log_path: Path, notify: Callable[[str], None]) -> None:
+        self.log_path, self.notify = log_path, notify
+        log_path.write_text("last words")
+
+    def wait_for_class(self) -> None:
+        self.notify(f"5 s so far (log: {self.log_path})")
+        if self.answer is not None:
+            raise self.answer
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("answer", [None, EngineDied("it died"), EngineError("no class")], ids=["yes", "died", "no"])
+def test_a_log_that_an_error_names_is_kept_and_waiting_is_shown(
+    answer: Exception | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(SlowEngine, "answer", answer)
+    monkeypatch.setattr(vllm_engine, "VLLMEngine", SlowEngine)
+    for check in ("require_vllm", "require_card"):
+        monkeypatch.setattr(vllm_engine, check, lambda **options: None)
+    with pytest.raises(SystemExit) if answer else nullcontext():
+        dry_run(TINY, "rollout.engine=vllm")
+    shown = capsys.readouterr()
+    [log] = re.findall(r"^5 s so far \(log: (.*)\)$", shown.out, re.MULTILINE)
+    assert Path(log).exists() == Path(log).parent.exists() == isinstance(answer, EngineDied)
+    assert ("set rollout.engine: transformers" in shown.err.replace("\n", " ")) == isinstance(answer, EngineDied)

@@ -25,7 +25,7 @@ def test_a_result_is_one_line_of_a_family_that_is_there() -> None:
     for (_, kind), line in results.items():
         assert line["result"] in (("tree", "rows") if kind == "gradient" else ("yes", "no"))
         assert line["versions"] and set(line["versions"]) <= set(PACKAGES[kind])
-        assert line.get("why") or line["result"] != "no"
+        assert (line.get("why") and line.get("measured")) or line["result"] != "no"
 
 
 def test_families_that_are_named_elsewhere_are_there() -> None:
@@ -66,16 +66,23 @@ def test_a_result_is_written_and_compared(tmp_path: Path, monkeypatch: pytest.Mo
         check_result("llama", "nf4", "no", file=file, why="broken")
 
 
-def test_a_reason_written_by_a_person_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_reason_is_another_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words that a person wrote for a reason are kept with it, and dropped with it."""
     file = tmp_path / "results.jsonl"
-    monkeypatch.setenv("TRAPO_LITE_RECORD", "1")
-    file.write_text(json.dumps({"family": "falcon", "kind": "nf4", "result": "no", "why": "in words"}) + "\n")
+    line = {"family": "falcon", "kind": "nf4", "result": "no", "why": "in words", "measured": "an error"}
+    file.write_text(json.dumps(line) + "\n")
     check_result("falcon", "nf4", "no", file=file, why="an error")
-    [line] = read_results(file).values()
-    assert line["why"] == "in words" and set(line["versions"]) == {"transformers", "bitsandbytes"}
+    with pytest.raises(AssertionError, match=r"'no' because of 'an error' by results\.jsonl, 'another error' here"):
+        check_result("falcon", "nf4", "no", file=file, why="another error")
+    monkeypatch.setenv("TRAPO_LITE_RECORD", "1")
+    for measured, why in (("an error", "in words"), ("another error", "another error")):
+        check_result("falcon", "nf4", "no", file=file, why=measured)
+        [recorded] = read_results(file).values()
+        assert (recorded["why"], recorded["measured"]) == (why, measured)
+        assert set(recorded["versions"]) == {"transformers", "bitsandbytes"}
     check_result("falcon", "nf4", "yes", file=file)
-    [line] = read_results(file).values()
-    assert "why" not in line
+    [recorded] = read_results(file).values()
+    assert not {"why", "measured"} & set(recorded)
 
 
 @pytest.mark.parametrize("start", published_sizes.STARTS, ids=lambda start: start.config)

@@ -74,6 +74,23 @@ def test_stops_are_the_tokenizers_and_the_generation_configs_unless_they_are_nam
 
 
 @pytest.mark.parametrize(
+    ("content", "found"),
+    [(-1, "-1"), ("x", "'x'"), (99999, "99999"), (True, "True"), ([0, None], "None"), (1.0, r"1\.0"), ({}, "{}")],
+)
+def test_an_end_of_the_generation_config_that_is_no_token_is_an_error(
+    content: object, found: str, tmp_path: Path
+) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": content}))
+    tokenizer = tokenizer_with(CHATML)
+    with pytest.raises(
+        DataError, match=rf"generation_config\.json: eos_token_id: found {found}, .*; correct it, .*data\.stop_tokens$"
+    ):
+        stop_ids_of(section(), tokenizer, model=str(tmp_path))
+    [end] = stop_ids_of(section(stop_tokens=[]), tokenizer, model=str(tmp_path))  # the file is not read
+    assert end == tokenizer.convert_tokens_to_ids(END)
+
+
+@pytest.mark.parametrize(
     ("template", "data", "message"),
     [
         (
@@ -107,6 +124,13 @@ def test_stops_are_the_tokenizers_and_the_generation_configs_unless_they_are_nam
             CHATML,
             {"template_options": {"zz": True}},
             r"has no option 'zz'; write a name that the template reads, or remove it$",
+        ),
+        *(
+            (CHATML, {"template_options": {option: "x"}}, rf"template_options: '{option}' is set by .*; remove it$")
+            for option in (
+                *("add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents"),
+                *("messages", "return_tensors", "tokenize", "tools"),
+            )
         ),
         (
             NO_SYSTEM,
@@ -163,6 +187,12 @@ def test_a_template_that_writes_the_date_or_the_time_is_an_error(now: str) -> No
     tokenizer = tokenizer_with("{{ " + now + " }}" + CHATML)
     with pytest.raises(DataError, match=r"writes today's date or the time, .*template_options: \{date_string"):
         written_out(section(), tokenizer)
+
+
+@pytest.mark.parametrize("drawn", ["[1, 2, 3] | random", "range(10) | list | random", "lipsum(n=1)"])
+def test_a_template_that_draws_at_random_is_an_error(drawn: str) -> None:
+    with pytest.raises(DataError, match=r"draws at random, so that .*; set data\.prompt_template to a text"):
+        written_out(section(), tokenizer_with("{{ " + drawn + " }}" + CHATML))
 
 
 def test_a_template_that_looks_at_the_date_without_writing_it_is_taken() -> None:

@@ -1,11 +1,14 @@
 """Prompt, expert text, end of text and boundaries, with a tokenizer of single bytes."""
 
 import json
+import os
+import shutil
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 from byte_model import byte_tokenizer, write_byte_model
@@ -21,6 +24,7 @@ from trapo_lite.data.tokens import encode, end_of_text_id, expert_text, is_bound
 
 BLANK_LINE, END, START_OF_TURN, END_OF_TURN = 256, 257, 258, 259
 TEMPLATE = DataSection().prompt_template
+TINY_BASE = Path("trapo_lite/tiny_world/base")
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +173,7 @@ def local_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
         yield server
 
 
-CURE = "check the network, give a local folder, or set HF_HUB_OFFLINE=1 for a model that was downloaded before"
+CURE = "and the model was not downloaded before; check the network, or give a local folder"
 
 
 def test_a_hub_that_cannot_be_reached_is_one_error_at_once(local_hub: socket.socket) -> None:
@@ -179,6 +183,22 @@ def test_a_hub_that_cannot_be_reached_is_one_error_at_once(local_hub: socket.soc
         load_tokenizer("owner/name")
     assert time.monotonic() - started < 5
     assert "Connection refused" in str(caught.value) and str(caught.value).endswith(CURE)
+
+
+def test_a_model_that_was_downloaded_before_needs_no_hub(
+    local_hub: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cached = tmp_path / "models--owner--name"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("abc")
+    shutil.copytree(TINY_BASE, cached / "snapshots" / "abc")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    local_hub.close()
+    started = time.monotonic()
+    assert load_tokenizer("owner/name").get_vocab() == load_tokenizer(str(TINY_BASE)).get_vocab()
+    assert time.monotonic() - started < 5 and os.environ["HF_HUB_OFFLINE"] == "1"
+    assert [record.getMessage().rpartition("; ")[2] for record in caplog.records] == ["the files of the cache are used"]
 
 
 def test_a_hub_that_does_not_answer_is_waited_for_once(
@@ -202,8 +222,8 @@ def test_a_hub_that_answers_is_asked_by_its_library(local_hub: socket.socket, mo
     server = HTTPServer(("127.0.0.1", 0), NotFound)
     threading.Thread(target=server.handle_request, daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    hub.require_hub("model.name: owner/name")
+    hub.require_hub("model.name: owner/name", name="owner/name")
     server.server_close()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     local_hub.close()
-    hub.require_hub("model.name: owner/name")
+    hub.require_hub("model.name: owner/name", name="owner/name")

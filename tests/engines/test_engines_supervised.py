@@ -187,6 +187,19 @@ def test_an_engine_that_never_answered_is_not_started_again(adapter: Path) -> No
     assert started == [1]
 
 
+def test_an_engine_that_dies_while_it_starts_says_what_to_take_instead(adapter: Path) -> None:
+    """As vLLM may while it is imported, or while it looks at the model's class."""
+    started = []
+
+    def start() -> MortalEngine:
+        started.append(1)
+        raise EngineDied("rollout engine: its process ended with exit status 1.\nlast words")
+
+    with pytest.raises(EngineError, match=r"(?s)status 1.*last words.*set rollout\.engine: transformers") as caught:
+        SupervisedEngine(start, folder=adapter / "kept")
+    assert started == [1] and not isinstance(caught.value, EngineDied)
+
+
 def test_an_engine_that_was_closed_is_not_started_again(adapter: Path) -> None:
     """As by Ctrl-C, while another thread waits for it: to that thread it seems to have died."""
     started: list[MortalEngine] = []

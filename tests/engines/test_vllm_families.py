@@ -25,7 +25,7 @@ from vllm_families import verdict
 
 from trapo_lite.core.errors import EngineError
 from trapo_lite.engines import parity
-from trapo_lite.engines.vllm import binding
+from trapo_lite.engines.vllm import binding, served
 from trapo_lite.engines.vllm.engine import VLLMEngine
 
 REPOSITORY = Path(__file__).parents[2]
@@ -82,9 +82,12 @@ def test_what_counts_as_served(change: dict[str, Any], expected: tuple[str, dict
     assert verdict(measurement | change) == expected
 
 
-def test_a_process_that_died_or_an_adapter_that_changes_nothing_measures_nothing() -> None:
+def test_a_process_that_died_a_missing_module_or_an_adapter_that_changes_nothing_measures_nothing() -> None:
     with pytest.raises(ValueError, match=r"llama: its process died"):
         verdict({"family": "llama", "failed": "died"})
+    missing = "because the module torchvision is missing; install it"
+    with pytest.raises(ValueError, match=r"llama: EngineError: .*the module torchvision is missing"):
+        verdict({"family": "llama", "failed": "start", "error": f"EngineError: {missing}"})
     with pytest.raises(ValueError, match=r"llama: the adapter moves a log-prob by 0\.01 only"):
         verdict({"family": "llama", "unbound": [], "checksum": True, "effect": 0.01, "without": 0.0})
 
@@ -122,7 +125,10 @@ def test_an_adapter_with_a_module_that_vllm_lacks_is_refused_by_name(tmp_path: P
     ("name", "refusal"),
     [
         ("falcon", r"^rollout\.engine: set it to transformers.*FalconForCausalLM takes no adapters$"),
-        ("bamba, Mamba-2", r"(?s)Layer 0.*has no other way"),
+        ("bamba, Mamba-2", r"^rollout\.engine: set it to transformers.*but layer 0 is linear_attention$"),
+        ("jamba, Mamba", r"^rollout\.engine: set it to transformers.*no kernel for its Mamba layers$"),
+        ("qwen2, windows", r"^rollout\.engine: set it to transformers.*windows in all layers or in none"),
+        ("lfm2 with experts, short convolutions", r"^rollout\.engine: set it to transformers.* mixture of experts$"),
     ],
 )
 def test_a_class_that_vllm_cannot_serve_is_refused_at_the_start(name: str, refusal: str, tmp_path: Path) -> None:
@@ -133,8 +139,48 @@ def test_a_class_that_vllm_cannot_serve_is_refused_at_the_start(name: str, refus
             engine.wait()
     finally:
         engine.close()
-    if name == "falcon":
-        assert "Loading safetensors" not in (tmp_path / "vllm.log").read_text()  # no weight was read
+    assert "Loading safetensors" not in (tmp_path / "vllm.log").read_text()  # no weight was read
+
+
+TYPES = {
+    "bamba": ["linear_attention", "full_attention"],
+    "lfm2": ["conv", "full_attention"],
+    "olmo3": ["sliding_attention", "full_attention"],
+    "nemotron_h": ["linear_attention", "mlp", "full_attention"],
+}
+BY_TRANSFORMERS = "vllm.model_executor.models.transformers"
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "config", "on_gpu", "on_cpu"),
+    [
+        ("TransformersForCausalLM", BY_TRANSFORMERS, {"layer_types": TYPES["bamba"]}, "layer 0 is linear_", "layer 0"),
+        ("TransformersForCausalLM", BY_TRANSFORMERS, {"layer_types": TYPES["olmo3"]}, None, None),
+        ("TransformersForCausalLM", BY_TRANSFORMERS, {}, None, None),
+        ("Lfm2ForCausalLM", "lfm2", {"layer_types": TYPES["lfm2"]}, None, None),
+        ("Lfm2MoeForCausalLM", "lfm2_moe", {"layer_types": TYPES["lfm2"], "is_moe": True}, None, "mixture of experts"),
+        ("NemotronHForCausalLM", "n", {"layer_types": TYPES["nemotron_h"], "is_moe": True}, None, None),
+        ("NemotronHForCausalLM", "n", {"layer_types": ["moe"], "is_moe": True}, None, "mixture of experts"),
+        ("JambaForCausalLM", "jamba", {"layer_types": TYPES["bamba"]}, None, "no kernel for its Mamba layers"),
+        (
+            "Qwen2ForCausalLM",
+            "qwen2",
+            {"layer_types": TYPES["olmo3"]},
+            "all layers or in none",
+            "all layers or in none",
+        ),
+        ("Qwen2ForCausalLM", "qwen2", {"layer_types": ["sliding_attention"] * 2}, None, None),
+    ],
+)
+def test_what_vllm_accepts_and_cannot_run_is_known_before_it_reads_weights(
+    name: str, module: str, config: dict[str, Any], on_gpu: str | None, on_cpu: str | None
+) -> None:
+    sizes = {"max_window_layers": 1, "num_hidden_layers": 2, "layer_types": config.get("layer_types")}
+    model_config = SimpleNamespace(hf_text_config=SimpleNamespace(**sizes), is_moe=config.get("is_moe", False))
+    model_class = type(name, (), {"__module__": module})
+    for is_cpu, expected in ((False, on_gpu), (True, on_cpu)):
+        lacking = served.lacking_of(model_config, model_class, is_cpu=is_cpu)
+        assert (lacking is None) if expected is None else (lacking is not None and expected in lacking)
 
 
 # ----- which slices of vLLM's layers a module has; each B here has as many rows as its value says, all of its own kind

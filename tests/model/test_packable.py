@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from builders import TINY_SIZES, config_of, longrope
+from families import FAMILIES
 from tiny_runs import SFT
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -308,6 +309,36 @@ def test_a_configuration_that_no_class_takes_is_a_model_error(tmp_path: Path) ->
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(ModelError, match=r"model\.name"):
         meta_model(model_config(ModelSection(name=str(tmp_path))))
+
+
+THETA = {"config_overrides": {"rope_parameters": {"rope_type": "default", "rope_theta": 40000.0}}}
+
+
+def check_family(name: str, folder: Path, **model: Any) -> None:
+    family = FAMILIES[name]
+    config = config_of(family.model_type, num_hidden_layers=4, **family.options)
+    checked(config, folder, targets=["q_proj", "v_proj"], model={"name": str(folder), **model})
+
+
+@pytest.mark.parametrize("name", ["gemma3, windows", "olmo3, windows", "gemma4, windows and shared keys"])
+def test_rope_of_all_layers_for_a_class_with_rope_of_each_type_names_its_form(name: str, tmp_path: Path) -> None:
+    form = r"{sliding_attention: {rope_type: \.\.\., rope_theta: \.\.\.}, full_attention: {[^{}]*}}"
+    message = rf"rope_parameters: models of type {name[:5]}.* without full_attention; write rope_parameters: {form}$"
+    with pytest.raises(ModelError, match=message):
+        check_family(name, tmp_path, **THETA)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["granite 4 h without experts, Mamba-2", "zamba2, Mamba-2"])
+def test_rope_overrides_of_a_model_without_rope_are_an_error(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^model\.config_overrides\.rope_parameters: would have no effect.*; remove"):
+        check_family(name, tmp_path, **THETA)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["recurrent gemma, RG-LRU", "lfm2 with experts, short convolutions"])
+def test_rope_is_found_under_any_name(name: str, tmp_path: Path) -> None:
+    check_family(name, tmp_path, **THETA)
 
 
 # ----- what a class does to its logits

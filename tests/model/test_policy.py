@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from builders import random_rollouts, rollout, tiny_qwen2
+from families import FAMILIES, write_model
+from huggingface_hub import constants
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -382,6 +384,14 @@ def test_a_sliding_window_that_is_off_is_no_reason_to_refuse(tmp_path: Path) -> 
         assert model_config(ModelSection(name=str(tmp_path))).vocab_size == 64
 
 
+def test_a_model_of_the_hub_that_cannot_be_had_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ModelError, match=r"^model\.name: cannot read 'no/such': [^\n]*[^.\n]; give a model folder or hub id$"
+    ):
+        model_config(ModelSection(name="no/such"))
+
+
 def test_a_missing_model_is_an_error_that_names_the_key(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model\.name: cannot read .*nothing-here"):
         model_config(ModelSection(name=str(tmp_path / "nothing-here")))
@@ -512,5 +522,16 @@ def test_rope_overrides_must_reach_the_rotary_embeddings(base_dir: Path) -> None
     base = load_base(section, device="cpu", attention="sdpa")
     check_rope(base, section)
     unchanged = load_base(section.model_copy(update={"config_overrides": {}}), device="cpu", attention="sdpa")
+    with pytest.raises(ModelError, match=r"theta 40000\.0 did not reach"):
+        check_rope(unchanged, section)
+
+
+@pytest.mark.slow
+def test_rope_overrides_must_reach_every_layer_that_has_its_own(tmp_path: Path) -> None:
+    base = write_model(FAMILIES["recurrent gemma, RG-LRU"], tmp_path / "model")
+    rope = {"rope_type": "default", "rope_theta": 40000.0}
+    section = ModelSection(name=str(base), dtype="float32", config_overrides={"rope_parameters": rope})
+    check_rope(load_base(section, device="cpu", attention=None), section)
+    unchanged = load_base(section.model_copy(update={"config_overrides": {}}), device="cpu", attention=None)
     with pytest.raises(ModelError, match=r"theta 40000\.0 did not reach"):
         check_rope(unchanged, section)

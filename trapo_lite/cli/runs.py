@@ -3,6 +3,7 @@
 prog: how the user called the command, for its messages
 """
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from trapo_lite.cli.endings import exit_on_user_error, exit_when_stopped
 from trapo_lite.config import Config
 from trapo_lite.config.paths import check_paths
 from trapo_lite.config.unusual import unusual_lines
-from trapo_lite.core.errors import ConfigError
+from trapo_lite.core.errors import ConfigError, DataError, ModelError
 
 
 def train(arguments: Sequence[str] | None = None, *, prog: str = "train.py") -> None:
@@ -62,7 +63,7 @@ def _dry_run(config: Config) -> Iterator[str]:
     from trapo_lite.reward.start_check import require_loadable
     from trapo_lite.training.inputs import check_start_fits
 
-    if not Path(config.model.name).is_dir():  # the hub is not asked
+    if not _is_readable(config.model.name):
         if config.lora.init_from is not None:
             check_start(config.lora)
         yield from plan_lines(config)
@@ -83,7 +84,22 @@ def _dry_run(config: Config) -> Iterator[str]:
     yield from open_turn_warnings(config.data, tokenizer)
     if config.uses_engine and config.rollout.engine == "vllm":
         yield "asking vLLM whether it serves this class of models, which takes it some seconds"
-        yield ask_vllm(config)
+        yield ask_vllm(config, notify=functools.partial(print, flush=True))
+
+
+def _is_readable(name: str) -> bool:
+    """Return whether the model is a folder, or a hub id whose config.json and tokenizer are cached or can be had."""
+    from trapo_lite.data.tokens import load_tokenizer
+    from trapo_lite.model.base import multimodal_type
+
+    if Path(name).is_dir():
+        return True  # what is wrong in it is an error
+    try:
+        multimodal_type(name)
+        load_tokenizer(name)
+    except (ConfigError, DataError, ModelError):
+        return False
+    return True
 
 
 def plan(arguments: Sequence[str] | None = None, *, prog: str = "plan.py") -> None:

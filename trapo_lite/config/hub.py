@@ -1,6 +1,8 @@
 """Ask once whether the Hugging Face hub answers: its library would wait and ask again for minutes, file by file."""
 
 import functools
+import logging
+import os
 import threading
 
 from trapo_lite.core.errors import ConfigError
@@ -8,20 +10,30 @@ from trapo_lite.core.errors import ConfigError
 HUB_SECONDS = 10.0
 
 
-def require_hub(where: str) -> None:
+logger = logging.getLogger(__name__)
+
+
+def require_hub(where: str, *, name: str) -> None:
     """Raise ConfigError if the hub is to be asked (HF_HUB_OFFLINE is not set) and gives no answer in HUB_SECONDS.
 
-    where: what is taken from the hub, for the message
+    A model that was downloaded before is read from the cache then: HF_HUB_OFFLINE is set for this process and those
+    that it starts, because the library would otherwise ask for each file again.
+
+    where: what is taken from the hub, for the message   name: the hub id
     """
-    from huggingface_hub import constants
+    from huggingface_hub import constants, try_to_load_from_cache
 
     problem = None if constants.HF_HUB_OFFLINE else _problem_of(constants.ENDPOINT)
-    if problem is not None:
+    if problem is None:
+        return
+    if not isinstance(try_to_load_from_cache(name, "config.json"), str):
         raise ConfigError(
             f"{where}: no such folder, so it is taken for a hub id, but {constants.ENDPOINT} cannot be reached "
-            f"({problem}); check the network, give a local folder, or set HF_HUB_OFFLINE=1 for a model that was "
-            "downloaded before"
+            f"({problem}), and the model was not downloaded before; check the network, or give a local folder"
         )
+    logger.warning("%s: %s cannot be reached (%s); the files of the cache are used", where, constants.ENDPOINT, problem)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants.HF_HUB_OFFLINE = True
 
 
 @functools.cache

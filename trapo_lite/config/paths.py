@@ -92,12 +92,12 @@ def check_source(source: str, option: str = "data") -> None:
 
 
 def check_model_files(name: str) -> None:
-    """Raise ConfigError if a JSON file of a model's folder is damaged, or if a hub id is given and no hub answers.
+    """Raise ConfigError if a JSON file of a model's folder is damaged, or if the hub is needed and does not answer.
 
     tokenizer.json is not read: it is large, and loading the tokenizer checks it.
     """
     if not Path(name).is_dir():
-        require_hub(f"model.name: {name}")
+        require_hub(f"model.name: {name}", name=name)
     for part in ("config", "generation_config", "tokenizer_config", "special_tokens_map"):
         file = Path(name) / f"{part}.json"
         if not file.is_file():

@@ -2,7 +2,9 @@
 
 import difflib
 import functools
+import inspect
 import json
+import random
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -27,7 +29,8 @@ DAYS = (datetime(2001, 2, 3, 4, 5, 6, 7), datetime(2112, 11, 10, 19, 28, 57, 58)
 def written_out(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> DataSection:
     """Return the section with a literal prompt_template and, if it has none, the eos_token of the chat template.
 
-    Raises DataError if the tokenizer has no chat template, or if that raises or drops a message.
+    Raises DataError if the tokenizer has no chat template, or if that raises, drops a message, or writes the date or
+    anything random.
     """
     if data.prompt_template != "chat":
         return data
@@ -39,13 +42,19 @@ def written_out(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> DataSe
         )
     contents = messages_of(data)
     try:
-        _require_known_options(data.template_options, tokenizer.get_chat_template(), name=name)
+        _require_known_options(data.template_options, tokenizer, name=name)
+        random_state = random.getstate()
         template, template_of_other_day = (
             render(tokenizer, contents, {"strftime_now": day.strftime, **data.template_options}) for day in DAYS
         )
         ended = render(tokenizer, {**contents, "assistant": ANSWER}, data.template_options)
     except REFUSALS as error:
         raise _refusal(error, data, tokenizer, name=name) from None
+    if random.getstate() != random_state:
+        raise DataError(
+            f"data.prompt_template: chat, but the chat template of {name} draws at random, so that no two prompts are "
+            f"the same; {WRITE_A_TEMPLATE}"
+        )
     _require_contents(template, contents, name=name)
     if template != template_of_other_day:
         raise DataError(
@@ -140,10 +149,20 @@ def _require_contents(template: str, contents: Mapping[str, str], *, name: str) 
         )
 
 
-def _require_known_options(options: Mapping[str, Any], template: str, *, name: str) -> None:
-    """Raise DataError if the chat template does not have the name of an option, which then would have no effect."""
-    words = re.findall(r"\w+", template)
+def _require_known_options(options: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
+    """Raise DataError if an option is not for the chat template.
+
+    That is an option whose name the template does not have, which would have no effect, and the parameters of
+    apply_chat_template itself, which would change what this module asks for.
+    """
+    words = re.findall(r"\w+", tokenizer.get_chat_template())
+    own = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters}
     for option in options:
+        if option in own:
+            raise DataError(
+                f"data.template_options: {option!r} is set by the trainer or belongs to transformers' "
+                "apply_chat_template, and is no option of a template; remove it"
+            )
         if option not in words:
             near = difflib.get_close_matches(option, words, n=1)
             fix = f"did you mean {near[0]!r}?" if near else "write a name that the template reads, or remove it"
@@ -187,14 +206,14 @@ def stop_ids_of(data: DataSection, tokenizer: PreTrainedTokenizerBase, *, model:
     """Return the ids that end a completion: the one that ends traces, then the others, each once.
 
     The others are `data.stop_tokens`; None: the tokenizer's own and those of the model's generation_config.json.
-    Raises DataError for a stop token that is not one token.
+    Raises DataError for a stop token that is not one token, or an id of the file that is no token.
     """
     end_id = end_id_of(data, tokenizer)
     if data.stop_tokens is not None:
         others = [end_of_text_id(tokenizer, token, option="data.stop_tokens") for token in data.stop_tokens]
     else:
         own = [] if tokenizer.eos_token is None else [end_of_text_id(tokenizer)]
-        others = [*own, *generation_ends(model)]
+        others = [*own, *_own_stops(tokenizer, model)]
     return tuple(dict.fromkeys([end_id, *others]))
 
 
@@ -213,11 +232,26 @@ def prompt_line(data: DataSection, tokenizer: PreTrainedTokenizerBase, *, stop_i
     return f"prompt: {origin}; an answer ends at {' or '.join(ends)}"
 
 
+def _own_stops(tokenizer: PreTrainedTokenizerBase, model: str) -> tuple[int, ...]:
+    """Return the ids of the model's generation_config.json. Raise DataError if one is no token of the tokenizer."""
+    ids = generation_ends(model)
+    last = max(tokenizer.get_vocab().values()) if ids else 0
+    for token_id in ids:
+        if type(token_id) is not int or not 0 <= token_id <= last:  # a bool is no id either
+            raise DataError(
+                f"{model}/generation_config.json: eos_token_id: found {token_id!r}, which is not the id of a token (0 "
+                f"to {last}); correct it, or name the tokens that end an answer in data.stop_tokens"
+            )
+    return ids
+
+
 @functools.cache
 def generation_ends(model: str) -> tuple[int, ...]:
-    """Return the ids that end an answer by the generation_config.json of a model's folder or hub id, if any."""
+    """Return eos_token_id from the generation_config.json of a model's folder or hub id, as it stands there."""
     try:
         ids = GenerationConfig.from_pretrained(model).eos_token_id
     except (OSError, ValueError):
         return ()
-    return tuple([ids] if isinstance(ids, int) else ids or [])
+    if ids is None:
+        return ()
+    return tuple(ids) if isinstance(ids, list) else (ids,)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ import torch
 
 from trapo_lite.config import Config
 from trapo_lite.core.errors import EngineError
-from trapo_lite.engines.base import RolloutEngine
+from trapo_lite.engines.base import EngineDied, RolloutEngine
 
 if TYPE_CHECKING:
     from trapo_lite.engines.vllm.options import VLLMOptions
@@ -88,11 +89,12 @@ def check_served(config: Config) -> None:
         )
 
 
-def ask_vllm(config: Config) -> str:
-    """Return a line on whether the vLLM installed here serves the model's class. Raise EngineError if it does not.
+def ask_vllm(config: Config, *, notify: Callable[[str], None] = logger.info) -> str:
+    """Return a line on whether the vLLM installed here has the model's class. Raise EngineError if it does not.
 
-    This takes vLLM's process some seconds. No weight is read.
+    This takes vLLM's process some seconds. No weight is read.   notify: told from time to time what is waited for
     """
+    from trapo_lite.engines.supervised import never_answered
     from trapo_lite.engines.vllm.engine import VLLMEngine, require_card, require_vllm
     from trapo_lite.engines.vllm.language_model import require_unquantised
 
@@ -104,13 +106,18 @@ def ask_vllm(config: Config) -> str:
         require_card(on_cuda=torch.cuda.is_available())
     except EngineError as error:
         return f"vLLM was not asked whether it serves this model: {error}"
-    with tempfile.TemporaryDirectory() as folder:
-        engine = VLLMEngine(options, log_path=Path(folder) / "vllm.log")
+    folder = Path(tempfile.mkdtemp(prefix="trapo-lite-vllm-"))
+    with contextlib.ExitStack() as undo:
+        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        engine = VLLMEngine(options, log_path=folder / "vllm.log", notify=notify)
+        undo.callback(engine.close)
         try:
             engine.wait_for_class()
-        finally:
+        except EngineDied as death:
+            undo.pop_all()  # the error names the log
             engine.close()
-    return "vLLM serves adapters on this class of models"
+            raise never_answered(death) from None
+    return "vLLM has a class for this model that takes adapters; what else it needs shows when it starts"
 
 
 def _vllm_options(config: Config, *, max_model_len: int, max_num_seqs: int) -> "VLLMOptions":

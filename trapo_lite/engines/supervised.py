@@ -15,6 +15,11 @@ MAX_FAILURES = 3
 INSTEAD = "If it does not serve this kind of model, set rollout.engine: transformers (docs/models.md has a table)"
 
 
+def never_answered(death: EngineDied) -> EngineError:
+    """Return the error for an engine that died before its first answer: another one would die too."""
+    return EngineError(f"{death}\n{INSTEAD}")
+
+
 class SupervisedEngine:
     """Wrap an engine that may die (`EngineDied`), as a RolloutEngine.
 
@@ -41,7 +46,10 @@ class SupervisedEngine:
     ) -> None:
         self._on_close = on_close
         self._start, self._notify = start, notify
-        self._engine = start()
+        try:
+            self._engine = start()
+        except EngineDied as death:
+            raise never_answered(death) from None
         self._folder = folder
         shutil.rmtree(folder, ignore_errors=True)
         self._adapter: Path | None = None
@@ -148,7 +156,7 @@ class SupervisedEngine:
             if self._is_closed:
                 raise EngineError(str(death)) from None
             if not self._has_answered:
-                raise EngineError(f"{death}\n{INSTEAD}") from None
+                raise never_answered(death) from None
             if self._failures >= MAX_FAILURES:
                 raise EngineError(
                     f"rollout engine: failed {self._failures} times since it was given its adapter; the last time: "

@@ -94,8 +94,15 @@ def _read_config(name: str) -> PreTrainedConfig:
     check_model_files(name)
     try:
         return AutoConfig.from_pretrained(name)
-    except (OSError, StrictDataclassError, *FAILURES) as error:
-        raise ModelError(f"model.name: cannot read {name!r}: {error}; give a model folder or hub id") from None
+    except OSError as error:
+        reason = str(error).partition("\n")[0].rstrip(".")  # behind it advice on the hub's library
+        raise ModelError(f"model.name: cannot read {name!r}: {reason}; give a model folder or hub id") from None
+    except (StrictDataclassError, *FAILURES) as error:
+        raise ModelError(f"model.name: cannot read {name!r}: {_one_line(error)}; correct its config.json") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _as_given(section: ModelSection) -> PreTrainedConfig:
@@ -113,7 +120,9 @@ def _as_given(section: ModelSection) -> PreTrainedConfig:
         try:
             setattr(config, key, value)
         except StrictDataclassError as error:
-            raise ConfigError(f"model.config_overrides.{key}: found {value!r}: {error}; correct it") from None
+            raise ConfigError(
+                f"model.config_overrides.{key}: found {value!r}: {_one_line(error)}; correct it"
+            ) from None
     _refuse_untrainable(config, section.name)
     return config
 

@@ -11,7 +11,7 @@ from trapo_lite.config import Config, ModelSection
 from trapo_lite.core.errors import ConfigError, ModelError
 from trapo_lite.model.base import model_config
 from trapo_lite.model.packable import check_targets, require_packable
-from trapo_lite.model.positions import check_fixed_rope, check_positions
+from trapo_lite.model.positions import check_fixed_rope, check_positions, check_rope
 from trapo_lite.model.shape import head_size, meta_model, runs_on_meta
 from trapo_lite.run.device import fits_flex_attention
 
@@ -88,12 +88,13 @@ def check_model(config: Config) -> Layout:
     """Return how the model's rollouts will run.
 
     Raises ConfigError or ModelError if the model, by its config.json and its class, has not enough positions, cannot be
-    trained, or lacks the layers that `lora.target_modules` names.
+    trained, or lacks the layers that `lora.target_modules` names or the RoPE that `model.config_overrides` changes.
     """
     longest = config.longest_sequence
     layout = choose_layout(config.model, longest=longest)
     if config.uses_engine:
         check_fixed_rope(layout.model.config, config.model.name, longest=longest)
+    check_rope(layout.model, config.model)
     check_targets(layout.model, config.lora.target_modules)
     return layout
 

@@ -111,20 +111,29 @@ def _original_length(config: PreTrainedConfig, rope: Mapping[str, Any]) -> int |
 
 
 def check_rope(base: PreTrainedModel, section: ModelSection) -> None:
-    """Raise ConfigError unless RoPE has the frequencies that `config_overrides` asks for.
+    """Raise an error unless RoPE has the frequencies that `config_overrides` asks for.
 
-    Transformers ignores other spellings silently. The engine's frequencies show in the first comparison of
-    log-probs.
+    Transformers ignores other spellings silently. Of a base on the meta device, which has no values, it is only checked
+    that there is RoPE. The engine's frequencies show in the first comparison of log-probs.
     """
     rope = section.config_overrides.get("rope_parameters")
     if not rope or rope.get("rope_type", "default") != "default" or "rope_theta" not in rope:
         return
-    buffers = dict(base.get_decoder().named_buffers())
-    found = buffers["rotary_emb.inv_freq"].float().cpu()
-    steps = torch.arange(found.numel(), dtype=torch.float32) / found.numel()
-    expected = float(rope["rope_theta"]) ** -steps
-    if not torch.allclose(found, expected, rtol=1e-3):
-        raise ModelError(
-            f"model.config_overrides.rope_parameters: theta {rope['rope_theta']} did not reach {section.name}: its "
-            f"slowest frequency is {found[-1]:.3g} instead of {expected[-1]:.3g}; compare with the model's config.json"
+    every = [buffer for name, buffer in base.get_decoder().named_buffers() if name.endswith(".inv_freq")]
+    if not every:
+        raise ConfigError(
+            f"model.config_overrides.rope_parameters: would have no effect, because {section.name} "
+            f"({type(base).__name__}) has no rotary embedding; remove them"
         )
+    for frequencies in every:
+        if frequencies.is_meta:
+            continue
+        found = frequencies.float().cpu()
+        steps = torch.arange(found.numel(), dtype=torch.float32) / found.numel()
+        expected = float(rope["rope_theta"]) ** -steps
+        if not torch.allclose(found, expected, rtol=1e-3):
+            raise ModelError(
+                f"model.config_overrides.rope_parameters: theta {rope['rope_theta']} did not reach {section.name}: its "
+                f"slowest frequency is {found[-1]:.3g} instead of {expected[-1]:.3g}; compare with the model's "
+                "config.json"
+            )

@@ -176,10 +176,23 @@ def meta_model(config: PreTrainedConfig, *, attention: str | None = None) -> Pre
                 f"model.name: models of type {config.model_type} choose among attention classes of their own, so "
                 "packed trees cannot be computed with them; take another model"
             ) from None
+        _require_rope_of_layers(config, error)
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(
             f"model.name: transformers cannot build a causal language model of type {config.model_type} here "
             f"({type(error).__name__}: {reason}); take another model"
+        ) from None
+
+
+def _require_rope_of_layers(config: PreTrainedConfig, error: Exception) -> None:
+    """Raise ModelError if the class looked in `rope_parameters` for a type of layer that has none there."""
+    rope, kinds = getattr(config, "rope_parameters", None), getattr(config, "layer_types", None) or ()
+    lacking = error.args[0] if isinstance(error, KeyError) and error.args else None
+    if isinstance(rope, dict) and lacking in kinds and lacking not in rope:
+        form = ", ".join(f"{kind}: {{rope_type: ..., rope_theta: ...}}" for kind in dict.fromkeys(kinds))
+        raise ModelError(
+            f"model.name or model.config_overrides: rope_parameters: models of type {config.model_type} have one for "
+            f"each type of layer, found {rope} without {lacking}; write rope_parameters: {{{form}}}"
         ) from None
 
 

@@ -24,6 +24,7 @@ from trapo_lite.engines.vllm.cpu_rotary import rotate_all_heads
 from trapo_lite.engines.vllm.language_model import language_model_arguments, read_language_model_only
 from trapo_lite.engines.vllm.merging import MergedAdapter, keep_plain_weights
 from trapo_lite.engines.vllm.options import VLLMOptions, round_up_lora_rank
+from trapo_lite.engines.vllm.served import served_model
 from trapo_lite.model.base import multimodal_type
 
 BLOCK_SIZE_ON_CPU = 32  # with the default, 128, the prefix cache never holds a prompt under 128 tokens
@@ -55,7 +56,7 @@ class VLLMWorker:
         arguments |= language_model_arguments(options)
         if multimodal_type(options.model_path) is not None:
             read_language_model_only()
-        model_config = served_model(options.model_path, arguments)
+        model_config = served_model(options.model_path, arguments, is_cpu=self.is_cpu)
         on_accepted()
         if self.is_cpu and model_config.has_inner_state:
             arguments["enable_prefix_caching"] = False  # for states of recurrent layers it needs prefills in chunks
@@ -235,30 +236,6 @@ def completion_of(output: Any, version: int | None) -> Completion:
         version,
         num_cached_tokens=output.num_cached_tokens,
     )
-
-
-def served_model(model_path: str, arguments: dict[str, Any]) -> Any:
-    """Return vLLM's ModelConfig. Raise EngineError if vLLM has no class for the model, or serves no adapters on it.
-
-    arguments: of vLLM's EngineArgs
-    """
-    from vllm import EngineArgs
-    from vllm.model_executor.model_loader.utils import get_model_cls
-    from vllm.model_executor.models import supports_lora
-
-    try:
-        config = EngineArgs(**arguments).create_model_config()
-        model_class = get_model_cls(config)
-    except ValueError as error:
-        reason = str(error).partition("Value error, ")[2] or str(error)
-        raise EngineError(f"{cannot_serve(model_path)}: {reason.partition('. ')[0]}") from None
-    if not supports_lora(model_class):
-        raise EngineError(f"{cannot_serve(model_path)}: its {model_class.__name__} takes no adapters")
-    return config
-
-
-def cannot_serve(model_path: str) -> str:
-    return f"rollout.engine: set it to transformers or take another model, because vLLM cannot serve {model_path}"
 
 
 def engine_arguments(options: VLLMOptions, *, is_cpu: bool, gpu_memory: int = 0) -> dict[str, Any]:
