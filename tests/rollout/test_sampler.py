@@ -8,6 +8,8 @@ from functools import partial
 import pytest
 from scripted import STOP_ID, ScriptedEngine, ScriptedVerifier, decode, draw_by_seed, is_boundary
 
+from trapo_lite.config.algorithm import AlgorithmSection
+from trapo_lite.core.algorithm import make_group
 from trapo_lite.core.micro_groups import PRESETS, MicroGroup, cut_prefix
 from trapo_lite.core.types import Problem, Rollout, Verdict
 from trapo_lite.engines.base import SampleRequest
@@ -491,3 +493,32 @@ def test_a_verifier_that_fails_stops_the_step() -> None:
 
     with pytest.raises(RuntimeError, match="the verifier is gone"):
         sample([problem()], judge=judge)
+
+
+# ----- completions that were cut
+
+
+@pytest.mark.parametrize("truncated", ["graded", "zero", "masked"])
+def test_what_becomes_of_completions_that_were_cut(truncated: str) -> None:
+    """Five rollouts: two stop, two are cut, of each kind one with reward 1; the fifth is a whole expert trace."""
+    drawn = {0: (9, STOP_ID), 1: (8, STOP_ID), 2: (9, 9, 9, 9), 3: (8, 8, 8, 8)}
+    engine = ScriptedEngine(draw=lambda request: drawn[int(request.request_id.rsplit("/", 1)[1].rstrip("g"))])
+    schedule = [MicroGroup(4, 0.0, 0.0), MicroGroup(1, 1.0, None)]
+    [[*own, expert]], _ = sample(
+        [problem()],
+        micro_groups=schedule,
+        judge=lambda text, gold: "9" in text.split(),
+        engine=engine,
+        max_response_tokens=4,
+        truncated=truncated,
+    )
+    assert [rollout.finish_reason for rollout in own] == ["stop", "stop", "length", "length"]
+    assert [rollout.reward for rollout in own] == [1.0, 0.0, 0.0 if truncated == "zero" else 1.0, 0.0]
+    assert [rollout.verdict.kind for rollout in own] == ["correct", "wrong", "correct", "wrong"]
+    assert [rollout.is_masked for rollout in (*own, expert)] == [False, False, *[truncated == "masked"] * 2, False]
+    group = make_group(AlgorithmSection().build(), own)
+    mean = 0.25 if truncated == "zero" else 0.5
+    expected = [rollout.reward - mean for rollout in own if rollout.reward is not None]
+    if truncated == "masked":
+        expected[2:] = [0.0, 0.0]
+    assert list(group.advantages) == pytest.approx(expected)

@@ -111,6 +111,9 @@ class RolloutSection(Section):
     """Problems of a step, over all processes."""
     max_response_tokens: PositiveInt = 8192
     """Most tokens of expert prefix and completion together."""
+    truncated: Literal["graded", "zero", "masked"] = "graded"
+    """Completions cut at the limit. graded: rewarded like others. zero: their reward is 0. masked: they count in the
+    mean reward of their group, but are not trained."""
     temperature: Temperature = 1.0
     top_p: Annotated[Number, Field(gt=0.0, le=1.0)] = 1.0
     top_k: Annotated[Whole, Field(ge=0)] = 0

@@ -83,13 +83,14 @@ class TokenLogprobs:
 def make_group(algorithm: Algorithm, rollouts: Sequence[Rollout]) -> Group:
     """Return one problem's rollouts with their advantages and the weights of their prefix losses.
 
-    A rollout without a reward has no advantage and is in nobody's baseline.
+    A rollout without a reward has no advantage and is in nobody's baseline. A masked one has no advantage only.
     """
     has_reward = torch.tensor([rollout.reward is not None for rollout in rollouts])
     in_baseline = torch.tensor(algorithm.baseline(rollouts)) & has_reward
     rewards = torch.tensor([rollout.reward or 0.0 for rollout in rollouts]).expand(in_baseline.shape)
     own_views = algorithm.advantage(rewards, in_baseline).diagonal()  # row i is rollout i's view of its group
-    advantages = torch.where(has_reward, own_views, 0.0).tolist()
+    is_masked = torch.tensor([rollout.is_masked for rollout in rollouts])
+    advantages = torch.where(has_reward & ~is_masked, own_views, 0.0).tolist()
     weights = advantages if algorithm.times_advantage else [1.0] * len(rollouts)
     return Group(tuple(rollouts), tuple(advantages), tuple(weights))
 

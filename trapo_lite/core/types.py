@@ -80,7 +80,8 @@ class Rollout:
 
     The prefix may be empty, or the whole trace. Then nothing was sampled and `finish_reason` is "expert".
     `completion_logprobs` are the sampler's, one per completion token, under its temperature. `slot` is the rollout's
-    index in its group. `reward` is None without a score: the rollout then gets no advantage.
+    index in its group. `reward` is None without a score: the rollout then gets no advantage. `is_masked` says that it
+    gets none although its reward counts for the others.
     """
 
     problem_id: str
@@ -96,6 +97,7 @@ class Rollout:
     verdict: Verdict = Verdict("no_answer")
     reward: float | None = 0.0
     parts: tuple[tuple[str, float | None], ...] = ()
+    is_masked: bool = False
 
     @property
     def is_guided(self) -> bool:

@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 from trapo_lite.core.types import Problem, Response, Rollout, Score
 from trapo_lite.engines.base import Completion, SampleRequest, SamplingEngine
@@ -56,6 +56,18 @@ def random_trace(run_seed: int, step: int, problem: Problem, micro_group: int) -
     """Return the index of the expert trace that a micro-group of this step shows, drawn for this problem alone."""
     draw = _digest(run_seed, step, problem.id, micro_group, "trace")
     return random.Random(draw).randrange(len(problem.expert_ids))
+
+
+def scored(rollout: Rollout, score: Score, *, truncated: Literal["graded", "zero", "masked"]) -> Rollout:
+    """Return the rollout with its score. truncated: what becomes of a completion that was cut at the limit."""
+    is_cut = rollout.finish_reason == "length" and bool(rollout.completion_ids)
+    return replace(
+        rollout,
+        verdict=score.verdict,
+        reward=0.0 if is_cut and truncated == "zero" else score.reward,
+        parts=score.parts,
+        is_masked=is_cut and truncated == "masked",
+    )
 
 
 class RolloutPhase:
@@ -156,7 +168,7 @@ class RolloutPhase:
         for ticket in [ticket for ticket in self.in_scorer if ticket.done()]:
             index, branch = self.in_scorer.pop(ticket)
             score = ticket.result()
-            branch.rollout = replace(branch.rollout, verdict=score.verdict, reward=score.reward, parts=score.parts)
+            branch.rollout = scored(branch.rollout, score, truncated=self.settings.truncated)
             branch.state = "graded"
             self.changed.add(index)
         self._count(verdict_seconds=time.perf_counter() - started)

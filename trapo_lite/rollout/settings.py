@@ -24,6 +24,8 @@ class SamplingSettings:
     top_k: int = 0
     start_order: StartOrder = "pipelined"
     deterministic: bool = False
+    truncated: Literal["graded", "zero", "masked"] = "graded"
+    """What becomes of completions that are cut at the limit (`rollout.truncated`)."""
     reward_bounds: tuple[float, float] = (0.0, 1.0)
     """The lowest and the highest reward that a rollout can have."""
 
@@ -44,5 +46,6 @@ def sampling_settings(
         top_k=config.rollout.top_k,
         start_order=config.rollout.schedule,
         deterministic=config.run.deterministic,
+        truncated="graded" if for_eval else config.rollout.truncated,
         reward_bounds=reward_bounds(config.reward.functions),
     )
