@@ -28,6 +28,7 @@ def describe(groups: Sequence[Group], micro_groups: Sequence[MicroGroup]) -> dic
         "rollout/guided": _mean([r.is_guided for r in rollouts]),
         "rollout/solved_groups": _mean([all(r.verdict.is_correct for r in g.rollouts) for g in groups]),
         "rollout/failed_groups": _mean([not any(r.verdict.is_correct for r in g.rollouts) for g in groups]),
+        "rollout/uniform_groups": _mean([len({r.reward for r in g.rollouts} - {None}) < 2 for g in groups]),
         "rollout/truncated": _mean([r.finish_reason == "length" for r in sampled]),
         "rollout/completion_tokens": _mean([len(r.completion_ids) for r in sampled]),
         "rollout/prefix_tokens": _mean([len(r.prefix_ids) for r in rollouts if r.is_guided]),

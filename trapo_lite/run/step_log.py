@@ -7,6 +7,7 @@ from trapo_lite.config import Config
 from trapo_lite.core.types import Mean
 from trapo_lite.run import metrics as metric_table
 from trapo_lite.run.display import Display
+from trapo_lite.run.early_warnings import early_warnings
 from trapo_lite.run.folder import RunFolder
 from trapo_lite.run.loggers import open_loggers
 
@@ -16,6 +17,7 @@ class LogBook:
 
     def __init__(self, config: Config, folder: RunFolder, display: Display, *, first_step: int) -> None:
         self._config, self._folder, self._display = config, folder, display
+        self._first_step = first_step
         self._loggers = open_loggers(config, first_step=first_step)
 
     def write(
@@ -35,7 +37,8 @@ class LogBook:
         for logger in self._loggers:
             logger.log(row, step)
         self._display.step(row)
-        for warning in self._warnings(row):
+        early = early_warnings(row, self._config) if step == self._first_step else []
+        for warning in [*self._warnings(row), *early]:
             self._display.message(f"step {step}: {warning}")
 
     def flush(self) -> None:

@@ -1,0 +1,35 @@
+"""Look at the first step of a run for what keeps it from learning, and say what to change."""
+
+from collections.abc import Mapping
+
+from trapo_lite.config import Config
+
+MANY = 0.5  # share of completions
+
+
+def early_warnings(row: Mapping[str, float | int | None], config: Config) -> list[str]:
+    """Return a line for each thing in the first step's metrics that keeps a run from learning.
+
+    row: the line of metrics.jsonl
+    """
+    lines = []
+    limit = config.rollout.max_response_tokens
+    if (cut := row.get("rollout/truncated") or 0.0) > MANY:
+        lines.append(
+            f"{cut:.0%} of the completions were cut at rollout.max_response_tokens ({limit}); raise it, or ask for "
+            "shorter answers in data.instruction or data.system_text"
+        )
+    solved, failed = row.get("rollout/solved_groups") or 0.0, row.get("rollout/failed_groups") or 0.0
+    if config.algorithm.samples and row.get("rollout/uniform_groups") == 1.0:
+        how = "solved" if solved > failed else "not solved"
+        lines.append(
+            f"all rollouts of a problem got the same reward, in every problem (most are {how}), so rewards teach "
+            "nothing; choose problems that the model solves sometimes (data.filter), or more of them "
+            "(rollout.num_problems)"
+        )
+    if row.get("reward/expert") == 0.0:
+        lines.append(
+            "the expert solutions earn nothing (reward/expert is 0), so they teach what is not rewarded; compare "
+            "reward.functions, data.expert_text and the rows' answers: trapo-lite prepare --verify"
+        )
+    return [f"WARNING: {line}" for line in lines]
