@@ -202,6 +202,15 @@ def test_what_a_function_imports_beside_itself_is_found(write, tmp_path: Path) -
     assert score.reward == 0.5
 
 
+def test_files_of_one_name_and_of_a_standard_modules_name(tmp_path: Path) -> None:
+    for folder, value in (("a", 1), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "json.py").write_text(f"def score(response): return {value}\n")
+    paths = [{"type": "function", "path": f"{tmp_path / folder / 'json.py'}:score", "name": folder} for folder in "ab"]
+    [score] = scored(section_of(*paths, "math"), "x")
+    assert score.parts == (("a", 1.0), ("b", 2.0), ("math", 0.0))
+
+
 def test_a_function_of_a_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package/__init__.py").write_text("")

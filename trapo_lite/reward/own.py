@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import traceback
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -79,11 +80,12 @@ def _module(where: str) -> Any:
             return importlib.import_module(where)
         file = Path(where).expanduser().resolve()
         sys.path.insert(0, str(file.parent))  # for what it imports beside itself
-        spec = importlib.util.spec_from_file_location(file.stem, file)
+        name = f"reward_functions_in_{file.stem}_{zlib.crc32(bytes(file))}"  # not a name that others import
+        spec = importlib.util.spec_from_file_location(name, file)
         if spec is None or spec.loader is None:
             raise ImportError("it is no Python file")
         module = importlib.util.module_from_spec(spec)
-        sys.modules[file.stem] = module
+        sys.modules[name] = module  # as pickle and dataclasses expect
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise LoadError(f"{where} cannot be imported: {_own_traceback(error)}") from None
