@@ -87,11 +87,11 @@ def test_a_multimodal_checkpoint_that_lacks_weights_is_refused(gemma: Path, tmp_
     folder = shutil.copytree(gemma, tmp_path / "lacking")
     [first] = {name.partition("layers.")[0] for name in load_file(folder / "model.safetensors") if "up_proj" in name}
     rewrite_weights(folder, {f"{first}layers.1.mlp.up_proj": None})
-    with pytest.raises(ModelError, match=r"lack 1 weights, .*\(model\.layers\.1\.mlp\.up_proj\.weight\)"):
+    with pytest.raises(ModelError, match=r"lack 1 weight, .*\(model\.layers\.1\.mlp\.up_proj\.weight\)"):
         load_base(section_of(folder), device="cpu", attention="eager")
     untied = section_of(write_multimodal("gemma3", tmp_path / "untied", tied=False))
     rewrite_weights(tmp_path / "untied", {"lm_head.": None, "language_model.lm_head.": None})
-    with pytest.raises(ModelError, match=r"lack 1 weights, .*\(lm_head\.weight\)"):
+    with pytest.raises(ModelError, match=r"lack 1 weight, .*\(lm_head\.weight\)"):
         load_base(untied, device="cpu", attention="eager")
 
 
