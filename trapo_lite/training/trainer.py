@@ -56,12 +56,17 @@ def train(
             with progress.kept(run.signals):
                 for step in range(run.first_step, config.train.max_steps):
                     started = time.perf_counter()
+                    run.phase(step, "publishing the adapter")
                     metrics = rollouts.publish(step)
+                    run.phase(step, "sampling")
                     groups, sampled = rollouts.sample(step)
                     run.leave_if_told()
+                    run.phase(step, "updating the policy")
                     with rollouts.engine_asleep():
                         metrics |= sampled | updater.update(step, groups)
+                    run.phase(step, "evaluating")
                     metrics |= rollouts.evaluate(step + 1)
+                    run.phase(step, "logging and saving")
                     run.log(step + 1, metrics, rollouts.lines(groups), seconds=time.perf_counter() - started)
                     progress.step_is_logged(step + 1)
                     if (step + 1) % config.train.save_every == 0 or step + 1 == config.train.max_steps:
@@ -123,6 +128,7 @@ class Run:
             self.display.message(line)
         self._require_memory()
         self.display.message(self._loading_line())
+        self.display.phase("starting the reward functions, the engine and the model")
         algorithm = config.algorithm.build(max_response_tokens=config.rollout.max_response_tokens)
         rollouts = RolloutStage(
             config,
@@ -191,6 +197,10 @@ class Run:
         lines = self.ranks.gather(list(lines))
         if self.ranks.is_main:
             self.log_book.write(step, metrics, lines, seconds=seconds)
+
+    def phase(self, step: int, text: str) -> None:
+        """Say what the run does now, for the display; `step` updates are done."""
+        self.display.phase(f"step {step + 1}/{self.config.train.max_steps}: {text}")
 
     def finish(self, policy: Policy) -> None:
         """Write the trained adapter to the folder that export and evaluation read."""
