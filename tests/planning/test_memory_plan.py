@@ -12,6 +12,8 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     GraniteMoeHybridConfig,
+    PhiConfig,
+    PhiForCausalLM,
     PreTrainedConfig,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -22,6 +24,7 @@ from trapo_lite import cli
 from trapo_lite.config import AlgorithmSection, Config, LoraSection, ModelSection, load_config, validate
 from trapo_lite.core.algorithm import make_group
 from trapo_lite.core.errors import ConfigError
+from trapo_lite.core.types import Group
 from trapo_lite.model.base import load_base, model_config, model_shape
 from trapo_lite.model.logprobs import CHUNK_ELEMENTS
 from trapo_lite.model.policy import Policy
@@ -34,6 +37,7 @@ from trapo_lite.planning.memory import (
     remedies,
     require_fits,
     shortcoming,
+    tokens_at_once,
 )
 from trapo_lite.planning.report import memory_report, parse_memory
 from trapo_lite.run.gpus import GIB, GPUS
@@ -450,3 +454,32 @@ def test_a_model_that_takes_rows_is_planned_for_one_rollout_at_a_time(
     }
     lines = memory_report(validate(raw), gpu_name=None, gpu_memory=None, num_gpus=1).lines
     assert any(line.endswith(f"of {num_tokens} tokens a forward pass") for line in lines), lines
+
+
+# ----- the head
+
+
+def test_the_whole_logits_of_a_row_take_what_is_planned(tmp_path: Path) -> None:
+    """Of a class whose head has a bias, so that rows are not computed in chunks; the logits outweigh all else."""
+    from simulated_memory import Bytes
+
+    PhiConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        vocab_size=30_000,
+        max_position_embeddings=256,
+    ).save_pretrained(tmp_path)
+    config = load_config([Path("configs/tiny_cpu.yaml")], [f"model.name={tmp_path}", "model.layout=rows"])
+    shape = model_shape(config)
+    assert shape.has_head_bias and not model_shape(load_config([Path("configs/tiny_cpu.yaml")])).has_head_bias
+    planned = plan_memory(config, shape, gpu_memory=24 * GIB).head / tokens_at_once(config)
+    model = PhiForCausalLM(model_config(config.model))
+    policy = Policy(model, config.lora, attention="sdpa", gradient_checkpointing=False, layout="rows")
+    row = rollout([1], [], range(2, 202))
+    batch = policy.prepare([Group((row,), (1.0,), (1.0,))])
+    with Bytes(all_tensors(model)) as counted:
+        chosen, _ = policy.token_logprobs(batch, temperature=1.0)
+        chosen.sum().backward()
+    assert counted.peak / 200 == pytest.approx(planned, rel=0.1)

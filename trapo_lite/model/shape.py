@@ -43,6 +43,7 @@ class ModelShape:
     num_sliding, window: layers with a sliding window, and how many tokens it holds
     num_without_attention: layers of a recurrence, a convolution or an MLP alone
     num_recurrent: layers with a recurrence, alone or beside attention
+    has_head_bias: the output layer has a bias, so that rows keep whole logits
     lora_width: inputs and outputs of all linear layers of the decoder: parameters of one rank of an adapter on them
     """
 
@@ -60,6 +61,7 @@ class ModelShape:
     window: int = 0
     num_without_attention: int = 0
     num_recurrent: int = 0
+    has_head_bias: bool = False
 
     @property
     def parameters(self) -> int:
@@ -96,6 +98,7 @@ class ModelShape:
             window=getattr(config, "sliding_window", None) or 0,
             num_without_attention=sum(kind in WITHOUT_ATTENTION for kind in layer_types),
             num_recurrent=sum(kind in RECURRENT for kind in layer_types),
+            has_head_bias=getattr(model.get_output_embeddings(), "bias", None) is not None,
         )
 
     def training_flop(

@@ -118,7 +118,7 @@ def plan_memory(config: Config, shape: ModelShape, *, gpu_memory: float, num_sha
         optimizer=shape.adapter_parameters * OPTIMIZER_BYTES[config.optim.name],
         activations=tokens * kept,
         layer=tokens * in_backward,
-        head=2.0 * tokens * shape.hidden_size * width + CHUNK_ELEMENTS["cuda"] * (8.0 + width),
+        head=head_bytes(shape, tokens=tokens, width=width, is_whole=model.layout == "rows" and shape.has_head_bias),
         # the flattened gradient, its clipped copy, AdamW's square roots
         step=shape.adapter_parameters * 12.0,
         engine_weights=engine_weights,
@@ -146,6 +146,17 @@ def layer_bytes(shape: ModelShape, *, rank: int, width: int, is_grouped: bool) -
     keys = shape.kv_width if is_grouped else shape.attention_width
     attention = 3 * shape.attention_width + 2 * keys  # queries, output, output in the order of tokens, then k and v
     return norms * shape.hidden_size + width * (attention + 4 * shape.mlp_width + 7 * rank)
+
+
+def head_bytes(shape: ModelShape, *, tokens: int, width: int, is_whole: bool) -> float:
+    """Return the most bytes of hidden rows and logits. is_whole: the logits of a row are kept, not computed in chunks.
+
+    A whole logit takes 16 bytes: four float32 numbers at a time of itself, its log-prob, its probability, their product
+    and gradients (counted in tests/planning/test_memory_plan.py).
+    """
+    if is_whole:
+        return tokens * (2.0 * shape.hidden_size * width + shape.vocab_size * 16.0)
+    return 2.0 * tokens * shape.hidden_size * width + CHUNK_ELEMENTS["cuda"] * (8.0 + width)
 
 
 def shortcoming(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int = 1) -> str | None:
