@@ -41,7 +41,7 @@ def train(arguments: Sequence[str] | None = None, *, prog: str = "train.py") -> 
             for line in itertools.chain(unusual_lines(config), _dry_run(config)):
                 print(line, flush=True)
             return
-        with exit_when_stopped():
+        with exit_when_stopped(config.run.folder):
             from trapo_lite.run.launch import end_with_launcher
 
             end_with_launcher()  # before what takes seconds to import
