@@ -16,7 +16,8 @@ from trapo_lite.curation.decontamination import Overlap
 from trapo_lite.curation.inspection import find_problem, print_line, print_lines, show_problem
 from trapo_lite.curation.training_set import Build, build_training_set
 from trapo_lite.data.chat import stop_ids_of
-from trapo_lite.data.loading import Loaded, Scorer, load_problems, require_fitting_experts
+from trapo_lite.data.expert_thoughts import require_fitting_experts
+from trapo_lite.data.loading import Loaded, Scorer, load_problems
 from trapo_lite.data.report import DataReport
 from trapo_lite.data.tokens import load_tokenizer
 from trapo_lite.evaluation.registry import Benchmark, read_benchmark, texts_fingerprint
