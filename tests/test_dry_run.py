@@ -69,3 +69,13 @@ def test_a_prompt_that_a_run_would_refuse(
 def test_it_asks_vllm_whether_it_serves_the_class(capsys: pytest.CaptureFixture) -> None:
     dry_run(Path("trapo_lite/tiny_world/base"), "rollout.engine=vllm", f"model.dtype={VLLM_DTYPE}")
     assert capsys.readouterr().out.splitlines()[-1] == "vLLM serves adapters on this class of models"
+
+
+def test_a_model_of_the_hub_is_said_not_to_be_checked_in_the_last_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    dry_run(Path("some/model"))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("WARNING: model.name: some/model is no folder here") and "nothing of the model" in last

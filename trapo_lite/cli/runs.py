@@ -66,7 +66,10 @@ def _dry_run(config: Config) -> Iterator[str]:
         if config.lora.init_from is not None:
             check_start(config.lora)
         yield from plan_lines(config)
-        yield "          the model is no folder here, so it is taken for a hub id and was not checked"
+        yield (
+            f"WARNING: model.name: {config.model.name} is no folder here, so it is taken for a hub id: nothing of the "
+            "model was checked, nor its tokenizer, its template or the engine; name a local folder to check them"
+        )
         return
     config, rope_lines = with_one_rope(config, max_model_len=config.max_model_len)
     layout = check_model(config)
