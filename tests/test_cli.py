@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[1]
     [
         (["--dryrun"], "unrecognized arguments: --dryrun; did you mean --dry-run?"),
         (["--rstart", "optim.lr=1"], "unrecognized arguments: --rstart; did you mean --restart?"),
+        (["--rollout.engine", "vllm"], "unrecognized arguments: --rollout.engine; write rollout.engine=vllm\n"),
+        (["--rollout.engine=vllm"], "unrecognized arguments: --rollout.engine=vllm; write rollout.engine=vllm\n"),
         (["--quiet"], "unrecognized arguments: --quiet\n"),
     ],
 )
@@ -36,6 +38,19 @@ def test_an_option_of_several_sections_names_evals_first_in_evaluate(capsys: pyt
         with pytest.raises(SystemExit):
             main([name, *required[name], "--max-response-tokens", "9"])
         assert f"did you mean {nearest}=... or " in capsys.readouterr().err
+
+
+def test_a_file_without_its_option_is_told_where_it_goes(capsys: pytest.CaptureFixture) -> None:
+    for arguments, message in (
+        (["train", "llama.yaml"], "are required: --config; did you mean --config llama.yaml?"),
+        (
+            ["evaluate", "--model", "m", "--data", "a.jsonl", "b.jsonl"],
+            "--data: takes one file, found also 'b.jsonl'; ",
+        ),
+    ):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert message in capsys.readouterr().err
 
 
 def test_other_mistakes_are_told_as_argparse_tells_them(capsys: pytest.CaptureFixture) -> None:

@@ -133,6 +133,14 @@ BAD_INPUT: list[tuple[list[str], list[str]]] = [
     (["data.train="], ["data.train: ", "found no value"]),
     (["model.config_overrides={a: .nan}"], ["model.config_overrides: holds what a config.json cannot"]),
     (["optim.betas=[0.9]"], ["optim.betas: has too few values; found [0.9]"]),
+    (["rollout.engine=hf"], ["rollout.engine: found 'hf'; did you mean 'transformers'?"]),
+    (["rollout.engine=VLLM"], ["rollout.engine: found 'VLLM'; did you mean 'vllm'?"]),
+    (["model.dtype=fp16"], ["model.dtype: found 'fp16'; give 'float32' or 'bfloat16'"]),
+    (
+        ["data.prompt_template=chatml", "data.system_text=x"],
+        ["data.prompt_template: found 'chatml'; did you mean chat,"],
+    ),
+    (["data.template_options=enable_thinking"], ["data.template_options: found 'enable_thinking'; write names with"]),
     (["rolout.engine=vllm"], ["rolout", "unknown section", "did you mean 'rollout'"]),
     (["optim.weight_dacay=0.1"], ["optim.weight_dacay", "unknown key", "did you mean 'weight_decay'"]),
     (["algorithm.prefix_los=nll"], ["algorithm.prefix_los", "did you mean 'prefix_loss'"]),
@@ -472,3 +480,7 @@ def test_a_text_that_yaml_takes_for_something_else_is_a_text():
     assert load_config([], ["run.name=007"]).run.name == "007"
     assert load_config([], ["data.eos_token=#end"]).data.eos_token == "#end"
     assert load_config([], ["data.eos_token=null"]).data.eos_token is None
+
+
+def test_one_stop_token_is_a_list_of_one():
+    assert load_config([], ["data.stop_tokens=</s>"]).data.stop_tokens == ["</s>"]

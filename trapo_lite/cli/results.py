@@ -26,6 +26,11 @@ def evaluate(arguments: Sequence[str] | None = None, *, prog: str = "evaluate.py
         from trapo_lite.evaluation.target import target_from_arguments
 
         options = vars(without_overrides(args))
+        others = [text for text in args.overrides if "=" not in text]
+        if args.data is not None and others:
+            raise ConfigError(
+                f"--data: takes one file, found also {others[0]!r}; evaluate each file by itself, or join them"
+            )
         folder = options.pop("regrade")
         if folder is not None:
             _check_regrade_options(options)
