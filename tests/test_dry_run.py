@@ -46,7 +46,7 @@ def test_it_warns_about_a_template_that_does_not_open_the_answer(model: Path, ca
     [
         ("{{ raise_exception('no') }}", [CHAT], "data.prompt_template: chat, but"),
         ("{{ 1 // 0 }}", [CHAT], "data.prompt_template: chat, but"),
-        ("Solve it.", [CHAT], "does not show the user message"),
+        ("Solve it.", [CHAT], "drops the user message"),
         (None, [CHAT], "has no chat template"),
         (CHATML, ["data.stop_tokens=[two words]"], "data.stop_tokens: 'two words'"),
         (CHATML, ["data.prompt_template=<|turn|>{problem}"], "'<|turn|>': not known to the tokenizer"),

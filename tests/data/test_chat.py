@@ -1,6 +1,7 @@
 """Prompts and stops from the tokenizer's own chat template: templates with the quirks of real ones, on byte tokens."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -130,13 +131,18 @@ def test_stops_are_the_tokenizers_and_the_generation_configs_unless_they_are_nam
             {"system_text": "Be brief."},
             r"\(TemplateError: never\); set data\.prompt_template to a text of your own",
         ),
-        (DROPS, {}, r"does not show the user message unchanged and once"),
+        (
+            DROPS,
+            {},
+            r"drops the user message: the prompt would be 'user<\|im_start\|>assistant'; set data",
+        ),
         (CHATML.replace("m.content", "m.content | upper"), {}, r"does not show the user message unchanged"),
+        (CHATML.replace("m.content", "m.content * 2"), {}, r"does not show the user message unchanged and once"),
         ("{{ nothing.at_all }}", {}, r"does not take a user message .*nothing"),
         (
             "{% broken",
             {},
-            r"is not valid Jinja \(line 1: .*'broken'.*\); correct it in the model's chat_template\.jinja",
+            r"is not valid Jinja \(line 1: .*'broken'.*\); correct chat_template in the model's chat_template\.jinja",
         ),
         ("{{ 1 // 0 }}", {}, r"does not take a user message \(ZeroDivisionError"),
         ("{{ 10.0 ** 400 }}", {}, r"does not take a user message \(OverflowError"),
@@ -200,6 +206,17 @@ def test_options_of_the_chat_template_need_it(name: str) -> None:
         validate({"data": {name: {"a": 1} if name == "template_options" else "x"}})
     with pytest.raises(ConfigError, match=r"data\.system: has no effect here: it acts with a template that is written"):
         validate({"data": {"prompt_template": "chat", "system": "row"}})
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
+@pytest.mark.parametrize("template", [DROPS, "{{ raise_exception('never') }}", "{% broken %}"])
+def test_the_first_cure_of_a_faulty_template_is_its_file(tmp_path: Path, name: str, template: str) -> None:
+    (tmp_path / name).write_text("{}")
+    tokenizer = tokenizer_with(template)
+    tokenizer.name_or_path = str(tmp_path)
+    cure = f"; correct chat_template in {tmp_path / name}, or set data.prompt_template to a text"
+    with pytest.raises(DataError, match=re.escape(cure)):
+        written_out(section(), tokenizer)
 
 
 @pytest.fixture
