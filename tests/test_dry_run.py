@@ -1,5 +1,6 @@
 """A dry run says what a run would do, and refuses what a run would refuse, without weights and data."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -79,3 +80,19 @@ def test_a_model_of_the_hub_is_said_not_to_be_checked_in_the_last_line(
     dry_run(Path("some/model"))
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("WARNING: model.name: some/model is no folder here") and "nothing of the model" in last
+
+
+def test_the_configuration_that_the_page_shows_is_a_whole_one(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    page = Path("docs/train.md").read_text(encoding="utf-8")
+    [text] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(text)
+    Path("models").mkdir()
+    model.rename("models/my-model")
+    Path("my_problems.jsonl").write_text('{"problem": "1 + 1?", "answer": "2", "solution": "It is 2."}\n')
+    overrides = ["rollout.engine=transformers", "model.config_overrides={max_position_embeddings: 2048}"]
+    cli.train(["--config", "mine.yaml", "--dry-run", *overrides])
+    said = capsys.readouterr().out
+    assert "prompt: the tokenizer's chat template; an answer ends at " in said and "WARNING" not in said

@@ -134,8 +134,9 @@ def _other_reading(
     except DataError as error:
         return f"{where}: {error}"
     if change.fingerprint == report.fingerprint:
-        return f"{where} the same"
+        return f"{where} the expert traces are the same"
     graded = f", {change.num_unverified} of {change.num_graded} do not verify" if change.num_graded else ""
     return (
-        f"{where} {counted(change.num_traces, 'trace')}, median {change.trace_lengths.get('median', 0)} tokens{graded}"
+        f"{where} there are {counted(change.num_traces, 'trace')}, "
+        f"median {change.trace_lengths.get('median', 0)} tokens{graded}"
     )
