@@ -52,6 +52,23 @@ the table may train too.
 For the prompt, set `data.prompt_template: chat` if the model has a chat template, and otherwise write a text of your
 own ([data.md](data.md#the-prompt)).
 
+## What is refused
+
+A run ends with an error before it reads any weights in these cases:
+
+- a multimodal model whose language model has no class of its own (Qwen2.5-VL, Qwen3-VL);
+- a class without linear layers, which LoRA needs (GPT-2);
+- an adapter on the experts or the router of a mixture of experts, if the class stores them as one weight: no engine can
+  serve it. Name the layers to adapt in `lora.target_modules` instead;
+- an adapter on `out_proj` of Mamba layers, which PEFT refuses.
+
+`model.quantize: nf4` is refused when the model is loaded, if it would change no layer.
+
+A model that stretches its positions by the method "longrope" (Phi-4-mini) has two sets of factors, for sequences up to
+its original length (4096) and for longer ones. If rollouts are sampled and a sequence of the run may be longer, all
+sequences get the factors for long ones, because vLLM has one set for all; the run says so. Without sampling, each
+sequence gets those of its own length.
+
 ## How to read the table
 
 - **what is special**: how the class differs from plain attention. "windows": a token sees only the last tokens before
@@ -100,23 +117,6 @@ TAIL = """
 These are estimates from the sizes that the models' publishers give (`benchmarks/published_sizes.py`); none of these
 models has been trained on such a card here. `trapo-lite plan --config FILE --gpu NAME` reads the model's own
 `config.json`.
-
-## What is refused
-
-A run ends with an error before it reads any weights in these cases:
-
-- a multimodal model whose language model has no class of its own (Qwen2.5-VL, Qwen3-VL);
-- a class without linear layers, which LoRA needs (GPT-2);
-- an adapter on the experts or the router of a mixture of experts, if the class stores them as one weight: no engine can
-  serve it. Name the layers to adapt in `lora.target_modules` instead;
-- an adapter on `out_proj` of Mamba layers, which PEFT refuses.
-
-`model.quantize: nf4` is refused when the model is loaded, if it would change no layer.
-
-A model that stretches its positions by the method "longrope" (Phi-4-mini) has two sets of factors, for sequences up to
-its original length (4096) and for longer ones. If rollouts are sampled and a sequence of the run may be longer, all
-sequences get the factors for long ones, because vLLM has one set for all; the run says so. Without sampling, each
-sequence gets those of its own length.
 
 ## How it was tested
 

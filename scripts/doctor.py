@@ -8,6 +8,10 @@ if __name__ == "__main__":
         sys.exit(f"error: python {sys.version.split()[0]} is too old; use Python 3.11 to 3.13 (make setup finds one)")
     sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # also if the project is not installed
 
+    from trapo_lite.run.interrupts import end_at_once
+
+    end_at_once()  # before what takes seconds to import
+
     from trapo_lite.doctor.command import doctor
 
     doctor()

@@ -1,5 +1,6 @@
 """The commands are listed, each has a page, and messages name the command as it was called."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trapo_lite.__main__ import COMMANDS, main
-from trapo_lite.cli import ArgumentParser, train
+from trapo_lite.cli import ArgumentParser, exit_when_interrupted, train
 from trapo_lite.config.shipped import CONFIGS, config_names
 from trapo_lite.run.calling import command
 
@@ -19,6 +20,8 @@ ROOT = Path(__file__).parents[1]
     [
         (["--dryrun"], "unrecognized arguments: --dryrun; did you mean --dry-run?"),
         (["--rstart", "optim.lr=1"], "unrecognized arguments: --rstart; did you mean --restart?"),
+        (["--rollout.engine", "vllm"], "unrecognized arguments: --rollout.engine; write rollout.engine=vllm\n"),
+        (["--rollout.engine=vllm"], "unrecognized arguments: --rollout.engine=vllm; write rollout.engine=vllm\n"),
         (["--quiet"], "unrecognized arguments: --quiet\n"),
     ],
 )
@@ -35,6 +38,19 @@ def test_an_option_of_several_sections_names_evals_first_in_evaluate(capsys: pyt
         with pytest.raises(SystemExit):
             main([name, *required[name], "--max-response-tokens", "9"])
         assert f"did you mean {nearest}=... or " in capsys.readouterr().err
+
+
+def test_a_file_without_its_option_is_told_where_it_goes(capsys: pytest.CaptureFixture) -> None:
+    for arguments, message in (
+        (["train", "llama.yaml"], "are required: --config; did you mean --config llama.yaml?"),
+        (
+            ["evaluate", "--model", "m", "--data", "a.jsonl", "b.jsonl"],
+            "--data: takes one file, found also 'b.jsonl'; ",
+        ),
+    ):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert message in capsys.readouterr().err
 
 
 def test_other_mistakes_are_told_as_argparse_tells_them(capsys: pytest.CaptureFixture) -> None:
@@ -163,3 +179,66 @@ def test_a_command_says_that_it_took_a_shipped_configuration(
     train(["--config", "tiny_cpu.yaml", "--dry-run", "rollout.engine=transformers"])
     assert capsys.readouterr().err == ""
     assert list(tmp_path.iterdir()) == [tmp_path / "tiny_cpu.yaml"]
+
+
+INTERRUPTED = """
+import os, signal, sys
+from trapo_lite.__main__ import main
+
+class InterruptsTheImport:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                signal.sigtimedwait([], 0.01)  # the handler runs before the next instruction
+            except BaseException as error:
+                raise ImportError("a library hides the interrupt") from error
+
+sys.meta_path.insert(0, InterruptsTheImport())
+main({arguments!r})
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "module"),
+    [
+        (["doctor", "--config", "tiny_cpu.yaml"], "trapo_lite.config"),
+        (["plan", "--config", "tiny_cpu.yaml"], "trapo_lite.planning.report"),
+        (["train", "--config", "tiny_cpu.yaml"], "trapo_lite.training.trainer"),
+        (["train", "--config", "tiny_cpu.yaml", "--dry-run"], "trapo_lite.data.template"),
+        (["prepare", "--config", "tiny_cpu.yaml"], "trapo_lite.curation.prepare"),
+        (["compare", "none"], "trapo_lite.evaluation.compare"),
+        (["evaluate", "--model", "none"], "trapo_lite.evaluation.target"),
+    ],
+    ids=lambda value: value[0] + ("-dry" if "--dry-run" in value else "") if isinstance(value, list) else None,
+)
+def test_an_interrupt_during_imports_ends_with_one_line(arguments: list[str], module: str, tmp_path: Path) -> None:
+    program = INTERRUPTED.format(arguments=arguments, module=module)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("--config tiny_cpu.yaml: taken from")]
+    assert (done.returncode, lines) == (130, ["stopped by SIGINT"])
+
+
+def test_an_interrupted_command_speaks_of_resuming_only_if_it_can(capsys: pytest.CaptureFixture) -> None:
+    for can_resume, line in (
+        (False, "stopped by SIGINT\n"),
+        (True, "stopped by SIGINT; run the same command again to resume\n"),
+    ):
+        with pytest.raises(SystemExit) as end, exit_when_interrupted(lambda can_resume=can_resume: can_resume):
+            raise KeyboardInterrupt
+        assert (end.value.code, capsys.readouterr().err) == (130, line)
+
+
+def test_a_script_ends_at_once_too() -> None:
+    program = "import needs_setup, os, signal; os.kill(os.getpid(), signal.SIGINT); input()"
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'scripts'}"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "stopped by SIGINT\n")

@@ -71,7 +71,7 @@ def test_a_model_of_the_hub_is_checked_if_it_was_downloaded_before(
     [
         ("{{ raise_exception('no') }}", [CHAT], "data.prompt_template: chat, but"),
         ("{{ 1 // 0 }}", [CHAT], "data.prompt_template: chat, but"),
-        ("Solve it.", [CHAT], "does not show the user message"),
+        ("Solve it.", [CHAT], "drops the user message"),
         (None, [CHAT], "has no chat template"),
         (CHATML, ["data.stop_tokens=[two words]"], "data.stop_tokens: 'two words'"),
         (CHATML, ["data.prompt_template=<|turn|>{problem}"], "'<|turn|>': not known to the tokenizer"),
@@ -128,3 +128,29 @@ def test_a_log_that_an_error_names_is_kept_and_waiting_is_shown(
     [log] = re.findall(r"^5 s so far \(log: (.*)\)$", shown.out, re.MULTILINE)
     assert Path(log).exists() == Path(log).parent.exists() == isinstance(answer, EngineDied)
     assert ("set rollout.engine: transformers" in shown.err.replace("\n", " ")) == isinstance(answer, EngineDied)
+
+
+def test_a_model_of_the_hub_is_said_not_to_be_checked_in_the_last_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    dry_run(Path("some/model"))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("WARNING: model.name: some/model is no folder here") and "nothing of the model" in last
+
+
+def test_the_configuration_that_the_page_shows_is_a_whole_one(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    page = Path("docs/train.md").read_text(encoding="utf-8")
+    [text] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(text)
+    Path("models").mkdir()
+    model.rename("models/my-model")
+    Path("my_problems.jsonl").write_text('{"problem": "1 + 1?", "answer": "2", "solution": "It is 2."}\n')
+    overrides = ["rollout.engine=transformers", "model.config_overrides={max_position_embeddings: 2048}"]
+    cli.train(["--config", "mine.yaml", "--dry-run", *overrides])
+    said = capsys.readouterr().out
+    assert "prompt: the tokenizer's chat template; an answer ends at " in said and "WARNING" not in said

@@ -18,6 +18,11 @@ def test_the_page_is_what_its_script_prints() -> None:
     assert models_page.page() == (ROOT / "docs/models.md").read_text(encoding="utf-8")
 
 
+def test_what_is_refused_comes_before_the_long_table() -> None:
+    text = (ROOT / "docs/models.md").read_text(encoding="utf-8")
+    assert text.index("## What is refused") < text.index("| class of transformers |")
+
+
 def test_a_result_is_one_line_of_a_family_that_is_there() -> None:
     results = read_results()
     assert list(results) == sorted(results) and len(results) == len(FILE.read_text(encoding="utf-8").splitlines())

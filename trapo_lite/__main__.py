@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import trapo_lite
 from trapo_lite.run.calling import program
+from trapo_lite.run.interrupts import ending_at_once
 
 COMMANDS = {
     "quickstart": ("trapo_lite.cli", "Evaluate, train, merge and evaluate a tiny model, in minutes on two CPU cores."),
@@ -28,7 +29,12 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the first argument names; list the commands if there is none."""
-    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    with ending_at_once():
+        _run(sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(arguments: Sequence[str]) -> None:
+    name, *rest = arguments or ["--help"]
     if name in ("--help", "-h", "help"):
         print(page())
         return

@@ -133,6 +133,14 @@ BAD_INPUT: list[tuple[list[str], list[str]]] = [
     (["data.train="], ["data.train: ", "found no value"]),
     (["model.config_overrides={a: .nan}"], ["model.config_overrides: holds what a config.json cannot"]),
     (["optim.betas=[0.9]"], ["optim.betas: has too few values; found [0.9]"]),
+    (["rollout.engine=hf"], ["rollout.engine: found 'hf'; did you mean 'transformers'?"]),
+    (["rollout.engine=VLLM"], ["rollout.engine: found 'VLLM'; did you mean 'vllm'?"]),
+    (["model.dtype=fp16"], ["model.dtype: found 'fp16'; give 'float32' or 'bfloat16'"]),
+    (
+        ["data.prompt_template=chatml", "data.system_text=x"],
+        ["data.prompt_template: found 'chatml'; did you mean chat,"],
+    ),
+    (["data.template_options=enable_thinking"], ["data.template_options: found 'enable_thinking'; write names with"]),
     (["rolout.engine=vllm"], ["rolout", "unknown section", "did you mean 'rollout'"]),
     (["optim.weight_dacay=0.1"], ["optim.weight_dacay", "unknown key", "did you mean 'weight_decay'"]),
     (["algorithm.prefix_los=nll"], ["algorithm.prefix_los", "did you mean 'prefix_loss'"]),
@@ -504,3 +512,7 @@ def test_null_goes_back_to_the_default(tmp_path: Path) -> None:
     file.write_text("optim: {lr: 0.001, grad_clip: 2.0}\ndata: {train: mine.jsonl}\n")
     config = load_config(file, ["optim.lr=null", "optim.grad_clip=null"])
     assert config.optim.lr == load_config().optim.lr and config.optim.grad_clip is None  # null is a value of its own
+
+
+def test_one_stop_token_is_a_list_of_one():
+    assert load_config([], ["data.stop_tokens=</s>"]).data.stop_tokens == ["</s>"]

@@ -75,14 +75,14 @@ def test_the_report_compares_both_readings_of_the_experts(overrides):
     assert "trace tokens   min 6, median 8," in text
     assert "rows dropped   no gold answer 1" in text
     assert "traces dropped empty 1, over 100 tokens 1" in text
-    assert "with data.expert_text: full 4 traces" in text
+    assert "with data.expert_text: full there are 4 traces" in text
 
 
 @pytest.mark.slow
 def test_verifying_counts_experts_whose_answer_stands_after_the_thought(overrides):
     text = printed(overrides, verify=True)
     assert "expert traces that do not verify: 1 of 3 (33.3%)" in text
-    assert "full 4 traces, median 18 tokens, 0 of 4 do not verify" in text
+    assert "full there are 4 traces, median 18 tokens, 0 of 4 do not verify" in text
     assert text.count("WARNING") == 1 and "thought cuts off the boxed answer of 1 of 3 expert traces" in text
 
 

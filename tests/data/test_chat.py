@@ -1,6 +1,7 @@
 """Prompts and stops from the tokenizer's own chat template: templates with the quirks of real ones, on byte tokens."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from trapo_lite.config import DataSection, validate
 from trapo_lite.core.errors import ConfigError, DataError
 from trapo_lite.data.chat import end_id_of, prompt_line, stop_ids_of, written_out
-from trapo_lite.data.loading import load_problems, require_fitting_experts
+from trapo_lite.data.expert_thoughts import require_fitting_experts
+from trapo_lite.data.loading import load_problems
 from trapo_lite.data.rows import Example
 from trapo_lite.data.template import open_turn_warnings
 
@@ -153,13 +155,18 @@ def test_an_end_of_the_generation_config_that_is_no_token_is_an_error(
             {"system_text": "Be brief."},
             r"\(TemplateError: never\); set data\.prompt_template to a text of your own",
         ),
-        (DROPS, {}, r"does not show the user message unchanged and once"),
+        (
+            DROPS,
+            {},
+            r"drops the user message: the prompt would be 'user<\|im_start\|>assistant'; set data",
+        ),
         (CHATML.replace("m.content", "m.content | upper"), {}, r"does not show the user message unchanged"),
+        (CHATML.replace("m.content", "m.content * 2"), {}, r"does not show the user message unchanged and once"),
         ("{{ nothing.at_all }}", {}, r"does not take a user message .*nothing"),
         (
             "{% broken",
             {},
-            r"is not valid Jinja \(line 1: .*'broken'.*\); correct it in the model's chat_template\.jinja",
+            r"is not valid Jinja \(line 1: .*'broken'.*\); correct chat_template in the model's chat_template\.jinja",
         ),
         ("{{ 1 // 0 }}", {}, r"does not take a user message \(ZeroDivisionError"),
         ("{{ 10.0 ** 400 }}", {}, r"does not take a user message \(OverflowError"),
@@ -231,6 +238,17 @@ def test_options_of_the_chat_template_need_it(name: str) -> None:
         validate({"data": {"prompt_template": "chat", "system": "row"}})
 
 
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
+@pytest.mark.parametrize("template", [DROPS, "{{ raise_exception('never') }}", "{% broken %}"])
+def test_the_first_cure_of_a_faulty_template_is_its_file(tmp_path: Path, name: str, template: str) -> None:
+    (tmp_path / name).write_text("{}")
+    tokenizer = tokenizer_with(template)
+    tokenizer.name_or_path = str(tmp_path)
+    cure = f"; correct chat_template in {tmp_path / name}, or set data.prompt_template to a text"
+    with pytest.raises(DataError, match=re.escape(cure)):
+        written_out(section(), tokenizer)
+
+
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
     file = tmp_path / "rows.jsonl"
@@ -285,11 +303,30 @@ def test_an_expert_text_whose_thought_does_not_fit_the_prompt_names_the_one_that
         check_experts(template, mode, WHOLE)
 
 
+def test_a_thought_that_no_expert_solution_closes_is_an_error_and_that_some_do_not_close_a_warning(
+    tmp_path: Path,
+) -> None:
+    thinks = OPENS_THE_THOUGHT.replace("assistant\n<think>", "{{ enable_thinking }}assistant\n<think>")
+    for template, data, cure in (
+        (thinks, {}, r"set data\.template_options: \{enable_thinking: false\}, or write the thought"),
+        (OPENS_THE_THOUGHT.replace("enable_thinking", "other"), {}, r"write the thought before the solution"),
+        (None, {"prompt_template": "{problem}<think>"}, r"remove <think> from the end of data\.prompt_template"),
+    ):
+        with pytest.raises(ConfigError, match=rf"no expert solution has </think> \(.* line 1\), .*; {cure}"):
+            check_experts(template, "opened", UNTAGGED, **data)
+    file = tmp_path / "rows.jsonl"
+    rows = [{"problem": f"{n} + 1?", "answer": "2", "solution": text} for n, text in enumerate([WHOLE, UNTAGGED])]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = section(train=str(file), expert_text="opened")
+    loaded = load_problems(data, tokenizer_with(OPENS_THE_THOUGHT), max_response_tokens=100)
+    [line] = [line for line in loaded.report.lines() if "</think>" in line and "WARNING" in line]
+    assert "ends in <think>" in line and line.endswith("(1, the first in " + f"{file} line 2)")
+
+
 @pytest.mark.parametrize(
     ("template", "mode", "solution"),
     [
         *((CHATML, mode, UNTAGGED) for mode in ("thought", "full", "opened")),
-        *((OPENS_THE_THOUGHT, mode, UNTAGGED) for mode in ("thought", "full", "opened")),  # no value would help
         *((CHATML, mode, OPENED) for mode in ("thought", "full", "opened")),  # no value would help
         *((OPENS_THE_THOUGHT, mode, OPENED) for mode in ("thought", "full", "opened")),
         *((CHATML, mode, WHOLE) for mode in ("thought", "full")),

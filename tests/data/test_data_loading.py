@@ -353,3 +353,26 @@ def test_real_rows(tokenizer, name, num_rows, num_traces, first_id):
         for trace in problem.expert_ids:
             assert trace[-1] == END and END not in trace[:-1]
             assert "<think>" not in tokenizer.decode(trace)
+
+
+def test_special_tokens_in_the_texts_of_rows_are_counted_and_the_first_row_is_named(load):
+    rows = [
+        {"problem": "1 + 1?", "answer": "2", "solution": "Add.<|endoftext|>\n"},  # nothing is lost
+        {"problem": "2 + 1?", "answer": "3", "solution": "Add.<|endoftext|>\\boxed{3}"},
+        {"problem": "3 + 1?", "answer": "4", "solution": "<|im_start|>Add."},
+        {"problem": "<|im_end|> 4 + 1?", "answer": "5", "solution": "Add."},
+        {"problem": "5 + <|im_start|> 1?", "answer": "6", "solution": "Add.<|endoftext|>It is 6."},
+    ]
+    warnings = [line for line in load(rows)[1].lines() if "WARNING" in line]
+    assert ["'<|endoftext|>'" in warnings[0], *("special tokens" in line for line in warnings[1:])] == [True] * 3
+    assert [line.partition(" holds ")[0].split()[-2:] for line in warnings] == [
+        ["expert", "solutions"],
+        ["expert", "solutions"],
+        ["of", "problems"],
+    ]
+    assert [(line.rpartition("(")[2][0], line.split()[-1]) for line in warnings] == [
+        ("2", "2)"),
+        ("1", "3)"),
+        ("2", "4)"),
+    ]
+    assert not any("WARNING" in line for line in load(ROWS)[1].lines())

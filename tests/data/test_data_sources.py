@@ -1,12 +1,14 @@
 """Files and hub ids: the same rows in every format, and a message for every way a file can be wrong."""
 
 import json
+import socket
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import constants
 
 from trapo_lite.config.paths import check_sources
 from trapo_lite.core.errors import DataError
@@ -14,6 +16,11 @@ from trapo_lite.data.sources import read_rows
 
 ROWS = [{"problem": "1 + 1?", "answer": "2"}, {"problem": "é\u2028?", "answer": "4"}]
 LINES = [json.dumps(row, ensure_ascii=False) for row in ROWS]
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
 def written(folder: Path, name: str, content: bytes) -> str:
@@ -150,3 +157,25 @@ def test_what_is_neither_file_nor_hub_id_is_refused_before_anything_is_opened(so
 def test_an_empty_list_of_files_is_refused():
     with pytest.raises(DataError, match="the list of files is empty"):
         check_sources([])
+
+
+def test_without_a_network_a_data_set_is_read_from_the_cache_or_refused_at_once(monkeypatch):
+    asked_offline = []
+
+    def load_dataset(name, config, *, split, revision):
+        asked_offline.append((constants.is_offline_mode(), datasets.config.HF_HUB_OFFLINE))
+        if name == "owner/cached":
+            return [{"problem": "1 + 1?"}]
+        raise ConnectionError("offline")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert [row.fields for row in read_rows("owner/cached")] == [{"problem": "1 + 1?"}]
+    with pytest.raises(DataError, match=r"^data owner/absent: .* the hub cannot be reached, and the cache lacks it; "):
+        list(read_rows("owner/absent"))
+    assert asked_offline == [(True, True)] * 2
+    assert (constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE) == (False, False)

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -297,15 +298,40 @@ def test_what_a_model_folder_lacks_is_named(tmp_path, files, missing):
     assert found is None if missing is None else found and found.startswith(missing)
 
 
-def test_data_is_read_to_its_first_row(tmp_path):
+def test_data_is_read_as_a_run_reads_it(tmp_path):
     (tmp_path / "bad.jsonl").write_text("{no\n")
     (tmp_path / "bad.parquet").write_text("no parquet")
     (tmp_path / "good.jsonl").write_text('{"problem": "1+1", "answer": "2"}\n')
-    config = config_of(
-        f"data.train=[{tmp_path}/bad.jsonl, {tmp_path}/bad.parquet, {tmp_path}/good.jsonl]", "eval.every=0"
+    (tmp_path / "late.jsonl").write_text('{"problem": "1+1", "answer": "2"}\n{"problem": \n')
+    names = ("bad.jsonl", "bad.parquet", "good.jsonl", "late.jsonl")
+    config = config_of(f"data.train=[{', '.join(f'{tmp_path}/{name}' for name in names)}]", "eval.every=0")
+    findings = list(named_inputs.check_data(config))
+    assert [finding.status for finding in findings] == ["error", "error", "ok", "error"]
+    assert "late.jsonl line 2" in findings[3].found and "not JSON" in findings[3].found
+    [finding] = named_inputs.check_data(
+        config_of(f"data.train={tmp_path}/late.jsonl", "data.on_bad_row=skip", "eval.every=0")
     )
-    statuses = [finding.status for finding in named_inputs.check_data(config)]
-    assert statuses[:3] == ["error", "error", "ok"]
+    assert finding.status == "warning" and "1 of 2 rows are skipped" in finding.found
+    [finding] = named_inputs.check_data(config_of(f"data.train={tmp_path}/late.jsonl", "eval.every=0"), limit_s=-1)
+    assert finding.found.endswith("1 row can be read, others were not tried")
+
+
+def test_a_template_that_raises_and_weights_that_are_cut_are_errors(tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(ROOT / "trapo_lite/tiny_world/base", model)
+    config = config_of(f"model.name={model}", "data.prompt_template=chat")
+    raises = "{{ raise_exception('never') }}"
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": raises}))
+    (model / "chat_template.jinja").write_text(raises)
+    assert [
+        (finding.status, finding.check, "never" in finding.found)
+        for finding in named_inputs.check_prompt_and_weights(config)
+    ] == [("error", "prompt", True)]
+    (weights,) = model.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    [finding] = named_inputs.check_prompt_and_weights(config)
+    assert (finding.status, finding.check) == ("error", "weights") and "is damaged" in finding.found
 
 
 def test_paths_that_are_not_there_are_one_error_each(tmp_path):
@@ -399,5 +425,5 @@ def test_errors_end_with_1_and_warnings_with_0(monkeypatch, capsys):
 def test_the_tiny_configuration_is_checked_whole():
     done = doctor("--config", "configs/tiny_cpu.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
-    for check in ("engine", "data", "model", "memory plan", "adapters", "run folder"):
+    for check in ("engine", "data", "model", "prompt", "memory plan", "adapters", "run folder"):
         assert f"ok       {check} " in done.stdout

@@ -323,17 +323,17 @@ def test_sets_of_problems_are_read_with_a_look_at_the_template(tmp_path: Path, e
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_answers_and_another_seed_others(tmp_path: Path):
+def test_the_same_seed_gives_the_same_answers_and_another_seed_others(tmp_path: Path, capsys: pytest.CaptureFixture):
     config_file, data = tmp_path / "config.yaml", str(DATA_DIR / "dev.jsonl")
     config_file.write_text(tiny_config(tmp_path).to_yaml(), encoding="utf-8")
 
-    def answers(seed: int) -> str:
+    def answers(seed: int, *, restart: bool = True) -> str:
         target = target_of(
             model=str(BASE_DIR),
             data=data,
             num_samples=2,
             out=tmp_path / "out",
-            restart=True,
+            restart=restart,
             config=[str(config_file)],
             overrides=["eval.num_problems=4", "eval.max_response_tokens=32", f"run.seed={seed}"],
         )
@@ -341,7 +341,9 @@ def test_the_same_seed_gives_the_same_answers_and_another_seed_others(tmp_path: 
         return (target.out / "dev.jsonl").read_text()
 
     first = answers(seed=0)
-    assert answers(seed=0) == first
+    read = "holds all answers already: they are read, not sampled again"
+    assert answers(seed=0) == first and read not in capsys.readouterr().out
+    assert answers(seed=0, restart=False) == first and read in capsys.readouterr().out
     assert answers(seed=1) != first
 
 

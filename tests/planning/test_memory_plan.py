@@ -428,17 +428,28 @@ def test_a_base_for_several_cards_is_sent_to_several_cards(tmp_path: Path) -> No
     assert "--sharded" in report.cure and "rollout.engine=server" in report.cure
 
 
-def test_a_tiny_model_takes_megabytes_on_a_card_that_is_said_to_be_assumed() -> None:
+@pytest.mark.parametrize(
+    ("has_card", "reason"),
+    [(True, "no card is named; name yours by --gpu"), (False, "there is no card here; name that of the run by --gpu")],
+)
+def test_a_tiny_model_takes_megabytes_on_a_card_that_is_said_to_be_assumed(
+    has_card: bool, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_card)
     config = load_config(["configs/tiny_cpu.yaml"])
     head, base, *others = memory_report(config, gpu_name=None, gpu_memory=None, num_gpus=1).lines
-    assert head == (
-        "each of 1 x RTX 4090, 23.5 GiB (assumed, because no card is named; name yours by --gpu); estimates:"
-    )
+    assert head == f"each of 1 x RTX 4090, 23.5 GiB (assumed, because {reason}); estimates:"
     num = model_shape(config).parameters
     assert base.split() == ["base", f"{4 * num / 2**20:.2f}", "MiB", f"{num / 1e6:.2f}", "million", "parameters"]
     text = "\n".join(others)
     assert " 0.00 " not in text and " 0.0 " not in text and " 0 " not in text, text
-    assert "the run (40 steps) takes at most 1 hour," in text
+    tokens = config.rollout.num_problems * (
+        config.data.max_prompt_tokens + config.algorithm.group_size * config.rollout.max_response_tokens
+    )
+    assert f"({tokens:,} tokens in all of them together, prompts included)" in text
+    step = plan_time(config, model_shape(config), GPUS["RTX 4090"], num_gpus=1)
+    assert 40 * (step.rollouts + step.update) < 120
+    assert re.search(r"the run \(40 steps\) takes at most \d+ seconds?,", text)
 
 
 @pytest.mark.parametrize(("model_type", "num_tokens"), [("llama", 1024), ("stablelm", 80)])

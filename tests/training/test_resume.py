@@ -348,7 +348,7 @@ def test_a_run_that_goes_on_says_that_its_export_is_of_an_earlier_end(make_confi
     folder = train(make_config(train={"max_steps": 1}))
     said = capsys.readouterr().out
     assert "an earlier end" not in said
-    assert f"next: trapo-lite evaluate --run {folder} --benchmarks NAME ..." in said
+    assert f"next: trapo-lite evaluate --run {folder} --data FILE  (its accuracy)" in said
     assert f"next: trapo-lite export --run {folder}" in said
     (folder / "merged").mkdir()
     train(make_config(train={"max_steps": 2}))

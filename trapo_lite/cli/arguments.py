@@ -24,14 +24,36 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, *, prog: str, description: str = "", examples: Sequence[tuple[str, str]] = ()) -> None:
         epilog = examples_text(examples)
+        self._given: list[str] = []
         super().__init__(prog=prog, description=description, epilog=epilog, formatter_class=HelpPage)
+
+    def parse_known_intermixed_args(self, args=None, namespace=None):
+        """Parse the arguments, and keep them for messages."""
+        self._given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_intermixed_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         head, is_unknown, given = message.partition("unrecognized arguments: ")
-        if not head and is_unknown:
+        files = [word for word in self._given if word.endswith((".yaml", ".yml"))]
+        if "required: --config" in message and files:
+            message += f"; did you mean {' '.join(f'--config {file}' for file in files)}?"
+        if not head and is_unknown and (override := self._as_override(given.split()[0])) is not None:
+            message += f"; write {override}"
+        elif not head and is_unknown:
             names = " ".join(name for word in given.split() if (name := self._nearest(word.partition("=")[0])))
             message += f"; did you mean {names}?" if names else ""
         super().error(message)
+
+    def _as_override(self, word: str) -> str | None:
+        """Return --section.key VALUE or --section.key=VALUE as an override; None if it is not one of these."""
+        key, _, value = word.removeprefix("--").partition("=")
+        section, _, option = key.partition(".")
+        field = Config.model_fields.get(section)
+        if not word.startswith("--") or field is None or option not in keys_of(field):
+            return None
+        following = self._given[self._given.index(word) + 1 :] if word in self._given else []
+        is_value = bool(following) and not following[0].startswith("--") and "=" not in following[0]
+        return f"{key}={value or (following[0] if is_value else '...')}"
 
     def _nearest(self, word: str) -> str | None:
         """Return the option of the configuration that this word is called like, or the command's nearest option."""

@@ -1,6 +1,7 @@
 """Define the command that reports on data and builds training sets."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from trapo_lite.cli.arguments import (
     ArgumentParser,
@@ -20,7 +21,8 @@ from trapo_lite.evaluation import REGISTRY
 def prepare(arguments: Sequence[str] | None = None, *, prog: str = "prepare_data.py") -> None:
     """Report on the data, or build a training set."""
     args = _prepare_parser(prog).parse_intermixed_args(arguments)
-    with exit_on_user_error(), exit_when_interrupted():
+    work = None if args.out is None else Path(args.out).with_suffix(".work")
+    with exit_on_user_error(), exit_when_interrupted(lambda: work is not None and work.is_dir()):
         if not args.config and not any(sets("model.name", [text]) for text in args.overrides):
             raise ConfigError("--config: is needed for its tokenizer; give the configuration that you train with")
         config = read_config(args)

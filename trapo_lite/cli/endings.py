@@ -3,9 +3,11 @@
 import contextlib
 import errno
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from trapo_lite.core.errors import TrapoLiteError
+from trapo_lite.run.interrupts import EXIT_CODE, STOPPED, raising_on_interrupt
 
 FULL = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room and run the same command again to resume")
 NOT_WRITABLE = (errno.ENOTDIR, errno.EACCES, errno.EROFS, errno.EPERM)
@@ -13,22 +15,28 @@ DISK_ERRORS = FULL | dict.fromkeys(NOT_WRITABLE, "choose a folder you may write 
 
 
 @contextlib.contextmanager
-def exit_when_interrupted() -> Iterator[None]:
-    """End with one line and exit code 130 on Ctrl-C inside."""
+def exit_when_interrupted(can_resume: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """End with one line and exit code 130 on Ctrl-C inside. can_resume: whether the same command would resume now."""
     try:
-        yield
+        with raising_on_interrupt():
+            yield
     except KeyboardInterrupt:
-        print("stopped by SIGINT; run the same command again to resume", file=sys.stderr)
-        raise SystemExit(130) from None
+        hint = "; run the same command again to resume" if can_resume() else ""
+        print(f"{STOPPED}{hint}", file=sys.stderr)
+        raise SystemExit(EXIT_CODE) from None
 
 
 @contextlib.contextmanager
-def exit_when_stopped() -> Iterator[None]:
+def exit_when_stopped(run_folder: Path | None = None) -> Iterator[None]:
     """End the process as a shell expects, after a SIGTERM or SIGINT that the trainer handled inside."""
+    from trapo_lite.run.folder import step_folders
     from trapo_lite.run.launch import Stopped
 
+    def has_checkpoint() -> bool:
+        return run_folder is not None and bool(step_folders(run_folder / "checkpoints"))
+
     try:
-        with exit_when_interrupted():  # before the loop began, or the second signal
+        with exit_when_interrupted(has_checkpoint):  # before the loop began, or the second signal
             yield
     except Stopped as stopped:
         if stopped.checkpoint_step:

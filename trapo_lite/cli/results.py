@@ -21,10 +21,16 @@ from trapo_lite.run.folder import load_run_config
 def evaluate(arguments: Sequence[str] | None = None, *, prog: str = "evaluate.py") -> None:
     """Evaluate a model, or a run's adapter."""
     args = _evaluate_parser(prog).parse_intermixed_args(arguments)
-    with exit_on_user_error(), exit_when_interrupted():
+    folders: list[Path] = []  # of results that the same command resumes
+    with exit_on_user_error(), exit_when_interrupted(lambda: any(map(_has_results, folders))):
         from trapo_lite.evaluation.target import target_from_arguments
 
         options = vars(without_overrides(args))
+        others = [text for text in args.overrides if "=" not in text]
+        if args.data is not None and others:
+            raise ConfigError(
+                f"--data: takes one file, found also {others[0]!r}; evaluate each file by itself, or join them"
+            )
         folder = options.pop("regrade")
         if folder is not None:
             _check_regrade_options(options)
@@ -38,7 +44,12 @@ def evaluate(arguments: Sequence[str] | None = None, *, prog: str = "evaluate.py
             check_name(target.config.model.name)
             from trapo_lite.evaluation.evaluate import evaluate as evaluate_job
 
+            folders.append(target.out)
             evaluate_job(target)
+
+
+def _has_results(folder: Path) -> bool:
+    return any(folder.glob("*.partial.jsonl"))
 
 
 def _evaluate_parser(prog: str) -> ArgumentParser:
@@ -119,7 +130,7 @@ def export(arguments: Sequence[str] | None = None, *, prog: str = "export.py") -
     parser.add_argument("--overwrite", action="store_true", help="replace an existing checkpoint")
     add_overrides(parser)
     args = vars(parser.parse_intermixed_args(arguments))
-    with exit_on_user_error():
+    with exit_on_user_error(), exit_when_interrupted():
         load_run_config(args["run"])  # before what takes seconds to import
         from trapo_lite.exporting.merge import export_run
 

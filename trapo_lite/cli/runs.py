@@ -42,7 +42,7 @@ def train(arguments: Sequence[str] | None = None, *, prog: str = "train.py") -> 
             for line in itertools.chain(unusual_lines(config), _dry_run(config)):
                 print(line, flush=True)
             return
-        with exit_when_stopped():
+        with exit_when_stopped(config.run.folder):
             from trapo_lite.run.launch import end_with_launcher
 
             end_with_launcher()  # before what takes seconds to import
@@ -67,7 +67,10 @@ def _dry_run(config: Config) -> Iterator[str]:
         if config.lora.init_from is not None:
             check_start(config.lora)
         yield from plan_lines(config)
-        yield "          the model is no folder here, so it is taken for a hub id and was not checked"
+        yield (
+            f"WARNING: model.name: {config.model.name} is no folder here, so it is taken for a hub id: nothing of the "
+            "model was checked, nor its tokenizer, its template or the engine; name a local folder to check them"
+        )
         return
     config, rope_lines = with_one_rope(config, max_model_len=config.max_model_len)
     layout = check_model(config)

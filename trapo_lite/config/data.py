@@ -1,9 +1,10 @@
 """Define the options of the data: the rows, their columns, and how they become tokens."""
 
+import difflib
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from trapo_lite.config.fields import PathOrPaths, PositiveInt, Section, TextAsList
 
@@ -66,6 +67,18 @@ def _checked_values(column: str, value: Any) -> list[Allowed]:
 Filter = Annotated[dict[str, list[Allowed]], BeforeValidator(_checked_filter)]
 
 
+def _as_mapping(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"found {value!r:.60}; write names with values in braces, such as {{enable_thinking: false}}")
+    return value
+
+
+TokensAsList = Annotated[
+    list[Annotated[str, Field(min_length=1)]],
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+]
+
+
 class DataSection(Section):
     """A DataSection names the problems and says how they become tokens."""
 
@@ -86,27 +99,28 @@ class DataSection(Section):
     """System message of the chat template; None: its own, if it has one."""
     instruction: str = ""
     """Text behind the problem in the user's message of the chat template."""
-    template_options: dict[str, bool | int | str] = Field(default_factory=dict)
+    template_options: Annotated[dict[str, bool | int | str], BeforeValidator(_as_mapping)] = Field(default_factory=dict)
     """Options of the chat template, such as enable_thinking: false."""
     system: Literal["template", "row"] = "template"
     """row: a system message of the row replaces the template's."""
     eos_token: str | None = None
     """Token that ends traces (expert solutions as tokens) and answers; None: what ends an answer in the chat template,
     otherwise the tokenizer's own."""
-    stop_tokens: list[Annotated[str, Field(min_length=1)]] | None = None
+    stop_tokens: TokensAsList | None = None
     """More tokens that end an answer; None: the tokenizer's own and those of the model's generation_config.json."""
     max_prompt_tokens: PositiveInt = 1024
     on_bad_row: Literal["error", "skip"] = "error"
     require_expert: bool = False
     """Whether a row without a usable expert solution is a bad row."""
 
-    @model_validator(mode="after")
-    def _has_slot(self) -> "DataSection":
-        if self.prompt_template != "chat" and self.prompt_template.count("{problem}") != 1:
-            raise ValueError(
-                "prompt_template: must contain {problem} exactly once; add it where the problem goes, or set it to chat"
-            )
-        return self
+    @field_validator("prompt_template")
+    @classmethod
+    def _has_slot(cls, template: str) -> str:
+        if template == "chat" or template.count("{problem}") == 1:
+            return template
+        if difflib.get_close_matches(template.casefold(), ["chat", "chat_template"], n=1, cutoff=0.7):
+            raise ValueError(f"found {template!r}; did you mean chat, which is the tokenizer's chat template?")
+        raise ValueError("must contain {problem} exactly once; add it where the problem goes, or set it to chat")
 
     @model_validator(mode="after")
     def _has_one_slot(self) -> "DataSection":

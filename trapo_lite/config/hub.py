@@ -23,7 +23,7 @@ def require_hub(where: str, *, name: str) -> None:
     """
     from huggingface_hub import constants, try_to_load_from_cache
 
-    problem = None if constants.HF_HUB_OFFLINE else _problem_of(constants.ENDPOINT)
+    problem = hub_problem()
     if problem is None:
         return
     if not isinstance(try_to_load_from_cache(name, "config.json"), str):
@@ -34,6 +34,13 @@ def require_hub(where: str, *, name: str) -> None:
     logger.warning("%s: %s cannot be reached (%s); the files of the cache are used", where, constants.ENDPOINT, problem)
     os.environ["HF_HUB_OFFLINE"] = "1"
     constants.HF_HUB_OFFLINE = True
+
+
+def hub_problem() -> str | None:
+    """Return why the hub cannot be reached; None if it can, or if it is not to be asked (HF_HUB_OFFLINE)."""
+    from huggingface_hub import constants
+
+    return None if constants.HF_HUB_OFFLINE else _problem_of(constants.ENDPOINT)
 
 
 @functools.cache

@@ -31,6 +31,8 @@ NO_VALUE = ("", "~", "null", "Null", "NULL")  # YAML's spellings of null
 QUOTES = ("'", '"')
 ALGORITHMS = ("trapo", "grpo", "luffy", "sft")  # the files in configs/algorithm; the first is the default
 LAST = 10**6  # number of the overrides among the sources of keys: after all files
+OTHER_VALUES = {"hf": "transformers", "huggingface": "transformers", "bf16": "bfloat16", "fp32": "float32"}
+"""Maps values of other libraries to those of the options here."""
 MAX_SHOWN = 200  # characters of a value in a message
 
 # Keys of other libraries that have no other name here; each gets a better message than "unknown key".
@@ -304,7 +306,22 @@ def _describe(problem: Any) -> str:
     if problem["type"] == "missing" and isinstance(keys[-1], int):
         return f"{'.'.join(map(str, keys[:-1]))}: has too few values; found {_shown(problem['input'])}"
     value = "no value" if problem["input"] is None else _shown(problem["input"])
+    if problem["type"] == "literal_error":
+        return f"{where}: found {value}; {_choice_near(problem['input'], problem['ctx']['expected'])}"
     return f"{where}: {message[0].lower()}{message[1:]}; found {value}"
+
+
+def _choice_near(value: Any, expected: str) -> str:
+    """Return advice for a value that is none of the choices, which pydantic writes as "'a', 'b' or 'c'".
+
+    >>> _choice_near("VLLM", "'vllm', 'server' or 'transformers'"), _choice_near("fp16", "'float32' or 'bfloat16'")
+    ("did you mean 'vllm'?", "give 'float32' or 'bfloat16'")
+    """
+    choices = re.findall(r"'([^']*)'", expected)
+    word = str(value).casefold()
+    known = OTHER_VALUES.get(word)
+    near = [known] if known in choices else difflib.get_close_matches(word, choices, n=1, cutoff=0.7)
+    return f"did you mean {near[0]!r}?" if near else f"give {expected}"
 
 
 def _is_tag(index: int, loc: Sequence[str | int]) -> bool:

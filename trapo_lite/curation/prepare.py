@@ -16,7 +16,8 @@ from trapo_lite.curation.decontamination import Overlap
 from trapo_lite.curation.inspection import find_problem, print_line, print_lines, show_problem
 from trapo_lite.curation.training_set import Build, build_training_set
 from trapo_lite.data.chat import stop_ids_of
-from trapo_lite.data.loading import Loaded, Scorer, load_problems, require_fitting_experts
+from trapo_lite.data.expert_thoughts import require_fitting_experts
+from trapo_lite.data.loading import Loaded, Scorer, load_problems
 from trapo_lite.data.report import DataReport
 from trapo_lite.data.tokens import load_tokenizer
 from trapo_lite.evaluation.registry import Benchmark, read_benchmark, texts_fingerprint
@@ -133,8 +134,9 @@ def _other_reading(
     except DataError as error:
         return f"{where}: {error}"
     if change.fingerprint == report.fingerprint:
-        return f"{where} the same"
+        return f"{where} the expert traces are the same"
     graded = f", {change.num_unverified} of {change.num_graded} do not verify" if change.num_graded else ""
     return (
-        f"{where} {counted(change.num_traces, 'trace')}, median {change.trace_lengths.get('median', 0)} tokens{graded}"
+        f"{where} there are {counted(change.num_traces, 'trace')}, "
+        f"median {change.trace_lengths.get('median', 0)} tokens{graded}"
     )

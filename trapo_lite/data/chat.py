@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
@@ -22,6 +23,8 @@ WRITE_A_TEMPLATE = f"set data.prompt_template to a text of your own, such as 'Pr
 REFUSALS = (TemplateError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
 """A chat template raises one of these for messages or options that it does not take."""
 
+EITHER_FILE = "the model's chat_template.jinja or tokenizer_config.json"
+MAX_SHOWN = 200  # characters of a prompt in a message
 DAYS = (datetime(2001, 2, 3, 4, 5, 6, 7), datetime(2112, 11, 10, 19, 28, 57, 58))
 """A template that writes anything of the date or the time gives two prompts for them: they differ in every part."""
 
@@ -55,7 +58,7 @@ def written_out(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> DataSe
             f"data.prompt_template: chat, but the chat template of {name} draws at random, so that no two prompts are "
             f"the same; {WRITE_A_TEMPLATE}"
         )
-    _require_contents(template, contents, name=name)
+    _require_contents(template, contents, tokenizer, name=name)
     if template != template_of_other_day:
         raise DataError(
             f"data.prompt_template: chat, but the chat template of {name} writes today's date or the time, so that a "
@@ -104,8 +107,8 @@ def _refusal(error: Exception, data: DataSection, tokenizer: PreTrainedTokenizer
     where = f"data.prompt_template: chat, but the chat template of {name}"
     if isinstance(error, TemplateSyntaxError):
         return DataError(
-            f"{where} is not valid Jinja (line {error.lineno}: {error.message}); correct it in the model's "
-            f"chat_template.jinja or tokenizer_config.json, or {WRITE_A_TEMPLATE}"
+            f"{where} is not valid Jinja (line {error.lineno}: {error.message}); "
+            f"{_correct_or_write(tokenizer, file=EITHER_FILE)}"
         )
 
     def takes(contents: Mapping[str, str], options: Mapping[str, Any]) -> bool:
@@ -118,7 +121,7 @@ def _refusal(error: Exception, data: DataSection, tokenizer: PreTrainedTokenizer
 
     contents, options = messages_of(data), data.template_options
     user = {"user": contents["user"]}
-    cure = WRITE_A_TEMPLATE
+    cure = _correct_or_write(tokenizer)
     if options and takes(contents, {}):
         cure = f"change data.template_options, without which it works, or {cure}"
     elif data.system_text is not None and takes(user, options):
@@ -132,7 +135,22 @@ def _refusal(error: Exception, data: DataSection, tokenizer: PreTrainedTokenizer
     )
 
 
-def _require_contents(template: str, contents: Mapping[str, str], *, name: str) -> None:
+def _correct_or_write(tokenizer: PreTrainedTokenizerBase, *, file: str | None = None) -> str:
+    """Return advice for a chat template with a fault: correct its file, if it is a local one, or write a text.
+
+    file: what to name where the tokenizer is of no local folder
+    """
+    folder = Path(tokenizer.name_or_path or "")
+    for name in ("chat_template.jinja", "tokenizer_config.json"):
+        if tokenizer.name_or_path and (folder / name).is_file():
+            file = str(folder / name)
+            break
+    return WRITE_A_TEMPLATE if file is None else f"correct chat_template in {file}, or {WRITE_A_TEMPLATE}"
+
+
+def _require_contents(
+    template: str, contents: Mapping[str, str], tokenizer: PreTrainedTokenizerBase, *, name: str
+) -> None:
     """Raise DataError unless the prompt shows each message unchanged, and the problem once."""
     for role, content in contents.items():
         if content in template and template.count(PROBLEM) == 1:
@@ -143,10 +161,16 @@ def _require_contents(template: str, contents: Mapping[str, str], *, name: str) 
                 f"data.{option}: the chat template of {name} trims the {role} message; remove the blanks and line "
                 f"breaks at the {place} of this text"
             )
+        fault = f"does not show the {role} message unchanged and once"
+        if (PROBLEM if role == "user" else content.strip()).casefold() not in template.casefold():
+            fault = f"drops the {role} message: the prompt would be {_shortened(template)}"
         raise DataError(
-            f"data.prompt_template: chat, but the chat template of {name} does not show the {role} message "
-            f"unchanged and once; {WRITE_A_TEMPLATE}"
+            f"data.prompt_template: chat, but the chat template of {name} {fault}; {_correct_or_write(tokenizer)}"
         )
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} ...")
 
 
 def _require_known_options(options: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
@@ -11,19 +11,21 @@ from trapo_lite.config import DataSection, RewardSection
 from trapo_lite.config.paths import check_sources
 from trapo_lite.core.boxes import last_box
 from trapo_lite.core.counted import counted
-from trapo_lite.core.errors import ConfigError, DataError
+from trapo_lite.core.errors import DataError
 from trapo_lite.core.types import Problem, Response, Score
 from trapo_lite.data.bad_row import BadRow
 from trapo_lite.data.cells import lookup
 from trapo_lite.data.chat import written_out
+from trapo_lite.data.expert_thoughts import how_to_close_the_thought
 from trapo_lite.data.filter import column_outside
 from trapo_lite.data.forms import SOLUTION_NAMES, has_columns
 from trapo_lite.data.report import DataReport, fingerprint, length_quantiles
+from trapo_lite.data.row_warnings import row_warnings
 from trapo_lite.data.rows import Example, read_example
 from trapo_lite.data.sources import read_rows, source_name
 from trapo_lite.data.tally import Tally
 from trapo_lite.data.template import open_turn_warnings, require_known_tags, template_warnings
-from trapo_lite.data.tokens import encode, end_of_text_id, end_trace, expert_text, prompt_text
+from trapo_lite.data.tokens import encode, end_of_text_id, end_trace, expert_text, prompt_text, text_of
 
 
 class Scorer(Protocol):
@@ -39,9 +41,6 @@ class Loaded:
     problems: list[Problem]
     examples: list[Example]
     report: DataReport
-
-
-NUM_CHECKED = 1000  # rows whose solutions are compared with the prompt: 0.4 ms for one of 20,000 characters
 
 
 def load_problems(
@@ -62,6 +61,7 @@ def load_problems(
     """
     sources = check_sources(data.train if files is None else files)
     is_chat, open_turn = data.prompt_template == "chat", open_turn_warnings(data, tokenizer)
+    closes_thought = how_to_close_the_thought(data, tokenizer)
     data = written_out(data, tokenizer)
     end_id = end_of_text_id(tokenizer, data.eos_token)
     require_known_tags(data.prompt_template, tokenizer)
@@ -104,6 +104,15 @@ def load_problems(
         num_graded=len(scores),
         unverified_ids=tuple(unverified),
         prompt_warnings=open_turn
+        + row_warnings(
+            problems,
+            examples,
+            tokenizer,
+            end_id=end_id,
+            cut_at_end=tally.cut_at_end,
+            prompt_template=data.prompt_template,
+            closes_thought=closes_thought,
+        )
         + template_warnings(data.prompt_template, tokenizer, problems[0].prompt_ids, is_chat=is_chat),
         fingerprint=fingerprint(problems),
     )
@@ -120,33 +129,6 @@ def require_experts(report: DataReport) -> None:
             f"solution in one of the columns {', '.join(SOLUTION_NAMES)}, raise rollout.max_response_tokens if they "
             "were too long, or choose an algorithm without (grpo)"
         )
-
-
-def require_fitting_experts(data: DataSection, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ConfigError if, behind the prompt, a thought would be opened twice, never opened or never closed.
-
-    Only the first solutions are looked at, and only those that another value of data.expert_text fits.
-    """
-    is_opened = written_out(data, tokenizer).prompt_template.rstrip().endswith("<think>")
-
-    def fits(solution: str, mode: Literal["thought", "full", "opened"]) -> bool:
-        before, closing, _ = expert_text(solution, mode).partition("</think>")
-        opens = "<think>" in before
-        return (closing != "" and not opens) if is_opened else (closing == "" or opens)
-
-    for example in examples[:NUM_CHECKED]:
-        for solution in example.solutions:
-            fitting = [mode for mode in ("thought", "full", "opened") if fits(solution, mode)]
-            if not fitting or data.expert_text in fitting:
-                continue
-            if is_opened:
-                found = f"ends in <think>, which the solution in {example.where} would then open again or never close"
-            else:
-                found = f"does not end in <think>, so that the solution in {example.where} would close no open thought"
-            raise ConfigError(
-                f"data.expert_text: {data.expert_text}, but the prompt {found}; set data.expert_text: "
-                f"{' or '.join(fitting)}"
-            )
 
 
 def _nothing_left(sources: Sequence[str], tally: Tally) -> DataError:
@@ -259,13 +241,16 @@ def with_traces(
     for example, prompt_ids in zip(examples, prompts, strict=True):
         usable = {}
         for index in range(len(example.solutions)):
-            trace = end_trace(next(encoded), end_id)
+            token_ids = next(encoded)
+            trace = end_trace(token_ids, end_id)
             if len(trace) == 1:
                 tally.traces["empty"] += 1
             elif len(trace) > max_response_tokens:
                 tally.traces[f"over {max_response_tokens} tokens"] += 1
             else:
                 usable[index] = trace
+                if text_of(tokenizer, token_ids[len(trace) :]).strip():
+                    tally.cut_at_end.append(example.where)
         if data.require_expert and not usable:
             found = f"{len(example.solutions)} in the row, none usable" if example.solutions else "found none"
             fix = (

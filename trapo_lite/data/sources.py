@@ -1,5 +1,6 @@
 """Read rows as they are stored: parquet, JSON lines, a JSON array, CSV, or a data set of the hub."""
 
+import contextlib
 import csv
 import json
 import re
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trapo_lite.config.hub import hub_problem
 from trapo_lite.config.paths import HUB_NAME, check_source
 from trapo_lite.core.errors import DataError
 from trapo_lite.data.bad_row import BadRow
@@ -169,12 +171,38 @@ def _from_hub(source: str, key: str) -> Iterator[Row]:
     import datasets
     from datasets.exceptions import DatasetsError
 
+    def load() -> Any:
+        return datasets.load_dataset(name, config, split=split, revision=match["revision"])
+
+    is_reached = hub_problem() is None
     try:
-        rows = datasets.load_dataset(name, config, split=split, revision=match["revision"])
+        if is_reached:
+            rows = load()
+        else:
+            with _offline():
+                rows = load()
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        if is_reached:
+            reason = f"the hub did not give it: {error}"
+        else:
+            reason = "no such file, so it is taken for a hub id, but the hub cannot be reached, and the cache lacks it"
         raise DataError(
-            f"data {source}: the hub did not give it: {error}; check the id (owner/name:config:split), the network "
-            "and, for a gated set, your login, or give a local file"
+            f"data {source}: {reason}; check the id (owner/name:config:split), the network and, for a gated set, your "
+            "login, or give a local file"
         ) from None
     for index, fields in enumerate(rows):
         yield Row(f"{source} row {index} (from 0)", f"{key}-{index}", dict(fields))
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Make the hub's libraries look in their caches only: they would ask again for 40 s and print each attempt."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before

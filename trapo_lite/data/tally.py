@@ -16,6 +16,7 @@ class Tally:
     """Count the rows and traces dropped so far, by reason.
 
     first_bad: (where, what is wrong) of the first bad rows.
+    cut_at_end: where the expert traces are that an end token in their text cuts.
     filtered:  rows that data.filter leaves out, by column; filtered_values: the first values of each such column.
     """
 
@@ -24,6 +25,7 @@ class Tally:
     rows: Counter[str] = field(default_factory=Counter)
     traces: Counter[str] = field(default_factory=Counter)
     first_bad: list[tuple[str, str]] = field(default_factory=list)
+    cut_at_end: list[str] = field(default_factory=list)
     filtered: Counter[str] = field(default_factory=Counter)
     filtered_values: dict[str, list[str]] = field(default_factory=dict)
 

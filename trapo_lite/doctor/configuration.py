@@ -17,6 +17,7 @@ from trapo_lite.doctor.named_inputs import (
     check_hub,
     check_model_files,
     check_named_paths,
+    check_prompt_and_weights,
     finding_of,
 )
 from trapo_lite.engines.adapter_folder import IN_MEMORY, room_for
@@ -53,7 +54,10 @@ def check_configuration(config: Config, facts: Facts, launch: Launch, answers: H
     if folder is not None:
         local = config.model_copy(update={"model": config.model.model_copy(update={"name": str(folder)})})
         needs_weights = facts.is_offline or Path(config.model.name).is_dir()
-        yield from check_model_files(folder, needs_weights=needs_weights)
+        missing = list(check_model_files(folder, needs_weights=needs_weights))
+        yield from missing
+        if needs_weights and all(finding.status == "ok" for finding in missing):
+            yield from check_prompt_and_weights(local)
         try:
             local = check_model(local).written_out(local)
             if config.uses_engine:

@@ -1,19 +1,26 @@
 """Judge whether the model and the data of a configuration can be read from a folder, the cache or the hub."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from trapo_lite.config import Config
+from trapo_lite.config import Config, DataSection
 from trapo_lite.config.paths import check_paths
+from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import TrapoLiteError
-from trapo_lite.data.sources import read_rows
+from trapo_lite.data.loading import read_examples
+from trapo_lite.data.tally import Tally
+from trapo_lite.data.template import check_prompt, open_turn_warnings
+from trapo_lite.data.tokens import load_tokenizer
 from trapo_lite.doctor.facts import Facts
 from trapo_lite.doctor.findings import Finding
 from trapo_lite.doctor.hub import HubAnswers, hub_names
+from trapo_lite.model.base import check_weight_files
 from trapo_lite.model.saved_adapter import check_start
 from trapo_lite.run.loggers import check_loggers
 
+READING_SECONDS = 10.0
 DAMAGE = (
     TrapoLiteError,
     OSError,
@@ -75,23 +82,55 @@ def check_hub(config: Config, facts: Facts, answers: HubAnswers) -> tuple[Path |
     return folder, findings
 
 
-def check_data(config: Config) -> Iterator[Finding]:
-    """Yield whether the first row of each local file can be read."""
-    data = config.data.train if isinstance(config.data.train, list) else [config.data.train]
-    for source in [*data, *([config.eval.data] if config.eval.data is not None else [])]:
+def check_data(config: Config, *, limit_s: float = READING_SECONDS) -> Iterator[Finding]:
+    """Yield whether the rows of each local file can be read as a run reads them. It stops reading after limit_s."""
+    train = config.data.train if isinstance(config.data.train, list) else [config.data.train]
+    eval_data = [config.eval.data] if config.eval.every > 0 and config.eval.data is not None else []
+    deadline = time.perf_counter() + limit_s
+    for source in [*train, *eval_data]:
         if not Path(source).expanduser().is_file():
             continue
+        data = config.data.model_copy(update={"train": source}) if source in train else config.data
         try:
-            row = next(iter(read_rows(source)), None)
+            yield _check_rows(source, data, config, deadline=deadline)
         except DAMAGE as error:
             yield finding_of("data", error)
-            continue
-        if row is None or row.bad is not None:
-            found = "has no rows" if row is None or row.bad is None else f"{row.where}: {row.bad}"
-            status = "error" if row is None or config.data.on_bad_row == "error" else "warning"
-            yield Finding(status, "data", f"{source}: {found}", "give rows with problem and answer (docs/data.md)")
-        else:
-            yield Finding("ok", "data", f"{source} can be read")
+
+
+def _check_rows(source: str, data: DataSection, config: Config, *, deadline: float) -> Finding:
+    tally, num_good, is_whole = Tally(skip_bad_rows=data.on_bad_row == "skip"), 0, True
+    for _ in read_examples([source], data, tally, config.reward):
+        num_good += 1
+        if time.perf_counter() > deadline:
+            is_whole = False
+            break
+    tally.require_good_rows()
+    if num_good == 0:
+        reasons = f" ({tally.reasons()})" if tally.rows else ""
+        found = f"{source}: none of its {counted(tally.num_rows, 'row')} can be used{reasons}"
+        return Finding("error", "data", found, "give rows with problem and answer (docs/data.md)")
+    rows = counted(tally.num_rows, "row")
+    if tally.rows:
+        found = f"{source}: {tally.rows.total()} of {rows} are skipped ({tally.reasons()})"
+        return Finding("warning", "data", found, "correct them, or see the data report for which they are")
+    return Finding("ok", "data", f"{source}: {rows} can be read" + ("" if is_whole else ", others were not tried"))
+
+
+def check_prompt_and_weights(config: Config) -> Iterator[Finding]:
+    """Yield what keeps a run from starting on a local model's folder: tokenizer, template or damaged weights."""
+    check = "weights"
+    try:
+        check_weight_files(config.model.name)
+        check = "prompt"
+        tokenizer = load_tokenizer(config.model.name)
+        yield Finding(
+            "ok", check, check_prompt(config.data, tokenizer, model=config.model.name).removeprefix("prompt: ")
+        )
+        for line in open_turn_warnings(config.data, tokenizer):
+            found, _, cure = line.removeprefix("WARNING: ").rpartition("; ")
+            yield Finding("warning", check, found, cure)
+    except DAMAGE as error:
+        yield finding_of(check, error)
 
 
 def check_model_files(folder: Path, *, needs_weights: bool) -> Iterator[Finding]:

@@ -95,6 +95,8 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
             if changed := "; ".join(log.code_changes):
                 say(f"WARNING: {log.partial_file}: was begun by other code or versions ({changed})")
         engine, scorers = None, {}
+        if all(log.is_complete for log in logs):
+            say(f"{target.out} holds all answers already: they are read, not sampled again; --restart samples new ones")
         if not all(log.is_complete for log in logs):
             num_done = sum(len(log.done) for log in logs)
             already_done = f"; {counted(num_done, 'problem')} done" if num_done else ""

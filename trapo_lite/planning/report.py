@@ -4,6 +4,8 @@ import math
 import re
 from dataclasses import dataclass, replace
 
+import torch
+
 from trapo_lite.config import Config
 from trapo_lite.config.choices import Constant
 from trapo_lite.config.paths import check_name
@@ -128,18 +130,22 @@ def memory_report(
         ("in updates", plan.during_update, "" if plan.keeps_cache else "without the KV cache"),
         ("in rollouts", plan.during_rollouts, ""),
     ]
-    assumed = " (assumed, because no card is named; name yours by --gpu)" if is_assumed else ""
+    reason = "no card is named; name yours by --gpu"
+    if not torch.cuda.is_available():
+        reason = "there is no card here; name that of the run by --gpu"
+    assumed = f" (assumed, because {reason})" if is_assumed else ""
     lines = [f"each of {num_gpus} x {gpu.name}, {gpu.memory / GIB:.1f} GiB{assumed}; estimates:"]
     lines += [f"  {name:<12}{_size(size):>11}  {note}".rstrip() for name, size, note in parts]
     times = plan_time(config, shape, gpu, num_gpus=num_gpus)
     num_rollouts = config.rollout.num_problems * config.algorithm.group_size
     lines.append(
         f"a step takes at most {math.ceil(times.rollouts)} s of rollouts and {math.ceil(times.update)} s of updating, "
-        f"if every one of its {counted(num_rollouts, 'rollout')} is as long as it may be ({times.num_tokens:,} tokens)"
+        f"if each of its {counted(num_rollouts, 'rollout')} is as long as it may be ({times.num_tokens:,} tokens in "
+        "all of them together, prompts included)"
     )
-    hours = math.ceil(config.train.max_steps * (times.rollouts + times.update) / 3600)
+    seconds = config.train.max_steps * (times.rollouts + times.update)
     lines.append(
-        f"the run ({counted(config.train.max_steps, 'step')}) takes at most {counted(hours, 'hour')}, evaluations left "
+        f"the run ({counted(config.train.max_steps, 'step')}) takes at most {_duration(seconds)}, evaluations left "
         f"out; checkpoints take {_size(checkpoint_bytes(config, shape))} on disk"
     )
     problem = shortcoming(config, shape, gpu_memory=gpu.memory, num_shards=num_shards)
@@ -147,6 +153,18 @@ def memory_report(
         return MemoryReport([*lines, "fits"], None, "")
     cure = _cure(config, shape, gpu_memory=gpu.memory, num_shards=num_shards, num_gpus=num_gpus)
     return MemoryReport([*lines, f"does not fit: {problem}", f"change: {cure}"], problem, cure)
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in the unit that a person would use, rounded up.
+
+    >>> _duration(3.2), _duration(200.0), _duration(7201.0)
+    ('4 seconds', '4 minutes', '3 hours')
+    """
+    for unit, length, most in (("second", 1, 120), ("minute", 60, 7200)):
+        if seconds <= most:
+            return counted(max(1, math.ceil(seconds / length)), unit)
+    return counted(math.ceil(seconds / 3600), "hour")
 
 
 def _size(num_bytes: float) -> str:

@@ -10,7 +10,8 @@ from trapo_lite.config.paths import check_paths
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.core.types import Problem
 from trapo_lite.data.chat import prompt_settings, stop_ids_of
-from trapo_lite.data.loading import load_problems, require_experts, require_fitting_experts
+from trapo_lite.data.expert_thoughts import require_fitting_experts
+from trapo_lite.data.loading import load_problems, require_experts
 from trapo_lite.data.report import DataReport
 from trapo_lite.data.tokens import load_tokenizer
 from trapo_lite.engines.start import check_served

@@ -206,9 +206,9 @@ class Run:
         """Write the trained adapter to the folder that export and evaluation read."""
         if self.ranks.is_main:
             self.folder.replace("adapter", lambda folder: self._write_adapter(policy, folder))
-            run, benchmarks = self.folder.path, "" if self.config.eval.data else " --benchmarks NAME ..."
+            run, problems = self.folder.path, "" if self.config.eval.data else " --data FILE"
             self.display.message(f"done: {counted(self.config.train.max_steps, 'step')}; adapter: {run / 'adapter'}")
-            self.display.message(f"next: {command('evaluate')} --run {run}{benchmarks}  (its accuracy)")
+            self.display.message(f"next: {command('evaluate')} --run {run}{problems}  (its accuracy)")
             self.display.message(f"next: {command('export')} --run {run}  (a merged checkpoint)")
         self.ranks.wait()
 
