@@ -56,7 +56,7 @@ def test_a_model_of_the_hub_is_checked_if_it_was_downloaded_before(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     dry_run(Path("owner/name"))
-    assert capsys.readouterr().out.splitlines()[-1].endswith("so it is taken for a hub id and was not checked")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("WARNING: model.name: owner/name is no folder here")
     cached = tmp_path / "models--owner--name"
     (cached / "refs").mkdir(parents=True)
     (cached / "refs" / "main").write_text("abc")

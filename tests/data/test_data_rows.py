@@ -1,8 +1,13 @@
 """Rows in every known form, written by hand: what problem, answer, expert and id are read from them."""
 
+import datetime
+import json
+
 import pytest
 
+from trapo_lite.core.types import Problem
 from trapo_lite.data.bad_row import BadRow
+from trapo_lite.data.report import fingerprint
 from trapo_lite.data.rows import Example, read_example
 from trapo_lite.data.sources import Row
 
@@ -226,3 +231,20 @@ def test_a_missing_column_is_told_with_the_names_that_are_looked_for():
         "answer: found none of the columns reward_model.ground_truth, answer, final_answer, only gold, question, "
         'reasoning; set "data.columns={answer: gold, solutions: reasoning}"'
     )
+
+
+def test_a_kept_row_is_plain_json_and_counts_in_the_fingerprint() -> None:
+    fields = {
+        "problem": "1?",
+        "day": datetime.date(2026, 1, 2),
+        "none": float("nan"),
+        "raw": b"x",
+        "nested": [{"a": (1, 2.5)}],
+    }
+    row = read_example(Row("w", "k", fields), needs_answer=False, keeps_row=True).row
+    assert row == {"problem": "1?", "day": "2026-01-02", "none": None, "raw": "b'x'", "nested": [{"a": [1, 2.5]}]}
+    assert json.loads(json.dumps(row, allow_nan=False)) == row
+    assert read_example(Row("w", "k", fields), needs_answer=False).row is None
+    plain, other = (Problem("k", (1,), "", row=kept) for kept in (row, {**row, "raw": "y"}))
+    assert fingerprint([plain]) != fingerprint([other])
+    assert fingerprint([Problem("k", (1,), "")]) == fingerprint([Problem("k", (1,), "", row={})])

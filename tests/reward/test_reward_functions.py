@@ -1,10 +1,10 @@
 """Reward functions: those that need no code, those of the user's in real worker processes, and their sum."""
 
-import json
 import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,10 @@ def write(tmp_path: Path) -> Callable[[str], Callable[[str], dict[str, Any]]]:
     [
         ({"type": "exact"}, {"42": 1, " 42\n": 1, "It is 42": 0, "<think>7</think> 42": 1, "": 0}),
         ({"type": "exact", "text": "last_line"}, {"so\n42 ": 1, "42\nso": 0}),
-        ({"type": "exact", "text": "box"}, {r"so \boxed{42}.": 1, r"\boxed{42} or \boxed{4}": 0, "42": 0}),
+        (
+            {"type": "exact", "text": "box"},
+            {r"so \boxed{42}.": 1, r"\boxed{42} or \boxed{4}": 0, "42": 0, r"<think>\boxed{42}</think> no": 0},
+        ),
         ({"type": "regex", "pattern": r"answer: (\d+)"}, {"answer: 1, answer: 42!": 1, "answer: 42 answer: 1": 0}),
         ({"type": "regex", "pattern": r"\d+"}, {"1 then 42": 1, "none": 0}),
         ({"type": "regex", "pattern": "(a)|(b)"}, {"b": 0}),
@@ -128,6 +131,7 @@ def test_a_function_gets_what_it_names_as_plain_values(write) -> None:
         ("None", "unjudged", None),
         ("float('nan')", "failed", None),
         ("float('inf')", "failed", None),
+        ("1e39", "failed", None),
         ("'1'", "failed", None),
         ("[1]", "failed", None),
         ("numpy.array([1.0, 2.0])", "failed", None),
@@ -233,6 +237,7 @@ def test_a_function_of_a_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
             "score",
             r"it takes prompts, completions; .*may take.*problem \(",
         ),
+        ("def score(completions, **others): return 1", "score", r"it takes completions; a reward function may take"),
         ("def score(response, /): return 1", "score", r"it takes response; a reward function may take, by these names"),
         ("def score(): return 1", "score", r"it takes nothing; a reward function may take"),
         (
@@ -367,8 +372,11 @@ def test_a_changed_file_has_another_fingerprint(write) -> None:
 
 
 def lines_of(section: RewardSection, solution: str | None) -> list[str]:
+    """The solution's tokens are its characters."""
+    expert_ids = () if solution is None else (tuple(map(ord, solution)),)
     with Scorer(section) as scorer:
-        return start_lines(section, scorer, PROBLEM, solution)
+        problems = [replace(PROBLEM, id="p0"), replace(PROBLEM, expert_ids=expert_ids)] if expert_ids else [PROBLEM]
+        return start_lines(section, scorer, problems, lambda token_ids: "".join(map(chr, token_ids)))
 
 
 def test_the_start_shows_what_solution_and_empty_response_score(write) -> None:
@@ -392,6 +400,41 @@ def test_the_start_warns_of_a_solution_that_earns_nothing_and_refuses_a_function
         lines_of(section_of(mine("score")), "42")
 
 
-def test_rows_and_scores_are_plain_json(tmp_path: Path) -> None:
-    [score] = scored(section_of("math"), r"\boxed{42}")
-    assert json.loads(json.dumps(dict(score.parts))) == {"math": 1.0}
+def test_a_function_that_fails_from_some_step_on_stops_the_run_then(write) -> None:
+    """Each call looks at what came since the one before; a function that is only logged stops nothing."""
+    mine = write("def score(response): return 1 / len(response)\n")
+    with Scorer(section_of(mine("score"))) as scorer:
+        scorer.score([Response(PROBLEM, "x")])
+        scorer.require_success()
+        scorer.score([Response(PROBLEM, ""), Response(PROBLEM, "")])
+        with pytest.raises(RewardError, match=r"score failed on all of 2 responses"):
+            scorer.require_success()
+        scorer.require_success()  # nothing since then
+    with Scorer(section_of("math", {**mine("score"), "weight": 0})) as scorer:
+        scorer.score([Response(PROBLEM, "")])
+        scorer.require_success()
+
+
+def test_a_function_is_given_up_only_if_it_fails_in_all_processes(write) -> None:
+    mine = write("def score(response): return 1 / len(response)\n")
+    with Scorer(section_of(mine("score"))) as scorer:
+        scorer.score([Response(PROBLEM, "x")])
+        good = scorer.take_failures()
+        scorer.score([Response(PROBLEM, "")])
+        bad = scorer.take_failures()
+        scorer.require_success([good, bad])
+        with pytest.raises(RewardError, match=r"failed on all of 2 responses.*(.|\n)*ZeroDivisionError"):
+            scorer.require_success([bad, bad])
+
+
+def test_json_numbers_are_compared_exactly() -> None:
+    problem = Problem("p", (), "9007199254740992")
+    texts = {'{"n": 9007199254740992}': 1, '{"n": 9007199254740993}': 0, '{"n": 9007199254740992.0}': 1}
+    scores = scored(section_of({"type": "json_field", "field": "n"}), *texts, problem=problem)
+    assert [score.reward for score in scores] == list(texts.values())
+
+
+def test_a_long_response_is_whole_for_all_but_math() -> None:
+    text = "<think>" + "x" * 150_000 + "</think>42"
+    section = section_of({"type": "format", "pattern": "<think>.*</think>.+"}, "exact", "math")
+    assert [value for _, value in scored(section, text)[0].parts] == [1.0, 1.0, 1.0]

@@ -9,13 +9,13 @@ import pytest
 import torch
 from conftest import VLLM_DTYPE, VLLM_ROUNDING
 
-from trapo_lite.config import Config, load_config
+from trapo_lite.config import Config, RewardSection, load_config
 from trapo_lite.core.types import Rollout, Verdict
 from trapo_lite.data.tokens import is_boundary_fn, text_of
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.start import start_engine
 from trapo_lite.model.policy import Policy
-from trapo_lite.reward import MathVerifier
+from trapo_lite.reward import Scorer
 from trapo_lite.rollout.phase import PhaseReport
 from trapo_lite.rollout.sampler import sample_groups
 from trapo_lite.rollout.settings import sampling_settings
@@ -55,7 +55,7 @@ def draw(engine: RolloutEngine, schedule: str) -> tuple[list[list[Rollout]], Pha
     config = config_for("transformers", schedule)
     inputs = read_inputs(config)
     engine.reset_prefix_cache()
-    with MathVerifier(num_workers=2, deadline_seconds=5.0) as verifier:
+    with Scorer(RewardSection(num_workers=2, deadline_seconds=5.0)) as verifier:
         sampler = partial(
             sample_groups,
             engine,

@@ -26,7 +26,7 @@ class RewardFunction(Section):
 
     type: str
     name: Annotated[str, Field(pattern=f"^{NAME}$")] | None = None
-    weight: NonNegative = 1.0
+    weight: Annotated[NonNegative, Field(le=1e6)] = 1.0
 
     needs_answer: ClassVar[bool] = True
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)

@@ -62,7 +62,7 @@ def prepare(
     if out is not None:
         _check_out(Path(out), [*sources, *([second] if second else [])], restart=restart)
     tokenizer = load_tokenizer(config.model.name)
-    with RewardScorer(config.reward) if verify else nullcontext() as scorer:
+    with RewardScorer(config.reward, notify=partial(print_line, console)) if verify else nullcontext() as scorer:
         if out is not None:
             problems = {
                 name: _texts(name, benchmark, allow_part=allow_part) for name, benchmark in (overlap or {}).items()
@@ -84,6 +84,8 @@ def prepare(
             print_lines(console, [*counts.lines(), f"wrote {counted(counts.num_kept, 'row')} to {out}"])
         else:
             loaded = _load(config, config.data, tokenizer, scorer)
+            if scorer is not None:
+                scorer.require_success()
             if config.algorithm.uses_experts:
                 require_fitting_experts(config.data, loaded.examples, tokenizer)
             shown = None if inspect is None else find_problem(loaded.problems, inspect)

@@ -1,6 +1,7 @@
 """Report what loading kept, what it dropped and why, and how long prompts and traces are."""
 
 import hashlib
+import json
 import math
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -118,6 +119,8 @@ def fingerprint(problems: Sequence[Problem]) -> str:
         traces = problem.expert_ids
         lengths = (len(problem.prompt_ids), *map(len, traces))
         digest.update(repr((problem.id, problem.answer, lengths)).encode())
+        if problem.row:  # which the reward functions take
+            digest.update(json.dumps(problem.row, sort_keys=True).encode())
         for token_ids in (problem.prompt_ids, *traces):
             digest.update(array("i", token_ids).tobytes())
     return digest.hexdigest()

@@ -107,7 +107,8 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
                     scorer = stack.enter_context(Scorer(problem_set.rewards, notify=say))
                     scorers |= {one.name: scorer for one in shared}
                     if problem_set.rewards.own_functions:
-                        say("\n".join(start_lines(problem_set.rewards, scorer, problem_set.problems[0], None)))
+                        decode = partial(text_of, tokenizer)
+                        say("\n".join(start_lines(problem_set.rewards, scorer, problem_set.problems, decode)))
             engine = _start_engines(config, max_model_len=max_model_len, folder=target.out, say=say)
             stack.callback(engine.close)
             if target.adapter_dir is not None:
@@ -116,6 +117,7 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
         for problem_set, log in zip(sets, logs, strict=True):
             if engine is not None and not log.is_complete:
                 _draw(config, problem_set, log, engine, scorers[problem_set.name], tokenizer, console)
+                scorers[problem_set.name].require_success()
             results[problem_set.name] = log.finish(seed=config.run.seed)
     say("\n".join(report_lines(target, sets, results)))
     return results

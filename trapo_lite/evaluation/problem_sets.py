@@ -50,7 +50,7 @@ class ProblemSet:
         return {
             "is_part": self.is_part,
             "fingerprint": texts_fingerprint(self.texts),
-            "prompts": fingerprint([Problem(p.id, p.prompt_ids, p.answer) for p in self.problems]),
+            "prompts": fingerprint([Problem(p.id, p.prompt_ids, p.answer, row=p.row) for p in self.problems]),
             **({} if self.rewards.is_math else {"rewards": self.rewards.model_dump(mode="json")["functions"]}),
         }
 

@@ -5,9 +5,9 @@ What follows a thought (`</think>`) is the response; only `format` sees the thou
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from trapo_lite.core.boxes import last_box
@@ -24,7 +24,7 @@ def exact(options: Mapping[str, Any], response: Mapping[str, Any]) -> Judgement:
     """
     text = after_thought(response["response"]).strip()
     if options["text"] == "box":
-        text = (last_box(response["response"]) or "").strip()
+        text = (last_box(text) or "").strip()
     elif options["text"] == "last_line":
         text = text.rpartition("\n")[2].strip()
     return _compared(text, response["answer"], ignore_case=options["ignore_case"])
@@ -38,7 +38,8 @@ def regex(options: Mapping[str, Any], response: Mapping[str, Any]) -> Judgement:
     ('correct', 1.0, '4')
     """
     found = ""
-    for match in re.finditer(options["pattern"], after_thought(response["response"])):
+    flags = re.IGNORECASE if options["ignore_case"] else re.NOFLAG
+    for match in re.finditer(options["pattern"], after_thought(response["response"]), flags):
         found = match[1] if match.re.groups else match[0]
     return _compared((found or "").strip(), response["answer"], ignore_case=options["ignore_case"])
 
@@ -101,9 +102,10 @@ def _compared(text: str, answer: str, *, ignore_case: bool) -> Judgement:
     return "correct" if ours == theirs else "wrong", float(ours == theirs), text
 
 
-def _number(text: str) -> float | None:
+def _number(text: str) -> Decimal | None:
+    """Return the number that a text spells, exactly, or None."""
     try:
-        number = float(text)
-    except ValueError:
+        number = Decimal(text.strip())
+    except InvalidOperation:
         return None
-    return number if math.isfinite(number) else None
+    return number if number.is_finite() and "_" not in text else None

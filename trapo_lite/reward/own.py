@@ -24,6 +24,7 @@ PARAMETERS = {
 }
 """What a function may take, by the names of its parameters."""
 MAX_TRACEBACK_CHARS = 4000
+LARGEST = 1e9  # of what a function may return: advantages are computed in float32
 _IMPORTLIB = str(Path(importlib.__file__).parent)
 
 
@@ -52,7 +53,7 @@ def load(path: str) -> Callable[[Mapping[str, Any]], tuple[str, float | None, st
             number = as_number(value)
         except MemoryError:
             raise  # ends this process, as what was taken may never be given back
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # also what ends a program or cancels a task
             return "failed", None, _own_traceback(error)
         return "correct" if number >= 1.0 else "wrong", number, None
 
@@ -64,8 +65,8 @@ def as_number(value: Any) -> float:
     if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
         raise TypeError(f"it returned {value!r:.100} ({type(value).__name__}); return a number, or None for no verdict")
     number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"it returned {number}; return a finite number, or None for no verdict")
+    if not math.isfinite(number) or abs(number) > LARGEST:
+        raise ValueError(f"it returned {number}; return a finite number up to {LARGEST:g}, or None for no verdict")
     return number
 
 
@@ -113,14 +114,15 @@ def _taken_parameters(function: Callable[..., Any], path: str) -> list[str]:
         raise LoadError(f"{path}: its parameters cannot be read; write a Python function around it") from None
     taken, wrong = [], []
     for parameter in parameters:
-        if parameter.kind is parameter.VAR_KEYWORD:
-            return list(PARAMETERS)
-        if parameter.kind is parameter.VAR_POSITIONAL:
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             continue
         if parameter.name in PARAMETERS and parameter.kind is not parameter.POSITIONAL_ONLY:
             taken.append(parameter.name)
         elif parameter.default is parameter.empty:
             wrong.append(parameter.name)
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    if takes_all and not wrong:
+        return list(PARAMETERS)
     if wrong or not taken:
         found = f"it takes {', '.join(wrong)}" if wrong else "it takes nothing"
         may_take = "; ".join(f"{name} ({meaning})" for name, meaning in PARAMETERS.items())
@@ -134,4 +136,5 @@ def _own_traceback(error: BaseException) -> str:
     while frames is not None and frames.tb_frame.f_code.co_filename.startswith((__file__, "<frozen", _IMPORTLIB)):
         frames = frames.tb_next
     lines = traceback.format_exception(type(error), error, frames)
-    return "".join(lines)[-MAX_TRACEBACK_CHARS:].strip()
+    text = "".join(lines)[-MAX_TRACEBACK_CHARS:].strip()
+    return text.encode(errors="backslashreplace").decode()  # a row may hold half of a surrogate pair

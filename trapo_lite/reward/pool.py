@@ -101,7 +101,7 @@ class WorkerPool:
         if os.getpid() != self._pid:
             raise VerifierError("reward: the workers were used after a fork; start some in the new process")
         future: Future[Judgement] = Future()
-        question = [number, question_of(response, has_row=self.functions[number].type == "function")]
+        question = [number, question_of(response, self.functions[number].type)]
         with self._submitting:
             if self._is_closed:
                 raise VerifierError("reward: the workers are closed; submit responses before that")
@@ -155,14 +155,14 @@ class WorkerPool:
         worker.close()
 
 
-def question_of(response: Response, *, has_row: bool) -> dict[str, Any]:
-    """Return the response as the workers get it. has_row: with the problem's row, which may be long."""
-    text = response.text if has_row else response.text[-MAX_TEXT_CHARS:]
+def question_of(response: Response, kind: str) -> dict[str, Any]:
+    """Return the response as the workers get it, for a function of this type: only the user's own see the row."""
+    is_math, is_own = kind == "math", kind == "function"
     return {
-        "problem": response.problem.text if has_row else "",
-        "answer": response.problem.answer if has_row else response.problem.answer[-MAX_GOLD_CHARS:],
-        "response": text,
-        "row": response.problem.row if has_row else {},
+        "problem": response.problem.text if is_own else "",
+        "answer": response.problem.answer[-MAX_GOLD_CHARS:] if is_math else response.problem.answer,
+        "response": response.text[-MAX_TEXT_CHARS:] if is_math else response.text,
+        "row": response.problem.row if is_own else {},
         "is_truncated": response.is_truncated,
         "num_tokens": response.num_tokens,
         "step": response.step,

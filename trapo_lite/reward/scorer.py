@@ -4,7 +4,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from trapo_lite.config import RewardSection
 from trapo_lite.core.errors import RewardError
@@ -15,10 +15,18 @@ Result = TypeVar("Result")
 FAILURES = ("failed", "timeout", "crash")
 
 
+class Failures(NamedTuple):
+    """Failures count, by function, the responses that it judged and failed on, and hold what it said the first time."""
+
+    num_judged: "Counter[str]"
+    num_failed: "Counter[str]"
+    first: dict[str, str]
+
+
 class Scorer:
     """Score responses in worker processes, by several functions side by side.
 
-        with Scorer.from_config(config.reward) as scorer:
+        with Scorer(config.reward) as scorer:
             scores = scorer.score([response, ...])     # in order
             ticket = scorer.submit(response)           # a Future of the same Score
 
@@ -57,13 +65,28 @@ class Scorer:
         tickets = [self._pool.submit(number, response) for number in range(len(self._functions))]
         return {function.label: ticket.result() for function, ticket in zip(self._functions, tickets, strict=True)}
 
-    def require_success(self) -> None:
-        """Raise RewardError if a function has failed on every response so far."""
-        for name, num_judged in self._num_judged.items():
-            if self._num_failed[name] == num_judged:
+    def take_failures(self) -> "Failures":
+        """Return what was counted since the last call, and begin to count again."""
+        with self._counting:
+            taken = Failures(self._num_judged, self._num_failed, dict(self._first_failures))
+            self._num_judged, self._num_failed = Counter(), Counter()
+        return taken
+
+    def require_success(self, failures: "Sequence[Failures] | None" = None) -> None:
+        """Raise RewardError if a function that counts has failed on every response since the last call.
+
+        failures: of all processes, where there are several; they then all raise it
+        """
+        parts = [self.take_failures()] if failures is None else failures
+        for function in self._functions:
+            name = function.label
+            num_judged = sum(part.num_judged[name] for part in parts)
+            num_failed = sum(part.num_failed[name] for part in parts)
+            if num_judged and num_failed == num_judged and function.weight > 0:
+                first = next(part.first[name] for part in parts if name in part.first)
                 raise RewardError(
                     f"reward.functions: {name} failed on all of {num_judged} responses, so that nothing could be "
-                    f"learned; correct it. The first time: {self._first_failures[name]}"
+                    f"learned; correct it. The first time: {first}"
                 )
 
     def close(self) -> None:

@@ -1,5 +1,7 @@
 """Show at the start of a run what the reward functions say, before a model is loaded."""
 
+from collections.abc import Callable, Sequence
+
 from trapo_lite.config import RewardSection
 from trapo_lite.core.errors import RewardError
 from trapo_lite.core.types import Problem, Response
@@ -7,21 +9,26 @@ from trapo_lite.reward.pool import Judgement
 from trapo_lite.reward.scorer import FAILURES, Scorer
 
 
-def start_lines(section: RewardSection, scorer: Scorer, problem: Problem, solution: str | None) -> list[str]:
-    """Return a line for each function: what it gives the problem's expert solution, and an empty response.
+def start_lines(
+    section: RewardSection, scorer: Scorer, problems: Sequence[Problem], decode: Callable[[Sequence[int]], str]
+) -> list[str]:
+    """Return a line for each function: what it gives the first expert solution, and an empty response.
 
-    solution: None if the problem has none
-    Raises RewardError if a function of the user's cannot be loaded, or fails on all that it is asked.
+    decode: turns the tokens of a solution into its text
+    Raises RewardError if a function of the user's cannot be loaded, or if it counts and fails on both.
     """
-    texts = (
-        {"an empty response": ""} if solution is None else {"its expert solution": solution, "an empty response": ""}
-    )
-    by_text = {name: scorer.judge(Response(problem, text)) for name, text in texts.items()}
+    problem = next((problem for problem in problems if problem.expert_ids), problems[0])
+    responses = {"an empty response": Response(problem, "")}
+    if problem.expert_ids:
+        solution = problem.expert_ids[0]
+        of_expert = Response(problem, decode(solution), num_tokens=len(solution))
+        responses = {"its expert solution": of_expert, **responses}
+    by_text = {name: scorer.judge(response) for name, response in responses.items()}
     lines = []
     for function in section.functions:
         said = {name: judgements[function.label] for name, judgements in by_text.items()}
         failures = [judged for judged in said.values() if judged.kind in FAILURES]
-        if len(failures) == len(said) and function.type == "function":
+        if len(failures) == len(said) == 2 and function.type == "function" and function.weight > 0:
             raise RewardError(
                 f"reward.functions: {function.label} fails on problem {problem.id}, with "
                 f"{' and with '.join(said)}; correct it. It said: {failures[0].detail}"

@@ -12,6 +12,7 @@ import torch
 
 from trapo_lite.config import Config
 from trapo_lite.core.algorithm import Algorithm, make_group
+from trapo_lite.core.errors import RewardError
 from trapo_lite.core.micro_groups import MicroGroup
 from trapo_lite.core.types import Group, Mean
 from trapo_lite.data.order import batch_indices
@@ -62,9 +63,8 @@ class RolloutStage:
         self._gold_by_id = {problem.id: problem.answer for problem in inputs.problems}
         self.publisher: Publisher | None = None
         self.scorer = stack.enter_context(Scorer(config.reward, notify=notify))
-        if ranks.is_main:
-            for line in self._reward_lines():
-                notify(line)
+        for line in self._reward_lines():
+            notify(line)
         self.engine = None
         if config.algorithm.samples or inputs.eval_problems:
             self.engine = start_engine(
@@ -81,11 +81,21 @@ class RolloutStage:
             stack.callback(self.engine.close)
 
     def _reward_lines(self) -> list[str]:
-        """Return what each reward function says of the first expert solution; raise RewardError if one cannot work."""
-        problems = self.inputs.problems
-        problem = next((problem for problem in problems if problem.expert_ids), problems[0])
-        solution = self._decode(problem.expert_ids[0]) if problem.expert_ids else None
-        return start_lines(self.config.reward, self.scorer, problem, solution)
+        """Return what each reward function says of the first expert solution, on the main process.
+
+        All processes raise RewardError if a function cannot work.
+        """
+        lines: list[str] = []
+        problem = ""
+        if self.ranks.is_main:
+            try:
+                lines = start_lines(self.config.reward, self.scorer, self.inputs.problems, self._decode)
+            except RewardError as error:
+                problem = str(error)
+        problem = "".join(self.ranks.gather([problem]))
+        if problem:
+            raise RewardError(problem)
+        return lines
 
     def attach(self, policy: Policy) -> None:
         """Serve this policy from now on; the engine must hold the base without an adapter."""
@@ -139,7 +149,7 @@ class RolloutStage:
             is_boundary=is_boundary_fn(self.inputs.tokenizer),
             on_progress=self._on_progress,
         )
-        self.scorer.require_success()
+        self.scorer.require_success(self.ranks.gather([self.scorer.take_failures()]))
         groups = [make_group(self.algorithm, group) for group in rollouts]
         shares = {
             "rollout/discarded": Mean(report.num_discarded, report.num_requests),
