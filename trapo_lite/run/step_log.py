@@ -17,7 +17,6 @@ class LogBook:
 
     def __init__(self, config: Config, folder: RunFolder, display: Display, *, first_step: int) -> None:
         self._config, self._folder, self._display = config, folder, display
-        self._first_step = first_step
         self._loggers = open_loggers(config, first_step=first_step)
 
     def write(
@@ -37,7 +36,7 @@ class LogBook:
         for logger in self._loggers:
             logger.log(row, step)
         self._display.step(row)
-        early = early_warnings(row, self._config) if step == self._first_step else []
+        early = early_warnings(row, self._config) if step == 1 else []
         for warning in [*self._warnings(row), *early]:
             self._display.message(f"step {step}: {warning}")
 
