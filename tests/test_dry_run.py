@@ -97,7 +97,7 @@ def test_it_asks_vllm_whether_it_serves_the_class(capsys: pytest.CaptureFixture)
 
 
 class SlowEngine:
-    """Answers what vLLM is asked in the way of `answer`, after a notice."""
+    """A SlowEngine gives a notice, and then answers as `answer` says."""
 
     answer: Exception | None = None
 

@@ -77,7 +77,7 @@ def test_the_reward_of_the_example_is_one_for_its_own_solutions(
 
 @pytest.mark.long
 def test_the_example_learns(tmp_path: Path) -> None:
-    """A part of its run: base, training and evaluation fit each other, and it begins to learn."""
+    """A part of its run shows that base, training and evaluation fit each other, and that it begins to learn."""
     script = ROOT / "examples/own_task/own_task.py"
     options = ["train.max_steps=12", "eval.every=0", "rollout.engine=transformers"]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The task's reward: the response is a JSON object with the steps and the right sum, and nothing else."""
+"""Reward a response that is a JSON object with the steps and the right sum, and nothing else."""
 
 import json
 

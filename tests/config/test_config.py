@@ -486,7 +486,7 @@ def test_a_text_that_yaml_takes_for_something_else_is_a_text():
 
 
 def test_a_key_that_a_later_source_makes_idle_is_dropped_with_a_line(tmp_path: Path) -> None:
-    """The first ablation of a configuration in a file that one does not want to touch."""
+    """A user changes one thing of a configuration whose file is to stay as it is."""
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     first.write_text("optim: {betas: [0.8, 0.9], lr: 0.001}\nmodel: {attention: sdpa}\n")
     second.write_text("optim: {name: sgd}\n")

@@ -188,7 +188,7 @@ def test_an_engine_that_never_answered_is_not_started_again(adapter: Path) -> No
 
 
 def test_an_engine_that_dies_while_it_starts_says_what_to_take_instead(adapter: Path) -> None:
-    """As vLLM may while it is imported, or while it looks at the model's class."""
+    """The process dies as vLLM may while it is imported, or while it looks at the model's class."""
     started = []
 
     def start() -> MortalEngine:

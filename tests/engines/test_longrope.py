@@ -127,7 +127,7 @@ def test_a_run_of_short_sequences_has_the_short_factors(phi: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["tree", "rows"])
 def test_the_trainer_computes_as_the_engine_serves(layout: str, phi: Path, expected: dict[int, torch.Tensor]) -> None:
-    """Also where a short and a long rollout are packed together."""
+    """A short and a long rollout are packed together, too."""
     config = resolved(phi, max_model_len=LONGEST, layout=layout)
     policy = Policy.load(config.model, config.lora, device="cpu", layout=check_model(config))
     prompt = 4

@@ -471,7 +471,7 @@ def test_a_model_that_takes_rows_is_planned_for_one_rollout_at_a_time(
 
 
 def test_the_whole_logits_of_a_row_take_what_is_planned(tmp_path: Path) -> None:
-    """Of a class whose head has a bias, so that rows are not computed in chunks; the logits outweigh all else."""
+    """A head with a bias is not computed in chunks of rows; its logits outweigh all else here."""
     from simulated_memory import Bytes
 
     PhiConfig(

@@ -1,4 +1,4 @@
-"""Reward functions: those that need no code, those of the user's in real worker processes, and their sum."""
+"""Reward functions give what their options and code say, in real worker processes, and are added up."""
 
 import math
 import os
@@ -89,7 +89,7 @@ def test_case_counts_unless_it_is_told_otherwise() -> None:
 
 @pytest.mark.parametrize(("num_tokens", "value"), [(0, 0.0), (100, 0.0), (150, -0.5), (200, -1.0), (900, -1.0)])
 def test_the_soft_punishment_of_length_is_a_line_between_two_lengths(num_tokens: int, value: float) -> None:
-    """DAPO's L_max is most_tokens, L_cache is most_tokens - free_tokens: 0, (L_max - L_cache - |y|) / L_cache, -1."""
+    """DAPO gives 0, then (L_max - L_cache - |y|) / L_cache, then -1; L_max is most_tokens, L_cache the stretch."""
     [score] = scored(section_of({"type": "length", "free_tokens": 100, "most_tokens": 200}), "x", num_tokens=num_tokens)
     assert score.reward == pytest.approx(value)
 
@@ -291,7 +291,7 @@ def test_a_failure_is_told_once_with_its_traceback_and_the_row(write) -> None:
         scorer.score([Response(PROBLEM, "first"), Response(PROBLEM, "second")])
         [line] = told
         assert "score failed for problem p1" in line and "mine.py" in line and "line 2" in line
-        assert "KeyError: 'first'" in line and "own.py" not in line
+        assert "KeyError: 'first'" in line and "own.py" not in line and "gets no advantage" in line
         with pytest.raises(RewardError, match=r"(?s)score failed on all of 2 responses.*KeyError"):
             scorer.require_success()
 
@@ -368,11 +368,25 @@ def test_a_changed_file_has_another_fingerprint(write) -> None:
     assert before.keys() == function_fingerprints(functions).keys() and before != function_fingerprints(functions)
 
 
+def test_a_changed_module_of_the_working_folder_has_another_fingerprint_and_is_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "never_imported").mkdir()
+    (tmp_path / "never_imported/__init__.py").write_text("raise SystemExit\n")
+    (tmp_path / "never_imported/rewards.py").write_text("def score(response): return 1\n")
+    functions = section_of({"type": "function", "path": "never_imported.rewards:score"}).own_functions
+    [before] = function_fingerprints(functions).values()
+    (tmp_path / "never_imported/rewards.py").write_text("def score(response): return 2\n")
+    [after] = function_fingerprints(functions).values()
+    assert "unknown" not in (before, after) and before != after
+
+
 # ----- the check at the start
 
 
 def lines_of(section: RewardSection, solution: str | None) -> list[str]:
-    """The solution's tokens are its characters."""
+    """Return the lines of the start; the solution's tokens are its characters."""
     expert_ids = () if solution is None else (tuple(map(ord, solution)),)
     with Scorer(section) as scorer:
         problems = [replace(PROBLEM, id="p0"), replace(PROBLEM, expert_ids=expert_ids)] if expert_ids else [PROBLEM]

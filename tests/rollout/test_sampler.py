@@ -500,7 +500,7 @@ def test_a_verifier_that_fails_stops_the_step() -> None:
 
 @pytest.mark.parametrize("truncated", ["graded", "zero", "masked"])
 def test_what_becomes_of_completions_that_were_cut(truncated: str) -> None:
-    """Five rollouts: two stop, two are cut, of each kind one with reward 1; the fifth is a whole expert trace."""
+    """Two rollouts stop and two are cut, of each kind one with reward 1; the fifth is a whole expert trace."""
     drawn = {0: (9, STOP_ID), 1: (8, STOP_ID), 2: (9, 9, 9, 9), 3: (8, 8, 8, 8)}
     engine = ScriptedEngine(draw=lambda request: drawn[int(request.request_id.rsplit("/", 1)[1].rstrip("g"))])
     schedule = [MicroGroup(4, 0.0, 0.0), MicroGroup(1, 1.0, None)]

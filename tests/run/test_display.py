@@ -1,4 +1,4 @@
-"""Signs of life: a line in each long silence where there is no terminal, and none where lines come anyway."""
+"""A run without a terminal prints a line in each long silence, and none where lines come anyway."""
 
 import re
 import threading

@@ -1,4 +1,4 @@
-"""What the first step shows is said with what to change; later steps and healthy runs are left in peace."""
+"""The warnings of the first step say what to change, and a healthy run gets none."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Runs with reward functions of the user's, with real workers: what reaches them, and what their answers do."""
+"""Runs give functions of the user's what they ask for, and learn from what they return; the workers are real."""
 
 import json
 import re
@@ -85,7 +85,7 @@ def test_a_rollout_without_a_reward_gets_no_advantage(make_config, own, capsys: 
 
 
 def test_advantages_without_those_that_have_no_reward() -> None:
-    """By hand: of rewards 1, 4, none, the mean is 2.5; the third rollout is no part of it."""
+    """The mean of the rewards 1 and 4 is 2.5, computed by hand; the third rollout is no part of it."""
     group = [rollout([1], [], [2], slot=slot, reward=reward) for slot, reward in enumerate((1.0, 4.0, 9.0))]
     group[2] = type(group[2])(**{**vars(group[2]), "reward": None})
     assert make_group(AlgorithmSection().build(), group).advantages == (-1.5, 1.5, 0.0)

@@ -120,7 +120,7 @@ def test_a_head_that_does_more_than_a_factor_is_noticed() -> None:
 
 @pytest.mark.slow
 def test_each_row_has_the_longrope_of_its_own_length(tmp_path: Path) -> None:
-    """Expert solutions alone: an engine chooses for all sequences by the longest (tests/engines/test_longrope.py)."""
+    """An engine would give all sequences the same one (tests/engines/test_longrope.py); here there is none."""
     options = {"sliding_window": None, "original_max_position_embeddings": 24, "rope_parameters": longrope(24)}
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(config_of("phi3", initializer_range=0.3, **options), dtype=torch.float32)

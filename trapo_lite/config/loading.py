@@ -2,8 +2,7 @@
 
 import difflib
 import logging
-import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,29 +10,19 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from trapo_lite.config import old_form, plain_yaml
-from trapo_lite.config.algorithm import AlgorithmSection, MicroGroupSection
-from trapo_lite.config.choices import FIELDS_BY_TYPE, Choice, by_name
+from trapo_lite.config.choices import by_name
 from trapo_lite.config.config import Config
-from trapo_lite.config.data import DataColumns
 from trapo_lite.config.fields import IDLE_KEY
+from trapo_lite.config.mistakes import CHOICES, MICRO_GROUP, describe, did_you_mean, is_unknown, nearest, shown
 from trapo_lite.config.other_names import own_name
-from trapo_lite.config.rewards import REWARD_TYPES
 from trapo_lite.config.shipped import config_file, config_names
 from trapo_lite.core.errors import ConfigError
 
 logger = logging.getLogger(__name__)
-MICRO_GROUP = MicroGroupSection.model_fields
-CHOICES = {
-    name: field.default for name, field in AlgorithmSection.model_fields.items() if isinstance(field.default, Choice)
-}
-"""Maps each part of the algorithm that is chosen by name to its default."""
 NO_VALUE = ("", "~", "null", "Null", "NULL")  # YAML's spellings of null
 QUOTES = ("'", '"')
 ALGORITHMS = ("trapo", "grpo", "luffy", "sft")  # the files in configs/algorithm; the first is the default
 LAST = 10**6  # number of the overrides among the sources of keys: after all files
-OTHER_VALUES = {"hf": "transformers", "huggingface": "transformers", "bf16": "bfloat16", "fp32": "float32"}
-"""Maps values of other libraries to those of the options here."""
-MAX_SHOWN = 200  # characters of a value in a message
 
 # Keys of other libraries that have no other name here; each gets a better message than "unknown key".
 REFUSED_KEYS = {
@@ -93,9 +82,8 @@ def _keys_in(values: Any) -> Collection[str]:
 
 def _takes_null(section: str, key: str) -> bool:
     """Return whether null is a value of the option, or no option has this name."""
-    field = Config.model_fields.get(section)
-    option = field.annotation.model_fields.get(key) if field else None  # type: ignore[union-attr]
-    return option is None or type(None) in get_args(option.annotation)
+    annotation = _annotation(section, key)
+    return annotation is None or type(None) in get_args(annotation)
 
 
 def _without_retired_keys(
@@ -111,8 +99,12 @@ def _without_retired_keys(
         else:
             return left
         idle = [(str(p["loc"][0]), p.get("ctx", {})) for p in problems if p["type"] == IDLE_KEY and len(p["loc"]) == 1]
-        last = {section: max(n for (name, _), n in sources.items() if name == section) for section, _ in idle}
-        retired = [(section, found) for section, found in idle if sources[section, found["key"]] < last[section]]
+        last = {
+            section: max((n for (name, _), n in sources.items() if name == section), default=0) for section, _ in idle
+        }
+        retired = [
+            (section, found) for section, found in idle if sources.get((section, found["key"]), 0) < last[section]
+        ]
         if not retired:
             return left  # with its mistakes, which `validate` reports
         for section, found in retired:
@@ -137,8 +129,8 @@ def validate(raw: dict[str, Any]) -> Config:
     except ValidationError as error:
         problems = error.errors()
         # A misspelt key would also be reported as missing; report it once.
-        misspelt = {(*p["loc"][:-1], _nearest(str(p["loc"][-1]), MICRO_GROUP)) for p in problems if _is_unknown(p)}
-        lines = [_describe(p) for p in problems if p["type"] != "missing" or p["loc"] not in misspelt]
+        misspelt = {(*p["loc"][:-1], nearest(str(p["loc"][-1]), MICRO_GROUP)) for p in problems if is_unknown(p)}
+        lines = [describe(p) for p in problems if p["type"] != "missing" or p["loc"] not in misspelt]
         raise ConfigError("\n".join(lines)) from None
 
 
@@ -208,7 +200,7 @@ def _parse_override(text: str) -> tuple[str, str, str | None, Any]:
     try:
         return section, option, parameter, plain_yaml.parse(value)
     except ValueError as error:
-        raise ConfigError(f"{key}: {_shown(value)} is not a YAML value; quote it ({error})") from None
+        raise ConfigError(f"{key}: {shown(value)} is not a YAML value; quote it ({error})") from None
 
 
 def _how_to_write(key: str, *, has_value: bool) -> str:
@@ -233,9 +225,14 @@ def keys_of(section: FieldInfo) -> Collection[str]:
 
 def _is_text(section: str, key: str) -> bool:
     """Return whether the option takes only text or null."""
+    return _annotation(section, key) in (str, str | None)
+
+
+def _annotation(section: str, key: str) -> Any:
+    """Return the type of an option, or None if there is none of this name."""
     field = Config.model_fields.get(section)
     option = field.annotation.model_fields.get(key) if field else None  # type: ignore[union-attr]
-    return option is not None and option.annotation in (str, str | None)
+    return None if option is None else option.annotation
 
 
 def _check_keys(raw: dict[str, Any]) -> None:
@@ -244,12 +241,12 @@ def _check_keys(raw: dict[str, Any]) -> None:
         raise ConfigError("\n".join(problems))
     for section, values in raw.items():
         if section not in Config.model_fields:
-            problems.append(f"{section}: unknown section{_did_you_mean(str(section), Config.model_fields)}")
+            problems.append(f"{section}: unknown section{did_you_mean(str(section), Config.model_fields)}")
             continue
         if values is None:
             values = {}
         if not isinstance(values, dict):
-            problems.append(f"{section}: found {_shown(values)}; write keys below it")
+            problems.append(f"{section}: found {shown(values)}; write keys below it")
             continue
         known = Config.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
         for key in values:
@@ -257,87 +254,9 @@ def _check_keys(raw: dict[str, Any]) -> None:
             if where in REFUSED_KEYS:
                 problems.append(f"{where}: {REFUSED_KEYS[where]}")
             elif key not in known:
-                problems.append(f"{where}: unknown key{_did_you_mean(str(key), known)}")
+                problems.append(f"{where}: unknown key{did_you_mean(str(key), known)}")
     if problems:
         raise ConfigError("\n".join(problems))
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} ..."
-
-
-def _nearest(word: str, known: Iterable[str]) -> str | None:
-    near = difflib.get_close_matches(word[:MAX_SHOWN], list(known), n=1, cutoff=0.5)
-    return near[0] if near else None
-
-
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    near = _nearest(word, known)
-    own = own_name(word)
-    is_near = bool(difflib.get_close_matches(word, list(known), n=1, cutoff=0.85))
-    if own is not None and not is_near:
-        return f"; here it is {own}"
-    return f"; did you mean {near!r}?" if near else f"; known are {', '.join(known)}"
-
-
-def _is_unknown(problem: Any) -> bool:
-    return problem["type"] == "extra_forbidden"
-
-
-def _describe(problem: Any) -> str:
-    keys = [key for index, key in enumerate(problem["loc"]) if not _is_tag(index, problem["loc"])]
-    where = ".".join(map(str, keys))
-    message = problem["msg"].removeprefix("Value error, ")
-    if _is_unknown(problem):
-        return f"{where}: unknown key{_did_you_mean(str(keys[-1]), _known_at(problem['loc']))}"
-    if problem["type"] == "union_tag_invalid":
-        names = [name.strip("' ") for name in problem["ctx"]["expected_tags"].split(",")]
-        return f"{where}: found {_shown(problem['ctx']['tag'])}{_did_you_mean(problem['ctx']['tag'], names)}"
-    if problem["type"] == "union_tag_not_found" and isinstance(keys[-1], int):
-        return f"{where}: has no type; write {{type: ..., parameter: ...}}, with a type such as math or function"
-    if problem["type"] == "union_tag_not_found":
-        return f"{where}: has no type; write {where}={CHOICES[str(keys[-1])].type}, or {{type: ..., parameter: ...}}"
-    if problem["type"] == "model_attributes_type" and keys[-1] in CHOICES:
-        return f"{where}: found {_shown(problem['input'])}; give a name, such as {CHOICES[str(keys[-1])].type}"
-    if problem["type"] in ("value_error", IDLE_KEY):
-        begins_with_keys = re.match(r"[\w\[\].]+(, [\w\[\].]+)*: ", message)
-        return f"{where}{'.' if begins_with_keys else ': '}{message}" if where else message
-    if problem["type"] == "missing" and isinstance(keys[-1], int):
-        return f"{'.'.join(map(str, keys[:-1]))}: has too few values; found {_shown(problem['input'])}"
-    value = "no value" if problem["input"] is None else _shown(problem["input"])
-    if problem["type"] == "literal_error":
-        return f"{where}: found {value}; {_choice_near(problem['input'], problem['ctx']['expected'])}"
-    return f"{where}: {message[0].lower()}{message[1:]}; found {value}"
-
-
-def _choice_near(value: Any, expected: str) -> str:
-    """Return advice for a value that is none of the choices, which pydantic writes as "'a', 'b' or 'c'".
-
-    >>> _choice_near("VLLM", "'vllm', 'server' or 'transformers'"), _choice_near("fp16", "'float32' or 'bfloat16'")
-    ("did you mean 'vllm'?", "give 'float32' or 'bfloat16'")
-    """
-    choices = re.findall(r"'([^']*)'", expected)
-    word = str(value).casefold()
-    known = OTHER_VALUES.get(word)
-    near = [known] if known in choices else difflib.get_close_matches(word, choices, n=1, cutoff=0.7)
-    return f"did you mean {near[0]!r}?" if near else f"give {expected}"
-
-
-def _is_tag(index: int, loc: Sequence[str | int]) -> bool:
-    """Return whether this part of pydantic's location only names the chosen type of a union."""
-    if loc[:2] == ("reward", "functions"):
-        return index == 3
-    return loc[index] in ("text", "list") or (index == 2 and loc[1] in CHOICES)
-
-
-def _known_at(loc: Sequence[str | int]) -> Iterable[str]:
-    """Return the known keys of the micro-group, the type or the map of columns that has an unknown one."""
-    if loc[:2] == ("data", "columns"):
-        return DataColumns.model_fields
-    if loc[:2] == ("reward", "functions"):
-        return next(kind.model_fields for kind in REWARD_TYPES if kind.model_fields["type"].default == loc[3])
-    return FIELDS_BY_TYPE[str(loc[1]), str(loc[2])] if loc[1] in CHOICES else MICRO_GROUP
 
 
 def sets(key: str, overrides: Sequence[str]) -> bool:

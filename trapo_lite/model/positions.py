@@ -12,7 +12,7 @@ from trapo_lite.core.errors import ConfigError, ModelError
 
 NO_LIMIT = 2**31
 LONG_BY_SHORT = {"short_factor": "long_factor", "short_mscale": "long_mscale"}
-"""Parameters of longrope up to its original length, and past it."""
+"""Maps each parameter of longrope up to the original length to the one past it."""
 
 
 def check_positions(config: PreTrainedConfig, name: str, *, longest: int) -> None:

@@ -1,7 +1,7 @@
 """Identify the rules and functions that decide rewards, so that a change of them is noticed."""
 
 import hashlib
-import importlib.util
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -23,14 +23,17 @@ def function_fingerprints(functions: Sequence[Function]) -> dict[str, str]:
 
 
 def _hash_of(where: str) -> str:
-    try:
-        if where.endswith(".py"):
-            file = Path(where).expanduser()
-        else:
-            spec = importlib.util.find_spec(where)
-            if spec is None or spec.origin is None:
-                return "unknown"
-            file = Path(spec.origin)
-        return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
-    except Exception:  # of a package that is imported to find its module, too; the workers say what is wrong with it
+    file = Path(where).expanduser() if where.endswith(".py") else _file_of_module(where)
+    if file is None or not file.is_file():  # the workers say what is wrong with it
         return "unknown"
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+
+
+def _file_of_module(name: str) -> Path | None:
+    """Return the file of a module where a worker would find it. Nothing is imported, as `find_spec` would do."""
+    path = Path(*name.split("."))
+    for folder in (Path.cwd(), *map(Path, sys.path)):
+        for file in (folder / path / "__init__.py", folder / path.with_suffix(".py")):
+            if file.is_file():
+                return file
+    return None

@@ -22,7 +22,7 @@ PARAMETERS = {
     "num_tokens": "number of tokens of the response",
     "step": "the run's step; -1 in an evaluation",
 }
-"""What a function may take, by the names of its parameters."""
+"""Maps each parameter that a function may take to its meaning."""
 MAX_TRACEBACK_CHARS = 4000
 LARGEST = 1e9  # of what a function may return: advantages are computed in float32
 _IMPORTLIB = str(Path(importlib.__file__).parent)

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from typing import NamedTuple, TypeVar
 
 from trapo_lite.config import RewardSection
+from trapo_lite.config.rewards import RewardFunction
 from trapo_lite.core.errors import RewardError
 from trapo_lite.core.types import Problem, Response, Score, Verdict
 from trapo_lite.reward.pool import Judgement, WorkerPool
@@ -104,7 +105,7 @@ class Scorer:
             value = judged.value
             if judged.kind in FAILURES and function.type == "function":
                 has_failed = has_failed or function.weight > 0
-                self._count_failure(function.label, problem, judged)
+                self._count_failure(function, problem, judged)
             elif judged.kind in FAILURES:
                 value = 0.0
             with self._counting:
@@ -114,16 +115,18 @@ class Scorer:
         has_number = any(value is not None for _, value in parts)
         return Score(verdict_of(judgements[0]), None if has_failed or not has_number else reward, tuple(parts))
 
-    def _count_failure(self, name: str, problem: Problem, judged: Judgement) -> None:
-        said = f"for problem {problem.id}: {judged.detail}"
+    def _count_failure(self, function: RewardFunction, problem: Problem, judged: Judgement) -> None:
+        name, failure = function.label, f"for problem {problem.id}: {judged.detail}"
         with self._counting:
             self._num_failed[name] += 1
             is_first = name not in self._first_failures
-            self._first_failures.setdefault(name, said)
+            self._first_failures.setdefault(name, failure)
         if is_first:
+            effect = "Such a rollout gets no advantage; the metric reward/none counts them."
+            if function.weight == 0:
+                effect = "Its weight is 0, so that the reward is the same without it."
             self._notify(
-                f"WARNING: the reward function {name} failed {said}\n"
-                "Such a rollout gets no advantage; verdict/failed counts them, and this is not said again"
+                f"WARNING: the reward function {name} failed {failure}\n{effect} Later failures are not shown."
             )
 
 
