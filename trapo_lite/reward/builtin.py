@@ -1,7 +1,7 @@
 """The reward functions that need no code of the user's, but math. Each returns (kind of verdict, value, judged text).
 
 Each takes the function's options (config/rewards.py) and the response as the workers get it (`worker.question_of`).
-What follows a thought (`</think>`) is the response; only `format` sees the thought too.
+What follows a thought (`</think>`) is the response; `format` and `length` see the thought too.
 """
 
 import json
