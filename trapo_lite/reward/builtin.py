@@ -1,6 +1,7 @@
-"""The reward functions that need no code of the user's, but math. Each returns (kind of verdict, value, judged text).
+"""Judge responses by the reward functions that need no code of the user's, except math.
 
-Each takes the function's options (config/rewards.py) and the response as the workers get it (`worker.question_of`).
+Each takes its options (config/rewards.py) and the response as the workers get it (`pool.question_of`), and returns
+(kind of verdict, value, judged text).
 What follows a thought (`</think>`) is the response; `format` and `length` see the thought too.
 """
 
