@@ -56,6 +56,11 @@ class Config(Section):
                 "run.deterministic: servers batch requests as they arrive, so bits may differ; set it to false or "
                 "rollout.engine: vllm"
             )
+        if rollout.replace_uninformative and not algorithm.samples:
+            raise ValueError(
+                "rollout.replace_uninformative: the algorithm samples nothing (every micro-group shows whole expert "
+                "solutions), so nothing is replaced; set it to 0"
+            )
         for key in ("tis_cap", "sequence_bound"):
             if getattr(algorithm, key) is not None and (rollout.top_p < 1.0 or rollout.top_k > 0):
                 raise ValueError(

@@ -114,6 +114,9 @@ class RolloutSection(Section):
     truncated: Literal["graded", "zero", "masked"] = "graded"
     """Completions cut at the limit. graded: rewarded like others. zero: their reward is 0. masked: they count in the
     mean reward of their group, but are not trained."""
+    replace_uninformative: Annotated[Whole, Field(ge=0)] = 0
+    """How often a problem of a step may be replaced by another one because nothing is learned from its rollouts: all
+    their rewards are equal, and none has an expert prefix to train."""
     temperature: Temperature = 1.0
     top_p: Annotated[Number, Field(gt=0.0, le=1.0)] = 1.0
     top_k: Annotated[Whole, Field(ge=0)] = 0

@@ -100,8 +100,11 @@ def needs_forward(algorithm: Algorithm, group: Group) -> bool:
 
     A group that cannot is left out of the forward pass but counts in the normalisers.
     """
-    if algorithm.needs_every_token:
-        return True
+    return algorithm.needs_every_token or is_informative(algorithm, group)
+
+
+def is_informative(algorithm: Algorithm, group: Group) -> bool:
+    """Return whether a rollout has an advantage or an expert prefix to train; KL and entropy terms do not count."""
     trains_prefix = algorithm.prefix_loss is not None and any(
         rollout.train_prefix and weight != 0.0
         for rollout, weight in zip(group.rollouts, group.prefix_weights, strict=True)

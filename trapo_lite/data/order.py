@@ -3,6 +3,7 @@
 import math
 from functools import lru_cache
 from hashlib import sha256
+from heapq import nsmallest
 
 
 def batch_indices(step: int, *, batch_size: int, num_problems: int, seed: int) -> list[int]:
@@ -16,6 +17,20 @@ def batch_indices(step: int, *, batch_size: int, num_problems: int, seed: int) -
     """
     start = step * batch_size
     return [_problem_at(position, batch_size, num_problems, seed) for position in range(start, start + batch_size)]
+
+
+def substitute_indices(step: int, *, batch_size: int, num_problems: int, seed: int, most: int) -> list[list[int]]:
+    """Return for each problem of step `step` the indices of up to `most` others that may replace it, one by one.
+
+    >>> substitute_indices(0, batch_size=2, num_problems=7, seed=0, most=2)
+    [[5, 6], [3, 0]]
+
+    No index occurs twice, nor is it one of the step's problems. If the data is too small, the lists are shorter.
+    """
+    batch = set(batch_indices(step, batch_size=batch_size, num_problems=num_problems, seed=seed))
+    others = (problem for problem in range(num_problems) if problem not in batch)
+    drawn = nsmallest(batch_size * most, others, key=lambda problem: _hash(f"{seed}/{step}/substitute/{problem}"))
+    return [drawn[position::batch_size] for position in range(batch_size)]
 
 
 def _problem_at(position: int, batch_size: int, num_problems: int, seed: int) -> int:
@@ -47,4 +62,8 @@ def _epoch_order(epoch: int, batch_size: int, num_problems: int, seed: int) -> t
 
 def _shuffled(epoch: int, num_problems: int, seed: int) -> list[int]:
     """Return problem indices in the order of their hashes. A library's shuffle may change between its versions."""
-    return sorted(range(num_problems), key=lambda problem: sha256(f"{seed}/{epoch}/{problem}".encode()).digest())
+    return sorted(range(num_problems), key=lambda problem: _hash(f"{seed}/{epoch}/{problem}"))
+
+
+def _hash(text: str) -> bytes:
+    return sha256(text.encode()).digest()

@@ -74,15 +74,24 @@ def padded_tokens(groups: Sequence[Group]) -> int:
 
 
 def to_lines(
-    group: Group, decode: Callable[[Sequence[int]], str], *, gold: str, micro_groups: Sequence[MicroGroup]
+    group: Group,
+    decode: Callable[[Sequence[int]], str],
+    *,
+    gold: str,
+    micro_groups: Sequence[MicroGroup],
+    replaced: bool = False,
 ) -> list[dict[str, Any]]:
     """Return a group's lines of rollouts/step-N.jsonl: text for people, token ids for machines.
 
-    gold: the correct answer to the problem.   docs/metrics.md lists the fields.
+    gold:     the correct answer to the problem
+    replaced: whether another problem replaced this one
+
+    docs/metrics.md lists the fields.
     """
     return [
         {
             "problem_id": rollout.problem_id,
+            "replaced": replaced,
             "slot": rollout.slot,
             "micro_group": number,
             "ratio": micro_groups[number - 1].prefix_ratio if rollout.is_guided else 0.0,

@@ -41,6 +41,8 @@ class PhaseReport:
     """How many of these tokens were in the engine's prefix cache."""
     num_discarded: int = 0
     """Requests that verdicts made unnecessary."""
+    replaced: tuple[list[Rollout], ...] = ()
+    """Groups of problems that others replaced."""
 
 
 def request_seed(run_seed: int, step: int, problem_id: str, slot: int, is_guided: bool) -> int:
@@ -86,7 +88,7 @@ class RolloutPhase:
         settings: SamplingSettings,
         decode: Callable[[Sequence[int]], str],
     ) -> None:
-        self.engine, self.scorer, self.groups = engine, scorer, groups
+        self.engine, self.scorer, self.groups = engine, scorer, list(groups)
         self.step, self.settings, self.decode = step, settings, decode
         self.num_rollouts = sum(len(group.candidates) for group in self.groups)
         self.settled = [group.num_settled for group in self.groups]
@@ -112,6 +114,13 @@ class RolloutPhase:
         """Return the indices of the problems that were completed since the last call."""
         complete, self.complete = self.complete, []
         return complete
+
+    def add(self, group: GroupInProgress) -> None:
+        """Take another problem into the phase, with the next index."""
+        self.changed.add(len(self.groups))
+        self.groups.append(group)
+        self.settled.append(group.num_settled)
+        self.num_rollouts += len(group.candidates)
 
     def start_branches(self) -> None:
         """Drop the branches that the newest verdicts exclude, then start those that the schedule wants."""

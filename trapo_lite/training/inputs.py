@@ -83,6 +83,11 @@ def read_inputs(config: Config) -> Inputs:
             f"rollout.num_problems: {config.rollout.num_problems} a step, but {', '.join(report.files)} has "
             f"{len(problems)} usable problems; lower it"
         )
+    if config.rollout.replace_uninformative and config.rollout.num_problems == len(problems):
+        raise ConfigError(
+            f"rollout.replace_uninformative: every step draws all {len(problems)} problems, so none is left to replace "
+            "them; set it to 0 or lower rollout.num_problems"
+        )
     eval_problems: list[Problem] = []
     if config.eval.every > 0 and config.eval.data is not None:
         data = config.data.model_copy(update={"require_expert": False})

@@ -51,6 +51,7 @@ YOUNGER_OPTIONS = {
     "data.instruction": "",
     "data.template_options": {},
     "model.layout": "auto",
+    "rollout.replace_uninformative": 0,
     "rollout.truncated": "graded",
     "reward.functions": [{"type": "math", "name": None, "weight": 1.0}],
 }

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from trapo_lite.config import Config
-from trapo_lite.core.algorithm import Algorithm, make_group
+from trapo_lite.core.algorithm import Algorithm, is_informative, make_group
 from trapo_lite.core.errors import RewardError
 from trapo_lite.core.micro_groups import MicroGroup
 from trapo_lite.core.types import Group, Mean
-from trapo_lite.data.order import batch_indices
+from trapo_lite.data.order import batch_indices, substitute_indices
 from trapo_lite.data.tokens import is_boundary_fn, text_of
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.parity import text_sequences
@@ -130,45 +130,55 @@ class RolloutStage:
             "engine/merge_kept": self.publisher.merge_kept,
         }
 
-    def sample(self, step: int) -> tuple[list[Group], Metrics]:
-        """Sample and grade this rank's share of the step's problems; return groups with advantages, and metrics."""
-        indices = batch_indices(
-            step,
-            batch_size=self.config.rollout.num_problems,
-            num_problems=len(self.inputs.problems),
-            seed=self.config.run.seed,
-        )
-        rollouts, report = sample_groups(
+    def sample(self, step: int) -> tuple[list[Group], list[Group], Metrics]:
+        """Sample and grade this rank's share of the step's problems.
+
+        Return groups with advantages, those that others replaced (rollout.replace_uninformative), and metrics of all.
+        """
+        problems, rollout = self.inputs.problems, self.config.rollout
+        order = {"batch_size": rollout.num_problems, "num_problems": len(problems), "seed": self.config.run.seed}
+        indices = batch_indices(step, **order)
+        substitutes = substitute_indices(step, **order, most=rollout.replace_uninformative)
+        sampled, report = sample_groups(
             self.engine,
             self.scorer,
-            [self.inputs.problems[index] for index in self.ranks.share(indices)],
+            [problems[index] for index in self.ranks.share(indices)],
             step=step,
             micro_groups=self.algorithm.micro_groups,
             settings=sampling_settings(self.config, self.inputs.tokenizer),
             decode=self._decode,
             is_boundary=is_boundary_fn(self.inputs.tokenizer),
+            substitutes=[[problems[index] for index in others] for others in self.ranks.share(substitutes)],
+            is_informative=lambda rollouts: is_informative(self.algorithm, make_group(self.algorithm, rollouts)),
             on_progress=self._on_progress,
         )
         self.scorer.require_success(self.ranks.gather([self.scorer.take_failures()]))
-        groups = [make_group(self.algorithm, group) for group in rollouts]
+        groups = [make_group(self.algorithm, group) for group in sampled]
+        replaced = [make_group(self.algorithm, group) for group in report.replaced]
+        drawn = [*groups, *replaced]
         shares = {
+            "rollout/replaced": Mean(len(replaced), len(drawn)),
             "rollout/discarded": Mean(report.num_discarded, report.num_requests),
             "rollout/cached": Mean(report.num_cached_tokens, report.num_prompt_tokens),
         }
-        metrics = self.ranks.sum_metrics(rollout_metrics.describe(groups, self.algorithm.micro_groups) | shares)
-        sampled = metrics["rollout/completion_tokens"].total
+        metrics = self.ranks.sum_metrics(rollout_metrics.describe(drawn, self.algorithm.micro_groups) | shares)
+        num_tokens = metrics["rollout/completion_tokens"].total
         engine_seconds, verdict_seconds, first_poll = self.ranks.largest(
             [report.engine_seconds, report.verdict_seconds, report.first_poll_seconds]
         )
         to_first_token = first_poll + (self.publisher.publish_seconds if self.publisher else 0.0)
         is_timed = report.num_requests and self.config.rollout.engine != "server"  # a server's poll samples nothing
-        return groups, {
-            **metrics,
-            "time/sample": engine_seconds,
-            "time/verdicts": verdict_seconds,
-            "time/first_token": to_first_token if is_timed else float("nan"),
-            "speed/sampled_tokens_per_second": sampled / engine_seconds if engine_seconds else float("nan"),
-        }
+        return (
+            groups,
+            replaced,
+            {
+                **metrics,
+                "time/sample": engine_seconds,
+                "time/verdicts": verdict_seconds,
+                "time/first_token": to_first_token if is_timed else float("nan"),
+                "speed/sampled_tokens_per_second": num_tokens / engine_seconds if engine_seconds else float("nan"),
+            },
+        )
 
     def evaluate(self, step: int) -> Metrics:
         """Evaluate on eval.data after `step` updates if an evaluation is due; every rank takes its share."""
@@ -188,16 +198,16 @@ class RolloutStage:
         )
         return {**self.ranks.sum_metrics(result.metrics()), "time/eval": time.perf_counter() - started}
 
-    def lines(self, groups: Sequence[Group]) -> list[dict[str, Any]]:
-        """Return this rank's lines of rollouts/step-N.jsonl."""
-        decode = partial(text_of, self.inputs.tokenizer, with_special=True)
-        micro_groups = self.algorithm.micro_groups
+    def lines(self, groups: Sequence[Group], *, replaced: bool = False) -> list[dict[str, Any]]:
+        """Return this rank's lines of rollouts/step-N.jsonl. replaced: whether others replaced these problems."""
+        to_lines = partial(
+            rollout_metrics.to_lines,
+            decode=partial(text_of, self.inputs.tokenizer, with_special=True),
+            micro_groups=self.algorithm.micro_groups,
+            replaced=replaced,
+        )
         return [
-            line
-            for group in groups
-            for line in rollout_metrics.to_lines(
-                group, decode, gold=self._gold_by_id[group.rollouts[0].problem_id], micro_groups=micro_groups
-            )
+            line for group in groups for line in to_lines(group, gold=self._gold_by_id[group.rollouts[0].problem_id])
         ]
 
     @contextlib.contextmanager

@@ -59,7 +59,7 @@ def train(
                     run.phase(step, "publishing the adapter")
                     metrics = rollouts.publish(step)
                     run.phase(step, "sampling")
-                    groups, sampled = rollouts.sample(step)
+                    groups, replaced, sampled = rollouts.sample(step)
                     run.leave_if_told()
                     run.phase(step, "updating the policy")
                     with rollouts.engine_asleep():
@@ -67,7 +67,8 @@ def train(
                     run.phase(step, "evaluating")
                     metrics |= rollouts.evaluate(step + 1)
                     run.phase(step, "logging and saving")
-                    run.log(step + 1, metrics, rollouts.lines(groups), seconds=time.perf_counter() - started)
+                    lines = rollouts.lines(groups) + rollouts.lines(replaced, replaced=True)
+                    run.log(step + 1, metrics, lines, seconds=time.perf_counter() - started)
                     progress.step_is_logged(step + 1)
                     if (step + 1) % config.train.save_every == 0 or step + 1 == config.train.max_steps:
                         progress.save(step + 1)
