@@ -219,6 +219,11 @@ def no_model(*_args, **_kwargs):
         ({"data": {"max_prompt_tokens": 2}}, DataError, "line 1: problem: 5 tokens.*raise data.max_prompt_tokens"),
         ({"model": {"config_overrides": {"rope_theta": 4e4}}}, ConfigError, "rope_parameters"),
         ({"rollout": {"num_problems": 13}}, ConfigError, "12 usable problems; lower it"),
+        (
+            {"data": {"shares": [1]}, "rollout": {"num_problems": 13}},
+            ConfigError,
+            r"by data.shares 13 of them from this source, but .*sums.jsonl has 12 usable problems; lower it or",
+        ),
         ({"data": {"eos_token": "<|nonsense|>"}}, DataError, "eos_token"),
     ],
     ids=lambda value: "" if not isinstance(value, dict) else "-".join(value),
@@ -236,6 +241,23 @@ def test_a_folder_without_weights_or_with_an_adapter_is_no_model(make_config, mo
     adapter = train(make_config(algorithm=SFT, name="sft", train={"max_steps": 1})) / "adapter"
     with pytest.raises(ConfigError, match="is an adapter"):
         train(make_config(model={"name": str(adapter)}))
+
+
+def test_each_source_has_its_share_of_every_step(make_config, data_file: Path, tmp_path: Path, capsys) -> None:
+    small = tmp_path / "small.jsonl"
+    small.write_text(
+        "".join(json.dumps({"id": f"s{n}", "problem": f"{n}-1?", "answer": str(n - 1)}) + "\n" for n in (5, 6))
+    )
+    config = make_config(
+        algorithm=GRPO, data={"train": [str(data_file), str(small)], "shares": [2, 1]}, rollout={"num_problems": 3}
+    )
+    train(config)
+    for file in sorted((config.run.folder / "rollouts").iterdir()):
+        ids = [json.loads(line)["problem_id"] for line in file.read_text().splitlines()]
+        assert len(ids) == 3 * 4 and sum(name.startswith("s") and not name.startswith("sums") for name in ids) == 4
+    assert f"2 from {data_file} (12 problems, 0.33 times each), 1 from {small} (2 problems, 1 times each)" in (
+        capsys.readouterr().out
+    )
 
 
 def test_a_mismatch_of_sampler_and_trainer_is_an_alarm(make_config, capsys) -> None:

@@ -56,6 +56,11 @@ class Config(Section):
                 "run.deterministic: servers batch requests as they arrive, so bits may differ; set it to false or "
                 "rollout.engine: vllm"
             )
+        if 0 in (split := self.data.split(rollout.num_problems)):
+            raise ValueError(
+                f"data.shares: {self.data.sources[split.index(0)]} would give none of a step's {rollout.num_problems} "
+                "problems; raise its share or rollout.num_problems, or leave it out of data.train"
+            )
         if rollout.replace_uninformative and not algorithm.samples:
             raise ValueError(
                 "rollout.replace_uninformative: the algorithm samples nothing (every micro-group shows whole expert "

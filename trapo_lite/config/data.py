@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from trapo_lite.config.fields import PathOrPaths, PositiveInt, Section, TextAsList
+from trapo_lite.config.fields import PathOrPaths, Positive, PositiveInt, Section, TextAsList
 
 QWEN_TEMPLATE = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{problem}\n"
@@ -84,6 +84,9 @@ class DataSection(Section):
 
     train: PathOrPaths = "Elliott/Openr1-Math-46k-8192"
     """Parquet, JSON, JSON-lines or CSV files, or a hub id."""
+    shares: Annotated[list[Positive], Field(min_length=1)] | None = None
+    """Shares of the sources of data.train in a step's problems, in their order; None: each problem is drawn equally
+    often."""
     columns: DataColumns | None = None
     """Columns of problem, answer, solutions and id in data.train; None: found by the known names (docs/data.md)."""
     answer_from: Literal["column", "box"] = "column"
@@ -121,6 +124,33 @@ class DataSection(Section):
         if difflib.get_close_matches(template.casefold(), ["chat", "chat_template"], n=1, cutoff=0.7):
             raise ValueError(f"found {template!r}; did you mean chat, which is the tokenizer's chat template?")
         raise ValueError("must contain {problem} exactly once; add it where the problem goes, or set it to chat")
+
+    @property
+    def sources(self) -> list[str]:
+        """Return data.train as a list."""
+        return [self.train] if isinstance(self.train, str) else self.train
+
+    def split(self, num_problems: int) -> list[int]:
+        """Return how many of a step's problems come from each source of data.train; without shares, the one number.
+
+        Each number is within 1 of the source's share of `num_problems`, and their sum is `num_problems`.
+        """
+        if self.shares is None:
+            return [num_problems]
+        exact = [share * num_problems / sum(self.shares) for share in self.shares]
+        counts = [int(number) for number in exact]
+        by_rest = sorted(range(len(exact)), key=lambda index: (counts[index] - exact[index], index))
+        for index in by_rest[: num_problems - sum(counts)]:
+            counts[index] += 1
+        return counts
+
+    @model_validator(mode="after")
+    def _has_a_share_for_each_source(self) -> "DataSection":
+        if self.shares is not None and len(self.shares) != len(self.sources):
+            raise ValueError(
+                f"shares: found {len(self.shares)} for the {len(self.sources)} sources of data.train; give one for each"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_one_slot(self) -> "DataSection":

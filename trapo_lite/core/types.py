@@ -19,7 +19,8 @@ class Problem:
     """A Problem is a prompt with a checkable answer and its expert solutions.
 
     `expert_ids` holds one tuple of token ids per expert solution (a trace), EOS included; it may be empty. `text` and
-    `row`, the problem without template and the row's columns, are for reward functions.
+    `row`, the problem without template and the row's columns, are for reward functions. `source_index` is the place of
+    its file among those that were loaded together.
     """
 
     id: str
@@ -29,6 +30,7 @@ class Problem:
     source: str = ""
     text: str = field(default="", compare=False)
     row: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    source_index: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)

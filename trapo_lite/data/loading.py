@@ -161,7 +161,7 @@ def read_examples(
     """
     needs_answer = rewards is None or rewards.needs_answer
     keeps_row = rewards is not None and bool(rewards.own_functions)
-    is_train = list(sources) == ([data.train] if isinstance(data.train, str) else data.train)
+    is_train = list(sources) == data.sources
     names = [source_name(source) for source in sources]
     for source_index, source in enumerate(sources):
         name = names[source_index] if names.count(names[source_index]) == 1 else f"{names[source_index]}-{source_index}"
@@ -175,13 +175,14 @@ def read_examples(
                 columns = data.columns
                 if columns is not None and not is_train and not has_columns(row.fields, columns):
                     columns = None
-                yield read_example(
+                example = read_example(
                     row,
                     columns,
                     takes_box=data.answer_from == "box",
                     needs_answer=needs_answer,
                     keeps_row=keeps_row,
                 )
+                yield replace(example, source_index=source_index)
             except BadRow as bad:
                 tally.bad_row(row.where, bad)
 
@@ -270,6 +271,7 @@ def with_traces(
                 example.source,
                 text=example.problem,
                 row=example.row or {},
+                source_index=example.source_index,
             )
         )
     return problems, kept

@@ -1,9 +1,41 @@
 """Compute the order of problems from the seed and the step, so that no order needs saving."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from heapq import nsmallest
+
+
+@dataclass(frozen=True)
+class ProblemOrder:
+    """A ProblemOrder says which problems a step draws, from each source as many as `split` says.
+
+    sources: indices of the problems of each source; no source has fewer than it gives to a step
+    """
+
+    sources: Sequence[Sequence[int]]
+    split: Sequence[int]
+    seed: int
+
+    def batch(self, step: int) -> list[int]:
+        """Return the indices of the step's problems."""
+        return [
+            members[index]
+            for members, count in zip(self.sources, self.split, strict=True)
+            for index in batch_indices(step, batch_size=count, num_problems=len(members), seed=self.seed)
+        ]
+
+    def substitutes(self, step: int, *, most: int) -> list[list[int]]:
+        """Return for each problem of `batch` up to `most` others of its source that may replace it, one by one."""
+        return [
+            [members[index] for index in others]
+            for members, count in zip(self.sources, self.split, strict=True)
+            for others in substitute_indices(
+                step, batch_size=count, num_problems=len(members), seed=self.seed, most=most
+            )
+        ]
 
 
 def batch_indices(step: int, *, batch_size: int, num_problems: int, seed: int) -> list[int]:

@@ -28,6 +28,7 @@ class Example:
     row_key:     a unique id, used if `id` is not unique.
     answer_is_boxed: the row has no answer of its own, so the answer is what a box in its solution holds.
     row:         all of its columns, if reward functions take them.
+    source_index: the place of its file among those that are loaded together.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Example:
     where: str
     answer_is_boxed: bool = False
     row: Mapping[str, Any] | None = None
+    source_index: int = 0
 
 
 def read_example(

@@ -1,5 +1,6 @@
 """Read and check all inputs of a run that need no loaded model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,11 +8,13 @@ from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import Config
 from trapo_lite.config.paths import check_paths
+from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.core.types import Problem
 from trapo_lite.data.chat import prompt_settings, stop_ids_of
 from trapo_lite.data.expert_thoughts import require_fitting_experts
 from trapo_lite.data.loading import load_problems, require_experts
+from trapo_lite.data.order import ProblemOrder
 from trapo_lite.data.report import DataReport
 from trapo_lite.data.tokens import load_tokenizer
 from trapo_lite.engines.start import check_served
@@ -43,6 +46,7 @@ class Inputs:
     report: DataReport
     eval_problems: list[Problem]
     layout: Layout
+    order: ProblemOrder
 
 
 def check_start_fits(config: Config, *, reads_weights: bool) -> None:
@@ -78,16 +82,7 @@ def read_inputs(config: Config) -> Inputs:
         require_fitting_experts(config.data, loaded.examples, tokenizer)
     if not config.algorithm.samples:
         problems = [problem for problem in problems if problem.expert_ids]  # SFT trains nothing else
-    if config.rollout.num_problems > len(problems):
-        raise ConfigError(
-            f"rollout.num_problems: {config.rollout.num_problems} a step, but {', '.join(report.files)} has "
-            f"{len(problems)} usable problems; lower it"
-        )
-    if config.rollout.replace_uninformative and config.rollout.num_problems == len(problems):
-        raise ConfigError(
-            f"rollout.replace_uninformative: every step draws all {len(problems)} problems, so none is left to replace "
-            "them; set it to 0 or lower rollout.num_problems"
-        )
+    order = _order(config, problems)
     eval_problems: list[Problem] = []
     if config.eval.every > 0 and config.eval.data is not None:
         data = config.data.model_copy(update={"require_expert": False})
@@ -97,4 +92,38 @@ def read_inputs(config: Config) -> Inputs:
         eval_problems = for_eval.problems[: config.eval.num_problems]
     require_embeddings(config, tokenizer, [*problems, *eval_problems])
     prompt = prompt_settings(config.data, tokenizer, stop_ids)
-    return Inputs(config, rope_lines, tokenizer, stop_ids, prompt, problems, report, eval_problems, layout)
+    return Inputs(config, rope_lines, tokenizer, stop_ids, prompt, problems, report, eval_problems, layout, order)
+
+
+def _order(config: Config, problems: Sequence[Problem]) -> ProblemOrder:
+    """Return the order in which problems are drawn; raise ConfigError if a source has fewer than a step takes."""
+    data, names = config.data, config.data.sources
+    of_source = [0 if data.shares is None else problem.source_index for problem in problems]
+    split = data.split(config.rollout.num_problems)
+    sources = [[i for i, source in enumerate(of_source) if source == index] for index in range(len(split))]
+    for index, (members, count) in enumerate(zip(sources, split, strict=True)):
+        name = ", ".join(names) if data.shares is None else names[index]
+        if count > len(members):
+            share = "" if data.shares is None else f", and by data.shares {count} of them from this source"
+            raise ConfigError(
+                f"rollout.num_problems: {config.rollout.num_problems} a step{share}, but {name} has "
+                f"{len(members)} usable problems; lower it{' or its share' if share else ''}"
+            )
+        if config.rollout.replace_uninformative and count == len(members):
+            raise ConfigError(
+                f"rollout.replace_uninformative: every step draws all {count} problems of {name}, so none is left to "
+                "replace them; set it to 0 or lower rollout.num_problems"
+            )
+    return ProblemOrder(sources, split, config.run.seed)
+
+
+def share_lines(config: Config, order: ProblemOrder) -> list[str]:
+    """Return a line on how many problems of a step come from each source, if data.shares says it."""
+    if config.data.shares is None:
+        return []
+    parts = [
+        f"{count} from {name} ({counted(len(members), 'problem')}, {config.train.max_steps * count / len(members):.2g} "
+        "times each)"
+        for name, count, members in zip(config.data.sources, order.split, order.sources, strict=True)
+    ]
+    return [f"problems of a step: {', '.join(parts)}"]

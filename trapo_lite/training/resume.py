@@ -49,6 +49,7 @@ YOUNGER_OPTIONS = {
     "data.columns": None,
     "data.filter": {},
     "data.instruction": "",
+    "data.shares": None,
     "data.template_options": {},
     "model.layout": "auto",
     "rollout.replace_uninformative": 0,

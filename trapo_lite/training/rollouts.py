@@ -15,7 +15,6 @@ from trapo_lite.core.algorithm import Algorithm, is_informative, make_group
 from trapo_lite.core.errors import RewardError
 from trapo_lite.core.micro_groups import MicroGroup
 from trapo_lite.core.types import Group, Mean
-from trapo_lite.data.order import batch_indices, substitute_indices
 from trapo_lite.data.tokens import is_boundary_fn, text_of
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.parity import text_sequences
@@ -135,10 +134,9 @@ class RolloutStage:
 
         Return groups with advantages, those that others replaced (rollout.replace_uninformative), and metrics of all.
         """
-        problems, rollout = self.inputs.problems, self.config.rollout
-        order = {"batch_size": rollout.num_problems, "num_problems": len(problems), "seed": self.config.run.seed}
-        indices = batch_indices(step, **order)
-        substitutes = substitute_indices(step, **order, most=rollout.replace_uninformative)
+        problems = self.inputs.problems
+        indices = self.inputs.order.batch(step)
+        substitutes = self.inputs.order.substitutes(step, most=self.config.rollout.replace_uninformative)
         sampled, report = sample_groups(
             self.engine,
             self.scorer,

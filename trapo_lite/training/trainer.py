@@ -34,7 +34,7 @@ from trapo_lite.run.launch import StopSignals, set_threads
 from trapo_lite.run.processes import Ranks
 from trapo_lite.run.step_log import LogBook
 from trapo_lite.training.checkpoint import restore_checkpoint
-from trapo_lite.training.inputs import read_inputs
+from trapo_lite.training.inputs import read_inputs, share_lines
 from trapo_lite.training.progress import Progress
 from trapo_lite.training.resume import find_start_point
 from trapo_lite.training.rollouts import RolloutStage
@@ -112,8 +112,14 @@ class Run:
             *model_lines(config.model),
             *self.inputs.rope_lines,
         ]
+        data = [*self.inputs.report.lines(), *share_lines(config, self.inputs.order)]
         prompt = prompt_line(config.data, self.inputs.tokenizer, stop_ids=self.inputs.stop_ids)
-        for line in [*notes, *self.inputs.report.lines(), prompt, self._start_line()]:
+        for line in [
+            *notes,
+            *data,
+            prompt,
+            self._start_line(),
+        ]:
             self.display.message(line)
 
     def load(
