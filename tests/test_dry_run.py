@@ -1,5 +1,6 @@
-"""A dry run says what a run would do, and refuses what a run would refuse, without weights and data."""
+"""A dry run says what a run would do, and refuses what a run would refuse, without weights."""
 
+import json
 import re
 import shutil
 import tempfile
@@ -40,6 +41,25 @@ def test_it_names_the_layout_the_prompt_and_what_ends_an_answer(model: Path, cap
     *_, layout, prompt = capsys.readouterr().out.splitlines()
     assert layout == "layout: tree"
     assert prompt.startswith("prompt: data.prompt_template; an answer ends at ")
+
+
+@pytest.mark.slow
+def test_it_says_what_the_rows_and_their_expert_solutions_are_worth(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [{"problem": f"{n}+1?", "answer": str(n + 1), "solution": f"\\boxed{{{n + (n > 5)}}}"} for n in range(10)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dry_run(model, f"data.train={file}", "rollout.num_problems=4")
+    shown = capsys.readouterr().out
+    assert (
+        "10 problems of 10 rows" in shown
+        and "expert solutions: 4 of 10 looked at are correct, mean reward 0.4" in shown
+    )
+    assert "WARNING: most expert solutions are not correct by the first of reward.functions" in shown
+    with pytest.raises(SystemExit):
+        dry_run(model, f"data.train={file}", "rollout.num_problems=11")
+    assert "rollout.num_problems: 11 a step" in capsys.readouterr().err
 
 
 def test_it_warns_about_a_template_that_does_not_open_the_answer(model: Path, capsys: pytest.CaptureFixture) -> None:
@@ -149,7 +169,8 @@ def test_the_configuration_that_the_page_shows_is_a_whole_one(
     Path("mine.yaml").write_text(text)
     Path("models").mkdir()
     model.rename("models/my-model")
-    Path("my_problems.jsonl").write_text('{"problem": "1 + 1?", "answer": "2", "solution": "It is 2."}\n')
+    rows = [{"problem": f"{n} + 1?", "answer": str(n + 1), "solution": f"\\boxed{{{n + 1}}}"} for n in range(64)]
+    Path("my_problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     overrides = ["rollout.engine=transformers", "model.config_overrides={max_position_embeddings: 2048}"]
     cli.train(["--config", "mine.yaml", "--dry-run", *overrides])
     said = capsys.readouterr().out

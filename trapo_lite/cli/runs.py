@@ -7,6 +7,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trapo_lite.cli.arguments import ArgumentParser, add_config_arguments, read_config
 from trapo_lite.cli.endings import exit_on_user_error, exit_when_stopped
@@ -14,6 +15,9 @@ from trapo_lite.config import Config
 from trapo_lite.config.paths import check_paths
 from trapo_lite.config.unusual import unusual_lines
 from trapo_lite.core.errors import ConfigError, DataError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def train(arguments: Sequence[str] | None = None, *, prog: str = "train.py") -> None:
@@ -60,7 +64,6 @@ def _dry_run(config: Config) -> Iterator[str]:
     from trapo_lite.model.layout import check_model
     from trapo_lite.model.saved_adapter import check_start
     from trapo_lite.planning.report import plan_lines
-    from trapo_lite.reward.start_check import require_loadable
     from trapo_lite.training.inputs import check_start_fits
 
     if not _is_readable(config.model.name):
@@ -69,7 +72,7 @@ def _dry_run(config: Config) -> Iterator[str]:
         yield from plan_lines(config)
         yield (
             f"WARNING: model.name: {config.model.name} is no folder here, so it is taken for a hub id: nothing of the "
-            "model was checked, nor its tokenizer, its template or the engine; name a local folder to check them"
+            "model was checked, nor its tokenizer, its template, the data or the engine; name a local folder to check them"
         )
         return
     config, rope_lines = with_one_rope(config, max_model_len=config.max_model_len)
@@ -79,8 +82,8 @@ def _dry_run(config: Config) -> Iterator[str]:
     check_start_fits(config, reads_weights=False)
     tokenizer = load_tokenizer(config.model.name)
     prompt = check_prompt(config.data, tokenizer, model=config.model.name)
-    require_loadable(config.reward)
     yield from plan_lines(config)
+    yield from _data_lines(config, tokenizer)
     yield from [*model_lines(config.model), *rope_lines]
     yield layout.line or "layout: tree"
     yield prompt
@@ -88,6 +91,28 @@ def _dry_run(config: Config) -> Iterator[str]:
     if config.uses_engine and config.rollout.engine == "vllm":
         yield "asking vLLM whether it serves this class of models, which takes it some seconds"
         yield ask_vllm(config, notify=functools.partial(print, flush=True))
+
+
+def _data_lines(config: Config, tokenizer: "PreTrainedTokenizerBase") -> Iterator[str]:
+    """Yield what a run would say of its data and its reward functions. A data set of the hub is not read."""
+    from trapo_lite.data.tokens import text_of
+    from trapo_lite.reward import Scorer
+    from trapo_lite.reward.expert_check import expert_lines
+    from trapo_lite.reward.start_check import require_loadable, start_lines
+    from trapo_lite.training.inputs import read_problems, share_lines
+
+    remote = [source for source in config.data.sources if not Path(source).expanduser().is_file()]
+    if remote:
+        require_loadable(config.reward)
+        yield f"data: {', '.join(remote)} is read from the hub when the run starts, so its rows were not checked"
+        return
+    problems, report, order = read_problems(config, tokenizer)
+    yield from [*report.lines(), *share_lines(config, order)]
+    decode = functools.partial(text_of, tokenizer)
+    with Scorer(config.reward, notify=functools.partial(print, flush=True)) as scorer:
+        yield from start_lines(config.reward, scorer, problems, decode)
+        if config.algorithm.uses_experts:
+            yield from expert_lines(scorer, problems, decode)
 
 
 def _is_readable(name: str) -> bool:

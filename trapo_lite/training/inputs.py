@@ -72,19 +72,12 @@ def read_inputs(config: Config) -> Inputs:
         check_served(config)
     check_weight_files(config.model.name)
     check_start_fits(config, reads_weights=True)
-    limit = config.rollout.max_response_tokens
     tokenizer = load_tokenizer(config.model.name)
     stop_ids = stop_ids_of(config.data, tokenizer, model=config.model.name)
-    loaded = load_problems(config.data, tokenizer, max_response_tokens=limit, rewards=config.reward)
-    problems, report = loaded.problems, loaded.report
-    if config.algorithm.uses_experts:
-        require_experts(report)
-        require_fitting_experts(config.data, loaded.examples, tokenizer)
-    if not config.algorithm.samples:
-        problems = [problem for problem in problems if problem.expert_ids]  # SFT trains nothing else
-    order = _order(config, problems)
+    problems, report, order = read_problems(config, tokenizer)
     eval_problems: list[Problem] = []
     if config.eval.every > 0 and config.eval.data is not None:
+        limit = config.rollout.max_response_tokens
         data = config.data.model_copy(update={"require_expert": False})
         for_eval = load_problems(
             data, tokenizer, max_response_tokens=limit, rewards=config.reward, files=config.eval.data
@@ -93,6 +86,22 @@ def read_inputs(config: Config) -> Inputs:
     require_embeddings(config, tokenizer, [*problems, *eval_problems])
     prompt = prompt_settings(config.data, tokenizer, stop_ids)
     return Inputs(config, rope_lines, tokenizer, stop_ids, prompt, problems, report, eval_problems, layout, order)
+
+
+def read_problems(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Problem], DataReport, ProblemOrder]:
+    """Read data.train; return the problems that are trained, the report on all rows, and the order of drawing.
+
+    Raises DataError or ConfigError if the rows do not fit the configuration.
+    """
+    limit = config.rollout.max_response_tokens
+    loaded = load_problems(config.data, tokenizer, max_response_tokens=limit, rewards=config.reward)
+    if config.algorithm.uses_experts:
+        require_experts(loaded.report)
+        require_fitting_experts(config.data, loaded.examples, tokenizer)
+    problems = loaded.problems
+    if not config.algorithm.samples:
+        problems = [problem for problem in problems if problem.expert_ids]  # SFT trains nothing else
+    return problems, loaded.report, _order(config, problems)
 
 
 def _order(config: Config, problems: Sequence[Problem]) -> ProblemOrder:

@@ -21,6 +21,7 @@ from trapo_lite.engines.parity import text_sequences
 from trapo_lite.evaluation.draws import evaluate_problems
 from trapo_lite.model.policy import Policy
 from trapo_lite.reward import Scorer
+from trapo_lite.reward.expert_check import expert_lines
 from trapo_lite.reward.start_check import start_lines
 from trapo_lite.rollout import metrics as rollout_metrics
 from trapo_lite.rollout.publisher import Publisher
@@ -80,7 +81,7 @@ class RolloutStage:
             stack.callback(self.engine.close)
 
     def _reward_lines(self) -> list[str]:
-        """Return what each reward function says of the first expert solution, on the main process.
+        """Return what the reward functions say of expert solutions, on the main process.
 
         All processes raise RewardError if a function cannot work.
         """
@@ -89,6 +90,8 @@ class RolloutStage:
         if self.ranks.is_main:
             try:
                 lines = start_lines(self.config.reward, self.scorer, self.inputs.problems, self._decode)
+                if self.config.algorithm.uses_experts:
+                    lines += expert_lines(self.scorer, self.inputs.problems, self._decode)
             except RewardError as error:
                 problem = str(error)
         problem = "".join(self.ranks.gather([problem]))
