@@ -66,6 +66,13 @@ def test_help_and_returns_of_each_micro_group() -> None:
     assert row([EASY], TRAPO)["reward/helped_2"] is None  # nobody got help: no data, not 0
 
 
+def test_the_gain_by_help_compares_rollouts_of_the_same_problem() -> None:
+    worse = group("w", [("own", 1.0), ("own", 0.0)] * 2 + [("guided", 0.0)] * 3 + [("expert", 1.0)])
+    assert row([EASY, HARD], TRAPO)["reward/gain_by_help"] == 2 / 3
+    assert row([EASY, HARD, worse], TRAPO)["reward/gain_by_help"] == (2 / 3 - 1 / 2) / 2
+    assert row([EASY], TRAPO)["reward/gain_by_help"] is None
+
+
 def test_own_where_the_whole_trace_is_always_shown() -> None:
     luffy = group("p", [("own", 1.0)] * 3 + [("own", 0.0)] * 4 + [("expert", 1.0)])
     found = row([luffy], LUFFY)

@@ -72,7 +72,8 @@ def _dry_run(config: Config) -> Iterator[str]:
         yield from plan_lines(config)
         yield (
             f"WARNING: model.name: {config.model.name} is no folder here, so it is taken for a hub id: nothing of the "
-            "model was checked, nor its tokenizer, its template, the data or the engine; name a local folder to check them"
+            "model was checked, nor its tokenizer, its template, the data or the engine; name a local folder "
+            "to check them"
         )
         return
     config, rope_lines = with_one_rope(config, max_model_len=config.max_model_len)

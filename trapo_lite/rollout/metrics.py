@@ -24,6 +24,7 @@ def describe(groups: Sequence[Group], micro_groups: Sequence[MicroGroup]) -> dic
         "reward/own": _mean_reward(own if micro_groups[0].prefix_ratio == 0.0 else []),
         "reward/guided": _mean_reward(guided),
         "reward/expert": _mean_reward(expert),
+        "reward/gain_by_help": _mean(_gains_by_help(groups)),
         "reward/none": _mean([r.reward is None for r in rollouts]),
         "rollout/guided": _mean([r.is_guided for r in rollouts]),
         "rollout/solved_groups": _mean([all(r.verdict.is_correct for r in g.rollouts) for g in groups]),
@@ -39,6 +40,17 @@ def describe(groups: Sequence[Group], micro_groups: Sequence[MicroGroup]) -> dic
         values = [value for r in rollouts for part, value in r.parts if part == name and value is not None]
         metrics[f"score/{name}"] = _mean(values)
     return metrics | _describe_micro_groups(groups, micro_groups)
+
+
+def _gains_by_help(groups: Sequence[Group]) -> list[float]:
+    """Return the mean reward of guided less that of unguided rollouts, for each problem that has both."""
+    gains = []
+    for group in groups:
+        drawn = [r for r in group.rollouts if r.finish_reason != "expert" and r.reward is not None]
+        guided, alone = (_mean_reward([r for r in drawn if r.is_guided is helped]) for helped in (True, False))
+        if guided.count and alone.count:
+            gains.append(guided.value - alone.value)
+    return gains
 
 
 def _describe_micro_groups(groups: Sequence[Group], micro_groups: Sequence[MicroGroup]) -> dict[str, Mean]:

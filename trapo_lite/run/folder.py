@@ -103,6 +103,12 @@ class RunFolder:
         with naming(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
 
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl; `cut_back` has removed damaged ones."""
+        if not self.metrics_file.exists():
+            return []
+        return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
+
     def write_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rollouts/step-N.jsonl, one line per rollout."""
         self.rollouts.mkdir(exist_ok=True)

@@ -16,6 +16,7 @@ TABLE: dict[str, str] = {
     "reward/own": "mean reward of the first micro-group: the policy by itself; null if the schedule guides it",
     "reward/guided": "mean reward of guided rollouts that the policy completed",
     "reward/expert": "mean reward of whole expert traces",
+    "reward/gain_by_help": "reward of guided less that of unguided rollouts, mean over problems with both",
     "reward/group_N": "mean reward of the rollouts of micro-group N, with and without help",
     "reward/helped_N": "mean reward of the rollouts of micro-group N that got help, whole expert traces included",
     "reward/none": "share of rollouts without a reward: a function of yours failed, or none returned a number",

@@ -10,6 +10,7 @@ from trapo_lite.run.display import Display
 from trapo_lite.run.early_warnings import early_warnings
 from trapo_lite.run.folder import RunFolder
 from trapo_lite.run.loggers import open_loggers
+from trapo_lite.run.trend_warnings import TrendWarnings
 
 
 class LogBook:
@@ -18,6 +19,7 @@ class LogBook:
     def __init__(self, config: Config, folder: RunFolder, display: Display, *, first_step: int) -> None:
         self._config, self._folder, self._display = config, folder, display
         self._loggers = open_loggers(config, first_step=first_step)
+        self._trends = TrendWarnings(folder.metrics())
 
     def write(
         self,
@@ -37,7 +39,7 @@ class LogBook:
             logger.log(row, step)
         self._display.step(row)
         early = early_warnings(row, self._config) if step == 1 else []
-        for warning in [*self._warnings(row), *early]:
+        for warning in [*self._warnings(row), *early, *self._trends.after(row)]:
             self._display.message(f"step {step}: {warning}")
 
     def flush(self) -> None:

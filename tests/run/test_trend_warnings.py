@@ -1,0 +1,34 @@
+"""Warnings that need several steps come once, at the step that shows them, and not again after a resume."""
+
+from typing import Any
+
+from trapo_lite.run.trend_warnings import TrendWarnings
+
+
+def steps(num: int, **values: Any) -> list[dict[str, Any]]:
+    names = {"gain": "reward/gain_by_help", "entropy": "policy/entropy", "solved": "rollout/solved_groups"}
+    return [{names[name]: value for name, value in values.items()} for _ in range(num)]
+
+
+def given(rows: list[dict[str, Any]], earlier: int = 0) -> list[tuple[int, str]]:
+    """(step, what the warning begins with) of each."""
+    trends = TrendWarnings(rows[:earlier])
+    numbered = list(enumerate(rows, start=1))[earlier:]
+    return [(step, line.removeprefix("warning: ")[:16]) for step, row in numbered for line in trends.after(row)]
+
+
+def test_help_that_harms_is_told_once_after_five_steps_with_help() -> None:
+    rows = steps(2, gain=None) + steps(4, gain=-0.1) + steps(1, gain=0.2) + steps(6, gain=-0.1)
+    assert given(rows) == [(7, "guided rollouts ")]
+    assert given(rows, earlier=6) == [(7, "guided rollouts ")]
+    assert given(rows, earlier=7) == []
+    assert given(steps(20, gain=0.0)) == []
+
+
+def test_an_entropy_that_collapses_is_told_unless_most_problems_are_solved() -> None:
+    def run(solved: float, last: float) -> list[dict[str, Any]]:
+        return steps(5, entropy=0.6, solved=solved) + steps(8, entropy=last, solved=solved)
+
+    assert given(run(0.1, 0.05)) == [(10, "policy/entropy f")]
+    assert given(run(0.1, 0.07)) == [] == given(run(0.6, 0.0))
+    assert given(run(0.1, 0.0)[:9]) == []
