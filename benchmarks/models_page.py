@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from published_sizes import start_rows
+from start_configs import start_rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -114,9 +114,9 @@ float32 on a GPU.
 |---|---|---|---|
 """
 TAIL = """
-These are estimates from the sizes that the models' publishers give (`benchmarks/published_sizes.py`); none of these
-models has been trained on such a card here. `trapo-lite plan --config FILE --gpu NAME` reads the model's own
-`config.json`.
+These are estimates from the sizes that the models' publishers give (`trapo_lite/planning/published_sizes.py`); none of
+these models has been trained on such a card here. `trapo-lite plan --config FILE --gpu NAME` takes these sizes too, and those
+of 24 more models by their names on the hub; of any other model it reads `config.json`.
 
 ## How it was tested
 

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import models_page
-import published_sizes
 import pytest
+import start_configs
 from chat_models import MODELS
 from families import FAMILIES, MOST_TRAINED
 from family_results import FILE, PACKAGES, check_result, read_results
+
+from trapo_lite.planning.published_sizes import SIZES
 
 ROOT = Path(__file__).parents[1]
 
@@ -90,7 +92,7 @@ def test_another_reason_is_another_result(tmp_path: Path, monkeypatch: pytest.Mo
     assert not {"why", "measured"} & set(recorded)
 
 
-@pytest.mark.parametrize("start", published_sizes.STARTS, ids=lambda start: start.config)
-def test_a_configuration_has_the_sizes_of_its_model(start: published_sizes.Start) -> None:
-    text = (published_sizes.CONFIGS / f"{start.config}.yaml").read_text(encoding="utf-8")
-    assert sum(f"name: {name}\n" in text for name in published_sizes.SIZES) == 1
+@pytest.mark.parametrize("start", start_configs.STARTS, ids=lambda start: start.config)
+def test_a_configuration_has_the_sizes_of_its_model(start: start_configs.Start) -> None:
+    text = (start_configs.CONFIGS / f"{start.config}.yaml").read_text(encoding="utf-8")
+    assert sum(f"name: {name}\n" in text for name in SIZES) == 1

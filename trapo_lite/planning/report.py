@@ -16,6 +16,7 @@ from trapo_lite.model.base import model_shape
 from trapo_lite.model.layout import check_model
 from trapo_lite.model.shape import ModelShape
 from trapo_lite.planning.memory import checkpoint_bytes, plan_memory, plan_time, remedies, shortcoming, tokens_at_once
+from trapo_lite.planning.published_sizes import with_published_sizes
 from trapo_lite.run.gpus import GIB, GPUS, Gpu
 
 SHARDED = "shard the base over the GPUs (--sharded here, configs/accelerate/fsdp2.yaml to train)"
@@ -107,13 +108,16 @@ def memory_report(
         raise ConfigError("--sharded: nf4 weights are not sharded; set model.quantize=none, or leave it out")
     gpu, is_assumed = _gpu(gpu_name, gpu_memory)
     check_name(config.model.name)
-    config = check_model(config).written_out(config)
-    shape = model_shape(config)
+    with with_published_sizes(config) as readable:
+        is_published = readable is not config
+        config = check_model(readable).written_out(readable)
+        shape = model_shape(config)
     num_shards = num_gpus if is_sharded else 1
     plan = plan_memory(config, shape, gpu_memory=gpu.memory, num_shards=num_shards)
     share = f", a share of 1/{num_shards}" if num_shards > 1 else ""
+    published = ", by the sizes that its publisher gives" if is_published else ""
     parts = [
-        ("base", plan.base, f"{_count(shape.parameters)} parameters{share}"),
+        ("base", plan.base, f"{_count(shape.parameters)} parameters{share}{published}"),
         *([("gathered", plan.gathered, "embeddings, head and two layers, whole")] if num_shards > 1 else []),
         ("adapter", plan.adapter, f"{shape.adapter_parameters / 1e6:.1f} million, weights and gradients in float32"),
         ("optimizer", plan.optimizer, config.optim.name),
