@@ -115,8 +115,8 @@ float32 on a GPU.
 """
 TAIL = """
 These are estimates from the sizes that the models' publishers give (`trapo_lite/planning/published_sizes.py`); none of
-these models has been trained on such a card here. `trapo-lite plan --config FILE --gpu NAME` takes these sizes too, and those
-of 24 more models by their names on the hub; of any other model it reads `config.json`.
+these models has been trained on such a card here. `trapo-lite plan --config FILE --gpu NAME` takes these sizes too, and
+those of 24 more models by their names on the hub; of any other model it reads `config.json`.
 
 ## How it was tested
 
