@@ -73,7 +73,7 @@ def second_source(file: Path) -> str:
         row(
             3, [trace(6, thought="long " * 60 + "{}"), trace(7), trace(6, thought="thrice {}")], [True] * 3, [True] * 3
         ),
-        {"problem": "no answer"},
+        {"answer": "no problem"},
     ]
     return write(file, rows)
 
@@ -104,6 +104,29 @@ def test_second_traces_are_joined_where_they_are_right_finished_new_and_fit(tmp_
     assert len({problem.id for problem in loaded.problems}) == 6  # the group key is always set
     report = json.loads((tmp_path / "set.report.json").read_text())
     assert report["num_kept"] == 6 and report["--second"] == second and not (tmp_path / "set.work").exists()
+
+
+def test_a_second_source_has_own_columns_and_needs_no_answers(tmp_path: Path) -> None:
+    train = first_source(tmp_path / "one.jsonl")
+    second = write(tmp_path / "two.jsonl", [{"q": "What is 1 + 1?", "how": {"text": "Two: \\boxed{2}"}}])
+    build = Build(config_of(train), tmp_path / "set.jsonl", second=second)
+    with pytest.raises(
+        DataError, match=r"--second .*: none of its 1 rows can be read; the first: .*two.jsonl line 1: "
+    ):
+        built(build)
+    renamed = write(
+        tmp_path / "one.jsonl",
+        [{"q": f"What is {n} + {n}?", "answer": str(2 * n), "how": {"text": trace(2 * n)}} for n in range(3)],
+    )
+    rows, counts = built(
+        Build(
+            config_of(renamed, "data.columns={problem: q, solutions: [how.text]}"),
+            build.out,
+            second=second,
+            restart=True,
+        )
+    )
+    assert rows[1]["solutions"] == [trace(2), "Two: \\boxed{2}"] and counts.num_second == 1
 
 
 def test_bad_rows_stop_a_build_all_at_once(tmp_path: Path) -> None:
@@ -285,11 +308,15 @@ def test_looking_for_second_traces_goes_on_where_it_was(tmp_path: Path, monkeypa
     assert all(len(row["solutions"]) == 2 for row in whole)
     examined: list[str] = []
 
-    def stopping(row: Row) -> Example:
+    def stopping(row: Row, *args: Any, **options: Any) -> Example:
         examined.append(row.key)
         if row.key == "two-2500":
             raise KeyboardInterrupt
-        return read_example(row)
+        return read_example(row, *args, **options)
+
+    def examining(row: Row, *args: Any, **options: Any) -> Example:
+        examined.append(row.key)
+        return read_example(row, *args, **options)
 
     killed = Build(config_of(train), tmp_path / "killed.jsonl", second=second)
     with monkeypatch.context() as patched:
@@ -297,9 +324,7 @@ def test_looking_for_second_traces_goes_on_where_it_was(tmp_path: Path, monkeypa
         with pytest.raises(KeyboardInterrupt):
             built(killed)
         examined.clear()
-        patched.setattr(
-            "trapo_lite.curation.second_traces.read_example", lambda row: examined.append(row.key) or read_example(row)
-        )
+        patched.setattr("trapo_lite.curation.second_traces.read_example", examining)
         resumed, counts = built(killed)
     assert examined[0] == "two-2000" and len(examined) == 1000
     assert resumed == whole and counts.num_second == num

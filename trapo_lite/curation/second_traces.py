@@ -6,8 +6,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from trapo_lite.config.data import DataColumns
 from trapo_lite.core.errors import DataError
 from trapo_lite.data.bad_row import BadRow
+from trapo_lite.data.forms import has_columns
 from trapo_lite.data.rows import read_example
 from trapo_lite.data.sources import read_rows
 from trapo_lite.run.files import append_bytes, errors_named, replace_text
@@ -22,13 +24,18 @@ def matching_key(problem: str) -> str:
 
 def find_second_traces(
     source: str,
+    columns: DataColumns | None,
     keys: set[str],
     file: Path,
     state: dict[str, Any],
     state_file: Path,
     say: Callable[[str], None],
 ) -> None:
-    """Write the source's solutions of the problems, one line {key, solutions} for each problem."""
+    """Write the source's solutions of the problems, one line {key, solutions} for each problem.
+
+    columns: of the rows that have all of these; others are read by the known names
+    Raises DataError if no row can be read.
+    """
     if state.get("second_done"):
         return
     say(f"looking for second traces in {source}")
@@ -42,12 +49,15 @@ def find_second_traces(
         lines.clear()
         state.update({"second_rows": num_read, "second_bad": num_bad, "second_bytes": length})
 
+    first_bad = ""
     for row in islice(read_rows(source), num_read, None):
         num_read += 1
+        own = columns if columns is not None and has_columns(row.fields, columns) else None
         try:
-            example = read_example(row)
-        except BadRow:
+            example = read_example(row, own, needs_answer=False)
+        except BadRow as bad:
             num_bad += 1
+            first_bad = first_bad or f"{row.where}: {bad}"
             continue
         key = matching_key(example.problem)
         if key in missing and example.solutions:
@@ -57,6 +67,8 @@ def find_second_traces(
         if num_read % 1000 == 0:
             write_down()
             replace_text(state_file, json.dumps(state))
+    if num_bad == num_read:
+        raise DataError(f"--second {source}: none of its {num_read} rows can be read; the first: {first_bad}")
     write_down()
     state["second_done"] = True
     replace_text(state_file, json.dumps(state))

@@ -103,7 +103,7 @@ def _build(build: Build, work: Path, tokenizer: PreTrainedTokenizerBase, say: Ca
     tally = Tally(skip_bad_rows=build.config.data.on_bad_row == "skip")
     ids, keys = _name_rows(sources, build.config.data, tally)
     if build.second is not None:
-        find_second_traces(build.second, keys, second_file, state, state_file, say)
+        find_second_traces(build.second, build.config.data.columns, keys, second_file, state, state_file, say)
     more_traces = places_of(second_file) if build.second is not None else {}
     counts = BuildTally.from_row(state["counts"]) if "counts" in state else BuildTally()
     if "counts" not in state:
