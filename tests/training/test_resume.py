@@ -153,6 +153,23 @@ def test_a_checkpoint_of_another_configuration_or_model_is_refused(
     assert f"{tmp_path / 'run'}: the run that was here is now in {old}" in capsys.readouterr().out
 
 
+def test_model_and_data_may_have_moved_but_not_changed(
+    make_config, trained, model_dir: Path, data_file: Path, tmp_path: Path
+) -> None:
+    trained(train={"max_steps": 1})
+    older = next((tmp_path / "run" / "checkpoints").iterdir()) / "state.json"
+    state = json.loads(older.read_text())  # which once recorded both paths
+    state["configuration"] |= {"data.train": str(data_file), "model.name": str(model_dir)}
+    state["model"]["_name_or_path"] = str(model_dir)
+    older.write_text(json.dumps(state))
+    model, data = shutil.copytree(model_dir, tmp_path / "moved"), shutil.copy(data_file, tmp_path)
+    moved = {"model": {"name": str(model)}, "data": {"train": str(data)}, "train": {"max_steps": 2}}
+    assert [row["step"] for row in read_metrics(train(make_config(**moved)) / "metrics.jsonl")] == [1, 2]
+    Path(data).write_text(data_file.read_text().replace('"answer": "0"', '"answer": "7"', 1))
+    with pytest.raises(CheckpointError, match=r"was made with other data"):
+        train(make_config(**moved | {"train": {"max_steps": 3}}))
+
+
 def test_a_run_of_the_old_form_of_the_configuration_resumes(make_config, trained) -> None:
     """Its checkpoints have flat keys and lack younger options; what differs in them is still refused."""
     folder = trained(algorithm=LUFFY, train={"max_steps": 1})

@@ -25,8 +25,11 @@ DESCRIPTIONS = {
 }
 MAX_SHOWN = 60  # characters of a value in a message
 
-# Keys that may differ when a run is resumed: they decide how long, how often and where, not what is computed.
+# Keys that may differ when a run is resumed: they decide how long, how often and where, not what is computed. Of model
+# and data the content is compared, so they may have moved.
 MAY_CHANGE = {
+    "model": {"name"},
+    "data": {"train"},
     "train": {"max_steps", "save_every", "keep_checkpoints", "check_packing", "check_memory"},
     "eval": {"every", "data", "num_problems", "num_samples", "temperature", "max_response_tokens"},
     "rollout": {"mismatch_alarm", "servers", "server_adapter_dir", "base_tolerance"},
@@ -42,6 +45,7 @@ MAY_CHANGE_INEXACTLY = {
     "run": {"deterministic", "num_threads"},  # deterministic may be turned off, not on
 }
 
+NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path")  # fields of a model's config
 
 # Options that checkpoints of older versions do not record -> what these versions did.
 YOUNGER_OPTIONS = {
@@ -72,7 +76,8 @@ def run_identity(
         for key in keys:
             del resolved[section][key]
     base = model_config(config.model).to_dict()
-    base.pop("transformers_version", None)
+    for name in NOT_OF_THE_MODEL:
+        base.pop(name, None)
     return {
         "configuration": _flat(resolved),
         "model": {key: str(value) for key, value in sorted(base.items())}
@@ -126,6 +131,10 @@ def require_same(checkpoint: Checkpoint, expected: Mapping[str, Any], *, may_dif
         if key == "configuration" and isinstance(then, Mapping):
             younger = {name: value for name, value in YOUNGER_OPTIONS.items() if name in now}
             then = {**younger, **_in_todays_form(then)}
+            moved = {f"{section}.{name}" for section, names in MAY_CHANGE.items() for name in names}
+            then = {name: value for name, value in then.items() if name not in moved}  # older ones record some
+        if key == "model" and isinstance(then, Mapping):
+            then = {name: value for name, value in then.items() if name not in NOT_OF_THE_MODEL}
         if then == now:
             continue
         if isinstance(then, Mapping) and isinstance(now, Mapping):
