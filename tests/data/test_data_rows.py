@@ -248,3 +248,20 @@ def test_a_kept_row_is_plain_json_and_counts_in_the_fingerprint() -> None:
     plain, other = (Problem("k", (1,), "", row=kept) for kept in (row, {**row, "raw": "y"}))
     assert fingerprint([plain]) != fingerprint([other])
     assert fingerprint([Problem("k", (1,), "")]) == fingerprint([Problem("k", (1,), "", row={})])
+
+
+@pytest.mark.parametrize("shape", [lambda inner: [inner], lambda inner: {"a": inner}], ids=["lists", "objects"])
+def test_a_row_for_reward_functions_may_hold_a_hundred_levels(shape):
+    """Some hundreds more end json and repr, wherever a function needs them."""
+
+    def row(levels: int) -> Row:
+        value = 1
+        for _ in range(levels):
+            value = shape(value)
+        return Row("made.jsonl line 3", "made-2", {"problem": "1+1", "answer": "2", "tree": value})
+
+    assert json.loads(json.dumps(read_example(row(100), keeps_row=True).row)) == row(100).fields
+    for levels in (101, 500, 900):
+        with pytest.raises(BadRow, match=r"^tree: found more than 100 lists and objects inside of each other; write"):
+            read_example(row(levels), keeps_row=True)
+        assert read_example(row(levels)).row is None

@@ -343,6 +343,20 @@ def test_paths_that_are_not_there_are_one_error_each(tmp_path):
 
 
 @pytest.mark.slow
+def test_own_reward_functions_are_loaded(tmp_path):
+    (tmp_path / "mine.py").write_text("def score(response): return 1\n")
+
+    def findings(function: str) -> list[tuple[str, str]]:
+        config = config_of(f"reward.functions={{type: function, path: {tmp_path}/mine.py:{function}}}")
+        return [(finding.status, finding.found) for finding in named_inputs.check_own_functions(config)]
+
+    assert findings("score") == [("ok", f"{tmp_path}/mine.py:score: can be loaded")]
+    [(status, found)] = findings("scor")
+    assert status == "error" and found.endswith("there is no 'scor'")
+    assert list(named_inputs.check_own_functions(config_of())) == []
+
+
+@pytest.mark.slow
 def test_a_hub_that_hangs_is_given_up(monkeypatch):
     monkeypatch.setattr(hub, "HUB_PROBE", "import time; time.sleep(60)")
     [answer] = hub.ask(config_of("model.name=some/model"), limit_s=0.3).values()

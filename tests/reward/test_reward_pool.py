@@ -17,8 +17,8 @@ import pytest
 from trapo_lite.core.errors import VerifierError
 from trapo_lite.core.types import Problem, Response
 from trapo_lite.reward import MathVerifier
-from trapo_lite.reward.pool import BOOTSTRAP, Judgement
 from trapo_lite.reward.worker import read_frame, write_frame
+from trapo_lite.reward.worker_process import BOOTSTRAP, Judgement
 
 pytestmark = pytest.mark.slow
 
@@ -168,7 +168,7 @@ def test_closing_while_the_workers_start(seconds_in):
 
 
 def test_a_worker_that_cannot_start_is_an_error_and_not_a_verdict(monkeypatch):
-    monkeypatch.setattr("trapo_lite.reward.pool.BOOTSTRAP", "raise SystemExit('no such grader')")
+    monkeypatch.setattr("trapo_lite.reward.worker_process.BOOTSTRAP", "raise SystemExit('no such grader')")
     with MathVerifier(num_workers=1) as broken, pytest.raises(VerifierError, match="no such grader"):
         broken.grade([GOOD])
 
@@ -196,7 +196,7 @@ def test_at_its_memory_limit_a_worker_ends(monkeypatch, limit, kind):
         "(bytearray(1 << 30) and ('wrong', 0.0, None)) if '9^' in response['response'] else judge(response)); "
     )
     imported = "from trapo_lite.reward.worker import main; "
-    monkeypatch.setattr("trapo_lite.reward.pool.BOOTSTRAP", BOOTSTRAP.replace(imported, hungry + imported))
+    monkeypatch.setattr("trapo_lite.reward.worker_process.BOOTSTRAP", BOOTSTRAP.replace(imported, hungry + imported))
     with MathVerifier(num_workers=1, deadline_seconds=60.0, memory_limit_bytes=limit) as pool:
         assert pool.submit(*TOWER).result().kind == kind
         assert pool.submit(*GOOD).result().is_correct
@@ -298,8 +298,8 @@ def test_a_worker_whose_parent_forgets_it_ends_by_its_own_timer():
     arguments = [str(os.getpid()), "0.5", str(1 << 30), functions, *sys.path]
     with ours, theirs, subprocess.Popen([sys.executable, "-c", BOOTSTRAP, *arguments], stdin=theirs.fileno()) as worker:
         ours.settimeout(60.0)
-        assert read_frame(ours) == ["ready"]
-        write_frame(ours, [0, dict(zip(("response", "answer"), TOWER, strict=True))])
+        assert [read_frame(ours), read_frame(ours)] == [["loading", 0], ["ready", [["response", "answer"]]]]
+        write_frame(ours, [1, 0, dict(zip(("response", "answer"), TOWER, strict=True))])
         assert worker.wait(timeout=5.0) == -signal.SIGALRM
 
 

@@ -104,6 +104,28 @@ def test_a_function_that_fails_on_every_rollout_stops_the_run_in_the_first_step(
     assert not (config.run.folder / "metrics.jsonl").exists() or read_metrics(config.run.folder / "metrics.jsonl") == []
 
 
+def test_such_a_run_stops_within_a_large_step(make_config, own) -> None:
+    source = "def score(response, row):\n    return {'': 0.0, row['steps']: 1.0}[response]\n"
+    rollout = {"num_problems": 12, "max_response_tokens": 8}
+    config = make_config(algorithm=GRPO | {"schedule": [{"num_rollouts": 8}]}, rollout=rollout, **own(source))
+    with pytest.raises(RewardError, match=r"(?s)score failed on all of 64 responses.*problem own-.*KeyError"):
+        train(config)
+
+
+def test_a_function_gets_step_length_and_whether_a_rollout_was_cut(make_config, own) -> None:
+    """What the function got is compared with the log. It returns less than any threshold, so that experts help."""
+    source = "def score(step, num_tokens, is_truncated): return -1000 * step - num_tokens - 0.5 * is_truncated\n"
+    rollout = {"max_response_tokens": 24}
+    run = train(make_config(algorithm=TRAPO, rollout=rollout, train={"max_steps": 3}, **own(source)))
+    reasons = set()
+    for step in (1, 2, 3):
+        for line in lines_of(run, step):
+            num_tokens = len(line["prefix_ids"]) + len(line["completion_ids"])
+            assert line["reward"] == -1000 * (step - 1) - num_tokens - 0.5 * (line["finish_reason"] == "length")
+            reasons.add(line["finish_reason"])
+    assert reasons >= {"length", "expert"}
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -151,18 +173,37 @@ def test_a_resumed_run_says_that_a_function_has_changed(make_config, own, capsys
     assert "mine.py:score: changed" in capsys.readouterr().out.replace("\n", "")
 
 
-def test_an_evaluation_grades_a_file_by_the_functions_and_a_benchmark_by_math(make_config, own, tmp_path: Path) -> None:
+def test_an_evaluation_grades_a_file_by_the_functions_and_a_benchmark_by_math(
+    make_config, own, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     from trapo_lite.evaluation.evaluate import evaluate
     from trapo_lite.evaluation.target import EvalTarget
 
     sections = own("def score(response, row, step): return 2.0 if step == -1 and row['total'] >= 0 else 0.0\n")
-    evaluation = {"data": sections["data"]["train"], "num_problems": 3, "max_response_tokens": 8}
+    evaluation = {"data": sections["data"]["train"], "num_problems": 3, "num_samples": 2, "max_response_tokens": 8}
     config = make_config(eval=evaluation, **sections)
     [result] = evaluate(EvalTarget(config, None, tmp_path / "out")).values()
-    assert result.accuracy == 1.0 and result.mean_reward == 2.0 and result.verdicts == {"correct": 3}
+    assert result.accuracy == 1.0 and result.mean_reward == 2.0 and result.verdicts == {"correct": 6}
     assert config.reward.for_benchmarks.is_math
     summary = json.loads((tmp_path / "out/own.json").read_text())
     assert summary["reward"] == 2.0 and summary["rewards"][0]["type"] == "function" and len(summary["functions"]) == 1
+    assert summary["majority"] is None and "majority" not in capsys.readouterr().out  # it extracts no answers
     own("def score(response): return 0.0\n")
     with pytest.raises(ConfigError, match=r"functions"):
         evaluate(EvalTarget(config, None, tmp_path / "out"))
+
+
+def test_an_evaluation_from_another_folder_names_the_missing_file_first(
+    make_config, own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trapo_lite.evaluation import evaluate
+    from trapo_lite.evaluation.target import EvalTarget
+
+    sections = own("def score(response): return 1")
+    sections["reward"]["functions"][0]["path"] = "mine.py:score"
+    config = make_config(eval={"data": sections["data"]["train"]}, **sections)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr(evaluate, "load_tokenizer", no_engine)
+    with pytest.raises(ConfigError, match=r"reward\.functions: mine\.py:score: no file 'mine\.py' in .*elsewhere;"):
+        evaluate.evaluate(EvalTarget(config, None, tmp_path / "out"))

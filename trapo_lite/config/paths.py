@@ -25,15 +25,22 @@ def check_paths(config: "Config") -> None:
     check_sources(config.data.train)
     if config.eval.data is not None:
         check_sources(config.eval.data)
-    for function in config.reward.own_functions:
-        file = Path(function.path.rpartition(":")[0])
-        if file.suffix == ".py" and not file.expanduser().is_file():
-            raise ConfigError(
-                f"reward.functions: {function.path}: no file {str(file)!r} in {Path.cwd()}; give its path"
-            )
+    check_function_files(config)
     folder = config.rollout.server_adapter_dir
     if folder is not None and not Path(folder).is_dir():
         raise ConfigError(f"rollout.server_adapter_dir: no folder {folder!r}; create it where the servers see it too")
+
+
+def check_function_files(config: "Config") -> None:
+    """Raise ConfigError if a file that reward.functions names is missing."""
+    for function in config.reward.own_functions:
+        file = Path(function.path.rpartition(":")[0])
+        if file.suffix == ".py" and not file.expanduser().is_file():
+            where, cure = "", "correct the path"
+            if not file.expanduser().is_absolute():
+                where = f" in {Path.cwd()}"
+                cure = "run the command in the folder that the path is relative to, or give an absolute path"
+            raise ConfigError(f"reward.functions: {function.path}: no file {str(file)!r}{where}; {cure}")
 
 
 def check_name(name: str) -> None:

@@ -1,12 +1,13 @@
 """Look up the values of a row by dotted paths, and check their types."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from trapo_lite.data.bad_row import BadRow
 
 MAX_DEPTH = 4  # levels of the paths that an error lists
+MAX_LEVELS = 100  # of lists and objects inside of each other in a column; JSON and repr fail from some hundreds on
 
 
 def lookup(fields: dict[str, Any], path: str) -> Any:
@@ -84,6 +85,21 @@ def first(fields: dict[str, Any], paths: Sequence[str]) -> tuple[str, Any]:
         if path in fields or path.partition(".")[0] in fields:
             present = path
     return present, None
+
+
+def require_shallow(fields: dict[str, Any]) -> None:
+    """Raise BadRow if a column holds more than MAX_LEVELS lists and objects inside of each other."""
+    for name, column in fields.items():
+        level = [column]
+        for _ in range(MAX_LEVELS + 1):
+            level = [inner for value in level for inner in _inside(value)]
+        if level:
+            found = f"found more than {MAX_LEVELS} lists and objects inside of each other"
+            raise BadRow("nested too deeply", field=name, found=found, fix="write the column with fewer levels")
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
 
 
 def plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from trapo_lite.config.data import DataColumns
 from trapo_lite.core.boxes import last_box
 from trapo_lite.data.answers import gold_text, split_gsm8k
 from trapo_lite.data.bad_row import BadRow
-from trapo_lite.data.cells import first, lookup, plain, require_text
+from trapo_lite.data.cells import first, lookup, plain, require_shallow, require_text
 from trapo_lite.data.column_advice import missing
 from trapo_lite.data.forms import Form, form_of
 from trapo_lite.data.messages import question_of
@@ -82,6 +82,8 @@ def read_example(
     source = "" if source is None else require_text(source, "data_source")
     given = _given_id(fields, form)
     identity = given or _index_id(fields, source) or row.key
+    if keeps_row:
+        require_shallow(fields)
     kept = plain(fields) if keeps_row else None
     return Example(
         identity, problem, answer, solutions, source, system, bool(given), row.key, row.where, is_boxed, kept

@@ -17,6 +17,7 @@ from trapo_lite.doctor.named_inputs import (
     check_hub,
     check_model_files,
     check_named_paths,
+    check_own_functions,
     check_prompt_and_weights,
     finding_of,
 )
@@ -51,6 +52,7 @@ def check_configuration(config: Config, facts: Facts, launch: Launch, answers: H
         folder, from_hub = check_hub(config, facts, answers)
         yield from from_hub
         yield from check_data(config)
+        yield from check_own_functions(config)
     if folder is not None:
         local = config.model_copy(update={"model": config.model.model_copy(update={"name": str(folder)})})
         needs_weights = facts.is_offline or Path(config.model.name).is_dir()

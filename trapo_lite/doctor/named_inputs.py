@@ -18,6 +18,7 @@ from trapo_lite.doctor.findings import Finding
 from trapo_lite.doctor.hub import HubAnswers, hub_names
 from trapo_lite.model.base import check_weight_files
 from trapo_lite.model.saved_adapter import check_start
+from trapo_lite.reward.start_check import require_loadable
 from trapo_lite.run.loggers import check_loggers
 
 READING_SECONDS = 10.0
@@ -54,6 +55,19 @@ def check_named_paths(config: Config) -> list[Finding]:
     except DAMAGE as error:
         return [finding_of("paths", error)]
     return []
+
+
+def check_own_functions(config: Config) -> Iterator[Finding]:
+    """Yield whether the reward functions of the user's can be loaded, which starts their processes."""
+    own = config.reward.own_functions
+    if not own:
+        return
+    try:
+        require_loadable(config.reward)
+    except TrapoLiteError as error:
+        yield finding_of("rewards", error)
+    else:
+        yield Finding("ok", "rewards", f"{', '.join(function.path for function in own)}: can be loaded")
 
 
 def check_hub(config: Config, facts: Facts, answers: HubAnswers) -> tuple[Path | None, list[Finding]]:

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from trapo_lite.config import Config
-from trapo_lite.config.paths import check_name
+from trapo_lite.config.paths import check_function_files, check_name
 from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.data.chat import prompt_line, prompt_settings, stop_ids_of
@@ -57,6 +57,8 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     if target.origin_line:
         say(target.origin_line)
+    if not target.benchmarks:  # which are graded by math alone
+        check_function_files(config)
     set_threads(config)
     if config.rollout.engine != "server":
         require_usable_cards(num_processes=max(1, torch.cuda.device_count()))

@@ -43,7 +43,9 @@ def _table_lines(target: EvalTarget, problem_set: ProblemSet, result: EvalResult
     ]
     if result.num_samples > 1:
         passes = ", ".join(f"@{k} {estimate['value']:.3f}" for k, estimate in summary["pass_at_k"].items())
-        lines.append(f"  pass       {passes}; majority of {result.num_samples}: {summary['majority']['value']:.3f}")
+        majority = summary["majority"]
+        votes = "" if majority is None else f"; majority of {result.num_samples}: {majority['value']:.3f}"
+        lines.append(f"  pass       {passes}{votes}")
     if not problem_set.rewards.is_math:
         lines.append(f"  reward     {result.mean_reward:.3f}  ({described(problem_set.rewards.functions)})")
     lines += [

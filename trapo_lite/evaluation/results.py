@@ -90,6 +90,11 @@ class EvalResult:
         return [scores.pass_at_k(len(group), sum(a.is_correct for a in group), k) for group in self.groups]
 
     @property
+    def looks_for_answers(self) -> bool:
+        """Return whether the function that decides what is correct looks for an answer in the responses."""
+        return any(answer.answer is not None or answer.verdict == "no_answer" for answer in self.answers)
+
+    @property
     def problem_majorities(self) -> list[float]:
         """Return maj@k of each problem, over all its samples. Answers with the same spelling are one answer."""
         return [
@@ -143,7 +148,10 @@ class EvalResult:
         return shares | {"eval/reward": Mean(sum(rewards), len(rewards))}
 
     def summary(self) -> dict[str, Any]:
-        """Return the numbers for JSON, null if there is no data. `accuracy` is avg@num_samples."""
+        """Return the numbers for JSON, null if there is no data. `accuracy` is avg@num_samples.
+
+        majority: null too if the verdicts are not about answers, so that there is nothing to vote on
+        """
         numbers: dict[str, Any] = {
             "accuracy": self.accuracy,
             "reward": None if math.isnan(self.mean_reward) else self.mean_reward,
@@ -157,7 +165,7 @@ class EvalResult:
         elif self.num_samples > 1:
             numbers |= {
                 "pass_at_k": {str(k): self._with_interval(self.problem_pass_rates(k)) for k in self._powers_of_two()},
-                "majority": self._with_interval(self.problem_majorities),
+                "majority": self._with_interval(self.problem_majorities) if self.looks_for_answers else None,
             }
         counts = {"num_problems": len(self.groups), "num_samples": self.num_samples, "verdicts": self.verdicts}
         return counts | numbers

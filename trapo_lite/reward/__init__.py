@@ -5,8 +5,9 @@ r"""Judge responses in worker processes that can be killed.
     with Scorer(config.reward) as scorer:
         scores = scorer.score([response])
 
-`scorer` adds up what several functions say. `pool` owns the processes, and `worker` runs in them: it calls functions of
-the user's (`own`), those that need no code (`builtin`), and for type math `grading`, which uses `extraction` (which
+`scorer` adds up what several functions return. `pool` gives responses to the processes (`worker_process`), and `guard`
+ends them with the trainer. `worker` runs in them: it calls functions of the user's (`own`, whose files `own_modules`
+imports), those that need no code (`builtin`), and for type math `grading`, which uses `extraction` (which
 part of the text is the answer), `unboxed` (texts without a box), `notation` (one spelling for equal spellings),
 `quantity` and `units` (exact numbers and their units) and `symbolic` (math-verify). `spelling` is what a vote counts.
 docs/rewards.md shows the functions, docs/verifier.md has the rules of math.

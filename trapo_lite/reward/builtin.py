@@ -2,7 +2,7 @@
 
 Each takes its options (config/rewards.py) and the response as the workers get it (`pool.question_of`), and returns
 (kind of verdict, value, judged text).
-What follows a thought (`</think>`) is the response; `format` and `length` see the thought too.
+What follows a thought (`</think>`) is the response; `matches_format` and `length` see the thought too.
 """
 
 import json
@@ -38,11 +38,11 @@ def regex(options: Mapping[str, Any], response: Mapping[str, Any]) -> Judgement:
     >>> regex(options, {"response": "answer: 3, no, answer: 4", "answer": "4"})
     ('correct', 1.0, '4')
     """
-    found = ""
+    last = ""
     flags = re.IGNORECASE if options["ignore_case"] else re.NOFLAG
     for match in re.finditer(options["pattern"], after_thought(response["response"]), flags):
-        found = match[1] if match.re.groups else match[0]
-    return _compared((found or "").strip(), response["answer"], ignore_case=options["ignore_case"])
+        last = match[1] if match.re.groups else match[0]
+    return _compared((last or "").strip(), response["answer"], ignore_case=options["ignore_case"])
 
 
 def json_field(options: Mapping[str, Any], response: Mapping[str, Any]) -> Judgement:
@@ -59,16 +59,17 @@ def json_field(options: Mapping[str, Any], response: Mapping[str, Any]) -> Judge
             value = value[name]
     except (ValueError, KeyError, TypeError, RecursionError):
         return "no_answer", 0.0, None
-    found = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    ours, theirs = _number(found), _number(response["answer"])
-    is_same = ours == theirs if ours is not None and theirs is not None else found.strip() == response["answer"].strip()
-    return "correct" if is_same else "wrong", float(is_same), found
+    answer = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    ours, theirs = _decimal(answer), _decimal(response["answer"])
+    are_numbers = ours is not None and theirs is not None
+    is_same = ours == theirs if are_numbers else answer.strip() == response["answer"].strip()
+    return "correct" if is_same else "wrong", float(is_same), answer
 
 
-def format(options: Mapping[str, Any], response: Mapping[str, Any]) -> Judgement:
+def matches_format(options: Mapping[str, Any], response: Mapping[str, Any]) -> Judgement:
     """Say whether the pattern describes the whole response.
 
-    >>> format({"pattern": "<think>.*</think>.+"}, {"response": "<think>so</think>4"})
+    >>> matches_format({"pattern": "<think>.*</think>.+"}, {"response": "<think>so</think>4"})
     ('correct', 1.0, None)
     """
     fits = re.fullmatch(options["pattern"], response["response"].strip(), re.DOTALL) is not None
@@ -88,7 +89,7 @@ def length(options: Mapping[str, Any], response: Mapping[str, Any]) -> Judgement
     return "correct" if value == 0.0 else "wrong", value, None
 
 
-FUNCTIONS = {"exact": exact, "regex": regex, "json_field": json_field, "format": format, "length": length}
+FUNCTIONS = {"exact": exact, "regex": regex, "json_field": json_field, "format": matches_format, "length": length}
 
 
 def after_thought(text: str) -> str:
@@ -103,10 +104,10 @@ def _compared(text: str, answer: str, *, ignore_case: bool) -> Judgement:
     return "correct" if ours == theirs else "wrong", float(ours == theirs), text
 
 
-def _number(text: str) -> Decimal | None:
+def _decimal(text: str) -> Decimal | None:
     """Return the number that a text spells, exactly, or None."""
     try:
-        number = Decimal(text.strip())
+        decimal = Decimal(text.strip())
     except InvalidOperation:
         return None
-    return number if number.is_finite() and "_" not in text else None
+    return decimal if decimal.is_finite() and "_" not in text else None

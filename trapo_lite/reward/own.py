@@ -2,16 +2,18 @@
 
 import asyncio
 import importlib
-import importlib.util
 import inspect
 import math
-import os
-import sys
 import traceback
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+from trapo_lite.reward import own_modules
+from trapo_lite.reward.own_modules import OwnModules
+
+Judge = Callable[[Mapping[str, Any]], tuple[str, float | None, str | None]]
 
 PARAMETERS = {
     "problem": "text of the problem",
@@ -25,85 +27,74 @@ PARAMETERS = {
 """Maps each parameter that a function may take to its meaning."""
 MAX_TRACEBACK_CHARS = 4000
 LARGEST = 1e9  # of what a function may return: advantages are computed in float32
-_IMPORTLIB = str(Path(importlib.__file__).parent)
+_OWN_FRAMES = (__file__, own_modules.__file__, "<frozen", str(Path(importlib.__file__).parent))
 
 
 class LoadError(Exception):
     """A function cannot be loaded, or takes what it is not given; the text is for the user."""
 
 
-def load(path: str) -> Callable[[Mapping[str, Any]], tuple[str, float | None, str | None]]:
-    """Return the function at FILE.py:NAME or PACKAGE.MODULE:NAME as a judge of responses. Raises LoadError.
+def load(path: str, modules: OwnModules) -> tuple[Judge, list[str]]:
+    """Return the function at FILE.py:NAME or PACKAGE.MODULE:NAME as a judge, and which of PARAMETERS it takes.
 
-    The judge returns ("correct" from 1 on, or "wrong", value, None), ("unjudged", None, None) where the function
-    returns None, and ("failed", None, traceback) where it raises an error or returns anything but a finite number.
+    The judge gets at least these of a response. It returns ("correct" from 1 on, or "wrong", value, None),
+    ("unjudged", None, None) where the function returns None, and ("failed", None, traceback) where it raises an error
+    or returns anything but a finite number. Raises LoadError.
     """
     where, _, name = path.rpartition(":")
-    function = _named(_module(where), name, path)
+    try:
+        module, folder = modules.load(where)
+    except (Exception, SystemExit) as error:
+        raise LoadError(f"{where} cannot be imported: {_own_traceback(error)}") from None
+    function = _named(module, name, path)
     taken = _taken_parameters(function, path)
     runner = asyncio.Runner()
 
     def judge(response: Mapping[str, Any]) -> tuple[str, float | None, str | None]:
+        modules.enter(folder)  # for imports inside the function
         try:
-            value = function(**{parameter: response[parameter] for parameter in taken})
-            if inspect.isawaitable(value):
-                value = runner.run(_awaited(value))
-            if value is None:
+            returned = function(**{parameter: response[parameter] for parameter in taken})
+            if inspect.isawaitable(returned):
+                returned = runner.run(_awaited(returned))
+            if returned is None:
                 return "unjudged", None, None
-            number = as_number(value)
+            value = as_number(returned)
         except MemoryError:
             raise  # ends this process, as what was taken may never be given back
         except BaseException as error:  # also what ends a program or cancels a task
             return "failed", None, _own_traceback(error)
-        return "correct" if number >= 1.0 else "wrong", number, None
+        return "correct" if value >= 1.0 else "wrong", value, None
 
-    return judge
+    return judge, taken
 
 
-def as_number(value: Any) -> float:
+def as_number(returned: Any) -> float:
     """Return a number of Python, NumPy or torch as a float; raise TypeError or ValueError for anything else."""
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
-        raise TypeError(f"it returned {value!r:.100} ({type(value).__name__}); return a number, or None for no verdict")
-    number = float(value)
-    if not math.isfinite(number) or abs(number) > LARGEST:
-        raise ValueError(f"it returned {number}; return a finite number up to {LARGEST:g}, or None for no verdict")
-    return number
+    if isinstance(returned, (str, bytes)) or not hasattr(returned, "__float__"):
+        kind = type(returned).__name__
+        raise TypeError(f"it returned {returned!r:.100} ({kind}); return a number, or None for no verdict")
+    value = float(returned)
+    if not math.isfinite(value) or abs(value) > LARGEST:
+        raise ValueError(f"it returned {value}; return a finite number up to {LARGEST:g}, or None for no verdict")
+    return value
 
 
-async def _awaited(value: Any) -> Any:
-    return await value
+async def _awaited(awaitable: Any) -> Any:
+    return await awaitable
 
 
-def _module(where: str) -> Any:
-    try:
-        if not where.endswith(".py"):
-            sys.path.insert(0, os.getcwd())
-            return importlib.import_module(where)
-        file = Path(where).expanduser().resolve()
-        sys.path.insert(0, str(file.parent))  # for what it imports beside itself
-        name = f"reward_functions_in_{file.stem}_{zlib.crc32(bytes(file))}"  # not a name that others import
-        spec = importlib.util.spec_from_file_location(name, file)
-        if spec is None or spec.loader is None:
-            raise ImportError("it is no Python file")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # as pickle and dataclasses expect
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise LoadError(f"{where} cannot be imported: {_own_traceback(error)}") from None
-    return module
-
-
-def _named(module: Any, name: str, path: str) -> Callable[..., Any]:
-    found = module
+def _named(module: ModuleType, name: str, path: str) -> Callable[..., Any]:
+    function: Any = module
     for part in name.split("."):
-        if not hasattr(found, part):
+        if not hasattr(function, part):
             names = [key for key, value in vars(module).items() if inspect.isfunction(value) and key[0] != "_"]
             has = f"it has {', '.join(names)}" if names else "it has no function"
             raise LoadError(f"{path}: there is no {part!r}; {has}")
-        found = getattr(found, part)
-    if not callable(found) or inspect.isclass(found):
-        raise LoadError(f"{path}: is a {'class' if inspect.isclass(found) else type(found).__name__}, not a function")
-    return found
+        function = getattr(function, part)
+    if not callable(function) or inspect.isclass(function):
+        kind = "class" if inspect.isclass(function) else type(function).__name__
+        raise LoadError(f"{path}: is a {kind}, not a function")
+    return function
 
 
 def _taken_parameters(function: Callable[..., Any], path: str) -> list[str]:
@@ -124,16 +115,16 @@ def _taken_parameters(function: Callable[..., Any], path: str) -> list[str]:
     if takes_all and not wrong:
         return list(PARAMETERS)
     if wrong or not taken:
-        found = f"it takes {', '.join(wrong)}" if wrong else "it takes nothing"
+        takes = f"it takes {', '.join(wrong)}" if wrong else "it takes nothing"
         may_take = "; ".join(f"{name} ({meaning})" for name, meaning in PARAMETERS.items())
-        raise LoadError(f"{path}: {found}; a reward function may take, by these names: {may_take}")
+        raise LoadError(f"{path}: {takes}; a reward function may take, by these names: {may_take}")
     return taken
 
 
 def _own_traceback(error: BaseException) -> str:
-    """Return the traceback without this module's own frames."""
+    """Return the traceback without the frames of this package and of importlib."""
     frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename.startswith((__file__, "<frozen", _IMPORTLIB)):
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_OWN_FRAMES):
         frames = frames.tb_next
     lines = traceback.format_exception(type(error), error, frames)
     text = "".join(lines)[-MAX_TRACEBACK_CHARS:].strip()

@@ -1,12 +1,12 @@
-"""Show at the start of a run what the reward functions say, before a model is loaded."""
+"""Show at the start of a run what the reward functions give, before a model is loaded."""
 
 from collections.abc import Callable, Sequence
 
 from trapo_lite.config import RewardSection
 from trapo_lite.core.errors import RewardError
 from trapo_lite.core.types import Problem, Response
-from trapo_lite.reward.pool import Judgement
 from trapo_lite.reward.scorer import FAILURES, Scorer
+from trapo_lite.reward.worker_process import Judgement
 
 
 def start_lines(
@@ -23,25 +23,25 @@ def start_lines(
         solution = problem.expert_ids[0]
         of_expert = Response(problem, decode(solution), num_tokens=len(solution))
         responses = {"its expert solution": of_expert, **responses}
-    by_text = {name: scorer.judge(response) for name, response in responses.items()}
+    judgements_by_text = {name: scorer.judge(response) for name, response in responses.items()}
     lines = []
     for function in section.functions:
-        said = {name: judgements[function.label] for name, judgements in by_text.items()}
-        failures = [judged for judged in said.values() if judged.kind in FAILURES]
-        if len(failures) == len(said) == 2 and function.type == "function" and function.weight > 0:
+        by_text = {name: judgements[function.label] for name, judgements in judgements_by_text.items()}
+        failures = [judgement for judgement in by_text.values() if judgement.kind in FAILURES]
+        if len(failures) == len(by_text) == 2 and function.type == "function" and function.weight > 0:
             raise RewardError(
                 f"reward.functions: {function.label} fails on problem {problem.id}, with "
-                f"{' and with '.join(said)}; correct it. It said: {failures[0].detail}"
+                f"{' and with '.join(by_text)}; correct it. The first time: {failures[0].detail}"
             )
-        spelt = ", ".join(f"{_spelt(judged)} for {name}" for name, judged in said.items())
-        lines.append(f"reward {function.label}: problem {problem.id}: {spelt}")
-        for name, judged in said.items():
-            if judged.kind in FAILURES:
+        values_text = ", ".join(f"{_value_text(judgement)} for {name}" for name, judgement in by_text.items())
+        lines.append(f"reward {function.label}: problem {problem.id}: {values_text}")
+        for name, judgement in by_text.items():
+            if judgement.kind in FAILURES:
                 lines.append(
-                    f"  WARNING: it fails on {name}: {_last_line(judged)}; such a rollout gets no advantage, so return "
-                    "a number if it should count as bad"
+                    f"  WARNING: it fails on {name}: {_last_line(judgement)}; such a rollout gets no advantage, so "
+                    "return a number if it should count as bad"
                 )
-        values = [judged.value for judged in said.values() if judged.value is not None]
+        values = [judgement.value for judgement in by_text.values() if judgement.value is not None]
         if len(values) == 2 and values[0] <= values[1] and function.type != "length":
             lines.append("  WARNING: it gives the expert solution no more than an empty response")
     return lines
@@ -54,11 +54,11 @@ def require_loadable(section: RewardSection) -> None:
             scorer.judge(Response(Problem("", (), ""), ""))
 
 
-def _spelt(judged: Judgement) -> str:
-    if judged.value is not None:
-        return f"{judged.value:g}"
-    return "no verdict" if judged.kind == "unjudged" else judged.kind
+def _value_text(judgement: Judgement) -> str:
+    if judgement.value is not None:
+        return f"{judgement.value:g}"
+    return "no verdict" if judgement.kind == "unjudged" else judgement.kind
 
 
-def _last_line(judged: Judgement) -> str:
-    return (judged.detail or judged.kind).splitlines()[-1]
+def _last_line(judgement: Judgement) -> str:
+    return (judgement.detail or judgement.kind).splitlines()[-1]

@@ -1,8 +1,11 @@
 """Run in a worker process: read a response, let a reward function judge it, answer; end as soon as the parent is gone.
 
 A frame is a 4-byte big-endian length and that many bytes of JSON. Both directions use one socket, file descriptor 0 at
-the start. Questions are [number of the function, response (`pool.question_of`)], answers [kind of verdict, value,
-judged text or traceback]. The first frame is ["ready"], or ["refused", why] for a function that cannot be loaded.
+the start. The worker sends ["loading", index] before it loads each function, then ["ready", for each function what it
+takes of a response], or ["refused", why] if one cannot be loaded. Questions are [id, index of the function, response
+(`pool.question_of`)], answers [id, kind of verdict, value, judged text or traceback].
+
+A process that a function forks has no socket. If it returns from the function, it fails here and ends.
 
 Nothing else is caught here: a MemoryError or another exception ends the process, and the parent makes a verdict of it.
 """
@@ -21,25 +24,23 @@ import struct
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from trapo_lite.reward import builtin, own
-from trapo_lite.reward.own import LoadError
-
-Judge = Callable[[Mapping[str, Any]], tuple[str, float | None, str | None]]
+from trapo_lite.reward.own import Judge, LoadError
+from trapo_lite.reward.own_modules import OwnModules
 
 PR_SET_PDEATHSIG = 1
 ALARM_GRACE_SECONDS = 1.0
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def main(parent_pid: int, deadline_seconds: float, memory_limit_bytes: int, functions: str) -> None:
     """Judge responses from the socket until it closes. functions: of `reward.functions`, as JSON."""
     _die_with_parent(parent_pid)
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(
-            stop, signal.SIG_IGN
-        )  # a signal reaches the whole process group, but the parent decides when to stop
+    for stop in STOP_SIGNALS:  # one may reach all processes, but the parent decides when to stop
+        signal.signal(stop, lambda *_: None)  # not SIG_IGN, which programs that a function starts would inherit
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.disable(logging.CRITICAL)
@@ -47,27 +48,33 @@ def main(parent_pid: int, deadline_seconds: float, memory_limit_bytes: int, func
     connection = socket.socket(fileno=os.dup(0))  # a function of the user's may read from descriptor 0, or close it
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
+    os.register_at_fork(after_in_child=functools.partial(_begin_child, connection))
     questions: queue.SimpleQueue[list] = queue.SimpleQueue()
     threading.Thread(target=_read_questions, args=(connection, questions), daemon=True).start()
     options = json.loads(functions)
     has_own = any(function["type"] == "function" for function in options)
-    try:
-        judges = [_load(function) for function in options]
-    except LoadError as error:
-        write_frame(connection, ["refused", str(error)])
-        return
+    modules, judges, taken_by_function = OwnModules(), [], []
+    for index, function in enumerate(options):
+        write_frame(connection, ["loading", index])
+        try:
+            judge, taken = _load(function, modules)
+        except LoadError as error:
+            write_frame(connection, ["refused", str(error)])
+            return
+        judges.append(judge)
+        taken_by_function.append(taken)
     limit = memory_limit_bytes + (_virtual_bytes() if has_own else 0)  # libraries may map more than they ever use
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     with open(os.devnull, "wb") as nothing:
         os.dup2(nothing.fileno(), 2)  # its file would grow with all that a function prints
-    write_frame(connection, ["ready"])
+    write_frame(connection, ["ready", taken_by_function])
     while True:
-        number, response = questions.get()
+        question_id, index, response = questions.get()
         # If the parent dies, the kernel enforces the deadline, even if the interpreter is blocked.
         signal.setitimer(signal.ITIMER_REAL, deadline_seconds + ALARM_GRACE_SECONDS)
-        kind, value, judged = judges[number](response)
+        kind, value, detail = judges[index](response)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        write_frame(connection, [kind, value, judged])
+        write_frame(connection, [question_id, kind, value, detail])
 
 
 def write_frame(connection: socket.socket, message: list) -> None:
@@ -80,6 +87,13 @@ def read_frame(connection: socket.socket) -> list:
     """Receive one message. Raise EOFError if the other end has closed, TimeoutError by the socket's timeout."""
     (length,) = struct.unpack(">I", _read_exactly(connection, 4))
     return json.loads(_read_exactly(connection, length))
+
+
+def _begin_child(connection: socket.socket) -> None:
+    """Take the socket from a process that a function forks, and let it be stopped by signals."""
+    connection.close()
+    for stop in STOP_SIGNALS:
+        signal.signal(stop, signal.SIG_DFL)
 
 
 def _read_exactly(connection: socket.socket, length: int) -> bytes:
@@ -101,13 +115,13 @@ def _read_questions(connection: socket.socket, questions: "queue.SimpleQueue[lis
         os._exit(0)
 
 
-def _load(options: dict[str, Any]) -> Judge:
-    """Return the judge of one function of `reward.functions`. Raises LoadError."""
+def _load(options: dict[str, Any], modules: OwnModules) -> tuple[Judge, list[str]]:
+    """Return the judge of one function of `reward.functions`, and what it takes of a response. Raises LoadError."""
     if options["type"] == "math":
-        return _load_math(require_box=options["require_box"])
+        return _load_math(require_box=options["require_box"]), ["response", "answer"]
     if options["type"] == "function":
-        return own.load(options["path"])
-    return functools.partial(builtin.FUNCTIONS[options["type"]], options)
+        return own.load(options["path"], modules)
+    return functools.partial(builtin.FUNCTIONS[options["type"]], options), ["response", "answer", "num_tokens"]
 
 
 def _load_math(*, require_box: bool) -> Judge:

@@ -1,0 +1,40 @@
+"""The start of a run shows what the functions give, and refuses those that cannot work."""
+
+from dataclasses import replace
+
+import pytest
+from reward_sections import PROBLEM, section_of, write
+
+from trapo_lite.config import RewardSection
+from trapo_lite.core.errors import RewardError
+from trapo_lite.reward import Scorer
+from trapo_lite.reward.start_check import start_lines
+
+
+def lines_of(section: RewardSection, solution: str | None) -> list[str]:
+    """Return the lines of the start; the solution's tokens are its characters."""
+    expert_ids = () if solution is None else (tuple(map(ord, solution)),)
+    with Scorer(section) as scorer:
+        problems = [replace(PROBLEM, id="p0"), replace(PROBLEM, expert_ids=expert_ids)] if expert_ids else [PROBLEM]
+        return start_lines(section, scorer, problems, lambda token_ids: "".join(map(chr, token_ids)))
+
+
+def test_the_start_shows_what_solution_and_empty_response_score(write) -> None:
+    mine = write("import json\ndef score(response): return 2.5 * len(json.loads(response))\n")
+    lines = lines_of(section_of({"type": "regex", "pattern": r"\d+"}, mine("score")), "[42]")
+    assert lines[0] == "reward regex: problem p1: 1 for its expert solution, 0 for an empty response"
+    assert lines[1] == "reward score: problem p1: 2.5 for its expert solution, failed for an empty response"
+    assert lines[2].startswith(
+        "  WARNING: it fails on an empty response: json.decoder.JSONDecodeError: Expecting value"
+    )
+    assert "no advantage" in lines[2] and len(lines) == 3
+
+
+def test_the_start_warns_of_a_solution_that_earns_nothing_and_refuses_a_function_that_always_fails(write) -> None:
+    assert lines_of(section_of("math"), r"\boxed{41}")[1] == (
+        "  WARNING: it gives the expert solution no more than an empty response"
+    )
+    assert len(lines_of(section_of("math"), None)) == 1
+    mine = write("def score(response): raise ValueError(json)\n")
+    with pytest.raises(RewardError, match=r"(?s)score fails on problem p1, with its expert solution and with an empty"):
+        lines_of(section_of(mine("score")), "42")
