@@ -126,7 +126,7 @@ class Scorer:
             if function.weight == 0:
                 effect = "Its weight is 0, so that the reward is the same without it."
             self._notify(
-                f"WARNING: the reward function {name} failed {failure}\n{effect} Later failures are not shown."
+                f"warning: the reward function {name} failed {failure}\n{effect} Later failures are not shown."
             )
 
 
