@@ -141,6 +141,8 @@ class ChildProcess:
         self.close()
         status = self.process.returncode
         how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
+        if status == -signal.SIGKILL:
+            how += " (the system kills processes when memory runs out)"
         return EngineDied(
             f"rollout engine: its process ended {how}.\nThe whole log is in {self.log_path}, its last lines:\n"
             f"{self._log_tail()}"

@@ -4,6 +4,7 @@ It reads (method, arguments) from the socket and answers each method except `sub
 process with a traceback in its log, and the parent reports it.
 """
 
+import contextlib
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -279,7 +280,7 @@ def engine_arguments(options: VLLMOptions, *, is_cpu: bool, gpu_memory: int = 0)
 
 
 def serve(connection: Connection) -> None:
-    """Make the engine from the first message's options, then answer calls until the process ends.
+    """Make the engine from the first message's options, then answer calls until the trainer closes the socket.
 
     It sends "accepted" when vLLM serves the model's class, and "up" when the engine is ready. An engine that refuses
     the model sends its EngineError instead, and ends.
@@ -290,8 +291,18 @@ def serve(connection: Connection) -> None:
         connection.send(refusal)
         return
     connection.send("up")
-    while True:
-        method, arguments = connection.recv()
+    while (call := _next_call(connection)) is not None:
+        method, arguments = call
         answer = getattr(worker, method)(*arguments)
         if method not in ("submit", "abort"):
-            connection.send(answer)
+            with contextlib.suppress(BrokenPipeError):  # the trainer has gone, which the next call notices
+                connection.send(answer)
+    print("the trainer closed this engine", flush=True)
+
+
+def _next_call(connection: Connection) -> tuple[str, tuple[Any, ...]] | None:
+    """Return the next method and its arguments, or None if the trainer has closed the socket or is gone."""
+    try:
+        return connection.recv()
+    except (EOFError, ConnectionResetError):
+        return None
