@@ -20,6 +20,7 @@ class Progress:
     keep:       how many checkpoints are kept
     first_step: the step that the run is resumed from, 0 for none
     flush:      writes the logs to disk; called before each checkpoint
+    announce:   told in one line of each checkpoint
     """
 
     def __init__(
@@ -33,9 +34,10 @@ class Progress:
         keep: int,
         first_step: int,
         flush: Callable[[], None],
+        announce: Callable[[str], None],
     ) -> None:
         self._folder, self._ranks, self._policy, self._optimizer = folder, ranks, policy, optimizer
-        self._identity, self._keep, self._flush = identity, keep, flush
+        self._identity, self._keep, self._flush, self._announce = identity, keep, flush, announce
         self._saved_step = first_step
         self._whole_step: int | None = None  # the last logged step, or None if the policy was updated since
         self._rng_states: list[torch.Tensor] = []
@@ -80,7 +82,7 @@ class Progress:
     def _write(self, step: int) -> None:
         if self._ranks.is_main:
             self._flush()
-            save_checkpoint(
+            saved = save_checkpoint(
                 self._folder.checkpoints,
                 policy=self._policy,
                 optimizer=self._optimizer,
@@ -91,6 +93,7 @@ class Progress:
                 },
                 keep=self._keep,
             )
+            self._announce(f"checkpoint saved: {saved} (step {step})")
         self._saved_step = step
 
     def _policy_moves(self, *_: object) -> None:
