@@ -111,7 +111,7 @@ def test_a_stopped_run_speaks_of_a_checkpoint_only_if_there_is_one(
 
 def test_a_run_of_one_step_says_so_in_the_singular(make_config, capsys: pytest.CaptureFixture) -> None:
     train(make_config(train={"max_steps": 1}))
-    assert "\ndone: 1 step; " in capsys.readouterr().out
+    assert "  done: 1 step; " in capsys.readouterr().out
 
 
 @pytest.mark.long

@@ -9,7 +9,7 @@ import torch
 from trapo_lite.model.policy import Policy
 from trapo_lite.run.folder import RunFolder
 from trapo_lite.run.launch import Stopped, StopSignals
-from trapo_lite.run.processes import Ranks
+from trapo_lite.run.processes import RankError, Ranks, ended_message
 from trapo_lite.training.checkpoint import save_checkpoint
 
 
@@ -63,16 +63,23 @@ class Progress:
         try:
             yield
         except Stopped as stopped:
+            self._warn_of_ended()
             stopped.checkpoint_step = self._last_step
             raise
         except RuntimeError as error:
-            is_from_a_rank = type(error) is RuntimeError or isinstance(error, torch.distributed.DistError)
+            is_from_a_rank = type(error) is RuntimeError or isinstance(error, RankError | torch.distributed.DistError)
             if signals.received is None or not is_from_a_rank:
                 raise
+            self._warn_of_ended()
             raise Stopped(signals.received, checkpoint_step=self._last_step) from error
         finally:
             if self._whole_step is not None and self._whole_step > self._saved_step:
                 self._write(self._whole_step)
+
+    def _warn_of_ended(self) -> None:
+        """Name the processes that ended before the signal: a launcher stops all processes when one of them ends."""
+        if ended := self._ranks.ended():
+            self._announce(f"warning: {ended_message(ended)}")
 
     @property
     def _last_step(self) -> int:
