@@ -8,7 +8,14 @@ from typing import Self
 from rich.console import Console
 
 QUIET_SECONDS = 30.0  # without a line, after which one says what the command is doing
-TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
+
+
+def with_time(text: str, *, is_plain: bool) -> str:
+    """Return the text with the local date and time before each of its lines, or as it is unless `is_plain`."""
+    if not is_plain:
+        return text
+    prefix = time.strftime("%Y-%m-%d %H:%M:%S  ")
+    return "\n".join(f"{prefix}{line}" for line in text.split("\n"))
 
 
 class Lines:
@@ -46,8 +53,7 @@ class Lines:
 
     def message(self, text: str) -> None:
         """Print a text; where there is no terminal, with the time before each of its lines."""
-        prefix = time.strftime(f"{TIME_FORMAT}  ") if self.is_plain else ""
-        self._print("\n".join(f"{prefix}{line}" for line in text.split("\n")))
+        self._print(with_time(text, is_plain=self.is_plain))
 
     def results(self, lines: Iterable[str]) -> None:
         """Print lines of a report or a table, without the time."""

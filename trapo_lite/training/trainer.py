@@ -32,6 +32,7 @@ from trapo_lite.run.display import Display
 from trapo_lite.run.environment import start_line
 from trapo_lite.run.folder import RunFolder
 from trapo_lite.run.launch import StopSignals, set_threads
+from trapo_lite.run.lines import with_time
 from trapo_lite.run.processes import Ranks
 from trapo_lite.run.step_log import LogBook
 from trapo_lite.training.checkpoint import restore_checkpoint
@@ -238,7 +239,8 @@ class Run:
         if self.ranks.is_main:
             self.display.message(line)
         else:
-            print(f"rank {self.ranks.index}: {line}", file=sys.stderr, flush=True)
+            text = with_time(f"rank {self.ranks.index}: {line}", is_plain=not sys.stderr.isatty())
+            print(text, file=sys.stderr, flush=True)
 
     def _loading_line(self) -> str:
         minutes = "some minutes" if self.ranks.device.type == "cuda" else "about half a minute"

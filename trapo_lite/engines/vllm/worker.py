@@ -297,7 +297,6 @@ def serve(connection: Connection) -> None:
         if method not in ("submit", "abort"):
             with contextlib.suppress(BrokenPipeError):  # the trainer has gone, which the next call notices
                 connection.send(answer)
-    print("the trainer closed this engine", flush=True)
 
 
 def _next_call(connection: Connection) -> tuple[str, tuple[Any, ...]] | None:
