@@ -56,7 +56,7 @@ def test_it_says_what_the_rows_and_their_expert_solutions_are_worth(
         "10 problems of 10 rows" in shown
         and "expert solutions: 4 of 10 looked at are correct, mean reward 0.4" in shown
     )
-    assert "WARNING: most expert solutions are not correct by the first of reward.functions" in shown
+    assert "warning: most expert solutions are not correct by the first of reward.functions" in shown
     with pytest.raises(SystemExit):
         dry_run(model, f"data.train={file}", "rollout.num_problems=11")
     assert "rollout.num_problems: 11 a step" in capsys.readouterr().err
@@ -67,7 +67,7 @@ def test_it_warns_about_a_template_that_does_not_open_the_answer(model: Path, ca
     dry_run(model, CHAT)
     *_, prompt, warning = capsys.readouterr().out.splitlines()
     assert prompt.startswith("prompt: the tokenizer's chat template")
-    assert warning.startswith("WARNING: data.prompt_template: chat: ") and "ignores add_generation_prompt" in warning
+    assert warning.startswith("warning: data.prompt_template: chat: ") and "ignores add_generation_prompt" in warning
 
 
 def test_a_model_of_the_hub_is_checked_if_it_was_downloaded_before(
@@ -76,7 +76,7 @@ def test_a_model_of_the_hub_is_checked_if_it_was_downloaded_before(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     dry_run(Path("owner/name"))
-    assert capsys.readouterr().out.splitlines()[-1].startswith("WARNING: model.name: owner/name is no folder here")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("warning: model.name: owner/name is no folder here")
     cached = tmp_path / "models--owner--name"
     (cached / "refs").mkdir(parents=True)
     (cached / "refs" / "main").write_text("abc")
@@ -157,7 +157,7 @@ def test_a_model_of_the_hub_is_said_not_to_be_checked_in_the_last_line(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     dry_run(Path("some/model"))
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("WARNING: model.name: some/model is no folder here") and "nothing of the model" in last
+    assert last.startswith("warning: model.name: some/model is no folder here") and "nothing of the model" in last
 
 
 def test_the_configuration_that_the_page_shows_is_a_whole_one(
@@ -174,4 +174,4 @@ def test_the_configuration_that_the_page_shows_is_a_whole_one(
     overrides = ["rollout.engine=transformers", "model.config_overrides={max_position_embeddings: 2048}"]
     cli.train(["--config", "mine.yaml", "--dry-run", *overrides])
     said = capsys.readouterr().out
-    assert "prompt: the tokenizer's chat template; an answer ends at " in said and "WARNING" not in said
+    assert "prompt: the tokenizer's chat template; an answer ends at " in said and "warning: " not in said

@@ -48,7 +48,7 @@ def test_the_function_of_the_page_works(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_dry_run_refuses_a_function_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    (tmp_path / "mine.py").write_text("def score(response, row): return row['total']\n")
+    (tmp_path / "mine.py").write_text("def score(response, row): return len(row)\n")
     command = ["--config", "configs/tiny_cpu.yaml", "--dry-run", "rollout.engine=transformers"]
     cli.train([*command, f"reward.functions=[math, {{type: function, path: {tmp_path}/mine.py:score, weight: 0.5}}]"])
     assert "\nreward    math + 0.5 score\n" in capsys.readouterr().out

@@ -424,7 +424,7 @@ def test_another_trainers_name_leads_to_an_option_that_exists(name):
 def test_a_value_that_is_rarely_meant_is_warned_of(overrides, warned):
     lines = unusual_lines(load_config([], overrides))
     assert len(lines) == len(warned)
-    assert all(line.startswith(f"WARNING: {text}") for line, text in zip(lines, warned, strict=True))
+    assert all(line.startswith(f"warning: {text}") for line, text in zip(lines, warned, strict=True))
 
 
 def test_a_label_may_be_given_to_an_algorithm():

@@ -63,7 +63,7 @@ def printed(overrides: list[str], **options) -> str:
 
 def test_a_set_without_solutions_gives_a_warning_if_the_algorithm_needs_them(overrides, tmp_path):
     (tmp_path / "made.jsonl").write_text('{"problem": "1?", "answer": "1"}\n')
-    warning = "WARNING no row has a usable expert solution, which the algorithm needs; name their column in"
+    warning = "warning: no row has a usable expert solution, which the algorithm needs; name their column in"
     assert warning in printed(overrides)
     assert warning not in printed([*overrides, "algorithm.schedule=[{num_rollouts: 8}]", "algorithm.prefix_loss=none"])
 
@@ -83,7 +83,7 @@ def test_verifying_counts_experts_whose_answer_stands_after_the_thought(override
     text = printed(overrides, verify=True)
     assert "expert traces that do not verify: 1 of 3 (33.3%)" in text
     assert "full there are 4 traces, median 18 tokens, 0 of 4 do not verify" in text
-    assert text.count("WARNING") == 1 and "thought cuts off the boxed answer of 1 of 3 expert traces" in text
+    assert text.count("warning: ") == 1 and "thought cuts off the boxed answer of 1 of 3 expert traces" in text
 
 
 @pytest.mark.slow
@@ -91,7 +91,7 @@ def test_answers_of_other_problems_are_a_warning(overrides, tmp_path):
     rows = [{"problem": str(i), "answer": str(i + 1), "solution": f"\\boxed{{{i}}}"} for i in range(4)]
     (tmp_path / "shifted.jsonl").write_text("\n".join(map(json.dumps, rows)))
     text = printed([*overrides, f"data.train={tmp_path / 'shifted.jsonl'}"], verify=True)
-    assert "WARNING        most expert traces do not verify" in text
+    assert "warning: most expert traces do not verify" in text
 
 
 @pytest.mark.parametrize("settings", [[], ["data.expert_text=full"], ["data.system=row"]])

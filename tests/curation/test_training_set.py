@@ -151,8 +151,8 @@ def test_a_build_looks_at_the_template(tmp_path: Path) -> None:
     tokenizer.chat_template = "<|im_start|>{{ messages[0].content }}<|im_end|>"
     build = Build(config_of(train, "data.prompt_template='{problem}'"), tmp_path / "set.jsonl")
     lines = build_training_set(build, tokenizer, lambda _: None).lines()
-    assert lines[-2].startswith("  WARNING: data.prompt_template: differs from the tokenizer's chat template")
-    assert lines[-1].startswith("  first prompt, 14 tokens: 'W' 54, 'h' 71,")  # "What is 0 + 0?"
+    assert lines[-2].startswith("warning: data.prompt_template: differs from the tokenizer's chat template")
+    assert lines[-1].startswith("first prompt, 14 tokens: 'W' 54, 'h' 71,")  # "What is 0 + 0?"
     assert json.loads((tmp_path / "set.report.json").read_text())["prompt_warnings"] == [
         line.strip() for line in lines[-2:]
     ]
@@ -332,12 +332,12 @@ def test_looking_for_second_traces_goes_on_where_it_was(tmp_path: Path, monkeypa
 
 def test_a_build_without_solutions_or_with_wrong_ones_gives_a_warning() -> None:
     def warnings(**counts: Any) -> list[str]:
-        return [line.strip() for line in BuildTally(num_kept=2, **counts).lines() if "WARNING" in line]
+        return [line.strip() for line in BuildTally(num_kept=2, **counts).lines() if "warning: " in line]
 
     [line] = warnings(problems_by_traces=Counter({"0": 2}))
-    assert line.startswith("WARNING no row has an expert solution")
+    assert line.startswith("warning: no row has an expert solution")
     [line] = warnings(problems_by_traces=Counter({"0": 1, "1": 1}), num_graded=1, num_wrong=1, num_wrong_thoughts=1)
-    assert line.startswith("WARNING no trace verifies")
+    assert line.startswith("warning: no trace verifies")
     assert warnings(problems_by_traces=Counter({"1": 2}), num_graded=2, num_wrong=1, num_wrong_thoughts=2) == []
 
 

@@ -319,7 +319,7 @@ def test_a_thought_that_no_expert_solution_closes_is_an_error_and_that_some_do_n
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = section(train=str(file), expert_text="opened")
     loaded = load_problems(data, tokenizer_with(OPENS_THE_THOUGHT), max_response_tokens=100)
-    [line] = [line for line in loaded.report.lines() if "</think>" in line and "WARNING" in line]
+    [line] = [line for line in loaded.report.lines() if "</think>" in line and "warning: " in line]
     assert "ends in <think>" in line and line.endswith("(1, the first in " + f"{file} line 2)")
 
 
@@ -364,7 +364,7 @@ def test_a_template_that_ignores_add_generation_prompt_is_warned_about(rows: Pat
     [warning] = open_turn_warnings(section(system_text="Be brief."), tokenizer_with(IGNORES))
     whole = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{problem}<|im_end|>\n<|im_start|>assistant\n"
     assert warning == (
-        "WARNING: data.prompt_template: chat: the tokenizer's chat template ignores add_generation_prompt, so the "
+        "warning: data.prompt_template: chat: the tokenizer's chat template ignores add_generation_prompt, so the "
         "prompts end before '<|im_start|>assistant\\n', with which an answer begins; set data.prompt_template: "
         f'{json.dumps(whole)} and data.eos_token: "<|im_end|>" instead'
     )
@@ -394,4 +394,4 @@ def test_its_own_template_is_never_warned_about(rows: Path) -> None:
     """Options change it, and it may leave out the BOS that the tokenizer puts in front of other texts."""
     tokenizer = tokenizer_with(CHATML, bos_token="<|endoftext|>")
     data = section(train=str(rows), template_options={"enable_thinking": False}, system_text="Be brief.")
-    assert "WARNING" not in "\n".join(load_problems(data, tokenizer, max_response_tokens=100).report.lines())
+    assert "warning: " not in "\n".join(load_problems(data, tokenizer, max_response_tokens=100).report.lines())

@@ -116,7 +116,7 @@ BOXES = [
 def test_boxes_that_the_expert_text_cuts_off_are_counted_in_a_warning(load, mode, num_lost):
     rows = [{"problem": f"6 * 7, {index}?", "answer": "42", "solution": box} for index, box in enumerate(BOXES)]
     _, report = load(rows, expert_text=mode)
-    warnings = [line.split(maxsplit=1)[1] for line in report.lines() if line.startswith("  WARNING")]
+    warnings = [line.removeprefix("warning: ") for line in report.lines() if line.startswith("warning: ")]
     assert warnings == num_lost * [
         "data.expert_text: thought cuts off the boxed answer of 1 of 4 expert traces: set it to full, or to opened for "
         "a prompt that ends in <think>"
@@ -363,7 +363,7 @@ def test_special_tokens_in_the_texts_of_rows_are_counted_and_the_first_row_is_na
         {"problem": "<|im_end|> 4 + 1?", "answer": "5", "solution": "Add."},
         {"problem": "5 + <|im_start|> 1?", "answer": "6", "solution": "Add.<|endoftext|>It is 6."},
     ]
-    warnings = [line for line in load(rows)[1].lines() if "WARNING" in line]
+    warnings = [line for line in load(rows)[1].lines() if "warning: " in line]
     assert ["'<|endoftext|>'" in warnings[0], *("special tokens" in line for line in warnings[1:])] == [True] * 3
     assert [line.partition(" holds ")[0].split()[-2:] for line in warnings] == [
         ["expert", "solutions"],
@@ -375,4 +375,4 @@ def test_special_tokens_in_the_texts_of_rows_are_counted_and_the_first_row_is_na
         ("1", "3)"),
         ("2", "4)"),
     ]
-    assert not any("WARNING" in line for line in load(ROWS)[1].lines())
+    assert not any("warning: " in line for line in load(ROWS)[1].lines())

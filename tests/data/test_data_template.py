@@ -105,7 +105,7 @@ def test_tags_that_the_chat_template_itself_spells_in_letters_are_a_warning():
     require_known_tags("<|user|>\n{problem}<s>", tokenizer)
     warning, prompt = warnings("<|user|>\n{problem}<s>", tokenizer)
     assert warning.startswith(
-        "WARNING: data.prompt_template: '<|user|>': not known to the tokenizer, which spells it in"
+        "warning: data.prompt_template: '<|user|>': not known to the tokenizer, which spells it in"
     )
     assert prompt.startswith("first prompt, 16 tokens: '<' 27, '|' 91, 'u' 84,")
     with pytest.raises(DataError, match=r"'<\|assistant\|>': not known"):
@@ -176,7 +176,7 @@ def test_a_template_that_differs_from_the_chat_template(template):
     first, last = warnings(template, tokenizer_of(("<|im_start|>", "<|im_end|>"), chat=CHATML_CHAT))
     own = "<|im_start|>system\nYou are Qwen.<|im_end|>\n" + CHATML
     assert first == (
-        "WARNING: data.prompt_template: differs from the tokenizer's chat template, which would be " + json.dumps(own)
+        "warning: data.prompt_template: differs from the tokenizer's chat template, which would be " + json.dumps(own)
     )
     assert last.startswith("first prompt, ")
 
@@ -187,7 +187,7 @@ def test_a_prompt_without_the_bos_that_belongs_there(options):
     its value less 33. 4 + 6 + 9 letters, 5 tags, 4 line breaks."""
     first, last = warnings(LLAMA.removeprefix("<|begin_of_text|>"), llama(**options))
     assert first == (
-        "WARNING: data.prompt_template: the prompts do not begin with '<|begin_of_text|>', which the tokenizer puts in "
+        "warning: data.prompt_template: the prompts do not begin with '<|begin_of_text|>', which the tokenizer puts in "
         "front of a text; begin the template with it"
     )
     assert last.startswith("first prompt, 28 tokens: '<|start_header_id|>' 259, 'u' 84, 's' 82, 'e' 68, 'r' 81, ")
@@ -203,8 +203,8 @@ def test_the_warnings_stand_in_the_report_and_an_unknown_tag_stops_loading(tmp_p
     section = DataSection(train=str(file), prompt_template="Q: {problem}")
     report = load_problems(section, tokenizer, max_response_tokens=64).report
     warning, prompt, _ = report.lines()[-3:]
-    assert warning.startswith("  WARNING: data.prompt_template: the prompts do not begin with '<|begin_of_text|>'")
-    assert prompt.startswith("  first prompt, 9 tokens: 'Q' 48, ':' 25,")
+    assert warning.startswith("warning: data.prompt_template: the prompts do not begin with '<|begin_of_text|>'")
+    assert prompt.startswith("first prompt, 9 tokens: 'Q' 48, ':' 25,")
 
 
 def test_a_saved_chat_template_is_found(tmp_path):

@@ -158,8 +158,8 @@ def test_an_engine_that_always_dies_is_an_error_after_a_few_times(adapter: Path)
     with pytest.raises(EngineError, match=r"failed 3 times since .*SIGKILL"):
         groups_from(engine, deterministic=False)
     assert lines == [
-        "rollout engine: its process ended by signal SIGKILL. Starting it again (1 of 3)",
-        "rollout engine: its process ended by signal SIGKILL. Starting it again (2 of 3)",
+        "warning: rollout engine: its process ended by signal SIGKILL. Starting it again (1 of 3)",
+        "warning: rollout engine: its process ended by signal SIGKILL. Starting it again (2 of 3)",
     ]
 
 

@@ -314,8 +314,8 @@ def test_sets_of_problems_are_read_with_a_look_at_the_template(tmp_path: Path, e
         return [line for one in sets for line in one.report]
 
     for benchmarks in (made, {}):
-        assert not any("WARNING" in line for line in read("{problem}<|im_end|>", benchmarks))
-        warning, prompt = (line for line in read(PROMPT, benchmarks) if "WARNING" in line or "first prompt" in line)
+        assert not any("warning: " in line for line in read("{problem}<|im_end|>", benchmarks))
+        warning, prompt = (line for line in read(PROMPT, benchmarks) if "warning: " in line or "first prompt" in line)
         assert warning.endswith('chat template, which would be "{problem}<|im_end|>"')
         assert "tokens: '<|im_start|>' 1, 'user\\n' " in prompt
         with pytest.raises(DataError, match=r"data\.prompt_template: '<\|user\|>': not known to the tokenizer"):
@@ -479,11 +479,11 @@ OWN = {
     ("overrides", "expected", "line"),
     [
         ([], OWN, "prompt: as in training, by "),
-        (["data.instruction=''"], OWN | {"instruction": ""}, "WARNING: data: the prompts differ"),
+        (["data.instruction=''"], OWN | {"instruction": ""}, "warning: data: the prompts differ"),
         (
             ["data.prompt_template='Q: {problem}'"],
             {"prompt_template": "Q: {problem}"},
-            "WARNING: data: the prompts differ",
+            "warning: data: the prompts differ",
         ),
     ],
     ids=["its own", "one key", "another form"],
@@ -507,7 +507,7 @@ def test_a_configuration_file_replaces_them_too(tmp_path: Path):
     file.write_text("data: {prompt_template: 'Q: {problem}', max_prompt_tokens: 9}\nlora: {r: 4}\n")
     with_file = target_of(model=str(tmp_path), config=[str(file)], overrides=[])
     assert with_file.config.data == validate({"data": {"prompt_template": "Q: {problem}", "max_prompt_tokens": 9}}).data
-    assert with_file.origin_line.startswith("WARNING") and with_file.config.lora.r == 4
+    assert with_file.origin_line.startswith("warning: ") and with_file.config.lora.r == 4
 
 
 def test_a_prompt_that_is_written_out_is_kept_too(tmp_path: Path):

@@ -25,14 +25,14 @@ def test_the_start_shows_what_solution_and_empty_response_score(write) -> None:
     assert lines[0] == "reward regex: problem p1: 1 for its expert solution, 0 for an empty response"
     assert lines[1] == "reward score: problem p1: 2.5 for its expert solution, failed for an empty response"
     assert lines[2].startswith(
-        "  WARNING: it fails on an empty response: json.decoder.JSONDecodeError: Expecting value"
+        "warning: reward score: fails on an empty response: json.decoder.JSONDecodeError: Expecting value"
     )
     assert "no advantage" in lines[2] and len(lines) == 3
 
 
 def test_the_start_warns_of_a_solution_that_earns_nothing_and_refuses_a_function_that_always_fails(write) -> None:
     assert lines_of(section_of("math"), r"\boxed{41}")[1] == (
-        "  WARNING: it gives the expert solution no more than an empty response"
+        "warning: reward math: gives the expert solution no more than an empty response"
     )
     assert len(lines_of(section_of("math"), None)) == 1
     mine = write("def score(response): raise ValueError(json)\n")

@@ -134,12 +134,12 @@ def test_a_checkpoint_is_compared_with_the_start_that_made_its_step(tmp_path: Pa
     assert lines(4) == [] and lines(9) == []
     for step in (5, 8):
         (line,) = lines(step)
-        assert line.startswith("WARNING") and "2b (commit cccccccccc) then, 1a (commit cccccccccc) now" in line
+        assert line.startswith("warning: ") and "2b (commit cccccccccc) then, 1a (commit cccccccccc) now" in line
     with pytest.raises(CheckpointError, match=r"2b .*then, 1a .*now.*restore.*run\.deterministic=false.*--restart"):
         compare_environments(Checkpoint(tmp_path, {"step": 5}), starts, NOW, is_exact=True)
     for is_exact in (False, True):
         (line,) = compare_environments(Checkpoint(tmp_path, {"step": 5}), [], NOW, is_exact=is_exact)
-        assert "no record" in line and "WARNING" not in line
+        assert "no record" in line and "warning: " not in line
 
 
 def test_a_checkpoint_of_before_says_less_of_its_configuration_and_is_taken(tmp_path: Path) -> None:

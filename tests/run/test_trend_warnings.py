@@ -14,7 +14,7 @@ def given(rows: list[dict[str, Any]], earlier: int = 0) -> list[tuple[int, str]]
     """(step, what the warning begins with) of each."""
     trends = TrendWarnings(rows[:earlier])
     numbered = list(enumerate(rows, start=1))[earlier:]
-    return [(step, line.removeprefix("warning: ")[:16]) for step, row in numbered for line in trends.after(row)]
+    return [(step, line[:16]) for step, row in numbered for line in trends.after(row)]
 
 
 def test_help_that_harms_is_told_once_after_five_steps_with_help() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,6 +51,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     done = run(command(folder, "whole", "train.max_steps=12", "train.save_every=3"))
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "Traceback" not in (folder / "whole/engine-0.log").read_text()
     return folder / "whole"
 
 
@@ -60,6 +62,8 @@ def test_a_signalled_run_leaves_nothing_behind_and_resumes_exactly(uninterrupted
     mark, folder = f"test-{os.getpid()}", tmp_path / "parts"
     assert start_and_signal(arguments, folder, after_steps=1, signum=signal.SIGTERM, mark=mark) == 143
     assert leftovers.left_behind(mark, folder, shared_before) == []
+    log = (folder / "engine-0.log").read_text()
+    assert log.endswith("the trainer closed this engine or ended\n") and "Traceback" not in log
     stopped_at = len(read_metrics(folder / "metrics.jsonl"))
     assert max((folder / "checkpoints").glob("step-*")).name == f"step-{stopped_at:06d}"  # whatever save_every says
     killed = start_and_signal(arguments, folder, after_steps=stopped_at + 2, signum=signal.SIGKILL, mark=mark)
@@ -67,6 +71,7 @@ def test_a_signalled_run_leaves_nothing_behind_and_resumes_exactly(uninterrupted
     assert leftovers.left_behind(mark, folder, shared_before) == []
     done = run(arguments)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "ended after step" in done.stdout and "without a message: it was killed" in done.stdout
     assert any(f"resuming after step {step}" in done.stdout for step in range(stopped_at, 12)), done.stdout
     assert differences(uninterrupted, folder) == []
 
@@ -129,8 +134,9 @@ def test_two_processes_are_stopped_killed_and_resumed_exactly(tmp_path: Path) ->
     assert differences(tmp_path / "whole", folder) == []
 
 
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"
 CRASHING = """
-import sys
+import os, signal, sys
 from trapo_lite import cli
 from trapo_lite.training.rollouts import RolloutStage
 
@@ -138,7 +144,7 @@ sample = RolloutStage.sample
 
 def crash(self, step):
     if self.ranks.index == 1 and step == 3:
-        raise RuntimeError("this process has crashed")
+        CRASH
     return sample(self, step)
 
 RolloutStage.sample = crash
@@ -146,14 +152,24 @@ cli.train(sys.argv[1:])
 """
 
 
-def test_a_crash_of_another_process_leaves_the_last_logged_step_in_a_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "crashing.py").write_text(CRASHING)
+@pytest.mark.parametrize(
+    ("crash", "own_line"),
+    [("raise RuntimeError('this process has crashed')", "this process has crashed"), (KILL, "")],
+    ids=["crashed", "killed"],
+)
+def test_the_end_of_another_process_is_named_and_leaves_the_last_logged_step_in_a_checkpoint(
+    tmp_path: Path, crash: str, own_line: str
+) -> None:
+    (tmp_path / "crashing.py").write_text(CRASHING.replace("CRASH", crash))
     settings = ["rollout.engine=transformers", "train.max_steps=6", "train.save_every=50"]
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     arguments = command(tmp_path, "crashed", *settings, launcher=launcher)
     arguments[arguments.index("scripts/train.py")] = str(tmp_path / "crashing.py")
     done = run(arguments)
-    assert done.returncode != 0 and "this process has crashed" in done.stderr
+    assert done.returncode != 0 and own_line in done.stderr
+    said = done.stdout + done.stderr  # a warning if the launcher stopped this process, otherwise an error
+    assert re.search(r"(warning|error): launch: rank 1 \(process \d+\) ended before the run did; ", said), said[-3000:]
+    assert ('crashing.py", line' in done.stderr) == bool(own_line)  # only a crash has a traceback
     assert [row["step"] for row in read_metrics(tmp_path / "crashed/metrics.jsonl")] == [1, 2, 3]
     assert [path.name for path in (tmp_path / "crashed/checkpoints").glob("step-*")] == ["step-000003"]
 

@@ -12,7 +12,7 @@ import pytest
 
 from trapo_lite import cli
 from trapo_lite.data.tokens import end_of_text_id, load_tokenizer
-from trapo_lite.exporting.merge import _save_tokenizer
+from trapo_lite.exporting.saving import save_tokenizer
 from trapo_lite.run.files import append_bytes, move_into_place, naming, replace_text
 from trapo_lite.run.loggers import TensorBoardLogger
 from trapo_lite.tiny_world import BASE_DIR
@@ -59,7 +59,7 @@ def test_a_tokenizer_that_cannot_be_written_is_a_full_disk_and_no_traceback(tmp_
     tokenizer = load_tokenizer(str(BASE_DIR))
     (tmp_path / "tokenizer.json").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
-        _save_tokenizer(tokenizer, tmp_path, end_of_text_id(tokenizer, None))
+        save_tokenizer(tokenizer, tmp_path, end_of_text_id(tokenizer, None))
 
 
 def test_tensorboards_thread_leaves_the_error_to_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -111,7 +111,7 @@ def test_a_stopped_run_speaks_of_a_checkpoint_only_if_there_is_one(
 
 def test_a_run_of_one_step_says_so_in_the_singular(make_config, capsys: pytest.CaptureFixture) -> None:
     train(make_config(train={"max_steps": 1}))
-    assert "\ndone: 1 step; " in capsys.readouterr().out
+    assert "  done: 1 step; " in capsys.readouterr().out
 
 
 @pytest.mark.long
@@ -259,14 +259,14 @@ def test_changed_code_is_a_warning_when_a_run_is_resumed(make_config, trained, c
     pretend(folder, package="0dd", commit=None, versions={"torch": "2.0"})
     capsys.readouterr()
     train(make_config(**loose, train={"max_steps": 2}))
-    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 1 and "step-000001: was made by other code or versions" in warnings[0]
     assert "trapo_lite's files: 0dd then" in warnings[0]
     assert f"torch: 2.0 then, {torch.__version__} now" in warnings[0]
     train(make_config(**loose, train={"max_steps": 3}))  # the newest checkpoint is of the code of now
     pretend(folder, commit="f" * 40, clean=True, command="another", host="elsewhere")  # the same files
     train(make_config(**loose, train={"max_steps": 4}))
-    assert "WARNING" not in capsys.readouterr().out
+    assert "warning: " not in capsys.readouterr().out
 
 
 def test_changed_code_is_an_error_where_bits_were_promised(make_config, trained, capsys) -> None:
@@ -280,7 +280,7 @@ def test_changed_code_is_an_error_where_bits_were_promised(make_config, trained,
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
     loose = {"run": {"deterministic": False}, "rollout": {"schedule": "barrier"}}
     train(make_config(**loose, train={"max_steps": 2}))
-    assert "WARNING: " in capsys.readouterr().out
+    assert "warning: " in capsys.readouterr().out
     with pytest.raises(CheckpointError, match=r"\(run\.deterministic: False then, True now\)"):
         train(make_config(rollout={"schedule": "barrier"}, train={"max_steps": 3}))
 

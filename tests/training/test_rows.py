@@ -164,4 +164,4 @@ def test_layers_that_no_gradient_reaches_are_named() -> None:
     lora = LoraSection(r=4, alpha=8, target_modules=["dt_proj", "q_proj"])
     policy = Policy(base, lora, attention="sdpa", gradient_checkpointing=False, layout="rows")
     _, _, lines = update(policy)
-    assert any("WARNING: lora.target_modules: no gradient reaches dt_proj: " in line for line in lines), lines
+    assert any("warning: lora.target_modules: no gradient reaches dt_proj: " in line for line in lines), lines

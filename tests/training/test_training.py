@@ -110,7 +110,7 @@ def test_a_run_says_what_its_prompts_lack(make_config, model_dir: Path, tmp_path
         for printed in (trained, evaluated):
             assert printed.count("prompt: data.prompt_template; an answer ends at '<|endoftext|>'\n") == 1
             assert (
-                printed.count("WARNING: data.prompt_template: differs from the tokenizer's chat template") == is_warned
+                printed.count("warning: data.prompt_template: differs from the tokenizer's chat template") == is_warned
             )
             assert printed.count("first prompt, 5 tokens: '0' 15, '+' 10, '0' 15, '?' 30, '\\n' 198") == is_warned
 
@@ -264,7 +264,7 @@ def test_a_mismatch_of_sampler_and_trainer_is_an_alarm(make_config, capsys) -> N
     train(make_config(name="calm", train={"max_steps": 1}))
     assert "sampler and trainer differ" not in capsys.readouterr().out
     folder = train(make_config(name="loud", train={"max_steps": 1}, rollout={"mismatch_alarm": 1e-12}))
-    assert "step 1: WARNING: sampler and trainer differ" in capsys.readouterr().out
+    assert "warning: step 1: sampler and trainer differ" in capsys.readouterr().out
     (row,) = read_metrics(folder / "metrics.jsonl")
     assert 0 < row["mismatch/abs"] <= row["mismatch/p99"] < 1e-4
     stages = ("publish", "score", "sample", "verdicts", "update", "idle")

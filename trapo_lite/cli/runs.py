@@ -71,7 +71,7 @@ def _dry_run(config: Config) -> Iterator[str]:
             check_start(config.lora)
         yield from plan_lines(config)
         yield (
-            f"WARNING: model.name: {config.model.name} is no folder here, so it is taken for a hub id: nothing of the "
+            f"warning: model.name: {config.model.name} is no folder here, so it is taken for a hub id: nothing of the "
             "model was checked, nor its tokenizer, its template, the data or the engine; name a local folder "
             "to check them"
         )

@@ -63,6 +63,6 @@ def origin_line(model: str, file: Path | None, data: DataSection, *, is_given: b
     if load_config([file]).data.model_dump(include=PROMPTS) == data.model_dump(include=PROMPTS):
         return f"prompt: as in training, by {file}"
     return (
-        f"WARNING: data: the prompts differ from those that the model was trained with, by {file}; leave out "
+        f"warning: data: the prompts differ from those that the model was trained with, by {file}; leave out "
         "data.prompt_template and the options of the chat template to take those"
     )

@@ -19,4 +19,4 @@ def unusual_lines(config: Config) -> list[str]:
         lines.append(
             f"eval.every: {config.eval.every} is beyond train.max_steps ({steps}), so nothing is evaluated; lower it"
         )
-    return [f"WARNING: {line}" for line in lines]
+    return [f"warning: {line}" for line in lines]

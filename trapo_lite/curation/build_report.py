@@ -62,7 +62,7 @@ class BuildTally:
         if self.num_boxed_answers:
             lines.append(f"  answers from the last box of a solution: {self.num_boxed_answers}")
         if self.problems_by_traces.keys() == {"0"}:
-            lines.append("  WARNING no row has an expert solution, so only an algorithm without (grpo) can use this")
+            lines.append("warning: no row has an expert solution, so only an algorithm without (grpo) can use this")
         for kind, counts in (("rows dropped", self.rows_dropped), ("traces dropped", self.traces_dropped)):
             if counts:
                 lines.append(f"  {kind}: " + ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items())))
@@ -79,11 +79,11 @@ class BuildTally:
                 f"{wrong} ({wrong / self.num_graded:.1%})" for wrong in (self.num_wrong, self.num_wrong_thoughts)
             )
             if self.num_wrong == self.num_graded:
-                lines.append("  WARNING no trace verifies: are these the answers to these problems?")
+                lines.append("warning: no trace verifies: are these the answers to these problems?")
             lines.append(f"  of {self.num_graded} traces {whole} do not verify, {thought} by their thoughts alone")
         for kind, lengths in (("prompt", self.prompt_lengths), ("trace", self.trace_lengths)):
             lines += histogram(kind, {int(length): count for length, count in lengths.items()})
-        return lines + [f"  {line}" for line in self.prompt_warnings or ()]
+        return [*lines, *(self.prompt_warnings or ())]
 
 
 def histogram(what: str, counts: Mapping[int, int]) -> list[str]:

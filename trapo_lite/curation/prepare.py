@@ -1,8 +1,7 @@
 """Show a data set as the trainer will see it, write a cleaned copy, or show one problem in detail."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +12,7 @@ from trapo_lite.config.paths import check_sources
 from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import ConfigError, DataError
 from trapo_lite.curation.decontamination import Overlap
-from trapo_lite.curation.inspection import find_problem, print_line, print_lines, show_problem
+from trapo_lite.curation.inspection import find_problem, show_problem
 from trapo_lite.curation.training_set import Build, build_training_set
 from trapo_lite.data.chat import stop_ids_of
 from trapo_lite.data.expert_thoughts import require_fitting_experts
@@ -22,6 +21,7 @@ from trapo_lite.data.report import DataReport
 from trapo_lite.data.tokens import load_tokenizer
 from trapo_lite.evaluation.registry import Benchmark, read_benchmark, texts_fingerprint
 from trapo_lite.reward import Scorer as RewardScorer
+from trapo_lite.run.lines import Lines
 
 
 def prepare(
@@ -62,8 +62,11 @@ def prepare(
     if out is not None:
         _check_out(Path(out), [*sources, *([second] if second else [])], restart=restart)
     tokenizer = load_tokenizer(config.model.name)
-    with RewardScorer(config.reward, notify=partial(print_line, console)) if verify else nullcontext() as scorer:
+    with contextlib.ExitStack() as stack:
+        lines = stack.enter_context(Lines(console=console))
+        scorer = stack.enter_context(RewardScorer(config.reward, notify=lines.message)) if verify else None
         if out is not None:
+            lines.phase("reading the benchmarks")
             problems = {
                 name: _texts(name, benchmark, allow_part=allow_part) for name, benchmark in (overlap or {}).items()
             }
@@ -80,20 +83,24 @@ def prepare(
                 scorer=scorer,
                 restart=restart,
             )
-            counts = build_training_set(build, tokenizer, partial(print_line, console))
-            print_lines(console, [*counts.lines(), f"wrote {counted(counts.num_kept, 'row')} to {out}"])
+            lines.phase(f"building {out}")
+            counts = build_training_set(build, tokenizer, lines.message)
+            lines.results([*counts.lines(), f"wrote {counted(counts.num_kept, 'row')} to {out}"])
         else:
+            what = "reading and verifying" if verify else "reading"
+            lines.phase(f"{what} {config.data.train}")
             loaded = _load(config, config.data, tokenizer, scorer)
             if scorer is not None:
                 scorer.require_success()
             if config.algorithm.uses_experts:
                 require_fitting_experts(config.data, loaded.examples, tokenizer)
             shown = None if inspect is None else find_problem(loaded.problems, inspect)
-            print_lines(console, loaded.report.lines())
+            lines.results(loaded.report.lines())
             if loaded.report.num_traces == 0 and config.algorithm.uses_experts:
                 cure = "name their column in data.columns, or choose an algorithm without (grpo)"
-                print_line(console, f"  WARNING no row has a usable expert solution, which the algorithm needs; {cure}")
-            print_lines(console, [_other_reading(config, loaded.report, tokenizer, scorer)])
+                lines.results([f"warning: no row has a usable expert solution, which the algorithm needs; {cure}"])
+            lines.phase(f"{what} it with the other data.expert_text")
+            lines.results([_other_reading(config, loaded.report, tokenizer, scorer)])
             if shown is not None:
                 stop_ids = stop_ids_of(config.data, tokenizer, model=config.model.name)
                 show_problem(console, shown, config.algorithm, tokenizer, stop_ids=stop_ids)

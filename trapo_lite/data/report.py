@@ -81,23 +81,22 @@ class DataReport:
             lines.append(f"  traces dropped {_spelt(self.traces_dropped)}")
         num_dropped = sum(self.traces_dropped.values())
         if num_dropped > self.num_traces:
-            lines.append("  WARNING        most expert traces were dropped: raise rollout.max_response_tokens?")
+            lines.append("warning: most expert traces were dropped: raise rollout.max_response_tokens?")
         if self.num_lost_boxes:
             share = f"{self.num_lost_boxes} of {self.num_traces} expert traces"
             lines.append(
-                f"  WARNING        data.expert_text: {self.expert_text} cuts off the boxed answer of {share}: set it "
+                f"warning: data.expert_text: {self.expert_text} cuts off the boxed answer of {share}: set it "
                 "to full, or to opened for a prompt that ends in <think>"
             )
         if self.num_graded:
             share = f"{self.num_unverified} of {self.num_graded} ({self.unverified_share:.1%})"
             lines.append(f"  expert traces that do not verify: {share}")
             if self.unverified_share > 0.5:
-                lines.append("  WARNING        most expert traces do not verify: are these their answers?")
+                lines.append("warning: most expert traces do not verify: are these their answers?")
             if self.unverified_ids:
                 more = ", ..." if self.num_unverified > MAX_NAMED else ""
                 lines.append(f"    of problems {', '.join(self.unverified_ids[:MAX_NAMED])}{more}")
-        lines += [f"  {line}" for line in self.prompt_warnings]
-        return [*lines, f"  fingerprint    {self.fingerprint[:16]}"]
+        return [*lines, *self.prompt_warnings, f"  fingerprint    {self.fingerprint[:16]}"]
 
 
 def length_quantiles(lengths: Iterable[int]) -> dict[str, int]:

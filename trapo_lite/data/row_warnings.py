@@ -51,7 +51,7 @@ def row_warnings(
         (in_problems, "the text of problems holds special tokens of the tokenizer; remove them from the text"),
         (unclosed, f"the prompt ends in <think>, and expert solutions have no </think> to close it; {closes_thought}"),
     )
-    return tuple(f"WARNING: {text} ({len(rows)}, the first in {rows[0]})" for rows, text in kinds if rows)
+    return tuple(f"warning: {text} ({len(rows)}, the first in {rows[0]})" for rows, text in kinds if rows)
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:

@@ -94,7 +94,7 @@ def open_turn_warnings(data: DataSection, tokenizer: PreTrainedTokenizerBase) ->
     if written.eos_token is not None:
         whole += f" and data.eos_token: {json.dumps(written.eos_token, ensure_ascii=False)}"
     return (
-        "WARNING: data.prompt_template: chat: the tokenizer's chat template ignores add_generation_prompt, so the "
+        "warning: data.prompt_template: chat: the tokenizer's chat template ignores add_generation_prompt, so the "
         f"prompts end before {turn!r}, with which an answer begins; set {whole} instead",
     )
 
@@ -116,17 +116,17 @@ def template_warnings(
         adds_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         if adds_bos or (own or "").startswith(bos):
             lines.append(
-                f"WARNING: data.prompt_template: the prompts do not begin with {bos!r}, which the tokenizer puts in "
+                f"warning: data.prompt_template: the prompts do not begin with {bos!r}, which the tokenizer puts in "
                 "front of a text; begin the template with it"
             )
     if unknown := _unknown_tags(template, tokenizer):
         lines.append(
-            f"WARNING: data.prompt_template: {', '.join(map(repr, unknown))}: not known to the tokenizer, which spells "
+            f"warning: data.prompt_template: {', '.join(map(repr, unknown))}: not known to the tokenizer, which spells "
             "it in letters, though its chat template has it; was the model trained so?"
         )
     if own is not None and not is_chat and not _follows(template, tokenizer):
         lines.append(
-            "WARNING: data.prompt_template: differs from the tokenizer's chat template, which would be "
+            "warning: data.prompt_template: differs from the tokenizer's chat template, which would be "
             f"{json.dumps(own, ensure_ascii=False)}"
         )
     if lines or is_chat:

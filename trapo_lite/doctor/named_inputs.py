@@ -141,7 +141,7 @@ def check_prompt_and_weights(config: Config) -> Iterator[Finding]:
             "ok", check, check_prompt(config.data, tokenizer, model=config.model.name).removeprefix("prompt: ")
         )
         for line in open_turn_warnings(config.data, tokenizer):
-            found, _, cure = line.removeprefix("WARNING: ").rpartition("; ")
+            found, _, cure = line.removeprefix("warning: ").rpartition("; ")
             yield Finding("warning", check, found, cure)
     except DAMAGE as error:
         yield finding_of(check, error)

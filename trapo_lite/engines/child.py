@@ -141,6 +141,8 @@ class ChildProcess:
         self.close()
         status = self.process.returncode
         how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
+        if status == -signal.SIGKILL:
+            how += " (the system kills processes when memory runs out)"
         return EngineDied(
             f"rollout engine: its process ended {how}.\nThe whole log is in {self.log_path}, its last lines:\n"
             f"{self._log_tail()}"
@@ -174,6 +176,7 @@ def die_with_parent(fd: int, parent_pid: int, *folders: Path) -> None:
     def watch() -> None:
         while not is_parent_gone(within_ms=1000):
             pass
+        os.write(1, b"the trainer closed this engine or ended\n")
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
         if os.getpgrp() == os.getpid():

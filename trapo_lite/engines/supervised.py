@@ -163,7 +163,9 @@ class SupervisedEngine:
                     f"{death}"
                 )
             self.num_restarts += 1
-            self._notify(f"{str(death).splitlines()[0]} Starting it again ({self._failures} of {MAX_FAILURES})")
+            self._notify(
+                f"warning: {str(death).splitlines()[0]} Starting it again ({self._failures} of {MAX_FAILURES})"
+            )
             try:
                 self._engine = self._start()
                 if self._adapter is not None and self.version is not None:

@@ -209,14 +209,14 @@ def _differences_in_drawing(rows: Sequence[ResultRow]) -> list[str]:
     lines = []
     for row in rows[1:]:
         if not _shared(rows[0], row):
-            lines.append(f"WARNING {row.name}: has no set of problems in common with {rows[0].name}")
+            lines.append(f"warning: {row.name}: has no set of problems in common with {rows[0].name}")
         for name in _shared(rows[0], row):
             ours, theirs = rows[0].scores[name].summary, row.scores[name].summary
             keys = [key for key in SAME if ours.get(key) != theirs.get(key)]
             if keys:
                 differences = ", ".join(f"{key} {_short(ours.get(key))} and {_short(theirs.get(key))}" for key in keys)
                 untested = "; not tested against each other" if set(keys) & set(SAME_PROBLEMS) else ""
-                lines.append(f"WARNING {name}: {rows[0].name} and {row.name} differ in {differences}{untested}")
+                lines.append(f"warning: {name}: {rows[0].name} and {row.name} differ in {differences}{untested}")
     return lines
 
 

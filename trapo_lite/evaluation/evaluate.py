@@ -1,7 +1,6 @@
 """Evaluate a model, or a run's adapter on its base, on one or more sets of problems."""
 
 import contextlib
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import Progress
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -42,9 +40,8 @@ from trapo_lite.run.cards import require_usable_cards
 from trapo_lite.run.environment import this_environment
 from trapo_lite.run.files import lock, make_folder
 from trapo_lite.run.launch import set_threads
+from trapo_lite.run.lines import Lines
 from trapo_lite.run.trained_with import require_as_trained
-
-SECONDS_BETWEEN_LINES = 15.0  # between progress lines, if the output is no terminal
 
 
 def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
@@ -53,8 +50,13 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
     An interrupted evaluation is resumed, a complete one is only read. Raises ConfigError, DataError, ModelError or
     EngineError. All checks that need no model run before it is loaded.
     """
-    config, console = target.config, Console()
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    with Lines() as lines:
+        lines.phase("reading the model's files and the problems")
+        return _evaluate(target, lines)
+
+
+def _evaluate(target: EvalTarget, lines: Lines) -> dict[str, EvalResult]:
+    config, say = target.config, lines.message
     if target.origin_line:
         say(target.origin_line)
     if not target.benchmarks:  # which are graded by math alone
@@ -95,7 +97,7 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
         logs = [_log_of(target, problem_set, tokenizer) for problem_set in sets]
         for log in logs:
             if changed := "; ".join(log.code_changes):
-                say(f"WARNING: {log.partial_file}: was begun by other code or versions ({changed})")
+                say(f"warning: {log.partial_file}: was begun by other code or versions ({changed})")
         engine, scorers = None, {}
         if all(log.is_complete for log in logs):
             say(f"{target.out} holds all answers already: they are read, not sampled again; --restart samples new ones")
@@ -103,6 +105,7 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
             num_done = sum(len(log.done) for log in logs)
             already_done = f"; {counted(num_done, 'problem')} done" if num_done else ""
             say(f"starting {config.rollout.engine} with {target.model_name}{already_done}")
+            lines.phase(f"starting {config.rollout.engine}")
             for problem_set in sets:  # benchmarks share one, and a file of problems is alone
                 if problem_set.name not in scorers:
                     shared = [s for s in sets if s.rewards == problem_set.rewards]
@@ -118,10 +121,10 @@ def evaluate(target: EvalTarget) -> dict[str, EvalResult]:
         results = {}
         for problem_set, log in zip(sets, logs, strict=True):
             if engine is not None and not log.is_complete:
-                _draw(config, problem_set, log, engine, scorers[problem_set.name], tokenizer, console)
+                _draw(config, problem_set, log, engine, scorers[problem_set.name], tokenizer, lines)
                 scorers[problem_set.name].require_success()
             results[problem_set.name] = log.finish(seed=config.run.seed)
-    say("\n".join(report_lines(target, sets, results)))
+    lines.results(report_lines(target, sets, results))
     return results
 
 
@@ -157,20 +160,17 @@ def _draw(
     engine: RolloutEngine | EngineGroup,
     scorer: Scorer,
     tokenizer: PreTrainedTokenizerBase,
-    console: Console,
+    lines: Lines,
 ) -> None:
     """Draw the missing answers of one set. Each problem's answers are on disk as soon as they are graded."""
     missing = [problem for problem in problem_set.problems if problem.id not in log.done]
-    started = last_line = time.monotonic()
+    lines.phase(f"{problem_set.name}: sampling and grading")
 
     def show(done: int, expected: int) -> None:
-        nonlocal last_line
         progress.update(task, completed=done)
-        if not console.is_terminal and time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
-            last_line = time.monotonic()
-            console.print(f"  {problem_set.name}: {done} of {expected} answers after {last_line - started:.0f} s")
+        lines.count(done, expected, "answers")
 
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(console=lines.console, transient=True, disable=lines.is_plain) as progress:
         task = progress.add_task(problem_set.name, total=len(missing) * problem_set.num_samples)
         evaluate_problems(
             engine,

@@ -6,33 +6,33 @@ A checkpoint that fails the comparison is deleted, so that a checkpoint at `out`
 """
 
 import json
-import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from trapo_lite.config import DataSection, ModelSection
 from trapo_lite.config.paths import check_name
 from trapo_lite.config.prompt_file import PROMPT_FILE, prompt_yaml
 from trapo_lite.core.errors import ExportError
 from trapo_lite.data.chat import prompt_settings, stop_ids_of, template_with_defaults
-from trapo_lite.data.tokens import end_of_text_id, load_tokenizer, texts_of
+from trapo_lite.data.tokens import load_tokenizer, texts_of
 from trapo_lite.exporting.model_card import model_card
 from trapo_lite.exporting.report import ExportDtype, ExportReport, compare
+from trapo_lite.exporting.saving import move_synced, save_model
 from trapo_lite.model.adapter_config import AdapterConfig, AdapterError, read_config
 from trapo_lite.model.base import load_base, model_config, weights_fingerprint
 from trapo_lite.model.logprobs import probe_sequences
 from trapo_lite.model.positions import num_positions
 from trapo_lite.model.saved_adapter import check_fit, load_by_name, read_tensors
 from trapo_lite.run.environment import this_environment
-from trapo_lite.run.files import move_into_place
 from trapo_lite.run.folder import RunFolder, final_adapter, load_run_config
+from trapo_lite.run.lines import Lines
 from trapo_lite.run.trained_with import require_as_trained
 
 MIN_PROBE_TOKENS = 1024
@@ -49,6 +49,23 @@ def export_run(
     overwrite: bool = False,
 ) -> ExportReport:
     """Export a run from its folder's config.yaml; by default run/adapter to run/merged in the run's model.dtype."""
+    with Lines() as lines:
+        lines.phase("export: reading the run and the base's files")
+        return _export_run(
+            run, overrides, adapter_dir=adapter_dir, out=out, dtype=dtype, overwrite=overwrite, phase=lines.phase
+        )
+
+
+def _export_run(
+    run: Path,
+    overrides: Sequence[str],
+    *,
+    adapter_dir: Path | None,
+    out: Path | None,
+    dtype: ExportDtype | None,
+    overwrite: bool,
+    phase: Callable[[str], None],
+) -> ExportReport:
     trained = load_run_config(run)
     config = load_run_config(run, overrides=overrides)
     if config.model.quantize != trained.model.quantize:
@@ -72,6 +89,7 @@ def export_run(
         max_response_tokens=config.eval.max_response_tokens or config.rollout.max_response_tokens,
         trained=RunFolder(run).starts(),
         overwrite=overwrite,
+        phase=phase,
     )
 
 
@@ -85,6 +103,7 @@ def export_merged(
     max_response_tokens: int,
     trained: Sequence[Mapping[str, Any]] = (),
     overwrite: bool = False,
+    phase: Callable[[str], None] = lambda text: None,
 ) -> ExportReport:
     """Write base + adapter to the folder `out` as one safetensors checkpoint with tokenizer and generation config.
 
@@ -94,6 +113,7 @@ def export_merged(
                template_options as defaults, unless `template_with_defaults` cannot make such a template
     max_response_tokens: what answers may have in an evaluation of the checkpoint, if nothing else is asked for
     trained:   the environment.json of the adapter's run; it is kept in that of the checkpoint
+    phase:     told what is done from now on
     An nf4 base is de-quantised, because the adapter was trained on the de-quantised weights.
     Raises ExportError, and leaves `out` as it was, for a missing or foreign adapter, an `out` in use, a full disk, and
     a checkpoint that differs from base + adapter by more than `ExportReport.refusal` allows.
@@ -108,7 +128,7 @@ def export_merged(
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
-        report = _write_checked(model, adapter, partial, out, dtype, tokenizer, stop_ids)
+        report = _write_checked(model, adapter, partial, out, dtype, tokenizer, stop_ids, phase)
         made_by = this_environment()
         card = model_card(
             model=model,
@@ -124,7 +144,7 @@ def export_merged(
         (partial / PROMPT_FILE).write_text(prompt_yaml(data, max_response_tokens=max_response_tokens), encoding="utf-8")
         record = json.dumps({"exported": made_by, "trained": list(trained)}, indent=1, ensure_ascii=False)
         (partial / "environment.json").write_text(record + "\n", encoding="utf-8")
-        _move_into_place(partial, out)
+        move_synced(partial, out)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         raise ExportError(f"{out}: cannot be written: {error}; make room or choose another --out") from None
     finally:
@@ -140,17 +160,23 @@ def _write_checked(
     dtype: ExportDtype,
     tokenizer: PreTrainedTokenizerBase,
     stop_ids: Sequence[int],
+    phase: Callable[[str], None],
 ) -> ExportReport:
     """Merge, save to `folder`, load it again and compare. One copy of the model is in memory at a time."""
+    phase(f"export: loading {section.name}")
     base = load_float32_base(section)
+    phase("export: computing log-probs of base and adapter")
     probe = _probe_of(base)
     base_logprobs = logprobs(base, probe)
     policy = _with_adapter(base, adapter)
     policy_logprobs = logprobs(policy, probe)
+    phase("export: merging")
     merged = policy.merge_and_unload(safe_merge=True)
-    _save(_rounded_(merged, getattr(torch, dtype)), folder, tokenizer, stop_ids)
+    phase(f"export: writing {folder}")
+    save_model(_rounded_(merged, getattr(torch, dtype)), folder, tokenizer, stop_ids)
     del base, policy, merged
 
+    phase("export: loading the merged checkpoint and computing its log-probs")
     saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     saved_logprobs = logprobs(saved, probe)
     noise = 0.0
@@ -212,53 +238,6 @@ def _dithered_(model: PreTrainedModel) -> PreTrainedModel:
         unit = torch.ldexp(parameter.data.ne(0).float(), exponent - 8)  # 8 bits of precision, including the leading one
         parameter.data += (torch.rand(parameter.shape, generator=generator) - 0.5) * unit
     return model
-
-
-def _save(merged: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> None:
-    """Save model and tokenizer. Sampling defaults are those of training: temperature 1, no truncation.
-
-    stop_ids: tokens of which each ends an answer; the first is the EOS
-    """
-    needed = sum(p.numel() * p.element_size() for p in merged.parameters())
-    free = shutil.disk_usage(folder.parent).free
-    if needed > free:
-        raise OSError(f"{needed >> 20:,} MiB are needed, {free >> 20:,} MiB are free on this disk")
-    pad_id = tokenizer.pad_token_id
-    ends = list(stop_ids) if len(stop_ids) > 1 else stop_ids[0]
-    merged.generation_config = GenerationConfig(do_sample=True, eos_token_id=ends, pad_token_id=pad_id)
-    merged.config.eos_token_id = stop_ids[0]
-    merged.save_pretrained(folder)
-    _save_tokenizer(tokenizer, folder, stop_ids[0])
-
-
-def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, eos_id: int) -> None:
-    """Save the tokenizer, with the token that ends answers as its EOS, so that serving stops there.
-
-    A token of the plain vocabulary is not made the EOS: as a special token it would be removed from every text. Then
-    only config.json, generation_config.json and the prompt file name it.
-    """
-    if eos_id in tokenizer.added_tokens_decoder:
-        tokenizer.eos_token = tokenizer.added_tokens_decoder[eos_id].content
-    try:
-        tokenizer.save_pretrained(folder)
-    except Exception as error:
-        if type(error) is not Exception:
-            raise
-        raise OSError(str(error)) from None  # the Rust library has no other class for a failed write
-    if eos_id in tokenizer.added_tokens_decoder and end_of_text_id(load_tokenizer(str(folder))) != eos_id:
-        raise ExportError(f"{folder}: the saved tokenizer does not end texts with token {eos_id}; report this")
-
-
-def _move_into_place(partial: Path, out: Path) -> None:
-    for weights in partial.glob("*.safetensors"):  # safetensors makes them readable for their owner only
-        weights.chmod((partial / "config.json").stat().st_mode)
-    for path in (*partial.iterdir(), partial):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    move_into_place(partial, out)
 
 
 def _checked_adapter(adapter_dir: Path, model: ModelSection) -> AdapterConfig:

@@ -29,7 +29,7 @@ def expert_lines(scorer: Scorer, problems: Sequence[Problem], decode: Callable[[
     lines = [f"expert solutions: {num_correct} of {len(checked)} looked at are correct{mean}"]
     if num_correct < FEW * len(checked):
         lines.append(
-            "WARNING: most expert solutions are not correct by the first of reward.functions, so they teach what is "
+            "warning: most expert solutions are not correct by the first of reward.functions, so they teach what is "
             "not rewarded; compare them with data.expert_text, reward.functions and the rows' answers (trapo-lite "
             "prepare --verify)"
         )

@@ -131,7 +131,7 @@ class Scorer:
             effect = "Such a rollout gets no advantage; the metric reward/none counts them."
             if function.weight == 0:
                 effect = "Its weight is 0, so that the reward is the same without it."
-            self._notify(f"WARNING: the reward function {name} failed {first}\n{effect} Later failures are not shown.")
+            self._notify(f"warning: the reward function {name} failed {first}\n{effect} Later failures are not shown.")
         if has_always_failed and num_judged >= MOST_FAILURES_AT_FIRST and function.weight > 0:
             raise _always_fails(name, num_judged, first)
 

@@ -38,12 +38,12 @@ def start_lines(
         for name, judgement in by_text.items():
             if judgement.kind in FAILURES:
                 lines.append(
-                    f"  WARNING: it fails on {name}: {_last_line(judgement)}; such a rollout gets no advantage, so "
-                    "return a number if it should count as bad"
+                    f"warning: reward {function.label}: fails on {name}: {_last_line(judgement)}; such a rollout gets "
+                    "no advantage, so return a number if it should count as bad"
                 )
         values = [judgement.value for judgement in by_text.values() if judgement.value is not None]
         if len(values) == 2 and values[0] <= values[1] and function.type != "length":
-            lines.append("  WARNING: it gives the expert solution no more than an empty response")
+            lines.append(f"warning: reward {function.label}: gives the expert solution no more than an empty response")
     return lines
 
 

@@ -1,13 +1,12 @@
-"""Show a run's progress: a live display on a terminal, plain lines elsewhere, and a sign of life in long silences."""
+"""Show a run's progress: a live display on a terminal, plain lines with the time elsewhere."""
 
-import threading
 import time
 from collections.abc import Mapping
+from typing import Self
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-QUIET_SECONDS = 30.0  # without a line, after which one says what the run is doing
+from trapo_lite.run.lines import QUIET_SECONDS, Lines
 
 SHOWN = (
     ("own", "reward/own", "{:.2f}"),
@@ -20,26 +19,22 @@ SHOWN = (
 )
 
 
-class Display:
+class Display(Lines):
     """Display the progress of a run, as a context manager. Silent unless `is_main`.
 
-    Where there is no terminal, a thread prints a line about the current phase whenever nothing was printed for
-    `quiet_seconds`, so that a long step can be told from one that hangs.
+    From the second step on, a sign of life says when the step is expected to end: it takes as long as the step before,
+    evaluations left out.
     """
 
-    def __init__(
-        self, *, title: str, max_steps: int, first_step: int, is_main: bool, quiet_seconds: float = QUIET_SECONDS
-    ) -> None:
-        self._console = Console(quiet=not is_main, highlight=False, soft_wrap=True)
-        self._max_steps = max_steps
+    def __init__(self, *, title: str, max_steps: int, is_main: bool, quiet_seconds: float = QUIET_SECONDS) -> None:
+        super().__init__(is_main=is_main, quiet_seconds=quiet_seconds)
+        self._title, self._max_steps = title, max_steps
         self._rollouts_done = 0
-        self._quiet_seconds = quiet_seconds
-        self._phase, self._count = "starting", ""
-        self._phase_began = self._last_line = time.monotonic()
-        self._has_ended = threading.Event()
-        self._pulse: threading.Thread | None = None
+        self._step: int | None = None  # the step in progress
+        self._step_began = 0.0
+        self._before: Mapping[str, float | int | None] | None = None  # the metrics of the step before
         self._progress: Progress | None = None
-        if is_main and self._console.is_terminal:
+        if is_main and not self.is_plain:
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -47,41 +42,33 @@ class Display:
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[status]}"),
-                console=self._console,
+                console=self.console,
             )
-            self._steps = self._progress.add_task(title, total=max_steps, completed=first_step, status="")
-            self._rollouts = self._progress.add_task("rollouts", total=None, status="", visible=False)
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> Self:
         if self._progress is not None:
             self._progress.start()
-        elif not self._console.quiet:
-            self._pulse = threading.Thread(target=self._tell_phases, name="signs-of-life", daemon=True)
-            self._pulse.start()
-        return self
+        return super().__enter__()
 
-    def __exit__(self, *_: object) -> None:
-        self._has_ended.set()
-        if self._pulse is not None:
-            self._pulse.join()
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
         if self._progress is not None:
             self._progress.stop()
 
-    def message(self, text: str) -> None:
-        self._last_line = time.monotonic()
-        self._console.print(text, markup=False)
+    def begin(self, first_step: int) -> None:
+        """Show the bars on a terminal; `first_step` steps are done already."""
+        if self._progress is not None:
+            self._steps = self._progress.add_task(self._title, total=self._max_steps, completed=first_step, status="")
+            self._rollouts = self._progress.add_task("rollouts", total=None, status="", visible=False)
 
-    def phase(self, text: str) -> None:
-        """Take note of what the run does from now on, such as "step 3/40: updating the policy"."""
-        self._phase, self._count, self._phase_began = text, "", time.monotonic()
-
-    def _tell_phases(self) -> None:
-        while not self._has_ended.wait(max(0.05, self._last_line + self._quiet_seconds - time.monotonic())):
-            if time.monotonic() - self._last_line >= self._quiet_seconds:
-                self.message(f"{self._phase}{self._count}, {time.monotonic() - self._phase_began:.0f} s so far")
+    def step_phase(self, step: int, text: str) -> None:
+        """Note what the run does from now on in this step, such as "sampling"."""
+        if step != self._step:
+            self._step, self._step_began = step, time.monotonic()
+        self.phase(f"step {step}/{self._max_steps}: {text}")
 
     def rollouts(self, done: int, expected: int) -> None:
-        self._count = f", {done} of {expected} rollouts"
+        self.count(done, expected, "rollouts")
         if self._progress is not None:
             if done < self._rollouts_done:  # a new phase, which has its own clock
                 self._progress.reset(self._rollouts)
@@ -92,5 +79,19 @@ class Display:
         """Print a step's metrics as a permanent line."""
         shown = [f"{label} {fmt.format(row[name])}" for label, name, fmt in SHOWN if row.get(name) is not None]
         self.message(f"step {row['step']}/{self._max_steps}  " + "  ".join(shown))
+        self._before = row
         if self._progress is not None:
             self._progress.update(self._steps, completed=row["step"])
+
+    def outlook(self) -> str:
+        """Return how fast the step before sampled, and when this step is expected to end."""
+        if self._before is None or self._before["step"] == self._step:
+            return ""
+        step, tokens = self._before["step"], self._before.get("speed/sampled_tokens_per_second")
+        text = "" if tokens is None else f"; step {step} sampled {tokens:.0f} tokens/s"
+        seconds = (self._before["time/step"] or 0.0) - (self._before.get("time/eval") or 0.0)
+        left = self._step_began + seconds - time.monotonic()
+        if left < 0:
+            return f"{text}; step {step} took {seconds:.0f} s"
+        end = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
+        return f"{text}; expected to end at {end}, as step {step} took {seconds:.0f} s"

@@ -32,4 +32,4 @@ def early_warnings(row: Mapping[str, float | int | None], config: Config) -> lis
             "the expert solutions earn nothing (reward/expert is 0), so they teach what is not rewarded; compare "
             "reward.functions, data.expert_text and the rows' answers: trapo-lite prepare --verify"
         )
-    return [f"WARNING: {line}" for line in lines]
+    return lines

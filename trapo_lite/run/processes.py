@@ -4,10 +4,13 @@ Python objects go through gloo, also on GPUs, and only tensors through NCCL. A p
 at once when another process ends. In NCCL it would wait until the launcher kills it, and could save nothing.
 """
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, fsdp2_prepare_model
 from torch import Tensor, nn
 
-from trapo_lite.core.errors import ConfigError
+from trapo_lite.core.errors import ConfigError, TrapoLiteError
 from trapo_lite.core.types import Mean
 from trapo_lite.run import metrics as metric_table
 from trapo_lite.run.cards import require_usable_cards
@@ -23,6 +26,11 @@ from trapo_lite.run.cards import require_usable_cards
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=6)  # the fastest rank waits for the slowest rollout
+SECONDS_TO_END = 2.0  # a process that has closed its connections is gone soon
+
+
+class RankError(TrapoLiteError, RuntimeError):
+    """RankError is raised where an exchange with the other processes of the run fails, because one of them ended."""
 
 
 class Ranks:
@@ -38,8 +46,10 @@ class Ranks:
         self.is_main: bool = self._accelerator.is_main_process
         self.device: torch.device = self._accelerator.device
         self._objects: Any = None  # a process group, which torch also types as an int
+        self._pids = [os.getpid()]  # by rank
         if self.count > 1:
             self._objects = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+            self._pids = self.gather([os.getpid()])
         self.is_sharding: bool = self._accelerator.distributed_type == DistributedType.FSDP
         if self.is_sharding and not self._accelerator.is_fsdp2:
             raise ConfigError("fsdp_version: found 1; launch with --config_file configs/accelerate/fsdp2.yaml")
@@ -65,13 +75,15 @@ class Ranks:
         if self._objects is None:
             return list(items)
         by_rank: list[list[T]] = [[] for _ in range(self.count)]
-        torch.distributed.all_gather_object(by_rank, list(items), group=self._objects)
+        with self._exchange():
+            torch.distributed.all_gather_object(by_rank, list(items), group=self._objects)
         return [item for share in by_rank for item in share]
 
     def sum_tensor(self, tensor: Tensor) -> Tensor:
         """Return the sum over the ranks. All ranks wait for each other first, where the end of one raises an error."""
         self.wait()
-        summed = self._accelerator.reduce(tensor, reduction="sum")
+        with self._exchange():
+            summed = self._accelerator.reduce(tensor, reduction="sum")
         assert isinstance(summed, Tensor)
         return summed
 
@@ -95,9 +107,45 @@ class Ranks:
 
     def wait(self) -> None:
         if self._objects is not None:
-            torch.distributed.barrier(group=self._objects)
+            with self._exchange():
+                torch.distributed.barrier(group=self._objects)
+
+    def ended(self) -> str:
+        """Return which processes of the run have ended, such as "rank 1 (process 1234)", or an empty text."""
+        return ", ".join(f"rank {rank} (process {pid})" for rank, pid in enumerate(self._pids) if not _is_running(pid))
+
+    @contextlib.contextmanager
+    def _exchange(self) -> Iterator[None]:
+        """Turn the error by which torch ends an exchange into a RankError that names the processes that have ended."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.count == 1:
+                raise
+            deadline = time.monotonic() + SECONDS_TO_END
+            while not (ended := self.ended()) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            raise RankError(ended_message(ended, error)) from error
 
     def close(self) -> None:
         """Close the groups before the process ends. Otherwise gloo's threads sometimes abort it."""
         if self.count > 1:
             torch.distributed.destroy_process_group()
+
+
+def ended_message(ended: str, error: RuntimeError | None = None) -> str:
+    """Return what to tell the user about processes that have ended, or about an exchange that failed otherwise."""
+    if not ended:
+        return f"launch: an exchange between the processes of the run failed ({error}); see their last lines"
+    return (
+        f"launch: {ended} ended before the run did; its own last lines say why, and if there are none it was killed or "
+        "memory ran out; run the same command again to resume"
+    )
+
+
+def _is_running(pid: int) -> bool:
+    """Return whether a process of this machine runs; one that has ended and is not yet collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return not Path("/proc/self").exists()  # without /proc this is not known

@@ -1,5 +1,6 @@
 """Write a step's results: a line of metrics, its rollouts, TensorBoard or wandb, the terminal, and warnings."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,15 +33,18 @@ class LogBook:
         """Write `metrics` of all ranks, `rollouts` as lines of rollouts/step-N.jsonl, and the step's `seconds`."""
         stages = metric_table.to_row({name: metrics[name] for name in metric_table.STAGE_TIMES if name in metrics})
         idle = seconds - sum(value or 0.0 for value in stages.values())
-        row = metric_table.to_row({**metrics, "step": step, "time/idle": idle, "time/step": seconds})
+        row = metric_table.to_row(
+            {**metrics, "step": step, "time/idle": idle, "time/step": seconds, "time/unix": time.time()}
+        )
         self._folder.write_rollouts(step, rollouts)
         self._folder.append_metrics(row)
+        logged = {name: value for name, value in row.items() if name != "time/unix"}  # loggers keep their own clock
         for logger in self._loggers:
-            logger.log(row, step)
+            logger.log(logged, step)
         self._display.step(row)
         early = early_warnings(row, self._config) if step == 1 else []
         for warning in [*self._warnings(row), *early, *self._trends.after(row)]:
-            self._display.message(f"step {step}: {warning}")
+            self._display.message(f"warning: step {step}: {warning}")
 
     def flush(self) -> None:
         """Flush the loggers, before a checkpoint is written."""
@@ -61,7 +65,7 @@ class LogBook:
         mismatch, alarm = row.get("mismatch/abs") or 0.0, self._config.rollout.mismatch_alarm
         if mismatch > alarm:
             warnings.append(
-                f"WARNING: sampler and trainer differ by {mismatch:.3g} nats a token (alarm at {alarm:g}); compare "
+                f"sampler and trainer differ by {mismatch:.3g} nats a token (alarm at {alarm:g}); compare "
                 "dtype and quantisation of both, or set algorithm.tis_cap"
             )
         return warnings

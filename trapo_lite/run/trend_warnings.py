@@ -27,7 +27,7 @@ class TrendWarnings:
         lines = {"reward/gain_by_help": self._help_line(), "policy/entropy": self._entropy_line()}
         new = {name: line for name, line in lines.items() if line is not None and name not in self._given}
         self._given.update(new)
-        return [f"warning: {line}" for line in new.values()]
+        return list(new.values())
 
     def _help_line(self) -> str | None:
         """Compare guided with unguided rollouts of the same problems.

@@ -9,7 +9,7 @@ import torch
 from trapo_lite.model.policy import Policy
 from trapo_lite.run.folder import RunFolder
 from trapo_lite.run.launch import Stopped, StopSignals
-from trapo_lite.run.processes import Ranks
+from trapo_lite.run.processes import RankError, Ranks, ended_message
 from trapo_lite.training.checkpoint import save_checkpoint
 
 
@@ -20,6 +20,7 @@ class Progress:
     keep:       how many checkpoints are kept
     first_step: the step that the run is resumed from, 0 for none
     flush:      writes the logs to disk; called before each checkpoint
+    announce:   told in one line of each checkpoint
     """
 
     def __init__(
@@ -33,9 +34,10 @@ class Progress:
         keep: int,
         first_step: int,
         flush: Callable[[], None],
+        announce: Callable[[str], None],
     ) -> None:
         self._folder, self._ranks, self._policy, self._optimizer = folder, ranks, policy, optimizer
-        self._identity, self._keep, self._flush = identity, keep, flush
+        self._identity, self._keep, self._flush, self._announce = identity, keep, flush, announce
         self._saved_step = first_step
         self._whole_step: int | None = None  # the last logged step, or None if the policy was updated since
         self._rng_states: list[torch.Tensor] = []
@@ -61,16 +63,23 @@ class Progress:
         try:
             yield
         except Stopped as stopped:
+            self._warn_of_ended()
             stopped.checkpoint_step = self._last_step
             raise
         except RuntimeError as error:
-            is_from_a_rank = type(error) is RuntimeError or isinstance(error, torch.distributed.DistError)
+            is_from_a_rank = type(error) is RuntimeError or isinstance(error, RankError | torch.distributed.DistError)
             if signals.received is None or not is_from_a_rank:
                 raise
+            self._warn_of_ended()
             raise Stopped(signals.received, checkpoint_step=self._last_step) from error
         finally:
             if self._whole_step is not None and self._whole_step > self._saved_step:
                 self._write(self._whole_step)
+
+    def _warn_of_ended(self) -> None:
+        """Name the processes that ended before the signal: a launcher stops all processes when one of them ends."""
+        if ended := self._ranks.ended():
+            self._announce(f"warning: {ended_message(ended)}")
 
     @property
     def _last_step(self) -> int:
@@ -80,7 +89,7 @@ class Progress:
     def _write(self, step: int) -> None:
         if self._ranks.is_main:
             self._flush()
-            save_checkpoint(
+            saved = save_checkpoint(
                 self._folder.checkpoints,
                 policy=self._policy,
                 optimizer=self._optimizer,
@@ -91,6 +100,7 @@ class Progress:
                 },
                 keep=self._keep,
             )
+            self._announce(f"checkpoint saved: {saved} (step {step})")
         self._saved_step = step
 
     def _policy_moves(self, *_: object) -> None:

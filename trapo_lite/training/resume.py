@@ -170,7 +170,7 @@ def compare_environments(
     if not changed:
         return []
     return [
-        f"WARNING: {checkpoint.folder}: was made by other code or versions ({changed}); the next steps use the current "
+        f"warning: {checkpoint.folder}: was made by other code or versions ({changed}); the next steps use the current "
         "ones"
     ]
 

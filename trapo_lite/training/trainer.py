@@ -29,8 +29,10 @@ from trapo_lite.planning.memory import require_fits
 from trapo_lite.run import device
 from trapo_lite.run.calling import command
 from trapo_lite.run.display import Display
+from trapo_lite.run.environment import start_line
 from trapo_lite.run.folder import RunFolder
 from trapo_lite.run.launch import StopSignals, set_threads
+from trapo_lite.run.lines import with_time
 from trapo_lite.run.processes import Ranks
 from trapo_lite.run.step_log import LogBook
 from trapo_lite.training.checkpoint import restore_checkpoint
@@ -83,6 +85,12 @@ class Run:
     def __init__(self, config: Config, stack: contextlib.ExitStack, *, restart: bool) -> None:
         set_threads(config)
         self.ranks = Ranks()
+        self.display = stack.enter_context(
+            Display(title=config.run.name, max_steps=config.train.max_steps, is_main=self.ranks.is_main)
+        )
+        if self.ranks.is_main:
+            self.display.message(start_line())
+        self.display.phase("reading the data and the run folder")
         self.inputs = read_inputs(config)
         self.config = config = self.inputs.config
         self.folder = RunFolder(config.run.folder)
@@ -97,14 +105,7 @@ class Run:
             data_fingerprint=self.inputs.report.fingerprint,
         )
         self.first_step = self.start.checkpoint.step if self.start.checkpoint else 0
-        self.display = stack.enter_context(
-            Display(
-                title=config.run.name,
-                max_steps=config.train.max_steps,
-                first_step=self.first_step,
-                is_main=self.ranks.is_main,
-            )
-        )
+        self.display.begin(self.first_step)
         notes = [
             *self.folder.notes,
             *self.start.notes,
@@ -179,6 +180,7 @@ class Run:
             keep=config.train.keep_checkpoints,
             first_step=self.first_step,
             flush=lambda: self.log_book.flush(),
+            announce=self.display.message,
         )
         self.signals = StopSignals()  # before this line, Ctrl-C ends the process at once
         stack.callback(self.signals.restore)
@@ -207,7 +209,7 @@ class Run:
 
     def phase(self, step: int, text: str) -> None:
         """Say what the run does now, for the display; `step` updates are done."""
-        self.display.phase(f"step {step + 1}/{self.config.train.max_steps}: {text}")
+        self.display.step_phase(step + 1, text)
 
     def finish(self, policy: Policy) -> None:
         """Write the trained adapter to the folder that export and evaluation read."""
@@ -244,7 +246,8 @@ class Run:
         if self.ranks.is_main:
             self.display.message(line)
         else:
-            print(f"rank {self.ranks.index}: {line}", file=sys.stderr, flush=True)
+            text = with_time(f"rank {self.ranks.index}: {line}", is_plain=not sys.stderr.isatty())
+            print(text, file=sys.stderr, flush=True)
 
     def _loading_line(self) -> str:
         minutes = "some minutes" if self.ranks.device.type == "cuda" else "about half a minute"

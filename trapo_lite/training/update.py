@@ -91,12 +91,12 @@ class Updater:
             self._halve_budget(moving)
         if is_first and batches and (idle := policy.adapter.without_gradient()):
             self._announce(
-                f"WARNING: lora.target_modules: no gradient reaches {', '.join(idle)}: the model's class does not call "
+                f"warning: lora.target_modules: no gradient reaches {', '.join(idle)}: the model's class does not call "
                 "these layers, or reads past their adapters; leave them out"
             )
         if num_failures:
             self._announce(
-                f"WARNING: update: memory ran out; forward passes have {self.tokens_per_batch} tokens from now on, "
+                f"warning: update: memory ran out; forward passes have {self.tokens_per_batch} tokens from now on, "
                 "which changes sums by rounding; unless run.deterministic is on, set "
                 f"train.tokens_per_batch={self.tokens_per_batch}"
             )

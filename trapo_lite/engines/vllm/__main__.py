@@ -13,6 +13,6 @@ if __name__ == "__main__":
     socket_fd, parent_pid, scratch = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     die_with_parent(socket_fd, parent_pid, scratch)
 
-    from trapo_lite.engines.vllm.worker import serve
+    from trapo_lite.engines.vllm.serving import serve
 
     serve(Connection(socket_fd))

@@ -1,15 +1,13 @@
 """Run vLLM in a process of its own, which `__main__` starts for VLLMEngine.
 
-It reads (method, arguments) from the socket and answers each method except `submit` and `abort`. Any error ends the
-process with a traceback in its log, and the parent reports it.
+`serving` reads (method, arguments) from the socket and answers each method except `submit` and `abort`. Any error
+ends the process with a traceback in its log, and the parent reports it.
 """
 
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from trapo_lite.core.errors import EngineError
 from trapo_lite.engines.base import FIRST_ADAPTER_ID, Completion, SampleRequest
 from trapo_lite.engines.parity import checksum_of_pairs
 from trapo_lite.engines.vllm.binding import (
@@ -276,22 +274,3 @@ def engine_arguments(options: VLLMOptions, *, is_cpu: bool, gpu_memory: int = 0)
         if gpu_memory >= LARGE_CARD:
             arguments |= {"max_num_batched_tokens": max(BATCHED_TOKENS_ON_LARGE_CARD, options.max_num_seqs)}
     return arguments
-
-
-def serve(connection: Connection) -> None:
-    """Make the engine from the first message's options, then answer calls until the process ends.
-
-    It sends "accepted" when vLLM serves the model's class, and "up" when the engine is ready. An engine that refuses
-    the model sends its EngineError instead, and ends.
-    """
-    try:
-        worker = VLLMWorker(connection.recv(), on_accepted=lambda: connection.send("accepted"))
-    except EngineError as refusal:
-        connection.send(refusal)
-        return
-    connection.send("up")
-    while True:
-        method, arguments = connection.recv()
-        answer = getattr(worker, method)(*arguments)
-        if method not in ("submit", "abort"):
-            connection.send(answer)
