@@ -1,4 +1,4 @@
-"""Write a step's results: a line of metrics, its rollouts, TensorBoard or wandb, the terminal, and warnings."""
+"""Write a step's results: a line of metrics, its rollouts, the trackers, the terminal, and warnings."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ class LogBook:
 
     def __init__(self, config: Config, folder: RunFolder, display: Display, *, first_step: int) -> None:
         self._config, self._folder, self._display = config, folder, display
-        self._loggers = open_loggers(config, first_step=first_step)
+        self._loggers = open_loggers(config, first_step=first_step, notify=display.message)
 
     def write(
         self,
@@ -34,7 +34,7 @@ class LogBook:
         self._folder.write_rollouts(step, rollouts)
         self._folder.append_metrics(row)
         for logger in self._loggers:
-            logger.log(row, step)
+            logger.log(row, rollouts, step)
         self._display.step(row)
         early = early_warnings(row, self._config) if step == 1 else []
         for warning in [*self._warnings(row), *early]:
