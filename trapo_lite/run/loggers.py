@@ -113,7 +113,8 @@ class ServiceLogger:
         """Log the metrics, and the rollouts as a table, unless an earlier start has sent this step."""
         if self._tracker is None or step <= self._last_step:
             return
-        columns, data = list(COLUMNS), _table(rollouts, step)
+        columns: list[str] = list(COLUMNS)
+        data = _table(rollouts, step)
         with self._dropped_if_it_fails():
             if self._name == "wandb":
                 self._tracker.log(_values(row), step=step)
