@@ -94,4 +94,4 @@ def run(folder: Path, name: str, *overrides: str, steps: int) -> Path:
 def run_command(folder: Path, name: str, *overrides: str, steps: int) -> list[str]:
     settings = [f"run.dir={folder}", f"run.name={name}", f"train.max_steps={steps}", "eval.every=0", *overrides]
     world = ["--config", TINY_CONFIG, *TINY.overrides]
-    return [sys.executable, "scripts/train.py", *world, "run.tensorboard=false", *settings]
+    return [sys.executable, "scripts/train.py", *world, "run.trackers=[]", *settings]

@@ -41,7 +41,7 @@ SETTINGS = (
     "train.save_every=2",
     "eval.every=3",
     "eval.num_problems=2",
-    "run.tensorboard=false",
+    "run.trackers=[]",
 )
 # Phase -> how many of 200 kills, with one process and with two.
 SHARES = {

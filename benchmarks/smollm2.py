@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = (
     *("rollout.num_problems=2", "rollout.max_response_tokens=256", "eval.every=0"),
-    *("train.max_steps=3", "train.save_every=1", "run.seed=0", "run.tensorboard=false"),
+    *("train.max_steps=3", "train.save_every=1", "run.seed=0", "run.trackers=[]"),
 )
 HEAD = """| step | sampling, s | sampled tokens | tokens/s | update, s | packed tokens | step, s | cut | peak, GiB |
 |---|---|---|---|---|---|---|---|---|"""

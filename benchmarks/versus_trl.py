@@ -202,7 +202,7 @@ def train_with_us(model: str, folder: Path, work: Work, *, engine: str) -> dict[
         "run.name=ours",
         f"run.dir={folder}",
         f"run.num_threads={work.num_threads}",
-        "run.tensorboard=false",
+        "run.trackers=[]",
         "run.deterministic=false",
     ]
     run = train(load_config([TINY_CONFIG, "configs/algorithm/grpo.yaml"], overrides), restart=True)

@@ -38,8 +38,9 @@ DOORS = {
     "bitsandbytes": ("model/policy", "exporting/merge", "training/optimizer"),
     "datasets": ("data",),
     "math_verify": ("reward",),
-    "accelerate": ("run/processes", "run/device"),
+    "accelerate": ("run/processes", "run/device", "run/loggers"),
     "wandb": ("run/loggers",),
+    "trackio": ("run/loggers",),
     "tensorboard": ("run/loggers",),
 }
 

@@ -70,7 +70,7 @@ def make_config(model_dir: Path, data_file: Path, tmp_path: Path):
                 "dir": str(tmp_path),
                 "deterministic": True,
                 "num_threads": 1,
-                "tensorboard": False,
+                "trackers": [],
             },
         }
         for section, values in changes.items():

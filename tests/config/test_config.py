@@ -336,6 +336,43 @@ def test_the_old_form_is_refused_with_the_new_one_spelt_out_which_is_then_taken(
         assert load_config([file]) == load_config([], ["optim.updates_per_batch=2", shlex.split(on_line)[0]])
 
 
+@pytest.mark.parametrize(
+    ("old", "now"),
+    [
+        ("tensorboard: true", ["tensorboard"]),
+        ("tensorboard: false", []),
+        ("tensorboard: false, wandb_project: sums", ["wandb"]),
+        ("wandb_project: sums", ["tensorboard", "wandb"]),
+        ("wandb_project: null", ["tensorboard"]),
+    ],
+)
+def test_the_old_keys_of_trackers_are_refused_and_read_in_a_run_s_file(old, now, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"run: {{{old}}}")
+    in_file, on_line = error_of([], [file]).partition("in a file write ")[2].split("; on the command line ")
+    file.write_text(f"run: {{{in_file}}}")
+    expected = load_config([file])
+    assert expected.run.trackers == now and expected.run.project == ("sums" if "wandb" in now else "trapo_lite")
+    assert load_config([], shlex.split(on_line)) == expected
+    written = tmp_path / "config.yaml"
+    sections = "".join(f"{section}: {{}}\n" for section in Config.model_fields.keys() - {"run"})
+    written.write_text(f"{sections}run: {{{old}}}")
+    assert load_config([written]) == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["run.trackers=[tensorbord]"], "run.trackers.0: found 'tensorbord'; did you mean 'tensorboard'?"),
+        (["run.trackers=[wandb, wandb]"], "run.trackers: one of them is named twice"),
+        (["run.project=sums"], "run.project: has no effect here: it acts with wandb or trackio in run.trackers"),
+        (["run.trackers=wandb", "run.project=a/b"], "run.project: found 'a/b'; use letters"),
+    ],
+)
+def test_a_wrong_tracker_is_one_line(overrides, message):
+    assert message in error_of(overrides)
+
+
 def test_an_old_key_beside_a_type_that_is_no_name_is_one_error():
     assert "algorithm.alpha: is part of algorithm.prefix_loss now" in error_of(
         ["algorithm.prefix_loss={type: [a]}", "algorithm.alpha=1"]

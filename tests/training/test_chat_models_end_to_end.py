@@ -86,7 +86,7 @@ def test_a_model_in_its_own_chat_format_is_trained_killed_resumed_and_exported(n
         *("data.prompt_template=chat", f"data.expert_text={'opened' if model.opened else 'full'}"),
         *("data.max_prompt_tokens=96", "rollout.max_response_tokens=64", "rollout.engine=transformers"),
         *("rollout.num_problems=2", "lora.r=4", "eval.every=0", "train.max_steps=4", "train.save_every=1"),
-        *("run.deterministic=true", "run.tensorboard=false", f"run.dir={tmp_path}"),
+        *("run.deterministic=true", "run.trackers=[]", f"run.dir={tmp_path}"),
     ]
     whole = run(command("train", *settings, "run.name=whole"))
     tokenizer = AutoTokenizer.from_pretrained(base)

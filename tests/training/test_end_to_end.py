@@ -18,7 +18,7 @@ from run_differences import differences, read_metrics
 ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("TRAPO_LITE_SHARED", ROOT.parent / "shared"))
 TINY = ["--config", "configs/tiny_cpu.yaml", f"model.dtype={VLLM_DTYPE}"]
-SMALL = ["rollout.num_problems=2", "eval.every=0", "run.tensorboard=false"]
+SMALL = ["rollout.num_problems=2", "eval.every=0", "run.trackers=[]"]
 pytestmark = pytest.mark.long
 
 

@@ -70,7 +70,7 @@ def test_tensorboards_thread_leaves_the_error_to_the_run(tmp_path: Path, capfd: 
     file.symlink_to("/dev/full")
     with pytest.raises(OSError, match=f"{tmp_path}/events"):
         for _ in range(3):
-            logger.log({"loss/completion": 1.0}, step=1)
+            logger.log({"loss/completion": 1.0}, [], step=1)
             logger.flush()
     with contextlib.suppress(OSError):
         logger.close()

@@ -18,7 +18,7 @@ from trapo_lite.model.policy import Policy
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
 RUN = "--config configs/tiny_cpu.yaml rollout.engine=transformers rollout.num_problems=3 eval.every=2 "
-RUN += "eval.num_problems=4 run.tensorboard=false train.save_every=2 algorithm.kl_weight=0.01 optim.updates_per_batch=2"
+RUN += "eval.num_problems=4 run.trackers=[] train.save_every=2 algorithm.kl_weight=0.01 optim.updates_per_batch=2"
 
 
 @pytest.mark.long

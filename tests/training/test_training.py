@@ -116,7 +116,8 @@ def test_a_run_says_what_its_prompts_lack(make_config, model_dir: Path, tmp_path
 
 
 def test_a_run_leaves_what_the_folder_promises(make_config, data_file: Path) -> None:
-    config = make_config(eval={"every": 2, "data": str(data_file), "num_problems": 2}, run={"tensorboard": True})
+    data = {"every": 2, "data": str(data_file), "num_problems": 2}
+    config = make_config(eval=data, run={"trackers": ["tensorboard"]})
     folder = train(config)
     rows = read_metrics(folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2]

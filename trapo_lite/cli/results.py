@@ -1,7 +1,10 @@
 """Define the commands that evaluate, compare and export what was trained."""
 
+import contextlib
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trapo_lite.cli.arguments import (
     ArgumentParser,
@@ -16,6 +19,9 @@ from trapo_lite.config.paths import check_name
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.evaluation import REGISTRY
 from trapo_lite.run.folder import load_run_config
+
+if TYPE_CHECKING:
+    from trapo_lite.exporting.hub_card import CardScore
 
 
 def evaluate(arguments: Sequence[str] | None = None, *, prog: str = "evaluate.py") -> None:
@@ -113,7 +119,29 @@ def compare(arguments: Sequence[str] | None = None, *, prog: str = "compare.py")
 
 
 def export(arguments: Sequence[str] | None = None, *, prog: str = "export.py") -> None:
-    """Merge a run's adapter into its base."""
+    """Merge a run's adapter into its base, and upload the result if that is asked for."""
+    args = _export_parser(prog).parse_intermixed_args(arguments)
+    with exit_on_user_error(), exit_when_interrupted():
+        _check_export_options(args)
+        config = load_run_config(args.run, overrides=args.overrides)  # before what takes seconds to import
+        if args.push_to_hub is None:
+            _merge(args)
+            return
+        from trapo_lite.exporting.hub import ADAPTER_FILES, Target, adapter_folder, push
+
+        target = Target(args.push_to_hub, private=args.private)
+        target.check_name()
+        folder = adapter_folder(args.run, args.adapter) if args.adapter_only else args.out or args.run / "merged"
+        if not args.dry_run:
+            target.create()
+        if not args.adapter_only:
+            _merge_if_needed(args, folder)
+        names = ADAPTER_FILES if args.adapter_only else None
+        lines = push(folder, target, config, names=names, scores=_scores_of(args.run), dry_run=args.dry_run)
+    print("\n".join(lines))
+
+
+def _export_parser(prog: str) -> ArgumentParser:
     parser = ArgumentParser(
         prog=prog,
         description="Merge a run's adapter into its base, and write a checkpoint that transformers and vLLM load. "
@@ -121,6 +149,8 @@ def export(arguments: Sequence[str] | None = None, *, prog: str = "export.py") -
         examples=[
             ("--run runs/first", "Write runs/first/merged."),
             ("--run runs/first --adapter runs/first/checkpoints/step-000020 --out step-20", "Export a checkpoint."),
+            ("--run runs/first --push-to-hub OWNER/NAME --dry-run", "Merge, and show what would be uploaded."),
+            ("--run runs/first --push-to-hub OWNER/NAME --adapter-only", "Upload the adapter alone."),
         ],
     )
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="the run's folder")
@@ -128,11 +158,57 @@ def export(arguments: Sequence[str] | None = None, *, prog: str = "export.py") -
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/merged")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: model.dtype of the run")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing checkpoint")
+    group = parser.add_argument_group("the Hugging Face hub")
+    group.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the checkpoint, with a card")
+    group.add_argument("--adapter-only", action="store_true", help="upload the adapter alone; merge nothing")
+    group.add_argument("--private", action="store_true", help="make a new repository private")
+    group.add_argument("--dry-run", action="store_true", help="upload nothing; print the files and the card")
     add_overrides(parser)
-    args = vars(parser.parse_intermixed_args(arguments))
-    with exit_on_user_error(), exit_when_interrupted():
-        load_run_config(args["run"])  # before what takes seconds to import
-        from trapo_lite.exporting.merge import export_run
+    return parser
 
-        report = export_run(args.pop("run"), args.pop("overrides"), adapter_dir=args.pop("adapter"), **args)
+
+def _check_export_options(args: Namespace) -> None:
+    """Raise ConfigError for an option without effect."""
+    for option in ("adapter_only", "private", "dry_run"):
+        if args.push_to_hub is None and getattr(args, option):
+            raise ConfigError(
+                f"--{option.replace('_', '-')}: has no effect without --push-to-hub; add that, or leave it out"
+            )
+    for option in ("out", "dtype", "overwrite"):
+        if args.adapter_only and getattr(args, option):
+            raise ConfigError(f"--{option}: has no effect with --adapter-only, which merges nothing; leave it out")
+
+
+def _merge(args: Namespace) -> None:
+    from trapo_lite.exporting.merge import export_run
+
+    report = export_run(
+        args.run, args.overrides, adapter_dir=args.adapter, out=args.out, dtype=args.dtype, overwrite=args.overwrite
+    )
     print("\n".join(report.lines()))
+
+
+def _merge_if_needed(args: Namespace, out: Path) -> None:
+    """Merge, unless the checkpoint is there and --overwrite was not given, so that an upload can be repeated."""
+    from trapo_lite.exporting.hub import is_exported
+
+    if args.overwrite or not is_exported(args.run, args.adapter, out):
+        _merge(args)
+    else:
+        print(f"{out}: is there already; it is uploaded as it is (--overwrite merges again)")
+
+
+def _scores_of(run: Path) -> "list[CardScore]":
+    """Return the results of the run's evaluations, for a card; none if there is none."""
+    from trapo_lite.evaluation.compare import read_rows
+    from trapo_lite.exporting.hub_card import CardScore
+
+    rows = []
+    if (run / "eval").is_dir():
+        with contextlib.suppress(ConfigError):  # no finished evaluation
+            rows = read_rows(run)
+    return [
+        CardScore(Path(row.name).name, name, len(score.result.groups), score.result.accuracy, score.result.interval_95)
+        for row in rows
+        for name, score in row.scores.items()
+    ]

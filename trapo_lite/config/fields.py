@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -56,7 +56,9 @@ NonNegative = Annotated[Number, Field(ge=0.0)]
 Fraction = Annotated[Number, Field(ge=0.0, le=1.0)]
 Beta = Annotated[Number, Field(ge=0.0, lt=1.0)]
 PathText = Annotated[str, AfterValidator(possible_path), AfterValidator(shipped_path)]
-TextAsList = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+_text_as_list = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+TextAsList = Annotated[list[str], _text_as_list]
+Trackers = Annotated[list[Literal["tensorboard", "wandb", "trackio"]], _text_as_list]
 by_text_or_list = Discriminator(lambda value: "text" if isinstance(value, str) else "list")
 TextOrList = Annotated[
     Annotated[str, Field(min_length=1), Tag("text")] | Annotated[list[str], Field(min_length=1), Tag("list")],

@@ -22,6 +22,7 @@ PARAMETERS = {
 }
 MOVED = ("tis_cap", "sequence_bound")  # keys that moved from rollout to algorithm
 DEFAULT_TYPES = {"prefix_loss": "trust_region", "baseline": "group", "normalizer": "tokens"}
+TRACKERS = ("tensorboard", "wandb_project")  # keys of run that run.trackers and run.project replace
 NO_LONGER_AUTOMATIC = {"schedule": "pipelined", "merge": "never"}  # keys of rollout that could be "auto" -> value now
 
 
@@ -47,6 +48,15 @@ def advice(raw: dict[str, Any]) -> list[str]:
     for key, value in NO_LONGER_AUTOMATIC.items():
         if sections.get("rollout", {}).get(key) == "auto":
             lines.append(f"rollout.{key}: auto is no longer a choice; set rollout.{key} to {value} (docs/rollouts.md)")
+    run = raw.get("run")
+    if isinstance(run, dict) and (old_keys := [f"run.{key}" for key in TRACKERS if key in run]):
+        now = {key: value for key, value in _with_trackers(run).items() if key in ("trackers", "project")}
+        in_file = ", ".join(f"{key}: {plain_yaml.in_one_line(value)}" for key, value in now.items())
+        on_line = " ".join(f'"run.{key}={plain_yaml.in_one_line(value)}"' for key, value in now.items())
+        lines.append(
+            f"{', '.join(old_keys)}: {'are' if len(old_keys) > 1 else 'is'} part of run.trackers now; in a file write "
+            f"{in_file}; on the command line {on_line}"
+        )
     return lines
 
 
@@ -60,6 +70,8 @@ def translated(raw: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(algorithm, dict):
         return raw
     sections = dict(raw)
+    if isinstance(raw.get("run"), dict):
+        sections["run"] = _with_trackers(raw["run"])
     if isinstance(rollout, dict):
         is_auto = {key: now for key, now in NO_LONGER_AUTOMATIC.items() if rollout.get(key) == "auto"}
         sections["rollout"] = {key: value for key, value in (rollout | is_auto).items() if key not in MOVED}
@@ -75,6 +87,22 @@ def translated(raw: dict[str, Any]) -> dict[str, Any]:
     if algorithm or "algorithm" in raw:
         sections["algorithm"] = algorithm
     return sections
+
+
+def _with_trackers(run: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of section run with trackers and project in the place of the older keys.
+
+    >>> _with_trackers({"seed": 1, "tensorboard": False, "wandb_project": "sums"})
+    {'seed': 1, 'trackers': ['wandb'], 'project': 'sums'}
+    """
+    now = {key: value for key, value in run.items() if key not in TRACKERS}
+    if len(now) == len(run):
+        return run
+    project = run.get("wandb_project")
+    now["trackers"] = ["tensorboard"] if run.get("tensorboard", True) else []
+    if project is not None:
+        now |= {"trackers": [*now["trackers"], "wandb"], "project": project}
+    return now
 
 
 def _parts(old: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -47,7 +47,7 @@ OTHER_NAMES = {
     "entropy_coeff": "algorithm.entropy_weight",
     "output_dir": "run.dir and run.name",
     "run_name": "run.name",
-    "report_to": "run.tensorboard or run.wandb_project",
+    "report_to": "run.trackers",
 }
 """Maps a name to what it is called here."""
 

@@ -18,6 +18,7 @@ from trapo_lite.config.fields import (
     Temperature,
     TextAsList,
     TextOrList,
+    Trackers,
     Whole,
 )
 from trapo_lite.config.rewards import Function, Math, RewardFunctions, require_consistent
@@ -262,8 +263,14 @@ class RunSection(Section):
     """Use verdicts in a fixed order, so that an interrupted and resumed run is bit for bit an uninterrupted one."""
     num_threads: PositiveInt | None = None
     """Torch threads of the trainer; None: torch chooses, which deterministic does not allow."""
-    tensorboard: bool = True
-    wandb_project: str | None = None
+    trackers: Trackers = Field(default_factory=lambda: ["tensorboard"])
+    """Where metrics and some rollouts go besides the run's folder: tensorboard, wandb, trackio; []: nowhere."""
+    project: str = "trapo_lite"
+    """Name of the project at wandb and trackio; the run's name there is run.name."""
+
+    def idle_keys(self) -> dict[str, str]:
+        has_projects = "wandb" in self.trackers or "trackio" in self.trackers
+        return {} if has_projects else {"project": "wandb or trackio in run.trackers"}
 
     @model_validator(mode="after")
     def _fixed_threads(self) -> "RunSection":
@@ -271,7 +278,14 @@ class RunSection(Section):
             raise ValueError("num_threads: float sums depend on it, so deterministic needs a number; set it to 1, say")
         return self
 
-    @field_validator("name")
+    @field_validator("trackers")
+    @classmethod
+    def _names_each_once(cls, trackers: list[str]) -> list[str]:
+        if len(set(trackers)) < len(trackers):
+            raise ValueError("one of them is named twice; name each once")
+        return trackers
+
+    @field_validator("name", "project")
     @classmethod
     def _is_a_folder_name(cls, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):

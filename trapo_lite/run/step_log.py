@@ -1,4 +1,4 @@
-"""Write a step's results: a line of metrics, its rollouts, TensorBoard or wandb, the terminal, and warnings."""
+"""Write a step's results: a line of metrics, its rollouts, the trackers, the terminal, and warnings."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ class LogBook:
 
     def __init__(self, config: Config, folder: RunFolder, display: Display, *, first_step: int) -> None:
         self._config, self._folder, self._display = config, folder, display
-        self._loggers = open_loggers(config, first_step=first_step)
+        self._loggers = open_loggers(config, first_step=first_step, notify=display.message)
         self._trends = TrendWarnings(folder.metrics())
 
     def write(
@@ -40,7 +40,7 @@ class LogBook:
         self._folder.append_metrics(row)
         logged = {name: value for name, value in row.items() if name != "time/unix"}  # loggers keep their own clock
         for logger in self._loggers:
-            logger.log(logged, step)
+            logger.log(logged, rollouts, step)
         self._display.step(row)
         early = early_warnings(row, self._config) if step == 1 else []
         for warning in [*self._warnings(row), *early, *self._trends.after(row)]:

@@ -33,7 +33,7 @@ MAY_CHANGE = {
     "train": {"max_steps", "save_every", "keep_checkpoints", "check_packing", "check_memory"},
     "eval": {"every", "data", "num_problems", "num_samples", "temperature", "max_response_tokens"},
     "rollout": {"mismatch_alarm", "servers", "server_adapter_dir", "base_tolerance"},
-    "run": {"dir", "name", "tensorboard", "wandb_project"},
+    "run": {"dir", "name", "trackers", "project"},
 }
 
 # Keys that change results only by rounding: they may differ too, unless run.deterministic is on.
