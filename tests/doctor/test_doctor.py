@@ -17,6 +17,7 @@ from trapo_lite.doctor import command, configuration, facts, hub, machine, named
 from trapo_lite.doctor.facts import Facts
 from trapo_lite.doctor.findings import Finding, Needs
 from trapo_lite.model.shape import ModelShape
+from trapo_lite.run.files import free_bytes
 from trapo_lite.run.nvidia_smi import Answer, Card, ask_nvidia_smi, parse_cards
 
 ROOT = Path(__file__).parents[2]
@@ -206,9 +207,9 @@ def test_memory_is_that_of_the_container_where_that_is_less(tmp_path):
 
 
 def test_folders_that_do_not_exist_count_as_the_one_they_will_be_made_in(tmp_path):
-    assert facts.free_bytes(tmp_path / "a" / "b")
+    assert free_bytes(tmp_path / "a" / "b")
     (tmp_path / "file").touch()
-    assert facts.free_bytes(tmp_path / "file" / "b") is None
+    assert free_bytes(tmp_path / "file" / "b") is None
 
 
 # --- what a configuration needs ---

@@ -60,10 +60,12 @@ def _dry_run(config: Config) -> Iterator[str]:
     from trapo_lite.data.template import check_prompt, open_turn_warnings
     from trapo_lite.data.tokens import load_tokenizer
     from trapo_lite.engines.start import ask_vllm, check_served
-    from trapo_lite.model.base import model_lines, with_one_rope
+    from trapo_lite.model.base import model_lines, model_shape, with_one_rope
     from trapo_lite.model.layout import check_model
     from trapo_lite.model.saved_adapter import check_start
+    from trapo_lite.planning.memory import checkpoint_bytes
     from trapo_lite.planning.report import plan_lines
+    from trapo_lite.run.outlook import disk_line
     from trapo_lite.training.inputs import check_start_fits
 
     if not _is_readable(config.model.name):
@@ -84,6 +86,7 @@ def _dry_run(config: Config) -> Iterator[str]:
     tokenizer = load_tokenizer(config.model.name)
     prompt = check_prompt(config.data, tokenizer, model=config.model.name)
     yield from plan_lines(config)
+    yield disk_line(config, checkpoint_bytes(config, model_shape(config).adapter_parameters))
     yield from _data_lines(config, tokenizer)
     yield from [*model_lines(config.model), *rope_lines]
     yield layout.line or "layout: tree"

@@ -7,8 +7,8 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import AlgorithmSection
-from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import DataError
+from trapo_lite.core.in_words import counted
 from trapo_lite.core.micro_groups import MicroGroup, cut_prefix
 from trapo_lite.core.types import Problem
 from trapo_lite.data.template import shown_tokens

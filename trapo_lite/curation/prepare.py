@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import Config, DataSection
 from trapo_lite.config.paths import check_sources
-from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import ConfigError, DataError
+from trapo_lite.core.in_words import counted
 from trapo_lite.curation.decontamination import Overlap
 from trapo_lite.curation.inspection import find_problem, show_problem
 from trapo_lite.curation.training_set import Build, build_training_set

@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import Config, DataSection
 from trapo_lite.config.paths import check_sources
-from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import DataError
+from trapo_lite.core.in_words import counted
 from trapo_lite.core.types import Problem, Response
 from trapo_lite.curation.build_report import BuildTally
 from trapo_lite.curation.decontamination import Overlap

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from trapo_lite.config import DataSection, RewardSection
 from trapo_lite.config.paths import check_sources
 from trapo_lite.core.boxes import last_box
-from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import DataError
+from trapo_lite.core.in_words import counted
 from trapo_lite.core.types import Problem, Response, Score
 from trapo_lite.data.bad_row import BadRow
 from trapo_lite.data.cells import lookup

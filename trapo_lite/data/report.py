@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from trapo_lite.core.counted import counted
+from trapo_lite.core.in_words import counted
 from trapo_lite.core.types import Problem
 
 MAX_NAMED = 10  # ids in a line

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import DataError
+from trapo_lite.core.in_words import counted
 from trapo_lite.data.bad_row import BadRow
 
 MAX_SHOWN = 5  # bad rows in a message

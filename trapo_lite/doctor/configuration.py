@@ -8,7 +8,7 @@ import torch
 
 from trapo_lite.config import Config
 from trapo_lite.core.errors import EngineError
-from trapo_lite.doctor.facts import Facts, free_bytes, torch_facts
+from trapo_lite.doctor.facts import Facts, torch_facts
 from trapo_lite.doctor.findings import Finding, visible_cards
 from trapo_lite.doctor.hub import HubAnswers
 from trapo_lite.doctor.named_inputs import (
@@ -30,6 +30,7 @@ from trapo_lite.model.shape import ModelShape
 from trapo_lite.planning.memory import checkpoint_bytes, plan_memory
 from trapo_lite.planning.report import memory_report
 from trapo_lite.run.calling import command
+from trapo_lite.run.files import free_bytes
 from trapo_lite.run.gpus import GIB
 
 
@@ -165,7 +166,7 @@ def check_adapter_room(config: Config, shape: ModelShape, facts: Facts, launch: 
 
 def check_run_folder(config: Config, shape: ModelShape) -> Finding:
     """Return whether run.dir can be written and has room for the checkpoints to keep and one more."""
-    needed = checkpoint_bytes(config, shape)
+    needed = checkpoint_bytes(config, shape.adapter_parameters)
     free = free_bytes(Path(config.run.dir))
     if free is None:
         return Finding("error", "run folder", f"{config.run.folder} cannot be written", "set run.dir to another folder")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from trapo_lite.run.files import free_bytes
 from trapo_lite.run.nvidia_smi import Answer, Card, ask_nvidia_smi, missing_for_triton, parse_cards, run_limited
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -163,18 +163,6 @@ def _home_filled_in(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:  # a user without a home
         return Path(text)
-
-
-def free_bytes(folder: Path) -> float | None:
-    """Return the free bytes for the folder, which need not exist yet. Return None if it cannot be made or written."""
-    try:
-        while not folder.exists() and folder != folder.parent:
-            folder = folder.parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            return None
-        return float(shutil.disk_usage(folder).free)
-    except OSError:
-        return None
 
 
 def torch_facts(answer: Answer) -> dict | None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from trapo_lite.config import Config, DataSection
 from trapo_lite.config.paths import check_paths
-from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import TrapoLiteError
+from trapo_lite.core.in_words import counted
 from trapo_lite.data.loading import read_examples
 from trapo_lite.data.tally import Tally
 from trapo_lite.data.template import check_prompt, open_turn_warnings

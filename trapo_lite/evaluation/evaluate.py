@@ -13,8 +13,8 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from trapo_lite.config import Config
 from trapo_lite.config.paths import check_function_files, check_name
-from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import ConfigError
+from trapo_lite.core.in_words import counted
 from trapo_lite.data.chat import prompt_line, prompt_settings, stop_ids_of
 from trapo_lite.data.tokens import load_tokenizer, text_of
 from trapo_lite.engines import parity

@@ -8,8 +8,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import Config, RewardSection
-from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import ConfigError
+from trapo_lite.core.in_words import counted
 from trapo_lite.core.types import Problem
 from trapo_lite.data.chat import written_out
 from trapo_lite.data.loading import load_problems

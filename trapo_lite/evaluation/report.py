@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from trapo_lite.config.rewards import described
-from trapo_lite.core.counted import counted
+from trapo_lite.core.in_words import counted
 from trapo_lite.evaluation.problem_sets import ProblemSet
 from trapo_lite.evaluation.results import EvalResult
 from trapo_lite.evaluation.target import EvalTarget

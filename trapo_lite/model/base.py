@@ -16,8 +16,8 @@ from transformers.utils import logging as transformers_logging
 
 from trapo_lite.config import Config, ModelSection
 from trapo_lite.config.paths import check_model_files
-from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import ConfigError, ModelError
+from trapo_lite.core.in_words import counted
 from trapo_lite.model.language_model import (
     RENAMINGS,
     is_multimodal,

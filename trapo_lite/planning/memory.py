@@ -288,9 +288,12 @@ def plan_time(config: Config, shape: ModelShape, gpu: Gpu, *, num_gpus: int) -> 
     return TimePlan(rollouts, flop / (gpu.tflops * 1e12 * UTILISATION), tokens * num_gpus)
 
 
-def checkpoint_bytes(config: Config, shape: ModelShape) -> float:
-    """Return the bytes on disk of the checkpoints that a run keeps, and of the one that it writes meanwhile."""
-    each = shape.adapter_parameters * (4 + OPTIMIZER_BYTES[config.optim.name])
+def checkpoint_bytes(config: Config, num_parameters: int) -> float:
+    """Return the bytes on disk of the checkpoints that a run keeps, and of the one that it writes meanwhile.
+
+    num_parameters: of the adapter
+    """
+    each = num_parameters * (4 + OPTIMIZER_BYTES[config.optim.name])
     return (config.train.keep_checkpoints + 1.0) * each
 
 

@@ -10,8 +10,8 @@ from trapo_lite.config import Config
 from trapo_lite.config.choices import Constant
 from trapo_lite.config.paths import check_name
 from trapo_lite.config.rewards import described
-from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import ConfigError
+from trapo_lite.core.in_words import counted, duration, size_text
 from trapo_lite.model.base import model_shape
 from trapo_lite.model.layout import check_model
 from trapo_lite.model.shape import ModelShape
@@ -139,7 +139,7 @@ def memory_report(
         reason = "there is no card here; name that of the run by --gpu"
     assumed = f" (assumed, because {reason})" if is_assumed else ""
     lines = [f"each of {num_gpus} x {gpu.name}, {gpu.memory / GIB:.1f} GiB{assumed}; estimates:"]
-    lines += [f"  {name:<12}{_size(size):>11}  {note}".rstrip() for name, size, note in parts]
+    lines += [f"  {name:<12}{size_text(size):>11}  {note}".rstrip() for name, size, note in parts]
     times = plan_time(config, shape, gpu, num_gpus=num_gpus)
     num_rollouts = config.rollout.num_problems * config.algorithm.group_size
     lines.append(
@@ -149,35 +149,14 @@ def memory_report(
     )
     seconds = config.train.max_steps * (times.rollouts + times.update)
     lines.append(
-        f"the run ({counted(config.train.max_steps, 'step')}) takes at most {_duration(seconds)}, evaluations left "
-        f"out; checkpoints take {_size(checkpoint_bytes(config, shape))} on disk"
+        f"the run ({counted(config.train.max_steps, 'step')}) takes at most {duration(seconds)}, evaluations left "
+        f"out; checkpoints take {size_text(checkpoint_bytes(config, shape.adapter_parameters))} on disk"
     )
     problem = shortcoming(config, shape, gpu_memory=gpu.memory, num_shards=num_shards)
     if problem is None:
         return MemoryReport([*lines, "fits"], None, "")
     cure = _cure(config, shape, gpu_memory=gpu.memory, num_shards=num_shards, num_gpus=num_gpus)
     return MemoryReport([*lines, f"does not fit: {problem}", f"change: {cure}"], problem, cure)
-
-
-def _duration(seconds: float) -> str:
-    """Return a time in the unit that a person would use, rounded up.
-
-    >>> _duration(3.2), _duration(200.0), _duration(7201.0)
-    ('4 seconds', '4 minutes', '3 hours')
-    """
-    for unit, length, most in (("second", 1, 120), ("minute", 60, 7200)):
-        if seconds <= most:
-            return counted(max(1, math.ceil(seconds / length)), unit)
-    return counted(math.ceil(seconds / 3600), "hour")
-
-
-def _size(num_bytes: float) -> str:
-    """Return a size in GiB, or in MiB where GiB would round it to nearly nothing.
-
-    >>> _size(1.5 * 2**30), _size(2**20)
-    ('1.50 GiB', '1.00 MiB')
-    """
-    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= 0.1 * GIB else f"{num_bytes / 2**20:.2f} MiB"
 
 
 def _count(number: int) -> str:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import torch
 
-from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import ConfigError
+from trapo_lite.core.in_words import counted
 from trapo_lite.run.gpus import named_cards
 from trapo_lite.run.nvidia_smi import MIN_CAPABILITY, ask_nvidia_smi, missing_for_triton, parse_cards
 

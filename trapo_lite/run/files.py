@@ -125,3 +125,15 @@ def try_lock(folder: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def free_bytes(folder: Path) -> float | None:
+    """Return the free bytes for the folder, which need not exist yet. Return None if it cannot be made or written."""
+    try:
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            return None
+        return float(shutil.disk_usage(folder).free)
+    except OSError:
+        return None

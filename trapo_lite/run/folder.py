@@ -120,11 +120,12 @@ class RunFolder:
             return []
         return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
 
-    def write_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write rollouts/step-N.jsonl, one line per rollout."""
+    def write_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> int:
+        """Write rollouts/step-N.jsonl, one line per rollout, and return its bytes."""
         self.rollouts.mkdir(exist_ok=True)
         with naming(self._rollouts_file(step)), self._rollouts_file(step).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        return self._rollouts_file(step).stat().st_size
 
     def cut_back(self, step: int) -> list[str]:
         """Delete every line about steps after `step`, which will be repeated, and every start with only such steps.

@@ -11,14 +11,18 @@ from trapo_lite.run.display import Display
 from trapo_lite.run.early_warnings import early_warnings
 from trapo_lite.run.folder import RunFolder
 from trapo_lite.run.loggers import open_loggers
+from trapo_lite.run.outlook import outlook_line
 from trapo_lite.run.trend_warnings import TrendWarnings
 
 
 class LogBook:
     """Write the logs of the main process and own the loggers, as a context manager."""
 
-    def __init__(self, config: Config, folder: RunFolder, display: Display, *, first_step: int) -> None:
+    def __init__(
+        self, config: Config, folder: RunFolder, display: Display, *, first_step: int, checkpoint_bytes: float
+    ) -> None:
         self._config, self._folder, self._display = config, folder, display
+        self._first_step, self._checkpoint_bytes = first_step, checkpoint_bytes
         self._loggers = open_loggers(config, first_step=first_step, notify=display.message)
         self._trends = TrendWarnings(folder.metrics())
 
@@ -36,12 +40,15 @@ class LogBook:
         row = metric_table.to_row(
             {**metrics, "step": step, "time/idle": idle, "time/step": seconds, "time/unix": time.time()}
         )
-        self._folder.write_rollouts(step, rollouts)
+        rollout_bytes = self._folder.write_rollouts(step, rollouts)
         self._folder.append_metrics(row)
         logged = {name: value for name, value in row.items() if name != "time/unix"}  # loggers keep their own clock
         for logger in self._loggers:
             logger.log(logged, rollouts, step)
         self._display.step(row)
+        if step == self._first_step < self._config.train.max_steps:
+            sizes = {"rollout_bytes": rollout_bytes, "checkpoint_bytes": self._checkpoint_bytes}
+            self._display.message(outlook_line(row, self._config, **sizes))
         early = early_warnings(row, self._config) if step == 1 else []
         for warning in [*self._warnings(row), *early, *self._trends.after(row)]:
             self._display.message(f"warning: step {step}: {warning}")

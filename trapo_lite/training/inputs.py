@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import Config
 from trapo_lite.config.paths import check_paths
-from trapo_lite.core.counted import counted
 from trapo_lite.core.errors import ConfigError
+from trapo_lite.core.in_words import counted
 from trapo_lite.core.types import Problem
 from trapo_lite.data.chat import prompt_settings, stop_ids_of
 from trapo_lite.data.expert_thoughts import require_fitting_experts

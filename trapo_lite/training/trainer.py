@@ -14,7 +14,7 @@ import torch
 
 from trapo_lite.config import Config
 from trapo_lite.config.unusual import unusual_lines
-from trapo_lite.core.counted import counted
+from trapo_lite.core.in_words import counted
 from trapo_lite.core.types import Mean
 from trapo_lite.data.chat import prompt_line
 from trapo_lite.data.tokens import texts_of
@@ -25,7 +25,7 @@ from trapo_lite.exporting.model_card import adapter_card
 from trapo_lite.model.adapter_config import read_config
 from trapo_lite.model.base import model_lines, model_shape
 from trapo_lite.model.policy import Policy
-from trapo_lite.planning.memory import require_fits
+from trapo_lite.planning.memory import checkpoint_bytes, require_fits
 from trapo_lite.run import device
 from trapo_lite.run.calling import command
 from trapo_lite.run.display import Display
@@ -169,7 +169,13 @@ class Run:
         rollouts.attach(policy)
         if ranks.is_main:
             self.log_book = stack.enter_context(
-                LogBook(config, self.folder, self.display, first_step=self.first_step + 1)
+                LogBook(
+                    config,
+                    self.folder,
+                    self.display,
+                    first_step=self.first_step + 1,
+                    checkpoint_bytes=checkpoint_bytes(config, sum(p.numel() for p in policy.adapter.parameters)),
+                )
             )
         progress = Progress(
             self.folder,

@@ -1,0 +1,41 @@
+"""What a run says after its first step of the time left and of the disk."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from trapo_lite.config import validate
+from trapo_lite.run import outlook
+from trapo_lite.run.outlook import disk_line, outlook_line
+
+
+def test_the_time_left_counts_evaluations_by_their_number(tmp_path: Path) -> None:
+    config = validate(
+        {"train": {"max_steps": 101}, "eval": {"every": 25, "data": "x.jsonl"}, "run": {"dir": str(tmp_path)}}
+    )
+    row = {"step": 1, "time/step": 95.0, "time/eval": 35.0}
+    # 100 steps of 60 s and 4 evaluations of 35 s are 102.3 minutes; 101 files of 1 MiB and 99 MiB are 200 MiB.
+    line = outlook_line(row, config, rollout_bytes=2**20, checkpoint_bytes=99 * 2**20)
+    assert line == (
+        f"about 103 minutes left at the pace of this step (100 steps); the run will take about 0.20 GiB in {tmp_path}/"
+        "run"
+    )
+    line = outlook_line(row | {"time/eval": None}, config, rollout_bytes=0, checkpoint_bytes=0)
+    assert line.startswith("about 3 hours left at the pace of this step (100 steps without evaluations); ")
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"),
+    [
+        (None, r"warning: run.dir: .* cannot be written"),
+        (2.0**20, r"warning: run.dir: checkpoints take 3.00 MiB in .*/run, but 1.00 MiB are free; make room"),
+        (2.0**40, r"disk      checkpoints take 3.00 MiB in .*/run, 1024.00 GiB are free"),
+    ],
+)
+def test_room_for_checkpoints(
+    free: float | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outlook, "free_bytes", lambda folder: free)
+    line = disk_line(validate({"run": {"dir": str(tmp_path)}}), 3 * 2.0**20)
+    assert re.match(expected, line), line
