@@ -257,7 +257,8 @@ def test_a_dry_run_reads_configuration_and_names(base_dir: Path, adapter_dir: Pa
     assert "use_rslora: True" in dry_run(edited(adapter_dir, tmp_path / "kind", use_rslora=True))
     assert "is damaged" in dry_run(cut_short(adapter_dir, tmp_path / "short"))
     assert "set it to that" in dry_run(adapter_dir, "lora.target_modules=[q_proj]")
-    train_cli([*command, f"lora.init_from={adapter_dir}"])
+    lengths = ["data.max_prompt_tokens=256", "rollout.max_response_tokens=512"]  # in bytes
+    train_cli([*command, f"lora.init_from={adapter_dir}", "rollout.engine=transformers", *lengths])
 
 
 @pytest.mark.slow
