@@ -66,8 +66,10 @@ def test_the_dry_run_of_the_page_says_what_the_page_says(tmp_path: Path) -> None
     (tmp_path / "cispo.yaml").write_text(blocks("yaml")[-1])
     [command] = [line for line in blocks("sh")[0].splitlines() if line.endswith("--dry-run")]
     words = shlex.split(command.replace("cispo.yaml", str(tmp_path / "cispo.yaml")))
-    assert words.pop(0) == "python"
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert words.pop(0) == "trapo-lite"
+    done = subprocess.run(
+        [sys.executable, "-m", "trapo_lite", *words], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     [expected] = re.findall(r"The line `loss` of the dry run says `(.*)`", PAGE)
     [line] = [line for line in done.stdout.splitlines() if line.strip().startswith("loss ")]
     assert expected in line

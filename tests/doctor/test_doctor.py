@@ -436,6 +436,22 @@ def test_errors_end_with_1_and_warnings_with_0(monkeypatch, capsys):
     assert "1 error, 0 warnings" in capsys.readouterr().out
 
 
+def test_an_installed_package_does_not_leave_one_with_make_setup(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(command, "collect", lambda *_, **__: replace(ON_CPU, python=(3, 10, 0)))
+    for folder, is_explained in ((command.CHECKOUT, False), (tmp_path, True)):
+        monkeypatch.setattr(command, "CHECKOUT", folder)
+        command.main(NEEDS, [])
+        shown = capsys.readouterr()
+        assert "make setup" in shown.out and ("trapo_lite was installed by pip" in shown.err) == is_explained
+
+
+def test_the_shipped_file_that_is_checked_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(command, "collect", lambda *_, **__: ON_CPU)
+    monkeypatch.setattr(command, "check_config", lambda *_, **__: [])
+    command.main(NEEDS, ["--config", "tiny_cpu.yaml"])
+    assert capsys.readouterr().err.startswith("--config tiny_cpu.yaml: taken from ")
+
+
 @pytest.mark.long
 def test_the_tiny_configuration_is_checked_whole():
     done = doctor("--config", "configs/tiny_cpu.yaml")

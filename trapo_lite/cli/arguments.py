@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from trapo_lite.config import Config, load_config
 from trapo_lite.config.loading import keys_of
-from trapo_lite.config.shipped import config_file
+from trapo_lite.config.shipped import taken_lines
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.evaluation import REGISTRY
 from trapo_lite.run.help_page import HelpPage, examples_text
@@ -90,9 +90,8 @@ def read_config(args: argparse.Namespace) -> Config:
             print(line, file=sys.stderr, flush=True)
 
     config = load_config(args.config, args.overrides, notify=say)
-    for name in args.config:
-        if not Path(name).is_file():
-            say(f"--config {name}: taken from {config_file(name)}")
+    for line in taken_lines(args.config):
+        say(line)
     return config
 
 

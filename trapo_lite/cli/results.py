@@ -1,6 +1,7 @@
 """Define the commands that evaluate, compare and export what was trained."""
 
 import contextlib
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from trapo_lite.cli.arguments import (
 )
 from trapo_lite.cli.endings import exit_on_user_error, exit_when_interrupted
 from trapo_lite.config.paths import check_name
+from trapo_lite.config.shipped import taken_lines
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.evaluation import REGISTRY
 from trapo_lite.run.folder import load_run_config
@@ -47,6 +49,8 @@ def evaluate(arguments: Sequence[str] | None = None, *, prog: str = "evaluate.py
             check_benchmark_options(args)
             options["registry"] = options["registry"] or REGISTRY
             target = target_from_arguments(**options)
+            for line in taken_lines(args.config):
+                print(line, file=sys.stderr, flush=True)
             check_name(target.config.model.name)
             from trapo_lite.evaluation.evaluate import evaluate as evaluate_job
 

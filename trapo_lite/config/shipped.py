@@ -3,6 +3,7 @@
 A file of the same name in the current folder comes first, so that a user's own file is never replaced.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -24,6 +25,11 @@ def config_file(name: str | Path) -> Path | None:
     """
     known = Path(name).as_posix().removeprefix("configs/")
     return CONFIGS / known if known in config_names() else None
+
+
+def taken_lines(names: Sequence[str | Path]) -> list[str]:
+    """Return a line for each --config that is no file here, with the shipped file that is read instead."""
+    return [f"--config {name}: taken from {config_file(name)}" for name in names if not Path(name).is_file()]
 
 
 def shipped_path(text: str) -> str:

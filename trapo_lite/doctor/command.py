@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import json
 import os
@@ -26,6 +27,7 @@ from trapo_lite.run.tested_versions import BROKEN_ON_CPU, NF4_PLUGIN, TORCH, VLL
 if TYPE_CHECKING:  # pydantic may be missing
     from trapo_lite.config import Config
 
+CHECKOUT = Path(__file__).resolve().parents[2]  # or what an installed package lies in
 BROKEN_PACKAGE = (ImportError, OSError, AttributeError, RuntimeError, TypeError, NameError, ValueError)
 """The errors from importing a package that is missing, half installed or built for something else."""
 EXAMPLES = [
@@ -43,7 +45,7 @@ def doctor(arguments: Sequence[str] | None = None, *, prog: str = "doctor.py") -
 
 def requirements() -> list[str]:
     """Return the project's requirements: of the checkout if this is one, else of the installed package."""
-    file = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    file = CHECKOUT / "pyproject.toml"
     project = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {}) if file.is_file() else {}
     if project.get("name") == "trapo_lite":
         return project["dependencies"]
@@ -77,16 +79,20 @@ def parse_arguments(arguments: Sequence[str] | None, *, prog: str) -> argparse.N
 def main(needs: Needs, arguments: Sequence[str] | None = None, *, prog: str = "doctor.py") -> int:
     """Print the report. Return 0, 1 if a finding is an error, or 2 if the configuration is wrong."""
     args = parse_arguments(arguments, prog=prog)
+    say = functools.partial(print, file=sys.stderr, flush=True)
     config, findings = None, []
     if args.config or args.overrides:
         try:
             from trapo_lite.config import load_config
+            from trapo_lite.config.shipped import taken_lines
             from trapo_lite.core.errors import ConfigError
         except BROKEN_PACKAGE as error:
             findings = [cannot_check(error)]
         else:
             try:
-                config = load_config(args.config, args.overrides)
+                config = load_config(args.config, args.overrides, notify=say)
+                for line in taken_lines(args.config):
+                    say(line)
             except ConfigError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 2
@@ -101,6 +107,8 @@ def main(needs: Needs, arguments: Sequence[str] | None = None, *, prog: str = "d
     elif config is not None and answers is not None:
         findings += check_config(config, facts, args, answers.result())
     print(as_json(findings) if args.json else "\n".join(report_lines(findings)))
+    if any("make setup" in finding.cure for finding in findings) and not (CHECKOUT / "Makefile").is_file():
+        say("make setup is a command of the project's checkout; this trapo_lite was installed by pip, so use pip")
     return 1 if any(finding.status == "error" for finding in findings) else 0
 
 
