@@ -90,3 +90,13 @@ def test_integer_rewards_give_float32_and_are_left_alone() -> None:
 def test_rewards_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"shape \(2,\)"):
         group_advantages(torch.tensor([1.0, 0.0]), divide_by_std=False)
+
+
+@pytest.mark.parametrize("divide_by_std", [False, True])
+@pytest.mark.parametrize("reward", [0.1, 0.2, 1.2, 1e6 / 3])
+def test_equal_rewards_have_no_advantage_whatever_rounding_does(reward: float, divide_by_std: bool) -> None:
+    rewards = torch.full((1, 8), reward)
+    assert group_advantages(rewards, divide_by_std=divide_by_std).tolist() == [[0.0] * 8]
+    in_baseline = torch.tensor([[True] * 7 + [False]])
+    rewards[0, 7] = 5.0
+    assert group_advantages(rewards, in_baseline, divide_by_std=divide_by_std)[0, :7].tolist() == [0.0] * 7

@@ -23,7 +23,11 @@ def group_advantages(rewards: Tensor, in_baseline: Tensor | None = None, *, divi
     rewards = rewards.float()
     counted = torch.ones_like(rewards) if in_baseline is None else in_baseline.float()
     count = counted.sum(dim=1, keepdim=True)
-    centred = rewards - (rewards * counted).sum(dim=1, keepdim=True) / count.clamp(min=1)
+    mean = (rewards * counted).sum(dim=1, keepdim=True) / count.clamp(min=1)
+    lowest = torch.where(counted > 0, rewards, torch.inf).amin(dim=1, keepdim=True)
+    highest = torch.where(counted > 0, rewards, -torch.inf).amax(dim=1, keepdim=True)
+    mean = torch.where(lowest == highest, lowest, mean)  # eight times 1.2 has a mean beside 1.2, by rounding
+    centred = rewards - mean
     if not divide_by_std:
         return centred
     variance = (centred.square() * counted).sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
