@@ -253,6 +253,7 @@ BAD_INPUT: list[tuple[list[str], list[str]]] = [
     (["data.train=[a.jsonl, b.jsonl]", "data.shares=[1, 0]"], ["data.shares", "0", "greater than 0"]),
     (["data.train=[a.jsonl, b.jsonl]", "data.shares=[99, 1]"], ["data.shares", "b.jsonl would give none", "raise its"]),
     (["data.shares=0.5"], ["data.shares", "0.5"]),
+    (["data.train=[a.jsonl, b.jsonl]", "data.shares=[1e308, 1]"], ["b.jsonl would give none"]),
     (["lora.target_modules=[]"], ["lora.target_modules"]),
     (["model.name=''"], ["model.name"]),
     (["algorithm.schedule=[{num_rollouts: 8, prefix_ration: 0.5}]"], ["did you mean 'prefix_ratio'"]),

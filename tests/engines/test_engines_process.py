@@ -480,3 +480,25 @@ print(engine._child.process.pid, engine._folder.path, flush=True)
         mine = {name for name in left if not name.startswith(PREFIX) and not leftovers.is_held(f"/dev/shm/{name}")}
         assert mine == set()
     assert {path.name for path in tmp_path.iterdir()} == {"log"}
+
+
+def test_a_full_disk_does_not_keep_a_child_alive_whose_parent_is_gone(tmp_path: Path) -> None:
+    """The child's output is /dev/full, so that its last line cannot be written."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    program = (
+        "import os, socket, sys, time\n"
+        "from pathlib import Path\n"
+        "from trapo_lite.engines.child import die_with_parent\n"
+        "mine, other = socket.socketpair()\n"
+        "die_with_parent(mine.fileno(), os.getppid(), Path(sys.argv[1]))\n"
+        "other.close()\n"
+        "time.sleep(60)\n"
+    )
+    with open("/dev/full", "wb") as full:
+        child = subprocess.Popen([sys.executable, "-c", program, str(scratch)], stdout=full, start_new_session=True)
+    try:
+        child.wait(timeout=40)
+    finally:
+        child.kill()
+    assert not scratch.exists()

@@ -137,7 +137,8 @@ class DataSection(Section):
         """
         if self.shares is None:
             return [num_problems]
-        exact = [share * num_problems / sum(self.shares) for share in self.shares]
+        parts = [share / max(self.shares) for share in self.shares]  # whose sum is finite
+        exact = [part * num_problems / sum(parts) for part in parts]
         counts = [int(number) for number in exact]
         by_rest = sorted(range(len(exact)), key=lambda index: (counts[index] - exact[index], index))
         for index in by_rest[: num_problems - sum(counts)]:

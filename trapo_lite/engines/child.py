@@ -176,7 +176,8 @@ def die_with_parent(fd: int, parent_pid: int, *folders: Path) -> None:
     def watch() -> None:
         while not is_parent_gone(within_ms=1000):
             pass
-        os.write(1, b"the trainer closed this engine or ended\n")
+        with contextlib.suppress(OSError):  # a full disk must not keep the engine alive
+            os.write(1, b"the trainer closed this engine or ended\n")
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
         if os.getpgrp() == os.getpid():
