@@ -1,6 +1,5 @@
 """Uploads to the hub, against a small server that answers the hub's own library."""
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from byte_model import write_byte_model
 from fake_hub import TOKEN, FakeHub, fake_hub
 from huggingface_hub import ModelCard, constants
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from trapo_lite import cli
@@ -92,15 +92,29 @@ def test_the_merged_checkpoint_is_uploaded_with_its_card(
         "pipeline_tag": "text-generation",
         "tags": ["trapo", "lora", "merged"],
     }
-    assert "Trained for 7 steps with trapo_lite on `org/problems`, `mine.jsonl`" in card.text
+    assert "Trained with trapo_lite on `org/problems`, `mine.jsonl`" in card.text
     assert card.text.startswith((merged / "README.md").read_text().split("---\n")[2].rstrip())
 
     made = (merged / "config.json").stat().st_mtime_ns
     cli.export(command)  # the same command uploads again and does not merge
     assert "is uploaded as it is" in capsys.readouterr().out and (merged / "config.json").stat().st_mtime_ns == made
-    newer = (merged / "config.json").stat().st_mtime + 10
-    os.utime(run_dir / "adapter/adapter_model.safetensors", (newer, newer))
-    assert "is older than" in error_of(command, capsys)
+    assert "--dtype bfloat16: has no effect on" in error_of([*command, "--dtype", "bfloat16"], capsys)
+    assert "optim.lr=7: has no effect on" in error_of([*command, "optim.lr=7"], capsys)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_adapter_is_not_uploaded(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = run_dir / "checkpoints/step-000003"
+    shutil.copytree(run_dir / "adapter", other)
+    weights = load_file(other / "adapter_model.safetensors")
+    save_file({name: tensor * 2 for name, tensor in weights.items()}, other / "adapter_model.safetensors")
+    cli.export(["--run", str(run_dir), "--adapter", str(run_dir / "adapter")])
+    command = ["--run", str(run_dir), "--push-to-hub", "me/x", "--dry-run", "--adapter"]
+    assert "was not made of" in error_of([*command, str(other)], capsys)
+    cli.export([*command, str(run_dir / "adapter")])
+    assert "\n  Trained with trapo_lite on" in capsys.readouterr().out  # no checkpoint has the weights of adapter/
+    cli.export([*command, str(other), "--overwrite"])
+    assert "\n  Trained for 3 steps with trapo_lite on" in capsys.readouterr().out
 
 
 def test_of_an_adapter_three_files_are_uploaded(hub: FakeHub, run_dir: Path) -> None:
@@ -172,6 +186,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line_before_the_merge(
             ["--push-to-hub", "a/b", "--adapter-only", "--dtype", "float32"],
             "--dtype: has no effect with --adapter-only",
         ),
+        (["--push-to-hub", "a/b", "--adapter-only", "optim.lr=7"], "optim.lr=7: has no effect with --adapter-only"),
         (["--push-to-hub", "a/b", "--adapter-only", "--adapter", "{run}"], "holds no README.md; give a finished run's"),
     ],
 )
@@ -185,10 +200,11 @@ def test_options_without_effect_are_errors(
 def test_the_card_names_base_data_and_scores() -> None:
     config = validate({"model": {"name": "org/base"}, "data": {"train": "org/problems@main"}, "optim": {"lr": 3e-5}})
     score = CardScore("adapter", "math500", 500, 0.5, (0.456, 0.544))
-    card = ModelCard(hub_card(CARD, config=config, scores=[score], may_download=False))
+    card = ModelCard(hub_card(CARD, config=config, steps=1, scores=[score], may_download=False))
     metadata = card.data.to_dict()
     assert metadata["base_model"] == "org/base" and metadata["datasets"] == ["org/problems"]
     assert "license" not in metadata
+    assert "Trained for 1 step with" in card.text
     assert "| adapter | math500 | 500 | 50.0% | 45.6% to 54.4% |" in card.text
     options = yaml.safe_load(card.text.partition("```yaml\n")[2].partition("```")[0])
     assert options["optim"]["lr"] == 3e-5 and options["algorithm"]["name"] == config.algorithm.name

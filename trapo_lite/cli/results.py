@@ -20,7 +20,7 @@ from trapo_lite.config.paths import check_name
 from trapo_lite.config.shipped import taken_lines
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.evaluation import REGISTRY
-from trapo_lite.run.folder import load_run_config
+from trapo_lite.run.folder import final_adapter, load_run_config
 
 if TYPE_CHECKING:
     from trapo_lite.exporting.hub_card import CardScore
@@ -127,11 +127,12 @@ def export(arguments: Sequence[str] | None = None, *, prog: str = "export.py") -
     args = _export_parser(prog).parse_intermixed_args(arguments)
     with exit_on_user_error(), exit_when_interrupted():
         _check_export_options(args)
-        config = load_run_config(args.run, overrides=args.overrides)  # before what takes seconds to import
+        config = load_run_config(args.run)  # before what takes seconds to import; overrides are about merging
+        load_run_config(args.run, overrides=args.overrides)
         if args.push_to_hub is None:
             _merge(args)
             return
-        from trapo_lite.exporting.hub import ADAPTER_FILES, Target, adapter_folder, push
+        from trapo_lite.exporting.hub import ADAPTER_FILES, Target, adapter_folder, push, steps_of
 
         target = Target(args.push_to_hub, private=args.private)
         target.check_name()
@@ -141,7 +142,15 @@ def export(arguments: Sequence[str] | None = None, *, prog: str = "export.py") -
         if not args.adapter_only:
             _merge_if_needed(args, folder)
         names = ADAPTER_FILES if args.adapter_only else None
-        lines = push(folder, target, config, names=names, scores=_scores_of(args.run), dry_run=args.dry_run)
+        lines = push(
+            folder,
+            target,
+            config,
+            steps=steps_of(args.run, args.adapter),
+            names=names,
+            scores=_scores_of(args.run, args.adapter),
+            dry_run=args.dry_run,
+        )
     print("\n".join(lines))
 
 
@@ -181,6 +190,8 @@ def _check_export_options(args: Namespace) -> None:
     for option in ("out", "dtype", "overwrite"):
         if args.adapter_only and getattr(args, option):
             raise ConfigError(f"--{option}: has no effect with --adapter-only, which merges nothing; leave it out")
+    if args.adapter_only and args.overrides:
+        raise ConfigError(f"{args.overrides[0]}: has no effect with --adapter-only, which merges nothing; leave it out")
 
 
 def _merge(args: Namespace) -> None:
@@ -198,15 +209,20 @@ def _merge_if_needed(args: Namespace, out: Path) -> None:
 
     if args.overwrite or not is_exported(args.run, args.adapter, out):
         _merge(args)
+    elif args.dtype or args.overrides:
+        option = f"--dtype {args.dtype}" if args.dtype else args.overrides[0]
+        raise ConfigError(f"{option}: has no effect on {out}, which is there already; add --overwrite to merge again")
     else:
         print(f"{out}: is there already; it is uploaded as it is (--overwrite merges again)")
 
 
-def _scores_of(run: Path) -> "list[CardScore]":
-    """Return the results of the run's evaluations, for a card; none if there is none."""
+def _scores_of(run: Path, adapter: Path | None) -> "list[CardScore]":
+    """Return the results of the run's evaluations of this adapter and of the base, for a card."""
     from trapo_lite.evaluation.compare import read_rows
     from trapo_lite.exporting.hub_card import CardScore
+    from trapo_lite.model.base import weights_fingerprint
 
+    weights = weights_fingerprint(str(adapter or final_adapter(run)))
     rows = []
     if (run / "eval").is_dir():
         with contextlib.suppress(ConfigError):  # no finished evaluation
@@ -215,4 +231,5 @@ def _scores_of(run: Path) -> "list[CardScore]":
         CardScore(Path(row.name).name, name, len(score.result.groups), score.result.accuracy, score.result.interval_95)
         for row in rows
         for name, score in row.scores.items()
+        if score.summary.get("adapter_weights") in (None, weights)
     ]

@@ -12,10 +12,12 @@ from huggingface_hub.utils import validate_repo_id
 
 from trapo_lite.config import Config
 from trapo_lite.config.hub import hub_problem
+from trapo_lite.config.paths import read_object
 from trapo_lite.config.prompt_file import PROMPT_FILE
 from trapo_lite.core.errors import ConfigError, ExportError
 from trapo_lite.exporting.hub_card import CardScore, hub_card, is_local
-from trapo_lite.run.folder import final_adapter
+from trapo_lite.model.base import weights_fingerprint
+from trapo_lite.run.folder import RunFolder, final_adapter, step_folders, step_of_folder
 
 ADAPTER_FILES = ("README.md", "adapter_config.json", "adapter_model.safetensors")
 """The files of an adapter that are uploaded; a checkpoint holds the optimizer's state too."""
@@ -104,13 +106,24 @@ def adapter_folder(run: Path, adapter: Path | None) -> Path:
 
 
 def is_exported(run: Path, adapter: Path | None, out: Path) -> bool:
-    """Return whether `out` is this program's checkpoint of the adapter. Raise ExportError if it is an older one's."""
+    """Return whether `out` is this program's checkpoint. Raise ExportError if it is one of another adapter."""
     if not (out / PROMPT_FILE).is_file() or not (out / "config.json").is_file():
         return False
-    weights = (adapter or final_adapter(run)) / "adapter_model.safetensors"
-    if weights.is_file() and weights.stat().st_mtime > (out / "config.json").stat().st_mtime:
-        raise ExportError(f"--out {out}: is older than {weights.parent}; add --overwrite to merge again")
+    folder = adapter or final_adapter(run)
+    try:
+        made_of = read_object(out / "environment.json").get("adapter")
+    except (OSError, ValueError):
+        made_of = None
+    if made_of != weights_fingerprint(str(folder)):
+        raise ExportError(f"--out {out}: was not made of {folder}; merge again by --overwrite, or name another --out")
     return True
+
+
+def steps_of(run: Path, adapter: Path | None) -> int | None:
+    """Return after how many steps the adapter was saved, by the run's checkpoint with the same weights, if there is."""
+    weights = weights_fingerprint(str(adapter or final_adapter(run)))
+    folders = reversed(step_folders(RunFolder(run).checkpoints))
+    return next((step_of_folder(folder) for folder in folders if weights_fingerprint(str(folder)) == weights), None)
 
 
 def push(
@@ -118,23 +131,30 @@ def push(
     target: Target,
     config: Config,
     *,
+    steps: int | None,
     names: Sequence[str] | None = None,
     scores: Sequence[CardScore] = (),
     dry_run: bool,
 ) -> list[str]:
-    """Upload a folder's files, or those that are named, and return lines about it. dry_run: only return the lines."""
+    """Upload a folder's files, or those that are named, and return lines about it.
+
+    config, steps: what the adapter was trained with, and for how long; None: that is not known
+    dry_run:       only return the lines
+    """
     files = sorted(
         path
         for path in folder.rglob("*")
         if path.is_file() and (names is None or str(path.relative_to(folder)) in names)
     )
-    card = hub_card(
-        (folder / "README.md").read_text(encoding="utf-8"), config=config, scores=scores, may_download=not dry_run
-    )
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    card = hub_card(text, config=config, steps=steps, scores=scores, may_download=not dry_run)
     visibility = "private" if target.private else "public"
     notes = []
     if is_local(config.model.name):
-        notes = [f"note: the base is the folder {config.model.name}, so the metadata names no base_model; the files do"]
+        notes = [
+            f"note: the base is the folder {config.model.name}, so the card cannot link it; name it in README.md if "
+            "others should find it"
+        ]
     if not dry_run:
         return [*notes, f"uploaded {len(files)} files of {folder} to {target.upload(folder, files, card)}"]
     listed = [

@@ -12,11 +12,12 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from trapo_lite.config import Config, plain_yaml
 from trapo_lite.config.paths import HUB_NAME
 from trapo_lite.core.errors import ExportError
+from trapo_lite.core.in_words import counted
 
 TRAINING = """
 ## Training
 
-Trained for {steps} steps with trapo_lite on {data}, with these options:
+Trained{steps} with trapo_lite on {data}, with these options:
 
 ```yaml
 {options}
@@ -31,7 +32,12 @@ SCORES = """
 """
 SECTIONS = {
     "lora": ("r", "alpha", "target_modules"),
-    "rollout": ("num_problems", "max_response_tokens", "temperature", "top_p", "top_k", "truncated"),
+    "data": ("shares", "filter", "expert_text"),
+    "reward": ("functions", "require_box"),
+    "rollout": (
+        *("num_problems", "max_response_tokens", "temperature", "top_p", "top_k", "truncated"),
+        "replace_uninformative",
+    ),
     "optim": ("name", "lr", "weight_decay", "grad_clip", "scheduler", "warmup_steps", "updates_per_batch"),
 }
 
@@ -47,9 +53,10 @@ class CardScore:
     interval_95: tuple[float, float]
 
 
-def hub_card(text: str, *, config: Config, scores: Sequence[CardScore], may_download: bool) -> str:
+def hub_card(text: str, *, config: Config, steps: int | None, scores: Sequence[CardScore], may_download: bool) -> str:
     """Return the card with metadata that the hub accepts, and with the run's training, data and scores.
 
+    steps: after which the adapter was saved; None: that is not known
     may_download: take the base's licence from the hub; otherwise only from a local folder or the cache
     """
     try:
@@ -58,14 +65,15 @@ def hub_card(text: str, *, config: Config, scores: Sequence[CardScore], may_down
         raise ExportError(f"README.md: its metadata cannot be read ({error}); export again with --overwrite") from None
     base, metadata = config.model.name, cast(ModelCardData, card.data)
     metadata.base_model = None if is_local(base) else base  # the hub rejects a folder's name
-    license, name, link = _license_of(base, may_download=may_download)
-    metadata.license, metadata.license_name, metadata.license_link = license, name, link
-    sources = [config.data.train] if isinstance(config.data.train, str) else config.data.train
+    terms, name, link = _license_of(base, may_download=may_download)
+    metadata.license, metadata.license_name, metadata.license_link = terms, name, link
+    sources = config.data.sources
     matches = {source: HUB_NAME.fullmatch(source) for source in sources if not is_local(source)}
     ids = {source: match["id"] for source, match in matches.items() if match is not None}
     metadata.datasets = list(dict.fromkeys(ids.values())) or None
     names = ", ".join(f"`{ids.get(source, Path(source).name)}`" for source in sources)
-    options = TRAINING.format(steps=config.train.max_steps, data=names, options=_options(config))
+    length = "" if steps is None else f" for {counted(steps, 'step')}"
+    options = TRAINING.format(steps=length, data=names, options=_options(config))
     card.text = f"{card.text.rstrip()}\n{options}{_table(scores) if scores else ''}"
     return str(card)
 

@@ -142,7 +142,8 @@ def export_merged(
         )
         (partial / "README.md").write_text(card, encoding="utf-8")
         (partial / PROMPT_FILE).write_text(prompt_yaml(data, max_response_tokens=max_response_tokens), encoding="utf-8")
-        record = json.dumps({"exported": made_by, "trained": list(trained)}, indent=1, ensure_ascii=False)
+        made_of = {"adapter": weights_fingerprint(str(adapter_dir)), "exported": made_by, "trained": list(trained)}
+        record = json.dumps(made_of, indent=1, ensure_ascii=False)
         (partial / "environment.json").write_text(record + "\n", encoding="utf-8")
         move_synced(partial, out)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
