@@ -179,3 +179,10 @@ def test_a_worker_gets_only_what_its_function_takes(write) -> None:
         "with_row": place["row"] + place["step"],
         "everything": sum(place.values()),
     }
+
+
+def test_a_module_beside_an_own_function_does_not_stand_in_for_an_installed_one(write, tmp_path: Path) -> None:
+    (tmp_path / "math_verify.py").write_text("broken = True\n")
+    mine = write("import math_verify\ndef score(response): return float(math_verify.broken)\n")
+    [score] = scored(section_of(mine("score"), "math"), r"\boxed{\frac{84}{2}}")
+    assert score.parts == (("score", 1.0), ("math", 1.0))

@@ -14,7 +14,7 @@ from tiny_runs import GRPO, LUFFY, SFT, data_file, finished_runs, make_config, m
 from transformers import AddedToken
 
 from trapo_lite.config import Config, validate
-from trapo_lite.core.errors import ConfigError, DataError, ModelError, UpdateError
+from trapo_lite.core.errors import CheckpointError, ConfigError, DataError, ModelError, UpdateError
 from trapo_lite.evaluation import evaluate
 from trapo_lite.training import trainer
 from trapo_lite.training.inputs import read_inputs
@@ -356,3 +356,18 @@ def test_no_memory_in_the_optimizer_is_one_error(make_config, monkeypatch) -> No
     monkeypatch.setattr(torch.optim.AdamW, "step", out_of_memory)
     with pytest.raises(UpdateError, match=r"in the optimizer's step; start again with optim\.name: adamw_8bit"):
         train(make_config(train={"check_packing": False}))
+
+
+def test_what_is_drawn_as_one_source_is_part_of_the_data(make_config, data_file: Path, tmp_path: Path) -> None:
+    """The same rows in the same order, but another boundary between two sources with shares."""
+    rows = [json.loads(line) | {"id": str(number)} for number, line in enumerate(data_file.read_text().splitlines())]
+
+    def config(boundary: int, max_steps: int):
+        for name, part in (("one", rows[:boundary]), ("two", rows[boundary:])):
+            (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+        data = {"train": [str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl")], "shares": [1, 1]}
+        return make_config(algorithm=GRPO, data=data, rollout={"num_problems": 2}, train={"max_steps": max_steps})
+
+    train(config(4, 1))
+    with pytest.raises(CheckpointError, match="was made with other data"):
+        train(config(8, 2))

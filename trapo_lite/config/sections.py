@@ -285,7 +285,14 @@ class RunSection(Section):
             raise ValueError("one of them is named twice; name each once")
         return trackers
 
-    @field_validator("name", "project")
+    @field_validator("project")
+    @classmethod
+    def _is_taken_by_services(cls, project: str) -> str:
+        if not 0 < len(project) <= 128 or not project.isprintable() or any(mark in project for mark in "/\\#?%:"):
+            raise ValueError(f"found {project!r:.60}; use 1 to 128 characters, none of them / \\ # ? % :")
+        return project
+
+    @field_validator("name")
     @classmethod
     def _is_a_folder_name(cls, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):

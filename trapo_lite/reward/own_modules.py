@@ -39,13 +39,19 @@ class OwnModules:
         """Make imports find what is in this folder first, as if a file in it had been started by `python FILE.py`."""
         if folder == self._folder:
             return
-        if self._folder is not None:
-            self._modules_by_folder[self._folder] = self._take_out(self._folder)
-            with contextlib.suppress(ValueError):  # a function may have changed sys.path
-                sys.path.remove(self._folder)
+        self.leave()
         sys.path.insert(0, folder)
         sys.modules.update(self._modules_by_folder.pop(folder, {}))
         self._folder = folder
+
+    def leave(self) -> None:
+        """Let imports find installed packages only, as code that is not the user's needs."""
+        if self._folder is None:
+            return
+        self._modules_by_folder[self._folder] = self._take_out(self._folder)
+        with contextlib.suppress(ValueError):  # a function may have changed sys.path
+            sys.path.remove(self._folder)
+        self._folder = None
 
     def _take_out(self, folder: str) -> dict[str, ModuleType]:
         """Remove the modules and packages that lie in this folder from sys.modules, and return them."""

@@ -72,6 +72,8 @@ def main(parent_pid: int, deadline_seconds: float, memory_limit_bytes: int, func
         question_id, index, response = questions.get()
         # If the parent dies, the kernel enforces the deadline, even if the interpreter is blocked.
         signal.setitimer(signal.ITIMER_REAL, deadline_seconds + ALARM_GRACE_SECONDS)
+        if options[index]["type"] != "function":
+            modules.leave()  # own functions enter their folder themselves
         kind, value, detail = judges[index](response)
         signal.setitimer(signal.ITIMER_REAL, 0)
         write_frame(connection, [question_id, kind, value, detail])
@@ -117,6 +119,8 @@ def _read_questions(connection: socket.socket, questions: "queue.SimpleQueue[lis
 
 def _load(options: dict[str, Any], modules: OwnModules) -> tuple[Judge, list[str]]:
     """Return the judge of one function of `reward.functions`, and what it takes of a response. Raises LoadError."""
+    if options["type"] != "function":
+        modules.leave()
     if options["type"] == "math":
         return _load_math(require_box=options["require_box"]), ["response", "answer"]
     if options["type"] == "function":

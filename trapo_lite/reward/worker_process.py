@@ -147,7 +147,7 @@ class WorkerProcess:
         except TimeoutError:
             self._stop()
             return Judgement("timeout", None, self._late)
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None  # no JSON
         except (EOFError, OSError):
             self._stop()
@@ -209,10 +209,13 @@ def start_error(loading: RewardFunction | None, status: int | None, last_line: s
 def ending(status: int) -> str:
     """Return how a process ended, by its exit status.
 
-    >>> ending(3), ending(-9)
-    ('with exit status 3', 'by signal SIGKILL')
+    >>> ending(3), ending(-9), ending(-35)
+    ('with exit status 3', 'by signal SIGKILL', 'by signal 35')
     """
-    return f"by signal {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
+    if status >= 0:
+        return f"with exit status {status}"
+    known = {int(known): known.name for known in signal.Signals}
+    return f"by signal {known.get(-status, -status)}"  # a real-time signal has no name
 
 
 def _last_line(errors: IO[bytes]) -> str:

@@ -87,7 +87,8 @@ class ServiceLogger:
 
     RUN/wandb.json and RUN/trackio.json hold the id there and the last step that was sent. Steps that a resumed run
     repeats are not sent again, because neither service replaces a step. A tracker that fails after the start gets
-    nothing more from this process: the run continues with a warning, and metrics.jsonl is complete.
+    nothing more from this process: the run continues with a warning, and metrics.jsonl is complete. Trackio turns most
+    of its errors into warnings of its own, after which this class counts the step as sent.
     """
 
     def __init__(self, name: str, config: Config, *, notify: Callable[[str], None]) -> None:
@@ -185,14 +186,18 @@ def check_loggers(config: Config) -> None:
 
 def open_loggers(config: Config, *, first_step: int, notify: Callable[[str], None]) -> list[Logger]:
     """Start the trackers of run.trackers, and store the configuration in each. notify: told of one that fails later."""
-    loggers: list[Logger] = [
-        TensorBoardLogger(config.run.folder / "tensorboard", first_step=first_step)
-        if name == "tensorboard"
-        else ServiceLogger(name, config, notify=notify)
-        for name in config.run.trackers
-    ]
-    for logger in loggers:
-        logger.store(_settings(config))
+    loggers: list[Logger] = []
+    with contextlib.ExitStack() as opened:
+        for name in config.run.trackers:
+            logger: Logger
+            if name == "tensorboard":
+                logger = TensorBoardLogger(config.run.folder / "tensorboard", first_step=first_step)
+            else:
+                logger = ServiceLogger(name, config, notify=notify)
+            opened.callback(logger.close)
+            logger.store(_settings(config))
+            loggers.append(logger)
+        opened.pop_all()  # the caller closes them
     return loggers
 
 

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -69,6 +69,18 @@ class Ranks:
     def share(self, items: Sequence[T]) -> list[T]:
         """Return this rank's part of the work."""
         return list(items[self.index :: self.count])
+
+    def on_main(self, action: Callable[[], T], *, elsewhere: T) -> T:
+        """Return what `action` returns on the main process, and `elsewhere` on the others; all raise its error."""
+        result, errors = elsewhere, []
+        if self.is_main:
+            try:
+                result = action()
+            except TrapoLiteError as error:
+                errors.append(error)
+        for error in self.gather(errors):
+            raise error
+        return result
 
     def gather(self, items: Sequence[T]) -> list[T]:
         """Return the items of all ranks, in the order of the ranks."""

@@ -48,6 +48,12 @@ class Inputs:
     layout: Layout
     order: ProblemOrder
 
+    @property
+    def fingerprint(self) -> str:
+        """Return what a resumed run must find again of the data: its content, and what is drawn as one source."""
+        sizes = [len(members) for members in self.order.sources]
+        return self.report.fingerprint if len(sizes) == 1 else f"{self.report.fingerprint}, sources of {sizes}"
+
 
 def check_start_fits(config: Config, *, reads_weights: bool) -> None:
     """Raise AdapterError unless the adapter of `lora.init_from` fits this base and this `lora` section.

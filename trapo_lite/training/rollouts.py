@@ -12,7 +12,6 @@ import torch
 
 from trapo_lite.config import Config
 from trapo_lite.core.algorithm import Algorithm, is_informative, make_group
-from trapo_lite.core.errors import RewardError
 from trapo_lite.core.micro_groups import MicroGroup
 from trapo_lite.core.types import Group, Mean
 from trapo_lite.data.tokens import is_boundary_fn, text_of
@@ -63,7 +62,7 @@ class RolloutStage:
         self._gold_by_id = {problem.id: problem.answer for problem in inputs.problems}
         self.publisher: Publisher | None = None
         self.scorer = stack.enter_context(Scorer(config.reward, notify=notify))
-        for line in self._reward_lines():
+        for line in ranks.on_main(self._reward_lines, elsewhere=[]):
             notify(line)
         self.engine = None
         if config.algorithm.samples or inputs.eval_problems:
@@ -81,22 +80,11 @@ class RolloutStage:
             stack.callback(self.engine.close)
 
     def _reward_lines(self) -> list[str]:
-        """Return what the reward functions say of expert solutions, on the main process.
-
-        All processes raise RewardError if a function cannot work.
-        """
-        lines: list[str] = []
-        problem = ""
-        if self.ranks.is_main:
-            try:
-                lines = start_lines(self.config.reward, self.scorer, self.inputs.problems, self._decode)
-                if self.config.algorithm.uses_experts:
-                    lines += expert_lines(self.scorer, self.inputs.problems, self._decode)
-            except RewardError as error:
-                problem = str(error)
-        problem = "".join(self.ranks.gather([problem]))
-        if problem:
-            raise RewardError(problem)
+        """Return what the reward functions say of expert solutions."""
+        problems = self.inputs.problems
+        lines = start_lines(self.config.reward, self.scorer, problems, self._decode)
+        if self.config.algorithm.uses_experts:
+            lines += expert_lines(self.scorer, problems, self._decode)
         return lines
 
     def attach(self, policy: Policy) -> None:

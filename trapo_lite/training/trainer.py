@@ -102,7 +102,7 @@ class Run:
             self.folder,
             self.ranks,
             prompt=self.inputs.prompt,
-            data_fingerprint=self.inputs.report.fingerprint,
+            data_fingerprint=self.inputs.fingerprint,
         )
         self.first_step = self.start.checkpoint.step if self.start.checkpoint else 0
         self.display.begin(self.first_step)
@@ -137,6 +137,7 @@ class Run:
         self._require_memory()
         self.display.message(self._loading_line())
         self.display.phase("starting the reward functions, the engine and the model")
+        self.log_book = ranks.on_main(lambda: stack.enter_context(self._log_book()), elsewhere=None)
         algorithm = config.algorithm.build(max_response_tokens=config.rollout.max_response_tokens)
         rollouts = RolloutStage(
             config,
@@ -167,16 +168,6 @@ class Run:
             restore_checkpoint(self.start.checkpoint, policy=policy, optimizer=updater.optimizer, rank=ranks.index)
         ranks.require_equal(policy.adapter.parameters, what="the adapter")
         rollouts.attach(policy)
-        if ranks.is_main:
-            self.log_book = stack.enter_context(
-                LogBook(
-                    config,
-                    self.folder,
-                    self.display,
-                    first_step=self.first_step + 1,
-                    checkpoint_bytes=checkpoint_bytes(config, sum(p.numel() for p in policy.adapter.parameters)),
-                )
-            )
         progress = Progress(
             self.folder,
             ranks,
@@ -185,12 +176,21 @@ class Run:
             identity=self.start.identity,
             keep=config.train.keep_checkpoints,
             first_step=self.first_step,
-            flush=lambda: self.log_book.flush(),
+            flush=self._flush_logs,
             announce=self.display.message,
         )
         self.signals = StopSignals()  # before this line, Ctrl-C ends the process at once
         stack.callback(self.signals.restore)
         return rollouts, updater, progress
+
+    def _log_book(self) -> LogBook:
+        """Start the trackers, before what takes minutes to load."""
+        needed = checkpoint_bytes(self.config, model_shape(self.config).adapter_parameters)
+        return LogBook(self.config, self.folder, self.display, first_step=self.first_step + 1, checkpoint_bytes=needed)
+
+    def _flush_logs(self) -> None:
+        if self.log_book is not None:
+            self.log_book.flush()
 
     def _require_memory(self) -> None:
         """Raise an error if the plan says that a step does not fit this rank's GPU."""
@@ -210,7 +210,7 @@ class Run:
     ) -> None:
         """Write metrics.jsonl, rollouts/, TensorBoard, wandb and the terminal; `lines` are this rank's rollouts."""
         lines = self.ranks.gather(list(lines))
-        if self.ranks.is_main:
+        if self.log_book is not None:
             self.log_book.write(step, metrics, lines, seconds=seconds)
 
     def phase(self, step: int, text: str) -> None:
