@@ -175,3 +175,17 @@ def test_the_configuration_that_the_page_shows_is_a_whole_one(
     cli.train(["--config", "mine.yaml", "--dry-run", *overrides])
     said = capsys.readouterr().out
     assert "prompt: the tokenizer's chat template; an answer ends at " in said and "warning: " not in said
+
+
+def test_what_a_run_would_refuse_of_trackers_and_evaluation_data(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    file = tmp_path / "eval.jsonl"
+    file.write_text('{"question without a known name": "1 + 1?", "answer": "2"}\n')
+    with pytest.raises(SystemExit):
+        dry_run(model, f"eval.data={file}", "eval.every=1")
+    assert "eval.jsonl line 1: problem" in capsys.readouterr().err
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [])
+    with pytest.raises(SystemExit):
+        dry_run(model, "run.trackers=[wandb]")
+    assert "run.trackers: wandb is not installed; run `pip install wandb`" in capsys.readouterr().err

@@ -65,9 +65,11 @@ def _dry_run(config: Config) -> Iterator[str]:
     from trapo_lite.model.saved_adapter import check_start
     from trapo_lite.planning.memory import checkpoint_bytes
     from trapo_lite.planning.report import plan_lines
+    from trapo_lite.run.loggers import check_loggers
     from trapo_lite.run.outlook import disk_line
     from trapo_lite.training.inputs import check_start_fits
 
+    check_loggers(config)
     if not _is_readable(config.model.name):
         if config.lora.init_from is not None:
             check_start(config.lora)
@@ -103,14 +105,17 @@ def _data_lines(config: Config, tokenizer: "PreTrainedTokenizerBase") -> Iterato
     from trapo_lite.reward import Scorer
     from trapo_lite.reward.expert_check import expert_lines
     from trapo_lite.reward.start_check import require_loadable, start_lines
-    from trapo_lite.training.inputs import read_problems, share_lines
+    from trapo_lite.training.inputs import read_eval_problems, read_problems, share_lines
 
-    remote = [source for source in config.data.sources if not Path(source).expanduser().is_file()]
+    in_eval = config.eval.data if config.eval.every and config.eval.data is not None else []
+    sources = [*config.data.sources, *([in_eval] if isinstance(in_eval, str) else in_eval)]
+    remote = [source for source in sources if not Path(source).expanduser().is_file()]
     if remote:
         require_loadable(config.reward)
         yield f"data: {', '.join(remote)} is read from the hub when the run starts, so its rows were not checked"
         return
     problems, report, order = read_problems(config, tokenizer)
+    read_eval_problems(config, tokenizer)
     yield from [*report.lines(), *share_lines(config, order)]
     decode = functools.partial(text_of, tokenizer)
     with Scorer(config.reward, notify=functools.partial(print, flush=True)) as scorer:

@@ -149,7 +149,8 @@ class DataSection(Section):
     def _has_a_share_for_each_source(self) -> "DataSection":
         if self.shares is not None and len(self.shares) != len(self.sources):
             raise ValueError(
-                f"shares: found {len(self.shares)} for the {len(self.sources)} sources of data.train; give one for each"
+                f"shares: found {len(self.shares)} for the {len(self.sources)} sources of data.train; give one for "
+                "each, or data.shares=null"
             )
         return self
 

@@ -29,13 +29,18 @@ def plan_lines(config: Config) -> list[str]:
     optim, train = config.optim, config.train
     groups = algorithm.micro_groups
     sampled = sum(g.num_rollouts for g in groups if not (g.prefix_ratio == 1.0 and g.help_below is None))
-    most = rollout.num_problems * sampled * rollout.max_response_tokens
+    times_drawn = 1 + rollout.replace_uninformative
+    again = (
+        "" if times_drawn == 1 else f", if every problem is replaced {counted(rollout.replace_uninformative, 'time')}"
+    )
+    shares = "" if config.data.shares is None else f", shares {', '.join(f'{share:g}' for share in config.data.shares)}"
+    most = rollout.num_problems * sampled * rollout.max_response_tokens * times_drawn
     precision = model.dtype if model.quantize == "none" else f"{model.dtype}, {model.quantize}"
     targets = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
     lines = [
         f"run       {config.run.folder}, seed {config.run.seed}{', deterministic' if config.run.deterministic else ''}",
         f"model     {model.name}, {precision}, LoRA r {lora.r}, alpha {lora.alpha:g} on {targets}",
-        f"data      {config.data.train}",
+        f"data      {', '.join(config.data.sources)}{shares}",
         f"rollouts  {counted(rollout.num_problems, 'problem')} x {algorithm.group_size} a step{_by(config)}, "
         f"temperature {rollout.temperature:g}, at most {rollout.max_response_tokens} tokens each",
     ]
@@ -68,7 +73,7 @@ def plan_lines(config: Config) -> list[str]:
         f"{train.tokens_per_batch} tokens a forward pass",
         f"length    {counted(train.max_steps, 'step')}, a checkpoint every {train.save_every}, "
         + (f"evaluation every {config.eval.every}" if config.eval.every else "no evaluation on the way"),
-        f"at most   {most:,} sampled tokens a step",
+        f"at most   {most:,} sampled tokens a step" + again,
     ]
     return lines
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from trapo_lite.config import Config
 
-MANY = 0.5  # share of completions
+MANY = 0.5  # share of completions or rollouts
 
 
 def early_warnings(row: Mapping[str, float | int | None], config: Config) -> list[str]:
@@ -19,8 +19,13 @@ def early_warnings(row: Mapping[str, float | int | None], config: Config) -> lis
             f"{cut:.0%} of the completions were cut at rollout.max_response_tokens ({limit}); raise it, or ask for "
             "shorter answers in data.instruction or data.system_text"
         )
+    if (without := row.get("reward/none") or 0.0) > 0.0:
+        lines.append(
+            f"{without:.0%} of the rollouts have no reward, because a reward function failed on them or gave no "
+            "number, so nothing is learned from them; let it return a number"
+        )
     solved, failed = row.get("rollout/solved_groups") or 0.0, row.get("rollout/failed_groups") or 0.0
-    if config.algorithm.samples and row.get("rollout/uniform_groups") == 1.0:
+    if config.algorithm.samples and row.get("rollout/uniform_groups") == 1.0 and without < MANY:
         how = "solved" if solved > failed else "not solved"
         lines.append(
             f"all rollouts of a problem got the same reward, in every problem (most are {how}), so rewards teach "

@@ -33,7 +33,7 @@ TABLE: dict[str, str] = {
     "rollout/solved_groups": "share of problems whose rollouts all succeeded",
     "rollout/failed_groups": "share of problems whose rollouts all failed",
     "rollout/uniform_groups": "share of problems whose rollouts all got the same reward, from which nothing is learned",
-    "rollout/replaced": "share of the drawn problems that others replaced (rollout.replace_uninformative)",
+    "rollout/replaced": "share of the drawn problems that were given up for others (rollout.replace_uninformative)",
     "rollout/truncated": "share of completions cut at the length limit",
     "rollout/discarded": "share of the requests to the engine that verdicts made unnecessary (schedule: speculative)",
     "rollout/cached": "share of prompt and prefix tokens that the engine found in its prefix cache",

@@ -81,14 +81,7 @@ def read_inputs(config: Config) -> Inputs:
     tokenizer = load_tokenizer(config.model.name)
     stop_ids = stop_ids_of(config.data, tokenizer, model=config.model.name)
     problems, report, order = read_problems(config, tokenizer)
-    eval_problems: list[Problem] = []
-    if config.eval.every > 0 and config.eval.data is not None:
-        limit = config.rollout.max_response_tokens
-        data = config.data.model_copy(update={"require_expert": False})
-        for_eval = load_problems(
-            data, tokenizer, max_response_tokens=limit, rewards=config.reward, files=config.eval.data
-        )
-        eval_problems = for_eval.problems[: config.eval.num_problems]
+    eval_problems = read_eval_problems(config, tokenizer)
     require_embeddings(config, tokenizer, [*problems, *eval_problems])
     prompt = prompt_settings(config.data, tokenizer, stop_ids)
     return Inputs(config, rope_lines, tokenizer, stop_ids, prompt, problems, report, eval_problems, layout, order)
@@ -108,6 +101,20 @@ def read_problems(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[l
     if not config.algorithm.samples:
         problems = [problem for problem in problems if problem.expert_ids]  # SFT trains nothing else
     return problems, loaded.report, _order(config, problems)
+
+
+def read_eval_problems(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Problem]:
+    """Read the problems of eval.data that are evaluated during training; none if nothing is. Raises DataError."""
+    if config.eval.every == 0 or config.eval.data is None:
+        return []
+    loaded = load_problems(
+        config.data.model_copy(update={"require_expert": False}),
+        tokenizer,
+        max_response_tokens=config.rollout.max_response_tokens,
+        rewards=config.reward,
+        files=config.eval.data,
+    )
+    return loaded.problems[: config.eval.num_problems]
 
 
 def _order(config: Config, problems: Sequence[Problem]) -> ProblemOrder:

@@ -264,7 +264,8 @@ class Run:
         if self.start.is_complete:
             return (
                 f"{self.folder.path} is complete: {counted(self.first_step, 'step')} done, train.max_steps is "
-                f"{self.config.train.max_steps}; raise it to train further, or start again with --restart"
+                f"{self.config.train.max_steps}; raise it above {self.first_step} to train further, or start again "
+                "with --restart"
             )
         world, device = self.ranks.count, self.ranks.device.type
         action = f"resuming after step {self.first_step}" if self.first_step else "starting"
