@@ -1,4 +1,4 @@
-"""What an evaluation says of graded answers that are written by hand."""
+"""An evaluation says what graded answers are worth; the answers here are written by hand."""
 
 import pytest
 

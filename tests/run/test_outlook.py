@@ -1,4 +1,4 @@
-"""What a run says after its first step of the time left and of the disk."""
+"""A run says after its first step how much time is left, and whether there is room on the disk."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a run and the other commands write into a file: the time, a start line, signs of life, and how it ended."""
+"""A run and the other commands write into a file with the time, a start line, signs of life, and how it ended."""
 
 import functools
 import json

@@ -238,3 +238,13 @@ def runs_on_meta(forward: Callable[[], object], *, name: str, complaint: str, re
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(f"{name}: {complaint} ({type(error).__name__}: {reason}); {remedy}") from None
     return True
+
+
+def num_pairs(prompt: int, response: int, *, window: int) -> int:
+    """Return how many tokens the tokens of a response see together, each at most `window`.
+
+    >>> num_pairs(10, 4, window=100), num_pairs(10, 4, window=12), num_pairs(10, 4, window=3)
+    (48, 46, 12)
+    """
+    num_seeing_all = min(response, max(0, window - prompt))
+    return num_seeing_all * (prompt + num_seeing_all // 2) + (response - num_seeing_all) * window

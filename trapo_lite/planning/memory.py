@@ -12,7 +12,7 @@ from trapo_lite.core.batching import bucket
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.engines.vllm.options import round_up_lora_rank
 from trapo_lite.model.logprobs import CHUNK_ELEMENTS
-from trapo_lite.model.shape import ModelShape
+from trapo_lite.model.shape import ModelShape, num_pairs
 from trapo_lite.run.calling import command
 from trapo_lite.run.gpus import GIB, Gpu
 
@@ -295,13 +295,3 @@ def checkpoint_bytes(config: Config, num_parameters: int) -> float:
     """
     each = num_parameters * (4 + OPTIMIZER_BYTES[config.optim.name])
     return (config.train.keep_checkpoints + 1.0) * each
-
-
-def num_pairs(prompt: int, response: int, *, window: int) -> int:
-    """Return how many tokens the tokens of a response see together, each at most `window`.
-
-    >>> num_pairs(10, 4, window=100), num_pairs(10, 4, window=12), num_pairs(10, 4, window=3)
-    (48, 46, 12)
-    """
-    num_seeing_all = min(response, max(0, window - prompt))
-    return num_seeing_all * (prompt + num_seeing_all // 2) + (response - num_seeing_all) * window
