@@ -259,7 +259,7 @@ def test_changed_code_is_a_warning_when_a_run_is_resumed(make_config, trained, c
     pretend(folder, package="0dd", commit=None, versions={"torch": "2.0"})
     capsys.readouterr()
     train(make_config(**loose, train={"max_steps": 2}))
-    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "  warning: " in line]
     assert len(warnings) == 1 and "step-000001: was made by other code or versions" in warnings[0]
     assert "trapo_lite's files: 0dd then" in warnings[0]
     assert f"torch: 2.0 then, {torch.__version__} now" in warnings[0]
