@@ -153,21 +153,63 @@ def test_a_checkpoint_of_another_configuration_or_model_is_refused(
     assert f"{tmp_path / 'run'}: the run that was here is now in {old}" in capsys.readouterr().out
 
 
+def replace_state(checkpoint_dir: Path, state: dict) -> None:
+    """Write a checkpoint's state as another version would have, with the right checksum."""
+    data = json.dumps(state).encode()
+    (checkpoint_dir / "state.json").write_bytes(data)
+    manifest = json.loads((checkpoint_dir / "manifest.json").read_text())
+    manifest["state.json"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (checkpoint_dir / "manifest.json").write_text(json.dumps(manifest))
+
+
 def test_model_and_data_may_have_moved_but_not_changed(
     make_config, trained, model_dir: Path, data_file: Path, tmp_path: Path
 ) -> None:
     trained(train={"max_steps": 1})
-    older = next((tmp_path / "run" / "checkpoints").iterdir()) / "state.json"
-    state = json.loads(older.read_text())  # which once recorded both paths
+    checkpoint_dir = next((tmp_path / "run" / "checkpoints").iterdir())
+    state = json.loads((checkpoint_dir / "state.json").read_text())  # which once recorded both paths
     state["configuration"] |= {"data.train": str(data_file), "model.name": str(model_dir)}
     state["model"]["_name_or_path"] = str(model_dir)
-    older.write_text(json.dumps(state))
+    replace_state(checkpoint_dir, state)
     model, data = shutil.copytree(model_dir, tmp_path / "moved"), shutil.copy(data_file, tmp_path)
     moved = {"model": {"name": str(model)}, "data": {"train": str(data)}, "train": {"max_steps": 2}}
     assert [row["step"] for row in read_metrics(train(make_config(**moved)) / "metrics.jsonl")] == [1, 2]
     Path(data).write_text(data_file.read_text().replace('"answer": "0"', '"answer": "7"', 1))
     with pytest.raises(CheckpointError, match=r"was made with other data"):
         train(make_config(**moved | {"train": {"max_steps": 3}}))
+
+
+def test_a_file_of_reward_functions_may_have_moved_but_not_changed_its_part(
+    make_config, trained, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/own.py").write_text(
+        "def score(problem, answer, response, **row):\n    return len(response) % 3\n"
+    )
+
+    def functions(folder: str, weight: float = 0.5) -> dict:
+        own = {"type": "function", "path": f"{tmp_path}/{folder}/own.py:score", "weight": weight}
+        return {"reward": {"functions": ["math", own]}}
+
+    run = trained(train={"max_steps": 1}, **functions("here"))
+    (tmp_path / "here").rename(tmp_path / "there")
+    resumed = train(make_config(train={"max_steps": 2}, **functions("there")))
+    assert [row["step"] for row in read_metrics(resumed / "metrics.jsonl")] == [1, 2]
+    assert "changed" not in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match=r"\(reward\.functions\[1\]\.weight: 0\.5 then, 0\.25 now\)"):
+        train(make_config(train={"max_steps": 3}, **functions("there", weight=0.25)))
+    (tmp_path / "there/own.py").write_text(
+        "def score(problem, answer, response, **row):\n    return len(response) % 5\n"
+    )
+    step = run / "checkpoints/step-000002"
+    state = json.loads((step / "state.json").read_text())  # once a list with whole paths
+    kept = {key: value for key, value in state["configuration"].items() if not key.startswith("reward.functions")}
+    listed = [{"type": "math", "name": None, "weight": 1.0}]
+    listed += [{"type": "function", "path": f"{tmp_path}/here/own.py:score", "name": None, "weight": 0.5}]
+    replace_state(step, state | {"configuration": kept | {"reward.functions": listed}})
+    train(make_config(train={"max_steps": 3}, run={"deterministic": False}, **functions("there")))
+    shown = capsys.readouterr().out
+    assert "the reward function own.py:score: changed" in shown and "resuming after step 2" in shown
 
 
 def test_a_run_of_the_old_form_of_the_configuration_resumes(make_config, trained) -> None:
@@ -186,11 +228,7 @@ def test_a_run_of_the_old_form_of_the_configuration_resumes(make_config, trained
     kept = {key: value for key, value in state["configuration"].items() if not key.startswith(absent)}
     old = kept | {f"algorithm.{key}": value for key, value in flat.items()}
     state["configuration"] = old | {"rollout.tis_cap": None, "rollout.sequence_bound": None}
-    (step / "state.json").write_text(json.dumps(state))
-    manifest = json.loads((step / "manifest.json").read_text())
-    data = (step / "state.json").read_bytes()
-    manifest["state.json"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (step / "manifest.json").write_text(json.dumps(manifest))
+    replace_state(step, state)
     with pytest.raises(CheckpointError, match=r"algorithm\.prefix_loss\.gamma: 0\.1 then, 0\.3 now"):
         train(make_config(algorithm=LUFFY | {"prefix_loss": {"type": "luffy", "gamma": 0.3}}, train={"max_steps": 2}))
     whole = train(make_config(name="whole", algorithm=LUFFY, train={"max_steps": 2}))

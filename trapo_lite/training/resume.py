@@ -26,7 +26,7 @@ DESCRIPTIONS = {
 MAX_SHOWN = 60  # characters of a value in a message
 
 # Keys that may differ when a run is resumed: they decide how long, how often and where, not what is computed. Of model
-# and data the content is compared, so they may have moved.
+# and data the content is compared, so they may have moved; files of reward functions too (`_spread`).
 MAY_CHANGE = {
     "model": {"name"},
     "data": {"train"},
@@ -58,8 +58,8 @@ YOUNGER_OPTIONS = {
     "model.layout": "auto",
     "rollout.replace_uninformative": 0,
     "rollout.truncated": "graded",
-    "reward.functions": [{"type": "math", "name": None, "weight": 1.0}],
 }
+MATH_ALONE = [{"type": "math", "name": None, "weight": 1.0}]  # the reward of all versions without reward.functions
 
 
 def run_identity(
@@ -89,7 +89,10 @@ def run_identity(
 
 
 def _flat(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a map from section.key to the value, or from section.key.parameter for a part of the algorithm."""
+    """Return a map from section.key to the value.
+
+    Parts of the algorithm are spread to section.key.parameter, reward functions to reward.functions[0].key.
+    """
     flat: dict[str, Any] = {}
     for section, values in sections.items():
         for key, value in values.items():
@@ -97,7 +100,20 @@ def _flat(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
                 flat |= {f"{section}.{key}.{parameter}": part for parameter, part in value.items()}
             else:
                 flat[f"{section}.{key}"] = value
-    return flat
+    return flat | _spread(flat.pop("reward.functions", []))
+
+
+def _spread(functions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the parameters of all reward functions. Of a path only the name counts, so that the file may have moved.
+
+    >>> _spread([{"type": "function", "path": "mine/rewards.py:score"}])
+    {'reward.functions[0].type': 'function', 'reward.functions[0].path': 'rewards.py:score'}
+    """
+    return {
+        f"reward.functions[{place}].{key}": value.rpartition("/")[2] if key == "path" else value
+        for place, function in enumerate(functions)
+        for key, value in function.items()
+    }
 
 
 def _in_todays_form(recorded: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -131,6 +147,8 @@ def require_same(checkpoint: Checkpoint, expected: Mapping[str, Any], *, may_dif
         if key == "configuration" and isinstance(then, Mapping):
             younger = {name: value for name, value in YOUNGER_OPTIONS.items() if name in now}
             then = {**younger, **_in_todays_form(then)}
+            if "reward.functions[0].type" in now and "reward.functions[0].type" not in then:
+                then |= _spread(then.pop("reward.functions", MATH_ALONE))
             moved = {f"{section}.{name}" for section, names in MAY_CHANGE.items() for name in names}
             then = {name: value for name, value in then.items() if name not in moved}  # older ones record some
         if key == "model" and isinstance(then, Mapping):
@@ -144,6 +162,8 @@ def require_same(checkpoint: Checkpoint, expected: Mapping[str, Any], *, may_dif
             listed = ", ".join(f"{name}: {_then_now(then.get(name), now.get(name))}" for name in differing)
         else:
             listed = _then_now(then, now)
+        if key == "data":
+            listed += "; rows without ids are named after their file, which must then keep its name"
         raise CheckpointError(
             f"{checkpoint.folder}: was made with {DESCRIPTIONS.get(key, key)} ({listed}); restore the old value, "
             "choose another run.name, or start again with --restart"
