@@ -38,9 +38,10 @@ def dry_run(model: Path, *overrides: str) -> None:
 
 def test_it_names_the_layout_the_prompt_and_what_ends_an_answer(model: Path, capsys: pytest.CaptureFixture) -> None:
     dry_run(model)
-    *_, layout, prompt = capsys.readouterr().out.splitlines()
+    *_, layout, prompt, verdict = capsys.readouterr().out.splitlines()
     assert layout == "layout: tree"
     assert prompt.startswith("prompt: data.prompt_template; an answer ends at ")
+    assert verdict == "the dry run found no error and no warning; nothing was written"
 
 
 @pytest.mark.slow
@@ -65,8 +66,13 @@ def test_it_says_what_the_rows_and_their_expert_solutions_are_worth(
 def test_it_warns_about_a_template_that_does_not_open_the_answer(model: Path, capsys: pytest.CaptureFixture) -> None:
     (model / "chat_template.jinja").write_text(CHATML.partition("{% if add_generation_prompt %}")[0])
     dry_run(model, CHAT)
-    *_, prompt, warning = capsys.readouterr().out.splitlines()
+    shown = capsys.readouterr().out
+    *_, prompt, warning, verdict = shown.splitlines()
     assert prompt.startswith("prompt: the tokenizer's chat template")
+    num_warnings = len(re.findall(r"^warning: ", shown, re.MULTILINE))
+    assert (
+        num_warnings > 1 and verdict == f"the dry run found no error and {num_warnings} warnings; nothing was written"
+    )
     assert warning.startswith("warning: data.prompt_template: chat: ") and "ignores add_generation_prompt" in warning
 
 
@@ -76,13 +82,13 @@ def test_a_model_of_the_hub_is_checked_if_it_was_downloaded_before(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     dry_run(Path("owner/name"))
-    assert capsys.readouterr().out.splitlines()[-1].startswith("warning: model.name: owner/name is no folder here")
+    assert capsys.readouterr().out.splitlines()[-2].startswith("warning: model.name: owner/name is no folder here")
     cached = tmp_path / "models--owner--name"
     (cached / "refs").mkdir(parents=True)
     (cached / "refs" / "main").write_text("abc")
     shutil.copytree(model, cached / "snapshots" / "abc")
     dry_run(Path("owner/name"))
-    *_, layout, prompt = capsys.readouterr().out.splitlines()
+    *_, layout, prompt, _ = capsys.readouterr().out.splitlines()
     assert layout == "layout: tree" and prompt.startswith("prompt: data.prompt_template; ")
 
 
@@ -113,7 +119,7 @@ def test_a_prompt_that_a_run_would_refuse(
 @pytest.mark.long
 def test_it_asks_vllm_whether_it_serves_the_class(capsys: pytest.CaptureFixture) -> None:
     dry_run(Path("trapo_lite/tiny_world/base"), "rollout.engine=vllm", f"model.dtype={VLLM_DTYPE}")
-    assert capsys.readouterr().out.splitlines()[-1].startswith("vLLM has a class for this model that takes adapters; ")
+    assert capsys.readouterr().out.splitlines()[-2].startswith("vLLM has a class for this model that takes adapters; ")
 
 
 class SlowEngine:
@@ -156,7 +162,7 @@ def test_a_model_of_the_hub_is_said_not_to_be_checked_in_the_last_line(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     dry_run(Path("some/model"))
-    last = capsys.readouterr().out.splitlines()[-1]
+    last = capsys.readouterr().out.splitlines()[-2]
     assert last.startswith("warning: model.name: some/model is no folder here") and "nothing of the model" in last
 
 
@@ -189,3 +195,23 @@ def test_what_a_run_would_refuse_of_trackers_and_evaluation_data(
     with pytest.raises(SystemExit):
         dry_run(model, "run.trackers=[wandb]")
     assert "run.trackers: wandb is not installed; run `pip install wandb`" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_it_says_what_would_become_of_a_run_of_that_name(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    options = [f"run.dir={tmp_path}", "run.name=again", "rollout.engine=transformers", "rollout.num_problems=2"]
+    command = ["--config", "configs/tiny_cpu.yaml", "eval.every=0", *options]
+    cli.train([*command, "train.max_steps=1"])
+    capsys.readouterr()
+    cli.train([*command, "train.max_steps=2", "--dry-run"])
+    assert (
+        f"{tmp_path}/again: holds a run of these settings; it would be resumed after step 1\n"
+        in capsys.readouterr().out
+    )
+    cli.train([*command, "train.max_steps=1", "--dry-run"])
+    assert "again: holds a run with 1 of 1 step done" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.train([*command, "train.max_steps=2", "optim.lr=0.5", "--dry-run"])
+    assert "optim.lr: 0.001 then, 0.5 now" in capsys.readouterr().err
+    cli.train([*command, "train.max_steps=2", "optim.lr=0.5", "--dry-run", "--restart"])
+    assert "holds a run" not in capsys.readouterr().out

@@ -239,7 +239,6 @@ BAD_INPUT: list[tuple[list[str], list[str]]] = [
     (["optim.name=sgd", "optim.betas=[0.9, 0.99]"], ["optim.betas", "no effect"]),
     (["optim.warmup_steps=9", "train.max_steps=9"], ["optim.warmup_steps", "train.max_steps", "lower it"]),
     (["eval.every=5"], ["eval.data", "eval.every"]),
-    (["run.deterministic=true"], ["run.num_threads", "deterministic", "set it to 1"]),
     (["run.name=.."], ["run.name", "'..'"]),  # the run's folder would be the one above run.dir
     (["lora.r=600"], ["lora.r", "512"]),  # vLLM's max_lora_rank ends there
     (["optim.lr=.inf"], ["optim.lr", "inf"]),

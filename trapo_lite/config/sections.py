@@ -127,8 +127,9 @@ class RolloutSection(Section):
     max_num_seqs: PositiveInt = 256
     kv_cache_gib: Positive = 1.0
     """Size of the KV cache on the CPU; on CUDA gpu_memory_fraction decides."""
-    num_threads: PositiveInt = 1
-    """Threads of the engine on the CPU."""
+    num_threads: PositiveInt | None = None
+    """Threads of vLLM on the CPU; None: 1 for models narrower than 512 or with run.deterministic, otherwise one less
+    than there are cores."""
     probe_tokens: Annotated[Whole, Field(ge=512)] = 512
     """Tokens of the parity probe after each publish."""
     base_tolerance: Positive | None = None
@@ -262,7 +263,8 @@ class RunSection(Section):
     deterministic: bool = False
     """Use verdicts in a fixed order, so that an interrupted and resumed run is bit for bit an uninterrupted one."""
     num_threads: PositiveInt | None = None
-    """Torch threads of the trainer; None: torch chooses, which deterministic does not allow."""
+    """Torch threads of the trainer on the CPU; None: 1 for models narrower than 512 or with deterministic, otherwise
+    torch chooses."""
     trackers: Trackers = Field(default_factory=lambda: ["tensorboard"])
     """Where metrics and some rollouts go besides the run's folder: tensorboard, wandb, trackio; []: nowhere."""
     project: str = "trapo_lite"
@@ -271,12 +273,6 @@ class RunSection(Section):
     def idle_keys(self) -> dict[str, str]:
         has_projects = "wandb" in self.trackers or "trackio" in self.trackers
         return {} if has_projects else {"project": "wandb or trackio in run.trackers"}
-
-    @model_validator(mode="after")
-    def _fixed_threads(self) -> "RunSection":
-        if self.deterministic and self.num_threads is None:
-            raise ValueError("num_threads: float sums depend on it, so deterministic needs a number; set it to 1, say")
-        return self
 
     @field_validator("trackers")
     @classmethod

@@ -15,6 +15,7 @@ import torch
 from trapo_lite.config import Config
 from trapo_lite.core.errors import EngineError
 from trapo_lite.engines.base import EngineDied, RolloutEngine
+from trapo_lite.model.threads import engine_threads
 
 if TYPE_CHECKING:
     from trapo_lite.engines.vllm.options import VLLMOptions
@@ -98,7 +99,7 @@ def ask_vllm(config: Config, *, notify: Callable[[str], None] = logger.info) -> 
     from trapo_lite.engines.vllm.engine import VLLMEngine, require_card, require_vllm
     from trapo_lite.engines.vllm.language_model import require_unquantised
 
-    options = _vllm_options(config, max_model_len=config.longest_sequence, max_num_seqs=1)
+    options = _vllm_options(config, max_model_len=config.longest_sequence, max_num_seqs=1, num_engines=1)
     require_unquantised(options)
     options = replace(options, quantize="none")  # the class is the same, and NF4 asks for a plug-in and a card
     try:
@@ -120,7 +121,7 @@ def ask_vllm(config: Config, *, notify: Callable[[str], None] = logger.info) -> 
     return "vLLM has a class for this model that takes adapters; what else it needs shows when it starts"
 
 
-def _vllm_options(config: Config, *, max_model_len: int, max_num_seqs: int) -> "VLLMOptions":
+def _vllm_options(config: Config, *, max_model_len: int, max_num_seqs: int, num_engines: int) -> "VLLMOptions":
     from trapo_lite.engines.vllm.options import VLLMOptions
 
     return VLLMOptions(
@@ -132,7 +133,7 @@ def _vllm_options(config: Config, *, max_model_len: int, max_num_seqs: int) -> "
         max_num_seqs=max_num_seqs,
         kv_cache_gib=config.rollout.kv_cache_gib,
         gpu_memory_fraction=config.rollout.gpu_memory_fraction,
-        num_threads=config.rollout.num_threads,
+        num_threads=engine_threads(config, num_engines=num_engines),
         config_overrides=config.model.config_overrides,
         can_merge=config.rollout.merge != "never",
     )
@@ -153,7 +154,7 @@ def _start_vllm(
     from trapo_lite.engines.supervised import SupervisedEngine
     from trapo_lite.engines.vllm.engine import VLLMEngine
 
-    options = _vllm_options(config, max_model_len=max_model_len, max_num_seqs=max_num_seqs)
+    options = _vllm_options(config, max_model_len=max_model_len, max_num_seqs=max_num_seqs, num_engines=num_engines)
     folder = AdapterFolder(room=_folder_room(config, num_engines), notify=notify)  # outlives an engine that dies
 
     def start() -> RolloutEngine:

@@ -31,6 +31,7 @@ from trapo_lite.model.adapter_config import read_config
 from trapo_lite.model.base import check_weight_files, model_config, model_lines, weights_fingerprint, with_one_rope
 from trapo_lite.model.positions import num_positions
 from trapo_lite.model.saved_adapter import check_fit, read_tensors
+from trapo_lite.model.threads import set_threads
 from trapo_lite.reward import Scorer
 from trapo_lite.reward.fingerprints import function_fingerprints, verifier_fingerprint
 from trapo_lite.reward.start_check import start_lines
@@ -39,7 +40,6 @@ from trapo_lite.rollout.token_checks import require_embeddings
 from trapo_lite.run.cards import require_usable_cards
 from trapo_lite.run.environment import this_environment
 from trapo_lite.run.files import lock, make_folder
-from trapo_lite.run.launch import set_threads
 from trapo_lite.run.lines import Lines
 from trapo_lite.run.trained_with import require_as_trained
 
@@ -61,7 +61,6 @@ def _evaluate(target: EvalTarget, lines: Lines) -> dict[str, EvalResult]:
         say(target.origin_line)
     if not target.benchmarks:  # which are graded by math alone
         check_function_files(config)
-    set_threads(config)
     if config.rollout.engine != "server":
         require_usable_cards(num_processes=max(1, torch.cuda.device_count()))
     check_name(config.model.name)
@@ -78,6 +77,7 @@ def _evaluate(target: EvalTarget, lines: Lines) -> dict[str, EvalResult]:
     require_embeddings(config, tokenizer, [problem for problem_set in sets for problem in problem_set.problems])
     check_served(config)
     base = model_config(config.model)
+    set_threads(config)
     check_weight_files(config.model.name)
     max_model_len = require_positions(config, sets, available=num_positions(base))
     config, rope_lines = with_one_rope(config, max_model_len=max_model_len)

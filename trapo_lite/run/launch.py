@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from trapo_lite.config import Config
 from trapo_lite.core.errors import ConfigError
 
 LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_USE_CPU")  # torchrun sets the first, accelerate launch the second
@@ -62,13 +61,6 @@ def end_with_launcher() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent or not any(map(_is_python, _ancestors())):
         raise ConfigError("launch: the launcher that started this process is gone; give the command again")
-
-
-def set_threads(config: Config) -> None:
-    import torch
-
-    if config.run.num_threads is not None:
-        torch.set_num_threads(config.run.num_threads)
 
 
 def _ancestors() -> Iterator[int]:

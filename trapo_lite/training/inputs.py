@@ -50,9 +50,14 @@ class Inputs:
 
     @property
     def fingerprint(self) -> str:
-        """Return what a resumed run must find again of the data: its content, and what is drawn as one source."""
-        sizes = [len(members) for members in self.order.sources]
-        return self.report.fingerprint if len(sizes) == 1 else f"{self.report.fingerprint}, sources of {sizes}"
+        """Return `data_fingerprint` of these."""
+        return data_fingerprint(self.report, self.order)
+
+
+def data_fingerprint(report: DataReport, order: ProblemOrder) -> str:
+    """Return what a resumed run must find again of the data: its content, and what is drawn as one source."""
+    sizes = [len(members) for members in order.sources]
+    return report.fingerprint if len(sizes) == 1 else f"{report.fingerprint}, sources of {sizes}"
 
 
 def check_start_fits(config: Config, *, reads_weights: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from trapo_lite.config import AlgorithmSection, Config
 from trapo_lite.config.old_form import translated
 from trapo_lite.core.errors import CheckpointError
+from trapo_lite.core.in_words import counted
 from trapo_lite.model.base import model_config, weights_fingerprint
 from trapo_lite.reward.fingerprints import function_fingerprints
 from trapo_lite.run import device, environment
@@ -72,6 +73,8 @@ def run_identity(
     resolved = config.model_dump(mode="json")
     if config.optim.scheduler != "constant":
         resolved["optim"]["max_steps"] = config.train.max_steps
+    for section in ("rollout", "run"):  # only deterministic runs compare them, where no number means one thread
+        resolved[section]["num_threads"] = resolved[section]["num_threads"] or 1
     for section, keys in MAY_CHANGE.items():
         for key in keys:
             del resolved[section][key]
@@ -254,3 +257,27 @@ def find_start_point(
             machine = {"host": platform.node(), "device": device.name_of(ranks.device)}
             folder.add_start(environment, after_step=step, processes=ranks.count, **machine)
     return StartPoint(checkpoint, is_complete, identity, notes)
+
+
+def earlier_run_lines(config: Config, *, prompt: Mapping[str, Any], data_fingerprint: str) -> list[str]:
+    """Return lines on what a run of this name would begin with, without changing its folder.
+
+    Raises CheckpointError as `find_start_point` does, but for another number of processes.
+    """
+    checkpoint, notes = find_checkpoint(config.run.folder / "checkpoints")
+    if checkpoint is None:
+        return notes
+    num_processes = checkpoint.state.get("processes", 1)
+    identity = run_identity(config, prompt=prompt, data_fingerprint=data_fingerprint, num_processes=num_processes)
+    require_same(checkpoint, identity, may_differ=may_differ(config))
+    if checkpoint.step >= config.train.max_steps:
+        return [
+            *notes,
+            f"warning: {config.run.folder}: holds a run with {checkpoint.step} of "
+            f"{counted(config.train.max_steps, 'step')} done; choose another run.name, raise train.max_steps, or give "
+            "--restart",
+        ]
+    return [
+        *notes,
+        f"{config.run.folder}: holds a run of these settings; it would be resumed after step {checkpoint.step}",
+    ]

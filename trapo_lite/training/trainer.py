@@ -25,13 +25,14 @@ from trapo_lite.exporting.model_card import adapter_card
 from trapo_lite.model.adapter_config import read_config
 from trapo_lite.model.base import model_lines, model_shape
 from trapo_lite.model.policy import Policy
+from trapo_lite.model.threads import set_threads, thread_lines
 from trapo_lite.planning.memory import checkpoint_bytes, require_fits
 from trapo_lite.run import device
 from trapo_lite.run.calling import command
 from trapo_lite.run.display import Display
 from trapo_lite.run.environment import start_line
 from trapo_lite.run.folder import RunFolder
-from trapo_lite.run.launch import StopSignals, set_threads
+from trapo_lite.run.launch import StopSignals
 from trapo_lite.run.lines import with_time
 from trapo_lite.run.processes import Ranks
 from trapo_lite.run.step_log import LogBook
@@ -83,7 +84,6 @@ class Run:
     """A Run owns one process's inputs, run folder and display."""
 
     def __init__(self, config: Config, stack: contextlib.ExitStack, *, restart: bool) -> None:
-        set_threads(config)
         self.ranks = Ranks()
         self.display = stack.enter_context(
             Display(title=config.run.name, max_steps=config.train.max_steps, is_main=self.ranks.is_main)
@@ -93,6 +93,7 @@ class Run:
         self.display.phase("reading the data and the run folder")
         self.inputs = read_inputs(config)
         self.config = config = self.inputs.config
+        set_threads(config)
         self.folder = RunFolder(config.run.folder)
         if self.ranks.is_main:
             self.folder = stack.enter_context(RunFolder.open(config, restart=restart))
@@ -112,6 +113,7 @@ class Run:
             *unusual_lines(config),
             *model_lines(config.model),
             *self.inputs.rope_lines,
+            *thread_lines(config, num_engines=self.ranks.count),
         ]
         data = [*self.inputs.report.lines(), *share_lines(config, self.inputs.order)]
         prompt = prompt_line(config.data, self.inputs.tokenizer, stop_ids=self.inputs.stop_ids)
