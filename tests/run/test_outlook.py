@@ -39,3 +39,13 @@ def test_room_for_checkpoints(
     monkeypatch.setattr(outlook, "free_bytes", lambda folder: free)
     line = disk_line(validate({"run": {"dir": str(tmp_path)}}), 3 * 2.0**20)
     assert re.match(expected, line), line
+
+
+def test_checkpoints_that_are_replaced_count_as_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outlook, "free_bytes", lambda folder: 2.0**20)
+    config = validate({"run": {"dir": str(tmp_path)}})
+    step = config.run.folder / "checkpoints" / "step-000001"
+    step.mkdir(parents=True)
+    (step / "adapter.safetensors").write_bytes(bytes(2**21))
+    assert disk_line(config, 3 * 2.0**20).startswith("disk ")
+    assert disk_line(config, 3 * 2.0**20 + 1).startswith("warning: ")

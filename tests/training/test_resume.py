@@ -195,7 +195,7 @@ def test_a_file_of_reward_functions_may_have_moved_but_not_changed_its_part(
     (tmp_path / "here").rename(tmp_path / "there")
     resumed = train(make_config(train={"max_steps": 2}, **functions("there")))
     assert [row["step"] for row in read_metrics(resumed / "metrics.jsonl")] == [1, 2]
-    assert "changed" not in capsys.readouterr().out
+    assert "score: changed" not in capsys.readouterr().out
     with pytest.raises(CheckpointError, match=r"\(reward\.functions\[1\]\.weight: 0\.5 then, 0\.25 now\)"):
         train(make_config(train={"max_steps": 3}, **functions("there", weight=0.25)))
     (tmp_path / "there/own.py").write_text(

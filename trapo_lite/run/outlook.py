@@ -35,9 +35,10 @@ def outlook_line(
 def disk_line(config: Config, checkpoint_bytes: float) -> str:
     """Return a line on the room for checkpoints, a warning if there is too little."""
     needed, free = size_text(checkpoint_bytes), free_bytes(Path(config.run.dir))
+    written = sum(file.stat().st_size for file in config.run.folder.glob("checkpoints/*/*"))  # these are replaced
     if free is None:
         return f"warning: run.dir: {config.run.dir} cannot be written; set it to another folder"
-    if free < checkpoint_bytes:
+    if free < checkpoint_bytes - written:
         return (
             f"warning: run.dir: checkpoints take {needed} in {config.run.folder}, but {size_text(free)} are free; make "
             "room, set run.dir or lower train.keep_checkpoints"
