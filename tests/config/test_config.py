@@ -245,6 +245,8 @@ BAD_INPUT: list[tuple[list[str], list[str]]] = [
     (["optim.lr=true"], ["optim.lr", "True"]),
     (["rollout.num_problems=yes"], ["rollout.num_problems", "True"]),
     (["data.train=[]"], ["data.train"]),
+    (["data.shares=3,1"], ["data.shares: found '3,1'; write data.shares=[3,1]"]),
+    (["reward.functions=my.py:f"], ["found 'my.py:f'; write {type: function, path: my.py:f}"]),
     (
         ["data.train=[a.jsonl, b.jsonl]", "data.shares=[1]"],
         ["data.shares", "found 1 for the 2 sources", "one for each"],

@@ -228,7 +228,7 @@ def test_of_several_bad_rows_the_first_five_are_named_and_all_are_counted(load, 
         "data.on_bad_row: skip"
     )
     assert named[0].startswith(f"  {tmp_path}/made.jsonl line 2: answer: found none of the columns")
-    assert named[0].endswith("(the same in 4 more rows)") and named[1:] == ["  and 3 more"]
+    assert named[0].endswith("(the same in 4 more rows)") and named[1:] == ["  and 3 rows not listed here"]
     _, report = load(rows, on_bad_row="skip")
     listed = ", ".join(f"{tmp_path}/made.jsonl line {number}" for number in range(2, 7))
     assert f"  rows dropped   no gold answer 7, no problem text 1; first: {listed}" in report.lines()

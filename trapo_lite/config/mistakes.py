@@ -55,6 +55,9 @@ def describe(problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if is_unknown(problem):
         return f"{where}: unknown key{did_you_mean(str(keys[-1]), _known_at(problem['loc']))}"
+    if problem["type"] == "union_tag_invalid" and re.search(r"\w:\w+$", str(problem["ctx"]["tag"])):
+        path = problem["ctx"]["tag"]
+        return f"{where}: found {shown(path)}; write {{type: function, path: {path}}}"
     if problem["type"] == "union_tag_invalid":
         names = [name.strip("' ") for name in problem["ctx"]["expected_tags"].split(",")]
         return f"{where}: found {shown(problem['ctx']['tag'])}{did_you_mean(problem['ctx']['tag'], names)}"
@@ -69,6 +72,8 @@ def describe(problem: Any) -> str:
         return f"{where}{'.' if begins_with_keys else ': '}{message}" if where else message
     if problem["type"] == "missing" and isinstance(keys[-1], int):
         return f"{'.'.join(map(str, keys[:-1]))}: has too few values; found {shown(problem['input'])}"
+    if problem["type"] == "list_type" and isinstance(problem["input"], str) and "," in problem["input"]:
+        return f"{where}: found {shown(problem['input'])}; write {where}=[{problem['input']}]"
     value = "no value" if problem["input"] is None else shown(problem["input"])
     if problem["type"] == "literal_error":
         return f"{where}: found {value}; {_choice_near(problem['input'], problem['ctx']['expected'])}"

@@ -65,7 +65,7 @@ class Tally:
             rows_by_fault.setdefault(fault, []).append(where)
         lines = [f"{wheres[0]}: {fault}{_so_in(wheres[1:])}" for fault, wheres in rows_by_fault.items()]
         more = self.rows.total() - len(self.first_bad)
-        lines += [f"and {more} more"] if more else []
+        lines += [f"and {counted(more, 'row')} not listed here"] if more else []
         return "".join(f"\n  {line}" for line in lines)
 
 

@@ -1,6 +1,7 @@
 """Write README.md of an exported checkpoint, and of an adapter."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from trapo_lite.config import DataSection, ModelSection
@@ -16,7 +17,7 @@ pipeline_tag: text-generation
 tags: [trapo, lora, merged]
 ---
 
-# {base} + LoRA adapter, merged
+# {title} + LoRA adapter, merged
 
 | | |
 |---|---|
@@ -50,7 +51,7 @@ ADAPTER_CARD = """\
 tags: [trapo, lora]
 ---
 
-# LoRA adapter on {base}
+# LoRA adapter on {title}
 
 | | |
 |---|---|
@@ -108,6 +109,7 @@ def model_card(
     overrides = "".join(f"| config override | `{key}: {value}` |\n" for key, value in model.config_overrides.items())
     return CARD.format(
         base=model.name,
+        title=_title(model.name),
         quantized=QUANTIZED if model.quantize == "nf4" else "",
         r=adapter["r"],
         alpha=adapter["lora_alpha"],
@@ -141,6 +143,7 @@ def adapter_card(
     return ADAPTER_CARD.format(
         hub_base="" if base.startswith("/") else f"base_model: {base}\n",  # the hub rejects a folder's name
         base=base,
+        title=_title(base),
         quantized=QUANTIZED_BASE if model.quantize == "nf4" else "",
         r=adapter["r"],
         alpha=adapter["lora_alpha"],
@@ -149,6 +152,11 @@ def adapter_card(
         ends=spelt_ends(ends),
         prompt=prompt_section(data, ends, has_defaults=False),
     )
+
+
+def _title(base: str) -> str:
+    """Return the id of a base of the hub, or the name of a folder."""
+    return Path(base).name if Path(base).is_dir() else base
 
 
 def _layers(adapter: Mapping[str, Any]) -> str:

@@ -7,9 +7,10 @@ import contextlib
 import json
 import secrets
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from trapo_lite.config import Config
 from trapo_lite.core.errors import ConfigError
@@ -82,29 +83,39 @@ def _without_refused_writes(error: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(error)
 
 
-class ServiceLogger:
+class ServiceLogger(ABC):
     """Log to one run of Weights & Biases or of Trackio per run folder. A restarted run becomes a new one there.
 
     RUN/wandb.json and RUN/trackio.json hold the id there and the last step that was sent. Steps that a resumed run
     repeats are not sent again, because neither service replaces a step. A tracker that fails after the start gets
-    nothing more from this process: the run continues with a warning, and metrics.jsonl is complete. Trackio turns most
-    of its errors into warnings of its own, after which this class counts the step as sent.
+    nothing more from this process: the run continues with a warning, and metrics.jsonl is complete.
     """
 
-    def __init__(self, name: str, config: Config, *, notify: Callable[[str], None]) -> None:
-        self._name, self._notify = name, notify
-        self._file = config.run.folder / f"{name}.json"
+    name: ClassVar[str]
+    cure: ClassVar[str]  # of a start that failed
+    errors: tuple[type[Exception], ...] = (OSError, ValueError)
+
+    def __init__(self, config: Config, *, notify: Callable[[str], None]) -> None:
+        self._notify = notify
+        self._file = config.run.folder / f"{self.name}.json"
         self._id, self._last_step = _read_record(self._file)
         self._write_record()
-        self._errors: tuple[type[Exception], ...] = (OSError, ValueError)
         self._tracker: Any = None
         try:
-            self._tracker = self._start_wandb(config) if name == "wandb" else self._start_trackio(config)
-        except (ImportError, *self._errors) as error:
-            advice = "log in (`wandb login`), set WANDB_MODE=offline" if name == "wandb" else "correct that"
+            self._tracker = self.tracker(config, self._id)
+            self._tracker.start()
+        except (ImportError, *self.errors) as error:
             raise ConfigError(
-                f"run.trackers: {name} could not be started ({_in_one_line(error)}); {advice}, or remove it"
+                f"run.trackers: {self.name} could not be started ({_in_one_line(error)}); {self.cure}, or remove it"
             ) from None
+
+    @abstractmethod
+    def tracker(self, config: Config, run_id: str) -> Any:
+        """Return Accelerate's tracker, not started, which resumes the run of this id if there is one."""
+
+    @abstractmethod
+    def send(self, tracker: Any, values: dict[str, Any], table: list[list[Any]], step: int) -> None:
+        """Send the metrics of a step, and its rollouts as a table with COLUMNS."""
 
     def store(self, settings: Mapping[str, Any]) -> None:
         with self._dropped_if_it_fails():
@@ -114,20 +125,12 @@ class ServiceLogger:
         """Log the metrics, and the rollouts as a table, unless an earlier start has sent this step."""
         if self._tracker is None or step <= self._last_step:
             return
-        columns: list[str] = list(COLUMNS)
-        data = _table(rollouts, step)
         with self._dropped_if_it_fails():
-            if self._name == "wandb":
-                self._tracker.log(_values(row), step=step)
-                self._tracker.log_table("rollouts", columns=columns, data=data, step=step)
-            else:
-                from trackio import Table  # pyright: ignore[reportMissingImports]
-
-                self._tracker.log({**_values(row), "rollouts": Table(columns=columns, data=data)}, step=step)
+            self.send(self._tracker, _values(row), _table(rollouts, step), step)
             self._last_step = step
         self._write_record()
 
-    def flush(self) -> None:
+    def flush(self) -> None:  # noqa: B027
         """Do nothing, because both services send by themselves."""
 
     def close(self) -> None:
@@ -135,39 +138,61 @@ class ServiceLogger:
             with self._dropped_if_it_fails():
                 self._tracker.finish()
 
-    def _start_wandb(self, config: Config) -> Any:
-        import wandb  # pyright: ignore[reportMissingImports]
-        from accelerate.tracking import WandBTracker
-
-        self._errors = (*self._errors, wandb.Error)
-        tracker = WandBTracker(
-            config.run.project, name=config.run.name, id=self._id, resume="allow", dir=str(config.run.folder)
-        )
-        tracker.start()
-        return tracker
-
-    def _start_trackio(self, config: Config) -> Any:
-        from accelerate.tracking import TrackioTracker
-
-        # Trackio finds the run to resume by its name.
-        tracker = TrackioTracker(config.run.project, name=f"{config.run.name}-{self._id}", resume="allow")
-        tracker.start()
-        return tracker
-
     @contextlib.contextmanager
     def _dropped_if_it_fails(self) -> Iterator[None]:
         try:
             yield
-        except self._errors as error:
+        except self.errors as error:
             self._tracker = None
             self._notify(
-                f"warning: run.trackers: {self._name} failed after step {self._last_step} ({_in_one_line(error)}) and "
+                f"warning: run.trackers: {self.name} failed after step {self._last_step} ({_in_one_line(error)}) and "
                 "gets nothing more of this run until it is resumed; metrics.jsonl has every step"
             )
 
     def _write_record(self) -> None:
         with naming(self._file):
             write_whole(self._file, json.dumps({"id": self._id, "last_step": self._last_step}) + "\n")
+
+
+class WandbLogger(ServiceLogger):
+    """Log to Weights & Biases."""
+
+    name = "wandb"
+    cure = "log in (`wandb login`), set WANDB_MODE=offline"
+
+    def tracker(self, config: Config, run_id: str) -> Any:
+        import wandb  # pyright: ignore[reportMissingImports]
+        from accelerate.tracking import WandBTracker
+
+        self.errors = (*self.errors, wandb.Error)
+        return WandBTracker(
+            config.run.project, name=config.run.name, id=run_id, resume="allow", dir=str(config.run.folder)
+        )
+
+    def send(self, tracker: Any, values: dict[str, Any], table: list[list[Any]], step: int) -> None:
+        tracker.log(values, step=step)
+        tracker.log_table("rollouts", columns=list(COLUMNS), data=table, step=step)
+
+
+class TrackioLogger(ServiceLogger):
+    """Log to Trackio, which turns most of its errors into warnings of its own; the step then counts as sent."""
+
+    name = "trackio"
+    cure = "correct that"
+
+    def tracker(self, config: Config, run_id: str) -> Any:
+        from accelerate.tracking import TrackioTracker
+
+        # Trackio finds the run to resume by its name.
+        return TrackioTracker(config.run.project, name=f"{config.run.name}-{run_id}", resume="allow")
+
+    def send(self, tracker: Any, values: dict[str, Any], table: list[list[Any]], step: int) -> None:
+        from trackio import Table  # pyright: ignore[reportMissingImports]
+
+        tracker.log({**values, "rollouts": Table(columns=list(COLUMNS), data=table)}, step=step)
+
+
+SERVICES: dict[str, type[ServiceLogger]] = {service.name: service for service in (WandbLogger, TrackioLogger)}
 
 
 def check_loggers(config: Config) -> None:
@@ -193,7 +218,7 @@ def open_loggers(config: Config, *, first_step: int, notify: Callable[[str], Non
             if name == "tensorboard":
                 logger = TensorBoardLogger(config.run.folder / "tensorboard", first_step=first_step)
             else:
-                logger = ServiceLogger(name, config, notify=notify)
+                logger = SERVICES[name](config, notify=notify)
             opened.callback(logger.close)
             logger.store(_settings(config))
             loggers.append(logger)
