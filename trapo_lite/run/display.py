@@ -20,7 +20,7 @@ SHOWN = (
 
 
 class Display(Lines):
-    """Display the progress of a run, as a context manager. Silent unless `is_main`.
+    """Display the progress of a run, as a context manager. It is silent unless `is_main`.
 
     From the second step on, a sign of life says when the step is expected to end: it takes as long as the step before,
     evaluations left out.
