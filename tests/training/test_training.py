@@ -176,6 +176,12 @@ def test_sft_then_rl_starts_from_the_sft_adapter(make_config) -> None:
     rl = train(make_config(name="rl", algorithm=GRPO, **start))
     saved = [(folder / "adapter/adapter_model.safetensors").read_bytes() for folder in (sft, rl)]
     assert saved[0] == saved[1]  # all its problems failed, so the one step moved nothing
+    moved = (sft / "adapter").rename(sft / "moved")
+    start |= {"lora": {"init_from": str(moved)}, "train": {"max_steps": 2}}
+    train(make_config(name="rl", algorithm=GRPO, **start))  # resumes
+    other = edited(moved, sft / "edited", tensors=lambda tensors: {name: 2 * t for name, t in tensors.items()})
+    with pytest.raises(CheckpointError, match=r"lora\.init_from: '\w{16}' then, '\w{16}' now"):
+        train(make_config(name="rl", algorithm=GRPO, **start | {"lora": {"init_from": str(other)}}))
 
 
 def test_an_adapter_under_other_names_is_no_start(make_config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

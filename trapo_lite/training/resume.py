@@ -27,7 +27,8 @@ DESCRIPTIONS = {
 MAX_SHOWN = 60  # characters of a value in a message
 
 # Keys that may differ when a run is resumed: they decide how long, how often and where, not what is computed. Of model
-# and data the content is compared, so they may have moved; files of reward functions too (`_spread`).
+# and data the content is compared, so they may have moved; so may the adapter of lora.init_from and files of
+# reward functions.
 MAY_CHANGE = {
     "model": {"name"},
     "data": {"train"},
@@ -73,6 +74,7 @@ def run_identity(
     resolved = config.model_dump(mode="json")
     if config.optim.scheduler != "constant":
         resolved["optim"]["max_steps"] = config.train.max_steps
+    resolved["lora"]["init_from"] = _content_of(config.lora.init_from)
     for section in ("rollout", "run"):  # only deterministic runs compare them, where no number means one thread
         resolved[section]["num_threads"] = resolved[section]["num_threads"] or 1
     for section, keys in MAY_CHANGE.items():
@@ -89,6 +91,11 @@ def run_identity(
         "data": data_fingerprint,
         "processes": num_processes,
     }
+
+
+def _content_of(adapter: str | None) -> str | None:
+    """Return the fingerprint of an adapter's folder; of what is none, such as a fingerprint, itself."""
+    return None if adapter is None else weights_fingerprint(adapter)
 
 
 def _flat(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -152,6 +159,8 @@ def require_same(checkpoint: Checkpoint, expected: Mapping[str, Any], *, may_dif
             then = {**younger, **_in_todays_form(then)}
             if "reward.functions[0].type" in now and "reward.functions[0].type" not in then:
                 then |= _spread(then.pop("reward.functions", MATH_ALONE))
+            if "lora.init_from" in then:  # a path in older checkpoints
+                then["lora.init_from"] = _content_of(then["lora.init_from"])
             moved = {f"{section}.{name}" for section, names in MAY_CHANGE.items() for name in names}
             then = {name: value for name, value in then.items() if name not in moved}  # older ones record some
         if key == "model" and isinstance(then, Mapping):
