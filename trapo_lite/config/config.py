@@ -39,6 +39,23 @@ class Config(Section):
         return self.data.max_prompt_tokens + max(self.rollout.max_response_tokens, in_eval)
 
     @property
+    def longest_in_words(self) -> str:
+        """Return which options give `longest_sequence`, with their values and which of these are defaults.
+
+        >>> Config().longest_in_words
+        'data.max_prompt_tokens (1024, the default) + rollout.max_response_tokens (8192, the default): 9216 tokens'
+        """
+        response = "rollout.max_response_tokens"
+        if self.longest_sequence > self.data.max_prompt_tokens + self.rollout.max_response_tokens:
+            response = "eval.max_response_tokens"
+        return f"{self._spelt('data.max_prompt_tokens')} + {self._spelt(response)}: {self.longest_sequence} tokens"
+
+    def _spelt(self, name: str) -> str:
+        section, _, key = name.partition(".")
+        options = getattr(self, section)
+        return f"{name} ({getattr(options, key)}{'' if key in options.model_fields_set else ', the default'})"
+
+    @property
     def uses_engine(self) -> bool:
         """Return whether anything is sampled: rollouts, or answers in evaluations."""
         return self.algorithm.samples or self.eval.every > 0

@@ -53,8 +53,6 @@ def choose_layout(section: ModelSection, *, longest: int | None = None) -> Layou
     Raises ModelError or ConfigError for what neither can do, or not the one that is asked for.
     """
     config = model_config(section)
-    if longest is not None:
-        check_positions(config, section.name, longest=longest)
     if section.layout == "rows":
         return Layout("rows", require_rows(config))
     try:
@@ -91,6 +89,8 @@ def check_model(config: Config) -> Layout:
     trained, or lacks the layers that `lora.target_modules` names or the RoPE that `model.config_overrides` changes.
     """
     longest = config.longest_sequence
+    base = model_config(config.model)
+    check_positions(base, config.model.name, longest=longest, spelt=config.longest_in_words)
     layout = choose_layout(config.model, longest=longest)
     if config.uses_engine:
         check_fixed_rope(layout.model.config, config.model.name, longest=longest)

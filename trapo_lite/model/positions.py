@@ -15,13 +15,16 @@ LONG_BY_SHORT = {"short_factor": "long_factor", "short_mscale": "long_mscale"}
 """Maps each parameter of longrope up to the original length to the one past it."""
 
 
-def check_positions(config: PreTrainedConfig, name: str, *, longest: int) -> None:
-    """Raise ConfigError if the model has not enough positions. longest: tokens of the longest sequence."""
+def check_positions(config: PreTrainedConfig, name: str, *, longest: int, spelt: str | None = None) -> None:
+    """Raise ConfigError if the model has not enough positions.
+
+    longest: tokens of the longest sequence.   spelt: the options that give it, with their values, for the message
+    """
     available = num_positions(config)
     if longest > available:
         check_fixed_rope(config, name, longest=longest)  # which more positions would change
         raise ConfigError(
-            f"{_sequence(longest)}, but {name} has positions for {available}; lower them or raise "
+            f"{spelt or _sequence(longest)}, but {name} has positions for {available}; lower them or raise "
             "max_position_embeddings in model.config_overrides"
         )
 
