@@ -53,6 +53,21 @@ def test_a_file_without_its_option_is_told_where_it_goes(capsys: pytest.CaptureF
         assert message in capsys.readouterr().err
 
 
+def test_a_command_without_its_run_names_the_newest_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for expected in ("there is none in runs/ here", "the newest here are runs/new, runs/old"):
+        for name in ("export", "evaluate"):
+            with pytest.raises(SystemExit):
+                main([name])
+            assert expected in capsys.readouterr().err
+        for age, run in enumerate(("new", "old")):
+            (tmp_path / "runs" / run).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "runs" / run / "config.yaml").touch()
+            os.utime(tmp_path / "runs" / run, (1e9 - age, 1e9 - age))
+
+
 def test_other_mistakes_are_told_as_argparse_tells_them(capsys: pytest.CaptureFixture) -> None:
     parser = ArgumentParser(prog="p")
     parser.add_argument("--seed", type=int, required=True)

@@ -15,6 +15,8 @@ from trapo_lite.core.errors import ConfigError
 from trapo_lite.evaluation import REGISTRY
 from trapo_lite.run.help_page import HelpPage, examples_text
 
+MAX_RUNS = 5  # named in a message
+
 
 class ArgumentParser(argparse.ArgumentParser):
     """Parse arguments, and name the nearest option for each unknown one.
@@ -37,6 +39,8 @@ class ArgumentParser(argparse.ArgumentParser):
         files = [word for word in self._given if word.endswith((".yaml", ".yml"))]
         if "required: --config" in message and files:
             message += f"; did you mean {' '.join(f'--config {file}' for file in files)}?"
+        if "required" in message and "--run" in message:
+            message += _runs_here()
         if not head and is_unknown and (override := self._as_override(given.split()[0])) is not None:
             message += f"; write {override}"
         elif not head and is_unknown:
@@ -129,3 +133,10 @@ def without_overrides(args: argparse.Namespace) -> argparse.Namespace:
     args.benchmarks = [text for text in args.benchmarks if text not in strays]
     args.overrides = [*args.overrides, *strays]
     return args
+
+
+def _runs_here() -> str:
+    """Return the end of a message that lacks a run: the newest ones in runs/."""
+    folders = [file.parent for file in Path("runs").glob("*/config.yaml")]
+    newest = sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True)[:MAX_RUNS]
+    return f"; the newest here are {', '.join(map(str, newest))}" if newest else "; there is none in runs/ here"
