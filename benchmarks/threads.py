@@ -12,7 +12,6 @@ completes 32 prompts with 64 tokens each. One and all threads take turns, and on
 import argparse
 import json
 import multiprocessing
-import os
 import statistics
 import tempfile
 import time
@@ -24,6 +23,7 @@ from worlds import SHAPES, World
 
 from trapo_lite.engines.base import RolloutEngine, SampleRequest
 from trapo_lite.engines.start import start_engine
+from trapo_lite.model.threads import num_cores
 
 WIDTHS = (64, 128, 256, 384, 512, 768, 1024)
 LENGTHS = (64, 256, 128)
@@ -37,7 +37,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    num_cores = len(os.sched_getaffinity(0))
     figures: dict[int, dict[str, float]] = {}
     for _ in range(args.busy):
         multiprocessing.get_context("spawn").Process(target=compute_for_ever, daemon=True).start()
@@ -45,14 +44,14 @@ def main() -> None:
         SHAPES[str(width)] = (width, 4, max(1, width // 64), max(1, width // 128), 4 * width, 4096)
         with tempfile.TemporaryDirectory() as folder:
             world = World.random(str(width), Path(folder) / "model")
-            one, several = update_seconds(world, num_threads=num_cores, repeats=args.repeats)
-            figures[width] = {"update_s": one, "update_one_over_all": one / several}
+            single, several = update_seconds(world, num_threads=num_cores(), repeats=args.repeats)
+            figures[width] = {"update_s": single, "update_one_over_all": single / several}
             if args.engine:
-                one, several = (sample_seconds(world, Path(folder), num_threads=n) for n in (1, num_cores))
-                figures[width] |= {"engine_s": one, "engine_one_over_all": one / several}
+                single, several = (sample_seconds(world, Path(folder), num_threads=n) for n in (1, num_cores()))
+                figures[width] |= {"engine_s": single, "engine_one_over_all": single / several}
         print(width, {key: round(value, 3) for key, value in figures[width].items()}, flush=True)
     if args.json:
-        args.json.write_text(json.dumps({"threads": num_cores, "by_width": figures}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"threads": num_cores(), "by_width": figures}, indent=1) + "\n")
 
 
 def compute_for_ever() -> None:

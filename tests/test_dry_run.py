@@ -57,7 +57,7 @@ def test_it_says_what_the_rows_and_their_expert_solutions_are_worth(
         "10 problems of 10 rows" in shown
         and "expert solutions: 4 of 10 looked at are correct, mean reward 0.4" in shown
     )
-    assert "warning: most expert solutions are not correct by the first of reward.functions" in shown
+    assert "warning: most expert solutions get less than 1 from math, the first of reward.functions" in shown
     with pytest.raises(SystemExit):
         dry_run(model, f"data.train={file}", "rollout.num_problems=11")
     assert "rollout.num_problems: 11 a step" in capsys.readouterr().err
@@ -209,7 +209,7 @@ def test_it_says_what_would_become_of_a_run_of_that_name(tmp_path: Path, capsys:
         in capsys.readouterr().out
     )
     cli.train([*command, "train.max_steps=1", "--dry-run"])
-    assert "again: holds a run with 1 of 1 step done" in capsys.readouterr().out
+    assert "again: holds a run with 1 step done, and train.max_steps is 1" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         cli.train([*command, "train.max_steps=2", "optim.lr=0.5", "--dry-run"])
     assert "optim.lr: 0.001 then, 0.5 now" in capsys.readouterr().err

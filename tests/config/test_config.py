@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from trapo_lite.config import Config, load_config
-from trapo_lite.config.loading import keys_of
+from trapo_lite.config.loading import keys_of, validate
 from trapo_lite.config.other_names import OTHER_NAMES
 from trapo_lite.config.unusual import unusual_lines
 from trapo_lite.core.errors import ConfigError
@@ -26,6 +26,12 @@ def algorithm(name: str) -> Path:
 
 def file_name(file: Path | None) -> str:
     return file.stem if file else "alone"
+
+
+def test_the_longest_sequence_is_spelt_out_by_the_options_that_give_it() -> None:
+    in_eval = {"every": 1, "data": "rows.jsonl", "max_response_tokens": 9000}
+    text = validate({"eval": in_eval}).longest_in_words
+    assert text == "data.max_prompt_tokens (1024, the default) + eval.max_response_tokens (9000): 10024 tokens"
 
 
 def test_the_files_users_are_told_about_are_there():
@@ -246,6 +252,9 @@ BAD_INPUT: list[tuple[list[str], list[str]]] = [
     (["rollout.num_problems=yes"], ["rollout.num_problems", "True"]),
     (["data.train=[]"], ["data.train"]),
     (["data.shares=3,1"], ["data.shares: found '3,1'; write data.shares=[3,1]"]),
+    (["run.trackers=wandb,tensorboard"], ["run.trackers: found 'wandb,tensorboard'; write run.trackers=[wandb,"]),
+    (["reward.functions={type: 'a/my.py:f', weight: 2}"], ["write {type: function, path: a/my.py:f, weight: 2}"]),
+    (["reward.functions=http://host:80"], ["found 'http://host:80'; known are math"]),
     (["reward.functions=my.py:f"], ["found 'my.py:f'; write {type: function, path: my.py:f}"]),
     (
         ["data.train=[a.jsonl, b.jsonl]", "data.shares=[1]"],

@@ -286,9 +286,12 @@ def test_rows_without_a_usable_trace_where_one_is_required(load):
 def test_a_guiding_schedule_needs_at_least_one_trace(load):
     require_experts(load(ROWS)[1])
     with pytest.raises(
-        DataError, match=r"no expert trace in 3 problems \(3 over 1 tokens\).* columns .*target_lst, hint"
+        DataError, match=r"no expert trace in 3 problems \(3 over 1 tokens\).*; raise rollout\.max_response_tokens, or"
     ):
         require_experts(load(ROWS, max_response_tokens=1)[1])
+    bare = [{"problem": row["problem"], "answer": row["answer"]} for row in ROWS]
+    with pytest.raises(DataError, match=r"no expert trace in 3 problems, but .* columns .*hint, .*, or name its column in"):
+        require_experts(load(bare)[1])
 
 
 def test_the_fingerprint_sees_any_change_that_matters(load):

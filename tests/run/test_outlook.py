@@ -7,6 +7,7 @@ import pytest
 
 from trapo_lite.config import validate
 from trapo_lite.run import outlook
+from trapo_lite.run.folder import bytes_of_checkpoints
 from trapo_lite.run.outlook import disk_line, outlook_line
 
 
@@ -44,8 +45,13 @@ def test_room_for_checkpoints(
 def test_checkpoints_that_are_replaced_count_as_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outlook, "free_bytes", lambda folder: 2.0**20)
     config = validate({"run": {"dir": str(tmp_path)}})
-    step = config.run.folder / "checkpoints" / "step-000001"
-    step.mkdir(parents=True)
-    (step / "adapter.safetensors").write_bytes(bytes(2**21))
-    assert disk_line(config, 3 * 2.0**20).startswith("disk ")
-    assert disk_line(config, 3 * 2.0**20 + 1).startswith("warning: ")
+    for name in ("step-000001", "damaged-step-000002"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "optimizer.safetensors").write_bytes(bytes(2**21))
+    (tmp_path / "step-000001" / "dangling").symlink_to(tmp_path / "nothing")
+    written = bytes_of_checkpoints(tmp_path)
+    assert written == 2**21
+    assert re.match(
+        "disk .* of which 2.00 MiB are there already", disk_line(config, 3 * 2.0**20, written_bytes=written)
+    )
+    assert disk_line(config, 3 * 2.0**20 + 1, written_bytes=written).startswith("warning: ")

@@ -166,11 +166,11 @@ def test_a_resumed_run_says_that_a_function_has_changed(make_config, own, capsys
 
     train(config(1, deterministic=True))
     own("def score(response): return len(response) / 20\n")
-    with pytest.raises(CheckpointError, match=r"the reward function .*mine\.py:score: changed.*run\.deterministic"):
+    with pytest.raises(CheckpointError, match=r"the reward function score: changed.*run\.deterministic"):
         train(config(2, deterministic=True))
     capsys.readouterr()
     train(config(2, deterministic=False))
-    assert "mine.py:score: changed" in capsys.readouterr().out.replace("\n", "")
+    assert "function score: changed" in capsys.readouterr().out.replace("\n", "")
 
 
 def test_an_evaluation_grades_a_file_by_the_functions_and_a_benchmark_by_math(
@@ -189,7 +189,7 @@ def test_an_evaluation_grades_a_file_by_the_functions_and_a_benchmark_by_math(
     assert summary["reward"] == 2.0 and summary["rewards"][0]["type"] == "function" and len(summary["functions"]) == 1
     assert summary["majority"] is None and "majority" not in capsys.readouterr().out  # it extracts no answers
     own("def score(response): return 0.0\n")
-    with pytest.raises(ConfigError, match=r"functions"):
+    with pytest.raises(ConfigError, match=r"another version of a reward function graded"):
         evaluate(EvalTarget(config, None, tmp_path / "out"))
 
 

@@ -209,7 +209,15 @@ def test_a_file_of_reward_functions_may_have_moved_but_not_changed_its_part(
     replace_state(step, state | {"configuration": kept | {"reward.functions": listed}})
     train(make_config(train={"max_steps": 3}, run={"deterministic": False}, **functions("there")))
     shown = capsys.readouterr().out
-    assert "the reward function own.py:score: changed" in shown and "resuming after step 2" in shown
+    assert "the reward function score: changed" in shown and "resuming after step 2" in shown
+
+
+def test_a_deterministic_run_without_numbers_of_threads_has_one(make_config, trained) -> None:
+    whole, _ = trained(name="whole", train={"max_steps": 2}), trained(name="parts", train={"max_steps": 1})
+    torch.set_num_threads(2)
+    unset = {"run": {"num_threads": None}, "rollout": {"num_threads": None}}
+    assert differences(whole, train(make_config(name="parts", train={"max_steps": 2}, **unset))) == []
+    assert torch.get_num_threads() == 1
 
 
 def test_a_run_of_the_old_form_of_the_configuration_resumes(make_config, trained) -> None:

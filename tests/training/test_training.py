@@ -170,7 +170,7 @@ def test_sft_never_starts_an_engine(make_config) -> None:
         train(make_config(name="other", algorithm=GRPO), start_engine=refuse)
 
 
-def test_sft_then_rl_starts_from_the_sft_adapter(make_config) -> None:
+def test_sft_then_rl_starts_from_the_sft_adapter(make_config, capsys: pytest.CaptureFixture) -> None:
     sft = train(make_config(name="sft", algorithm=SFT))
     start = {"lora": {"init_from": str(sft / "adapter")}, "optim": {"weight_decay": 0.0}, "train": {"max_steps": 1}}
     rl = train(make_config(name="rl", algorithm=GRPO, **start))
@@ -179,9 +179,7 @@ def test_sft_then_rl_starts_from_the_sft_adapter(make_config) -> None:
     moved = (sft / "adapter").rename(sft / "moved")
     start |= {"lora": {"init_from": str(moved)}, "train": {"max_steps": 2}}
     train(make_config(name="rl", algorithm=GRPO, **start))  # resumes
-    other = edited(moved, sft / "edited", tensors=lambda tensors: {name: 2 * t for name, t in tensors.items()})
-    with pytest.raises(CheckpointError, match=r"lora\.init_from: '\w{16}' then, '\w{16}' now"):
-        train(make_config(name="rl", algorithm=GRPO, **start | {"lora": {"init_from": str(other)}}))
+    assert "lora.init_from: is not taken again" in capsys.readouterr().out
 
 
 def test_an_adapter_under_other_names_is_no_start(make_config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -27,7 +27,9 @@ class ArgumentParser(argparse.ArgumentParser):
     def __init__(self, *, prog: str, description: str = "", examples: Sequence[tuple[str, str]] = ()) -> None:
         epilog = examples_text(examples)
         self._given: list[str] = []
-        super().__init__(prog=prog, description=description, epilog=epilog, formatter_class=HelpPage)
+        super().__init__(
+            prog=prog, description=description, epilog=epilog, formatter_class=HelpPage, allow_abbrev=False
+        )
 
     def parse_known_intermixed_args(self, args=None, namespace=None):
         """Parse the arguments, and keep them for messages."""
@@ -39,6 +41,8 @@ class ArgumentParser(argparse.ArgumentParser):
         files = [word for word in self._given if word.endswith((".yaml", ".yml"))]
         if "required: --config" in message and files:
             message += f"; did you mean {' '.join(f'--config {file}' for file in files)}?"
+        elif "required: --config" in message:
+            message += "; `trapo-lite configs` lists those that come with it, such as --config tiny_cpu.yaml"
         if "required" in message and "--run" in message:
             message += _runs_here()
         if not head and is_unknown and (override := self._as_override(given.split()[0])) is not None:

@@ -1,7 +1,7 @@
 """Check all of a run that needs no weights, and say what it would do."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,42 +17,57 @@ if TYPE_CHECKING:
 
 def dry_run(config: Config, *, restart: bool) -> None:
     """Print what the run would do, each warning, and at the end how many there were. Raise what the run would raise."""
-    num_warnings = 0
+    warnings: list[str] = []
     with Lines() as lines:
-        lines.phase("checking the run")
-        for line in _checks(config, lines, restart=restart):
-            num_warnings += line.startswith("warning: ")
+
+        def say(line: str) -> None:
             lines.results([line])
-        found = counted(num_warnings, "warning") if num_warnings else "no warning"
-        lines.results([f"the dry run found no error and {found}; nothing was written"])
+            if line.startswith("warning: "):
+                warnings.append(line)
+
+        lines.phase("checking the run")
+        is_readable = _is_readable(config.model.name)
+        for line in _checks(config, lines, say, restart=restart) if is_readable else _checks_without_model(config):
+            say(line)
+        num_warnings = counted(len(warnings), "warning") if warnings else "no warning"
+        part = "" if is_readable else " in the configuration, and checked nothing else"
+        say(f"the dry run found no error and {num_warnings}{part}; nothing was written")
 
 
-def _checks(config: Config, lines: Lines, *, restart: bool) -> Iterator[str]:
+def _checks_without_model(config: Config) -> Iterator[str]:
+    """Check the configuration alone, and yield the plan of a step."""
+    from trapo_lite.model.saved_adapter import check_start
+    from trapo_lite.planning.report import plan_lines
+    from trapo_lite.run.loggers import check_loggers
+
+    yield from unusual_lines(config)
+    check_loggers(config)
+    if config.lora.init_from is not None:
+        check_start(config.lora)
+    yield from plan_lines(config)
+    yield (
+        f"warning: model.name: {config.model.name} is no folder here, so it is taken for a hub id: nothing of the "
+        "model was checked, nor its tokenizer, its template, the data or the engine; name a local folder "
+        "to check them"
+    )
+
+
+def _checks(config: Config, lines: Lines, say: Callable[[str], None], *, restart: bool) -> Iterator[str]:
     """Check the model and its tokenizer, and yield the plan of a step; at the end ask vLLM, which takes seconds."""
     from trapo_lite.data.template import check_prompt, open_turn_warnings
     from trapo_lite.data.tokens import load_tokenizer
     from trapo_lite.engines.start import ask_vllm, check_served
     from trapo_lite.model.base import model_lines, model_shape, with_one_rope
     from trapo_lite.model.layout import check_model
-    from trapo_lite.model.saved_adapter import check_start
     from trapo_lite.planning.memory import checkpoint_bytes
     from trapo_lite.planning.report import plan_lines
+    from trapo_lite.run.folder import bytes_of_checkpoints
     from trapo_lite.run.loggers import check_loggers
     from trapo_lite.run.outlook import disk_line
     from trapo_lite.training.inputs import check_start_fits
 
     yield from unusual_lines(config)
     check_loggers(config)
-    if not _is_readable(config.model.name):
-        if config.lora.init_from is not None:
-            check_start(config.lora)
-        yield from plan_lines(config)
-        yield (
-            f"warning: model.name: {config.model.name} is no folder here, so it is taken for a hub id: nothing of the "
-            "model was checked, nor its tokenizer, its template, the data or the engine; name a local folder "
-            "to check them"
-        )
-        return
     config, rope_lines = with_one_rope(config, max_model_len=config.max_model_len)
     layout = check_model(config)
     if config.uses_engine:
@@ -61,8 +76,10 @@ def _checks(config: Config, lines: Lines, *, restart: bool) -> Iterator[str]:
     tokenizer = load_tokenizer(config.model.name)
     prompt = check_prompt(config.data, tokenizer, model=config.model.name)
     yield from plan_lines(config)
-    yield disk_line(config, checkpoint_bytes(config, model_shape(config).adapter_parameters))
-    yield from _data_lines(config, tokenizer, lines, restart=restart)
+    written = 0 if restart else bytes_of_checkpoints(config.run.folder / "checkpoints")
+    needed = checkpoint_bytes(config, model_shape(config).adapter_parameters)
+    yield disk_line(config, needed, written_bytes=written)
+    yield from _data_lines(config, tokenizer, lines, say, restart=restart)
     yield from [*model_lines(config.model), *rope_lines]
     yield layout.line or "layout: tree"
     yield prompt
@@ -70,10 +87,12 @@ def _checks(config: Config, lines: Lines, *, restart: bool) -> Iterator[str]:
     if config.uses_engine and config.rollout.engine == "vllm":
         lines.phase("asking vLLM")
         yield "asking vLLM whether it serves this class of models, which takes it some seconds"
-        yield ask_vllm(config, notify=lambda line: lines.results([line]))
+        yield ask_vllm(config, notify=say)
 
 
-def _data_lines(config: Config, tokenizer: "PreTrainedTokenizerBase", lines: Lines, *, restart: bool) -> Iterator[str]:
+def _data_lines(
+    config: Config, tokenizer: "PreTrainedTokenizerBase", lines: Lines, say: Callable[[str], None], *, restart: bool
+) -> Iterator[str]:
     """Yield what a run would say of its data, its folder and its reward functions. Data of the hub is not read."""
     from trapo_lite.data.chat import prompt_settings, stop_ids_of
     from trapo_lite.data.tokens import text_of
@@ -88,19 +107,25 @@ def _data_lines(config: Config, tokenizer: "PreTrainedTokenizerBase", lines: Lin
     remote = [source for source in sources if not Path(source).expanduser().is_file()]
     if remote:
         require_loadable(config.reward)
-        yield f"data: {', '.join(remote)} is read from the hub when the run starts, so its rows were not checked"
+        yield (
+            f"data: {', '.join(remote)} is read from the hub when the run starts, so its rows were not checked, nor "
+            f"whether an earlier run in {config.run.folder} can be resumed"
+        )
         return
     lines.phase("reading the data")
     problems, report, order = read_problems(config, tokenizer)
-    read_eval_problems(config, tokenizer)
+    eval_problems = read_eval_problems(config, tokenizer)
     yield from [*report.lines(), *share_lines(config, order)]
     if not restart:
         prompt = prompt_settings(config.data, tokenizer, stop_ids_of(config.data, tokenizer, model=config.model.name))
         yield from earlier_run_lines(config, prompt=prompt, data_fingerprint=data_fingerprint(report, order))
     lines.phase("scoring expert solutions")
     decode = functools.partial(text_of, tokenizer)
-    with Scorer(config.reward, notify=lambda line: lines.results([line])) as scorer:
+    with Scorer(config.reward, notify=say) as scorer:
         yield from start_lines(config.reward, scorer, problems, decode)
+        if eval_problems and config.reward.own_functions:
+            yield f"eval.data: {config.eval.data}: {counted(len(eval_problems), 'problem')}"
+            yield from start_lines(config.reward, scorer, eval_problems, decode, option="eval.data")
         if config.algorithm.uses_experts:
             yield from expert_lines(scorer, problems, decode)
 

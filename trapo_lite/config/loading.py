@@ -211,6 +211,10 @@ def _how_to_write(key: str, *, has_value: bool) -> str:
     if own := own_name(key):
         return f"here it is {own}"
     sections = [name for name, field in Config.model_fields.items() if key in keys_of(field)]
+    section, _, option = key.partition(".")
+    whole = option.partition(".")[0]
+    if section in Config.model_fields and whole in keys_of(Config.model_fields[section]) and whole != option:
+        return f"write the whole of {section}.{whole}={{KEY: VALUE, ...}}"
     if has_value and sections:
         return f"write section.key=value: did you mean {' or '.join(f'{section}.{key}=...' for section in sections)}?"
     if not has_value and key.count(".") == 1:

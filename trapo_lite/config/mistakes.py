@@ -19,6 +19,7 @@ CHOICES = {
 """Maps each part of the algorithm that is chosen by name to its default."""
 OTHER_VALUES = {"hf": "transformers", "huggingface": "transformers", "bf16": "bfloat16", "fp32": "float32"}
 """Maps values of other libraries to those of the options here."""
+FUNCTION_PATH = re.compile(r"(\.py|^[A-Za-z_]\w*(\.\w+)+):\w+$")
 MAX_SHOWN = 200  # characters of a value in a message
 
 
@@ -55,9 +56,14 @@ def describe(problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if is_unknown(problem):
         return f"{where}: unknown key{did_you_mean(str(keys[-1]), _known_at(problem['loc']))}"
-    if problem["type"] == "union_tag_invalid" and re.search(r"\w:\w+$", str(problem["ctx"]["tag"])):
+    if problem["type"] in ("union_tag_invalid", "literal_error") and isinstance(keys[-1], int):
+        given = problem["ctx"].get("tag", problem["input"])
+        if isinstance(given, str) and "," in given:
+            return _as_list(".".join(map(str, keys[:-1])), given)
+    if problem["type"] == "union_tag_invalid" and FUNCTION_PATH.search(problem["ctx"]["tag"]):
         path = problem["ctx"]["tag"]
-        return f"{where}: found {shown(path)}; write {{type: function, path: {path}}}"
+        others = "".join(f", {key}: {value}" for key, value in problem["input"].items() if key != "type")
+        return f"{where}: found {shown(path)}; write {{type: function, path: {path}{others}}}"
     if problem["type"] == "union_tag_invalid":
         names = [name.strip("' ") for name in problem["ctx"]["expected_tags"].split(",")]
         return f"{where}: found {shown(problem['ctx']['tag'])}{did_you_mean(problem['ctx']['tag'], names)}"
@@ -73,11 +79,16 @@ def describe(problem: Any) -> str:
     if problem["type"] == "missing" and isinstance(keys[-1], int):
         return f"{'.'.join(map(str, keys[:-1]))}: has too few values; found {shown(problem['input'])}"
     if problem["type"] == "list_type" and isinstance(problem["input"], str) and "," in problem["input"]:
-        return f"{where}: found {shown(problem['input'])}; write {where}=[{problem['input']}]"
+        return _as_list(where, problem["input"])
     value = "no value" if problem["input"] is None else shown(problem["input"])
     if problem["type"] == "literal_error":
         return f"{where}: found {value}; {_choice_near(problem['input'], problem['ctx']['expected'])}"
     return f"{where}: {message[0].lower()}{message[1:]}; found {value}"
+
+
+def _as_list(option: str, text: str) -> str:
+    """Return the message on several values that were given as one text."""
+    return f"{option}: found {shown(text)}; write {option}=[{text}]"
 
 
 def _choice_near(value: Any, expected: str) -> str:

@@ -39,7 +39,10 @@ def check_function_files(config: "Config") -> None:
             where, cure = "", "correct the path"
             if not file.expanduser().is_absolute():
                 where = f" in {Path.cwd()}"
-                cure = "run the command in the folder that the path is relative to, or give an absolute path"
+                cure = (
+                    "run the command in the folder that the path is relative to, or give reward.functions=[...] with "
+                    "the path that is right here"
+                )
             raise ConfigError(f"reward.functions: {function.path}: no file {str(file)!r}{where}; {cure}")
 
 
@@ -93,9 +96,14 @@ def check_source(source: str, option: str = "data") -> None:
             raise DataError(f"{option} {source}: the file is empty; give one with rows")
     elif path.suffix in FILE_SUFFIXES or not HUB_NAME.fullmatch(source) or source.startswith("."):
         raise DataError(
-            f"{option} {source}: no such file; check the path (relative to {Path.cwd()}) or give a hub id: "
-            "owner/name[@revision][:config][:split]"
+            f"{option} {source}: no such file; {_written_as_list(source)}check the path (relative to {Path.cwd()}) or "
+            "give a hub id: owner/name[@revision][:config][:split]"
         )
+
+
+def _written_as_list(source: str) -> str:
+    """Return the beginning of the advice for several sources that were given as one text."""
+    return f"for several sources write [{source}]; " if "," in source else ""
 
 
 def check_model_files(name: str) -> None:

@@ -146,6 +146,15 @@ RewardFunctions = Annotated[list[AnyReward], BeforeValidator(_written_out)]
 REWARD_TYPES: tuple[type[RewardFunction], ...] = (Math, Exact, Regex, JsonField, Format, Length, Function)
 
 
+def without_folder(path: str) -> str:
+    """Return the path of a function without the folder of its file, which may move.
+
+    >>> without_folder("mine/rewards.py:score"), without_folder("package.module:score")
+    ('rewards.py:score', 'package.module:score')
+    """
+    return path.rpartition("/")[2]
+
+
 def possible_pattern(pattern: str) -> str:
     """Return the pattern; raise ValueError if it is no regular expression."""
     try:

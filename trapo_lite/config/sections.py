@@ -128,8 +128,8 @@ class RolloutSection(Section):
     kv_cache_gib: Positive = 1.0
     """Size of the KV cache on the CPU; on CUDA gpu_memory_fraction decides."""
     num_threads: PositiveInt | None = None
-    """Threads of vLLM on the CPU; None: 1 for models narrower than 512 or with run.deterministic, otherwise one less
-    than there are cores."""
+    """Threads of vLLM on the CPU; None: 1 for models narrower than 512 or with run.deterministic, otherwise the
+    cores that reward.num_workers leaves."""
     probe_tokens: Annotated[Whole, Field(ge=512)] = 512
     """Tokens of the parity probe after each publish."""
     base_tolerance: Positive | None = None

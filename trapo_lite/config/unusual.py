@@ -10,6 +10,9 @@ def unusual_lines(config: Config) -> list[str]:
     steps, lines = config.train.max_steps, []
     if config.optim.lr > HIGH_LR:
         lines.append(f"optim.lr: {config.optim.lr:g} is high, adapters are trained with 1e-5 to 1e-3; lower it")
+    sources = config.data.sources
+    if twice := next((source for source in sources if sources.count(source) > 1), None):
+        lines.append(f"data.train: names {twice} twice, so its problems are drawn more often; name it once")
     if config.train.save_every > steps and "save_every" in config.train.model_fields_set:
         lines.append(
             f"train.save_every: {config.train.save_every} is beyond train.max_steps ({steps}), so a run that is killed "

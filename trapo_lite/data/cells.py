@@ -1,5 +1,6 @@
 """Look up the values of a row by dotted paths, and check their types."""
 
+import difflib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -72,7 +73,9 @@ def require_column(fields: dict[str, Any], path: str, *, option: str) -> None:
     if not has_column(fields, path):
         there = ", ".join(sorted(path for path, _ in leaf_paths(fields))) or "none, the row is empty"
         found = f"there is no column {path!r}; the row has {there}"
-        raise BadRow("no such column", field=option, found=found, fix="name one of these")
+        near = difflib.get_close_matches(path, [path for path, _ in leaf_paths(fields)], n=1, cutoff=0.7)
+        fix = f"did you mean {near[0]!r}?" if near else "name one of these; data.columns is about all sources"
+        raise BadRow("no such column", field=option, found=found, fix=fix)
 
 
 def first(fields: dict[str, Any], paths: Sequence[str]) -> tuple[str, Any]:

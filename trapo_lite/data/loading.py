@@ -123,11 +123,12 @@ def require_experts(report: DataReport) -> None:
     """Raise DataError if no problem has an expert trace."""
     if report.num_traces == 0:
         dropped = ", ".join(f"{count} {reason}" for reason, count in report.traces_dropped.items())
+        cure = f"give the rows a solution in one of the columns {', '.join(SOLUTION_NAMES)}, or name its column in "
+        cure = "raise rollout.max_response_tokens" if dropped else f"{cure}data.columns"
         raise DataError(
             f"data {', '.join(report.files)}: no expert trace in {counted(report.num_problems, 'problem')}"
-            f"{f' ({dropped})' if dropped else ''}, but the algorithm learns from expert solutions; give the rows a "
-            f"solution in one of the columns {', '.join(SOLUTION_NAMES)}, raise rollout.max_response_tokens if they "
-            "were too long, or choose an algorithm without (grpo)"
+            f"{f' ({dropped})' if dropped else ''}, but the algorithm learns from expert solutions; {cure}, or choose "
+            "an algorithm without (grpo)"
         )
 
 

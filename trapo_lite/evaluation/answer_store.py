@@ -20,6 +20,9 @@ from trapo_lite.run.files import errors_named, replace_text
 DESCRIPTION_BY_KEY = {  # descriptions of settings of which only a fingerprint is kept
     "weights": "of other weights than model.name has now",
     "adapter_weights": "of another adapter",
+    "functions": "that another version of a reward function graded",
+    "is_part": "to another number of the problems",
+    "rewards": "that other reward.functions graded",
     "fingerprint": "to other problems than those given now",
     "prompts": "to other prompts (data.prompt_template, the tokenizer)",
 }

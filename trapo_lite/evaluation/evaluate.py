@@ -113,7 +113,8 @@ def _evaluate(target: EvalTarget, lines: Lines) -> dict[str, EvalResult]:
                     scorers |= {one.name: scorer for one in shared}
                     if problem_set.rewards.own_functions:
                         decode = partial(text_of, tokenizer)
-                        say("\n".join(start_lines(problem_set.rewards, scorer, problem_set.problems, decode)))
+                        problems, option = problem_set.problems, "--data or eval.data"
+                        say("\n".join(start_lines(problem_set.rewards, scorer, problems, decode, option=option)))
             engine = _start_engines(config, max_model_len=max_model_len, folder=target.out, say=say)
             stack.callback(engine.close)
             if target.adapter_dir is not None:

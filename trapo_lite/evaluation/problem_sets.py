@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import Config, RewardSection
+from trapo_lite.config.rewards import RewardFunction, without_folder
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.core.in_words import counted
 from trapo_lite.core.types import Problem
@@ -51,8 +52,14 @@ class ProblemSet:
             "is_part": self.is_part,
             "fingerprint": texts_fingerprint(self.texts),
             "prompts": fingerprint([Problem(p.id, p.prompt_ids, p.answer, row=p.row) for p in self.problems]),
-            **({} if self.rewards.is_math else {"rewards": self.rewards.model_dump(mode="json")["functions"]}),
+            **({} if self.rewards.is_math else {"rewards": [_described(each) for each in self.rewards.functions]}),
         }
+
+
+def _described(function: RewardFunction) -> dict[str, Any]:
+    """Return what distinguishes a reward function from others. The file of one may have moved."""
+    parameters = function.model_dump(mode="json")
+    return {key: without_folder(value) if key == "path" else value for key, value in parameters.items()}
 
 
 def read_sets(

@@ -98,7 +98,9 @@ def _read_config(name: str) -> PreTrainedConfig:
         reason = str(error).partition("\n")[0].rstrip(".")  # behind it advice on the hub's library
         raise ModelError(f"model.name: cannot read {name!r}: {reason}; give a model folder or hub id") from None
     except (StrictDataclassError, *FAILURES) as error:
-        raise ModelError(f"model.name: cannot read {name!r}: {_one_line(error)}; correct its config.json") from None
+        raise ModelError(
+            f"model.name: cannot read {name!r}: {_one_line(error).rstrip('.')}; correct its config.json"
+        ) from None
 
 
 def _one_line(error: Exception) -> str:

@@ -48,7 +48,7 @@ def rows_line(reason: str) -> str:
 def choose_layout(section: ModelSection, *, longest: int | None = None) -> Layout:
     """Decide by the model's config.json and class what `model.layout` means for it.
 
-    longest: tokens of the longest sequence, if it is known
+    longest: tokens of the longest sequence, if it is known: RoPE must be the same at each length up to it
 
     Raises ModelError or ConfigError for what neither can do, or not the one that is asked for.
     """

@@ -35,8 +35,8 @@ def expert_lines(scorer: Scorer, problems: Sequence[Problem], decode: Callable[[
     ]
     if num_correct < FEW * len(checked):
         lines.append(
-            "warning: most expert solutions are not correct by the first of reward.functions, so they teach what is "
-            "not rewarded; compare them with data.expert_text, reward.functions and the rows' answers (trapo-lite "
-            "prepare --verify)"
+            f"warning: most expert solutions get less than 1 from {scorer.decides}, the first of reward.functions, and "
+            "so count as not correct; if 1 is not its best value, divide by that, otherwise compare the solutions with "
+            "data.expert_text and the rows' answers (trapo-lite prepare --verify)"
         )
     return lines

@@ -18,8 +18,8 @@ def verifier_fingerprint() -> str:
 
 
 def function_fingerprints(functions: Sequence[Function]) -> dict[str, str]:
-    """Return a hash of the file that holds each function, by the function's path. What it imports is not included."""
-    return {function.path: _hash_of(function.path.rpartition(":")[0]) for function in functions}
+    """Return a hash of the file that holds each function, by the function's name. What it imports is not included."""
+    return {function.label: _hash_of(function.path.rpartition(":")[0]) for function in functions}
 
 
 def _hash_of(where: str) -> str:

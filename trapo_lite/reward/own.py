@@ -93,7 +93,7 @@ def _named(module: ModuleType, name: str, path: str) -> Callable[..., Any]:
         function = getattr(function, part)
     if not callable(function) or inspect.isclass(function):
         kind = "class" if inspect.isclass(function) else type(function).__name__
-        raise LoadError(f"{path}: is a {kind}, not a function")
+        raise LoadError(f"{path}: is of type {kind} and no function; name a function")
     return function
 
 

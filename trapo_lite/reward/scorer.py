@@ -56,6 +56,11 @@ class Scorer:
         self._first_failures: dict[str, str] = {}
         self._has_succeeded: set[str] = set()
 
+    @property
+    def decides(self) -> str:
+        """Return the name of the function that decides what is correct, the first one."""
+        return self._functions[0].label
+
     def submit(self, response: Response) -> "Future[Score]":
         """Queue one response. The future fails with VerifierError or RewardError if it cannot be judged."""
         tickets = [self._pool.submit(index, response) for index in range(len(self._functions))]

@@ -77,14 +77,9 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     for name in {**old, **new}:
         if old.get(name) != new.get(name):
             differences.append(f"{name}: {old.get(name, 'none')} then, {new.get(name, 'none')} now")
-    old, new = (_without_folders(environment.get("functions", {})) for environment in (then, now))
-    differences += [f"the reward function {path}: changed" for path in new if path in old and old[path] != new[path]]
+    old, new = then.get("functions", {}), now.get("functions", {})
+    differences += [f"the reward function {name}: changed" for name in new if name in old and old[name] != new[name]]
     return differences
-
-
-def _without_folders(functions: Mapping[str, str]) -> dict[str, str]:
-    """Return the hashes of reward functions by the names of their files, which may have moved."""
-    return {path.rpartition("/")[2]: fingerprint for path, fingerprint in functions.items()}
 
 
 def spelt_code(environment: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Manage a run's folder (DESIGN 9): one process at a time, lines that can be cut back to a checkpoint."""
 
+import contextlib
 import json
 import os
 import re
@@ -221,6 +222,16 @@ def step_folders(checkpoints: Path) -> list[Path]:
     """Return the checkpoints in the order of their steps. Folders with other names are ignored."""
     folders = [path for path in checkpoints.glob("step-*") if STEP_NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(folders, key=step_of_folder)
+
+
+def bytes_of_checkpoints(checkpoints: Path) -> int:
+    """Return how many bytes the checkpoints of a run take; damaged ones, which are kept, are left out."""
+    total = 0
+    for folder in step_folders(checkpoints):
+        for file in folder.iterdir():
+            with contextlib.suppress(OSError):  # a run in progress may remove it meanwhile
+                total += file.stat().st_size
+    return total
 
 
 def step_of_folder(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""Handle how this process was started and how it is stopped: launcher, threads, signals."""
+"""Handle how this process was started and how it is stopped: launcher and signals."""
 
 import ctypes
 import os

@@ -102,7 +102,7 @@ class ServiceLogger(ABC):
         self._write_record()
         self._tracker: Any = None
         try:
-            self._tracker = self.tracker(config, self._id)
+            self._tracker = self.make_tracker(config, self._id)
             self._tracker.start()
         except (ImportError, *self.errors) as error:
             raise ConfigError(
@@ -110,7 +110,7 @@ class ServiceLogger(ABC):
             ) from None
 
     @abstractmethod
-    def tracker(self, config: Config, run_id: str) -> Any:
+    def make_tracker(self, config: Config, run_id: str) -> Any:
         """Return Accelerate's tracker, not started, which resumes the run of this id if there is one."""
 
     @abstractmethod
@@ -160,7 +160,7 @@ class WandbLogger(ServiceLogger):
     name = "wandb"
     cure = "log in (`wandb login`), set WANDB_MODE=offline"
 
-    def tracker(self, config: Config, run_id: str) -> Any:
+    def make_tracker(self, config: Config, run_id: str) -> Any:
         import wandb  # pyright: ignore[reportMissingImports]
         from accelerate.tracking import WandBTracker
 
@@ -180,7 +180,7 @@ class TrackioLogger(ServiceLogger):
     name = "trackio"
     cure = "correct that"
 
-    def tracker(self, config: Config, run_id: str) -> Any:
+    def make_tracker(self, config: Config, run_id: str) -> Any:
         from accelerate.tracking import TrackioTracker
 
         # Trackio finds the run to resume by its name.

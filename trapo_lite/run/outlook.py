@@ -32,15 +32,18 @@ def outlook_line(
     )
 
 
-def disk_line(config: Config, checkpoint_bytes: float) -> str:
-    """Return a line on the room for checkpoints, a warning if there is too little."""
+def disk_line(config: Config, checkpoint_bytes: float, *, written_bytes: float = 0.0) -> str:
+    """Return a line on the room for checkpoints, a warning if there is too little.
+
+    written_bytes: of the run's earlier checkpoints, which are replaced
+    """
     needed, free = size_text(checkpoint_bytes), free_bytes(Path(config.run.dir))
-    written = sum(file.stat().st_size for file in config.run.folder.glob("checkpoints/*/*"))  # these are replaced
     if free is None:
         return f"warning: run.dir: {config.run.dir} cannot be written; set it to another folder"
-    if free < checkpoint_bytes - written:
+    already = f", of which {size_text(written_bytes)} are there already" if written_bytes else ""
+    if free < checkpoint_bytes - written_bytes:
         return (
-            f"warning: run.dir: checkpoints take {needed} in {config.run.folder}, but {size_text(free)} are free; make "
-            "room, set run.dir or lower train.keep_checkpoints"
+            f"warning: run.dir: checkpoints take {needed} in {config.run.folder}{already}, but {size_text(free)} are "
+            "free; make room, set run.dir or lower train.keep_checkpoints"
         )
-    return f"disk      checkpoints take {needed} in {config.run.folder}, {size_text(free)} are free"
+    return f"disk      checkpoints take {needed} in {config.run.folder}{already}, {size_text(free)} are free"

@@ -92,9 +92,9 @@ def find_checkpoint(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
         problem = _damage(folder)
         if problem is None:
             return Checkpoint(folder, read_object(folder / "state.json")), damaged
-        damaged.append(f"{folder}: {problem}; trying the checkpoint before it")
+        damaged.append(f"warning: {folder}: {problem}; trying the checkpoint before it")
     if damaged:
-        damaged.append(f"{checkpoints}: every checkpoint is damaged; starting again from step 0")
+        damaged.append(f"warning: {checkpoints}: every checkpoint is damaged; starting again from step 0")
     return None, damaged
 
 

@@ -50,7 +50,7 @@ class Inputs:
 
     @property
     def fingerprint(self) -> str:
-        """Return `data_fingerprint` of these."""
+        """Return the `data_fingerprint` of the problems and their order."""
         return data_fingerprint(self.report, self.order)
 
 

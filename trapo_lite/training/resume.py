@@ -7,6 +7,7 @@ from typing import Any
 
 from trapo_lite.config import AlgorithmSection, Config
 from trapo_lite.config.old_form import translated
+from trapo_lite.config.rewards import without_folder
 from trapo_lite.core.errors import CheckpointError
 from trapo_lite.core.in_words import counted
 from trapo_lite.model.base import model_config, weights_fingerprint
@@ -27,11 +28,11 @@ DESCRIPTIONS = {
 MAX_SHOWN = 60  # characters of a value in a message
 
 # Keys that may differ when a run is resumed: they decide how long, how often and where, not what is computed. Of model
-# and data the content is compared, so they may have moved; so may the adapter of lora.init_from and files of
-# reward functions.
+# and data the content is compared, so they may have moved.
 MAY_CHANGE = {
     "model": {"name"},
     "data": {"train"},
+    "lora": {"init_from"},  # a checkpoint holds what became of it
     "train": {"max_steps", "save_every", "keep_checkpoints", "check_packing", "check_memory"},
     "eval": {"every", "data", "num_problems", "num_samples", "temperature", "max_response_tokens"},
     "rollout": {"mismatch_alarm", "servers", "server_adapter_dir", "base_tolerance"},
@@ -74,7 +75,6 @@ def run_identity(
     resolved = config.model_dump(mode="json")
     if config.optim.scheduler != "constant":
         resolved["optim"]["max_steps"] = config.train.max_steps
-    resolved["lora"]["init_from"] = _content_of(config.lora.init_from)
     for section in ("rollout", "run"):  # only deterministic runs compare them, where no number means one thread
         resolved[section]["num_threads"] = resolved[section]["num_threads"] or 1
     for section, keys in MAY_CHANGE.items():
@@ -93,15 +93,10 @@ def run_identity(
     }
 
 
-def _content_of(adapter: str | None) -> str | None:
-    """Return the fingerprint of an adapter's folder; of what is none, such as a fingerprint, itself."""
-    return None if adapter is None else weights_fingerprint(adapter)
-
-
 def _flat(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return a map from section.key to the value.
 
-    Parts of the algorithm are spread to section.key.parameter, reward functions to reward.functions[0].key.
+    Parts of the algorithm become section.key.parameter, reward functions reward.functions[0].key.
     """
     flat: dict[str, Any] = {}
     for section, values in sections.items():
@@ -110,18 +105,18 @@ def _flat(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
                 flat |= {f"{section}.{key}.{parameter}": part for parameter, part in value.items()}
             else:
                 flat[f"{section}.{key}"] = value
-    return flat | _spread(flat.pop("reward.functions", []))
+    return flat | _functions_by_key(flat.pop("reward.functions", []))
 
 
-def _spread(functions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _functions_by_key(functions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the parameters of all reward functions. Of a path only the name counts, so that the file may have moved.
 
-    >>> _spread([{"type": "function", "path": "mine/rewards.py:score"}])
+    >>> _functions_by_key([{"type": "function", "path": "mine/rewards.py:score"}])
     {'reward.functions[0].type': 'function', 'reward.functions[0].path': 'rewards.py:score'}
     """
     return {
-        f"reward.functions[{place}].{key}": value.rpartition("/")[2] if key == "path" else value
-        for place, function in enumerate(functions)
+        f"reward.functions[{index}].{key}": without_folder(value) if key == "path" else value
+        for index, function in enumerate(functions)
         for key, value in function.items()
     }
 
@@ -158,9 +153,7 @@ def require_same(checkpoint: Checkpoint, expected: Mapping[str, Any], *, may_dif
             younger = {name: value for name, value in YOUNGER_OPTIONS.items() if name in now}
             then = {**younger, **_in_todays_form(then)}
             if "reward.functions[0].type" in now and "reward.functions[0].type" not in then:
-                then |= _spread(then.pop("reward.functions", MATH_ALONE))
-            if "lora.init_from" in then:  # a path in older checkpoints
-                then["lora.init_from"] = _content_of(then["lora.init_from"])
+                then |= _functions_by_key(then.pop("reward.functions", MATH_ALONE))
             moved = {f"{section}.{name}" for section, names in MAY_CHANGE.items() for name in names}
             then = {name: value for name, value in then.items() if name not in moved}  # older ones record some
         if key == "model" and isinstance(then, Mapping):
@@ -175,7 +168,7 @@ def require_same(checkpoint: Checkpoint, expected: Mapping[str, Any], *, may_dif
         else:
             listed = _then_now(then, now)
         if key == "data":
-            listed += "; rows without ids are named after their file, which must then keep its name"
+            listed = "rows without ids are named after their file, which must then keep its name"
         raise CheckpointError(
             f"{checkpoint.folder}: was made with {DESCRIPTIONS.get(key, key)} ({listed}); restore the old value, "
             "choose another run.name, or start again with --restart"
@@ -197,7 +190,8 @@ def compare_environments(
     if changed and is_exact:
         raise CheckpointError(
             f"{checkpoint.folder}: was made by other code or versions ({changed}), and run.deterministic promises the "
-            "same bits; restore the old versions, set run.deterministic=false, or start again with --restart"
+            "same bits; restore the old versions, set run.deterministic=false from now on, or start again with "
+            "--restart"
         )
     if not changed:
         return []
@@ -249,9 +243,11 @@ def find_start_point(
         and folder.holds_adapter_of(checkpoint.folder)
     )
     identity = run_identity(config, prompt=prompt, data_fingerprint=data_fingerprint, num_processes=ranks.count)
-    environment = this_environment() | {"functions": function_fingerprints(config.reward.own_functions)}
+    environment = _environment(config)
     if checkpoint is not None:
         require_same(checkpoint, identity, may_differ=may_differ(config))
+        if config.lora.init_from is not None:
+            notes.append("lora.init_from: is not taken again, because the checkpoint holds what became of that adapter")
         if not is_complete:
             is_exact = config.run.deterministic
             notes += compare_environments(checkpoint, folder.starts(), environment, is_exact=is_exact)
@@ -268,6 +264,11 @@ def find_start_point(
     return StartPoint(checkpoint, is_complete, identity, notes)
 
 
+def _environment(config: Config) -> dict[str, Any]:
+    """Return what environment.json records of the code that computes the run."""
+    return this_environment() | {"functions": function_fingerprints(config.reward.own_functions)}
+
+
 def earlier_run_lines(config: Config, *, prompt: Mapping[str, Any], data_fingerprint: str) -> list[str]:
     """Return lines on what a run of this name would begin with, without changing its folder.
 
@@ -282,10 +283,12 @@ def earlier_run_lines(config: Config, *, prompt: Mapping[str, Any], data_fingerp
     if checkpoint.step >= config.train.max_steps:
         return [
             *notes,
-            f"warning: {config.run.folder}: holds a run with {checkpoint.step} of "
-            f"{counted(config.train.max_steps, 'step')} done; choose another run.name, raise train.max_steps, or give "
+            f"warning: {config.run.folder}: holds a run with {counted(checkpoint.step, 'step')} done, and "
+            f"train.max_steps is {config.train.max_steps}; choose another run.name, raise train.max_steps, or give "
             "--restart",
         ]
+    starts, is_exact = RunFolder(config.run.folder).starts(), config.run.deterministic
+    notes += compare_environments(checkpoint, starts, _environment(config), is_exact=is_exact)
     return [
         *notes,
         f"{config.run.folder}: holds a run of these settings; it would be resumed after step {checkpoint.step}",

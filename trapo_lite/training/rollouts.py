@@ -83,6 +83,9 @@ class RolloutStage:
         """Return what the reward functions say of expert solutions."""
         problems = self.inputs.problems
         lines = start_lines(self.config.reward, self.scorer, problems, self._decode)
+        if self.inputs.eval_problems and self.config.reward.own_functions:
+            in_eval = self.inputs.eval_problems
+            lines += start_lines(self.config.reward, self.scorer, in_eval, self._decode, option="eval.data")
         if self.config.algorithm.uses_experts:
             lines += expert_lines(self.scorer, problems, self._decode)
         return lines

@@ -224,7 +224,10 @@ class Run:
         if self.ranks.is_main:
             self.folder.replace("adapter", lambda folder: self._write_adapter(policy, folder))
             run, problems = self.folder.path, "" if self.config.eval.data else " --data FILE"
-            self.display.message(f"done: {counted(self.config.train.max_steps, 'step')}; adapter: {run / 'adapter'}")
+            most, done = self.config.train.max_steps, max(self.config.train.max_steps, self.first_step)
+            if done > most:
+                self.display.message(f"warning: train.max_steps is {most}, and more are done, so nothing was trained")
+            self.display.message(f"done: {counted(done, 'step')}; adapter: {run / 'adapter'}")
             self.display.message(f"next: {command('evaluate')} --run {run}{problems}  (its accuracy)")
             self.display.message(f"next: {command('export')} --run {run}  (a merged checkpoint)")
         self.ranks.wait()
