@@ -28,7 +28,7 @@ from trapo_lite.core.errors import ConfigError
             [{"type": "length", "free_tokens": 9, "most_tokens": 4}],
             r"functions\.0\.free_tokens: found 9, most_tokens 4",
         ),
-        (3, r"functions: input should be a valid list; found 3"),
+        (3, r"functions: found 3; write reward\.functions=\[VALUE"),
     ],
 )
 def test_bad_options_are_named_with_what_to_write(functions: Any, message: str) -> None:

@@ -290,7 +290,9 @@ def test_a_guiding_schedule_needs_at_least_one_trace(load):
     ):
         require_experts(load(ROWS, max_response_tokens=1)[1])
     bare = [{"problem": row["problem"], "answer": row["answer"]} for row in ROWS]
-    with pytest.raises(DataError, match=r"no expert trace in 3 problems, but .* columns .*hint, .*, or name its column in"):
+    with pytest.raises(
+        DataError, match=r"no expert trace in 3 problems, but .* columns .*hint, .*, or name its column"
+    ):
         require_experts(load(bare)[1])
 
 

@@ -88,7 +88,7 @@ def test_a_function_of_a_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     [
         ("def score(response): return 1", "scroe", r"there is no 'scroe'; it has score$"),
         ("x = 1", "score", r"there is no 'score'; it has no function$"),
-        ("score = {'a': 1}", "score", r"is a dict, not a function$"),
+        ("score = {'a': 1}", "score", r"is of type dict, not a function$"),
         ("class score: pass", "score", r"is a class, not a function$"),
         (
             "def score(prompts, completions): return 1",

@@ -81,6 +81,12 @@ def describe(problem: Any) -> str:
     if problem["type"] == "list_type" and isinstance(problem["input"], str) and "," in problem["input"]:
         return _as_list(where, problem["input"])
     value = "no value" if problem["input"] is None else shown(problem["input"])
+    if problem["type"] in ("model_type", "model_attributes_type"):
+        return f"{where}: found {value}; write {where}={{KEY: VALUE, ...}}"
+    if problem["type"] == "missing":
+        return f"{where}: is missing; the {'.'.join(map(str, keys[:-1]))} given is {shown(problem['input'])}"
+    if problem["type"] == "list_type":
+        return f"{where}: found {value}; write {where}=[VALUE, ...]"
     if problem["type"] == "literal_error":
         return f"{where}: found {value}; {_choice_near(problem['input'], problem['ctx']['expected'])}"
     return f"{where}: {message[0].lower()}{message[1:]}; found {value}"

@@ -92,8 +92,8 @@ def _named(module: ModuleType, name: str, path: str) -> Callable[..., Any]:
             raise LoadError(f"{path}: there is no {part!r}; {has}")
         function = getattr(function, part)
     if not callable(function) or inspect.isclass(function):
-        kind = "class" if inspect.isclass(function) else type(function).__name__
-        raise LoadError(f"{path}: is of type {kind} and no function; name a function")
+        kind = "a class" if inspect.isclass(function) else f"of type {type(function).__name__}"
+        raise LoadError(f"{path}: is {kind}, not a function")
     return function
 
 

@@ -77,7 +77,7 @@ class WorkerProcess:
 
     @property
     def _late(self) -> str:
-        return f"it took more than reward.deadline_seconds ({self._deadline_seconds:g} s)"
+        return f"it took more than reward.deadline_seconds ({self._deadline_seconds:g} s), which you may raise"
 
     def pid(self) -> int | None:
         process = self._process
