@@ -109,6 +109,12 @@ def test_cleaned_rows_load_to_the_same_problems(overrides, tmp_path, settings):
     assert [set(row) - {"system"} for row in rows] == [{"id", "problem", "answer", "solutions", "source"}] * 3
 
 
+def section_of(group: MicroGroup) -> dict:
+    fields = asdict(group)
+    del fields["drawn_from"]
+    return fields
+
+
 def test_a_problem_is_shown_with_the_end_of_every_prefix(tokenizer_dir):
     """Trace: 0123456789 and EOS. 11 * 0.2 = 2, 11 * 0.5 = 5 tokens; a missing trace 1 falls back to trace 0."""
     tokenizer = load_tokenizer(tokenizer_dir)
@@ -116,7 +122,7 @@ def test_a_problem_is_shown_with_the_end_of_every_prefix(tokenizer_dir):
     problem = Problem("p", tuple(tokenizer("[b]?")["input_ids"]), "9", (ids,))
     groups = (MicroGroup(4, 0.0, 0.0), MicroGroup(2, 0.2, 0.5, trace=None), MicroGroup(1, 0.5, None, trace=1))
     console = Console(file=io.StringIO(), width=80)
-    algorithm = AlgorithmSection(schedule=[asdict(group) for group in groups])
+    algorithm = AlgorithmSection(schedule=[section_of(group) for group in groups])
     show_problem(console, problem, algorithm, tokenizer, stop_ids=[0])
     text = console.file.getvalue()
     assert "[b]?" in text
@@ -139,7 +145,11 @@ def test_a_problem_is_shown_with_the_end_of_every_prefix(tokenizer_dir):
     assert more.count("prefix: trust_region (alpha 0.1) x 1, entropy x 0.01; own tokens: policy_gradient, ") == 2
     unguided = Console(file=io.StringIO(), width=80)
     show_problem(
-        unguided, problem, AlgorithmSection(schedule=[asdict(groups[0])], prefix_loss="none"), tokenizer, stop_ids=[0]
+        unguided,
+        problem,
+        AlgorithmSection(schedule=[section_of(groups[0])], prefix_loss="none"),
+        tokenizer,
+        stop_ids=[0],
     )
     assert "<<" not in unguided.file.getvalue()
     assert more.count("own tokens: policy_gradient, entropy x 0.01, KL to the base x 0.2") == 3

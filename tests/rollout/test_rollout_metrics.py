@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -120,9 +121,11 @@ def test_trapo_and_grpo_have_one_curve_while_they_are_one_policy() -> None:
 
 
 def test_a_line_says_which_micro_group_which_ratio_and_the_gold_answer() -> None:
-    lines = to_lines(HARD, decode, gold="42", micro_groups=TRAPO)
+    ratios = [0.0, 0.0, 0.0, 0.0, 0.25, 0.25, 0.5, 1.0]
+    cut = tuple(replace(r, prefix_ratio=ratio) for r, ratio in zip(HARD.rollouts, ratios, strict=True))
+    lines = to_lines(replace(HARD, rollouts=cut), decode, gold="42", micro_groups=TRAPO)
     assert [line["micro_group"] for line in lines] == [1, 1, 1, 1, 2, 2, 3, 4]
-    assert [line["ratio"] for line in lines] == [0.0, 0.0, 0.0, 0.0, 0.25, 0.25, 0.5, 1.0]
+    assert [line["ratio"] for line in lines] == ratios
     assert {line["gold"] for line in lines} == {"42"}
     assert [line["ratio"] for line in to_lines(EASY, decode, gold="", micro_groups=TRAPO)] == [0.0] * 8
 

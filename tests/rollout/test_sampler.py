@@ -96,6 +96,7 @@ def one_by_one(
                     completion_logprobs=tuple(-3 * rng.random() for _ in tokens),
                     finish_reason=reason,
                     trace=trace,
+                    prefix_ratio=micro_group.prefix_ratio if prefix else 0.0,
                     train_prefix=bool(prefix) and micro_group.num_rollouts - place <= num_trained,
                     adapter_version=1 if tokens else None,
                     verdict=Verdict(kind, text),
@@ -261,6 +262,7 @@ def test_a_trace_too_short_to_cut_gives_no_help_until_it_is_given_whole() -> Non
     (group,), _ = sample([problem(traces=[3])])
     assert [len(rollout.prefix_ids) for rollout in group] == [0, 0, 0, 0, 0, 0, 1, 3]  # int(3 / 4), int(3 / 2), 3
     assert [rollout.trace for rollout in group] == [None] * 6 + [0, 0]
+    assert [rollout.prefix_ratio for rollout in group] == [0.0] * 6 + [0.5, 1.0]
 
 
 def test_a_random_trace_is_a_function_of_seed_step_problem_and_micro_group() -> None:
@@ -278,6 +280,26 @@ def test_a_random_trace_is_a_function_of_seed_step_problem_and_micro_group() -> 
     for slot in (4, 6, 7):
         assert {group[slot] for group in chosen} == {0, 1}
     assert len({tuple(group[4:]) for group in chosen}) > 2  # the micro-groups draw independently
+
+
+def test_a_ratio_is_drawn_from_a_list_for_each_micro_group_and_problem() -> None:
+    ratios = (0.2, 0.4, 0.6, 0.8)
+    drawing = MicroGroup(3, 0.8, None, drawn_from=ratios)
+    items = [problem(name, traces=(20,)) for name in "abcdefgh"]
+
+    def drawn(**changes: object) -> list[list[float]]:
+        micro_groups = [MicroGroup(2, 0.0, 0.0), drawing, drawing]
+        groups, _ = sample(items, micro_groups=micro_groups, engine=ScriptedEngine(order_seed=3), **changes)
+        for group in groups:
+            assert [len(r.prefix_ids) for r in group] == [int(20 * r.prefix_ratio) for r in group]
+            assert len({r.prefix_ratio for r in group[2:5]}) == len({r.prefix_ratio for r in group[5:]}) == 1
+        return [[rollout.prefix_ratio for rollout in group] for group in groups]
+
+    chosen = drawn()
+    assert chosen == drawn() == drawn(start_order="barrier") == drawn(deterministic=True)
+    assert chosen != drawn(seed=6) and chosen != drawn(step=2)
+    assert {group[2] for group in chosen} == set(ratios) and all(group[:2] == [0.0, 0.0] for group in chosen)
+    assert any(group[2] != group[5] for group in chosen)  # the micro-groups draw independently
 
 
 # ----- requests

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import AfterValidator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from trapo_lite.config.choices import (
     NAMED,
@@ -44,10 +44,20 @@ class MicroGroupSection(Section):
     """A MicroGroupSection is one micro-group of a schedule (`core.micro_groups.MicroGroup`)."""
 
     num_rollouts: PositiveInt
-    prefix_ratio: Fraction = 0.0
+    prefix_ratio: Annotated[
+        Annotated[Fraction, Tag("number")]
+        | Annotated[list[Annotated[Number, Field(gt=0.0, lt=1.0)]], Field(min_length=1), Tag("list")],
+        Discriminator(lambda value: "list" if isinstance(value, list) else "number"),
+    ] = 0.0
+    """Share of the expert solution; a list: one of these is drawn for each problem and step."""
     help_below: Number | None = 0.0
     trace: Annotated[Whole, Field(ge=0)] | None = 0
     num_trained: Annotated[Whole, Field(ge=0)] | None = None
+
+    def build(self) -> MicroGroup:
+        ratios = self.prefix_ratio if isinstance(self.prefix_ratio, list) else []
+        fields = dict(self) | ({"prefix_ratio": max(ratios), "drawn_from": tuple(ratios)} if ratios else {})
+        return MicroGroup(**fields)
 
 
 class AlgorithmSection(Section):
@@ -81,7 +91,7 @@ class AlgorithmSection(Section):
     def micro_groups(self) -> tuple[MicroGroup, ...]:
         if isinstance(self.schedule, str):
             return PRESETS[self.schedule]
-        return tuple(MicroGroup(**dict(group)) for group in self.schedule)
+        return tuple(group.build() for group in self.schedule)
 
     @property
     def group_size(self) -> int:

@@ -114,7 +114,7 @@ def _is_tag(index: int, loc: Sequence[str | int]) -> bool:
     """Return whether this part of pydantic's location only names the chosen type of a union."""
     if loc[:2] == ("reward", "functions"):
         return index == 3
-    return loc[index] in ("text", "list") or (index == 2 and loc[1] in CHOICES)
+    return loc[index] in ("text", "list", "number") or (index == 2 and loc[1] in CHOICES)
 
 
 def _known_at(loc: Sequence[str | int]) -> Iterable[str]:

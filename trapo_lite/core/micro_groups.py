@@ -14,6 +14,8 @@ class MicroGroup:
                   traces uses its first.
     num_trained:  how many of its guided rollouts, the last ones, carry the prefix loss; None = all of them. They share
                   one prefix, so several of them train the same tokens several times.
+    drawn_from:   ratios of which one is drawn for each problem and step; prefix_ratio is then the largest of them.
+                  Empty: the ratio is prefix_ratio.
     """
 
     num_rollouts: int
@@ -21,6 +23,7 @@ class MicroGroup:
     help_below: float | None
     trace: int | None = 0
     num_trained: int | None = None
+    drawn_from: tuple[float, ...] = ()
 
 
 PRESETS: dict[str, tuple[MicroGroup, ...]] = {

@@ -51,9 +51,10 @@ def show_problem(
         help_lines = []
         for trace in _traces_for(micro_group, len(problem.expert_ids)):
             token_ids = problem.expert_ids[trace]
-            keep = cut_prefix(token_ids, micro_group.prefix_ratio, is_boundary)
-            cuts[trace][group_index] = keep
-            help_lines.append(f"    {keep} of the {len(token_ids)} tokens of trace {trace}")
+            for ratio in sorted(micro_group.drawn_from) or [micro_group.prefix_ratio]:
+                keep = cut_prefix(token_ids, ratio, is_boundary)
+                cuts[trace][group_index] = keep  # the longest one stays
+                help_lines.append(f"    {keep} of the {len(token_ids)} tokens of trace {trace}")
         _print_title(console, _describe(group_index, micro_group, bool(help_lines)), style=_style(group_index))
         print_lines(console, [*help_lines, f"    {_losses(algorithm, micro_group, bool(help_lines))}"])
     if marked := next((index + 1 for cut in cuts for index in cut), None):
@@ -81,7 +82,8 @@ def _describe(group_index: int, micro_group: MicroGroup, is_helped: bool) -> str
         return f"{text}, no prefix"
     when = "always" if micro_group.help_below is None else f"if the mean reward is below {micro_group.help_below:.3g}"
     which = "a trace at random" if micro_group.trace is None else "its trace"
-    return f"{text}, ratio {micro_group.prefix_ratio:g} of {which} {when}"
+    ratios = " or ".join(f"{ratio:g}" for ratio in micro_group.drawn_from or [micro_group.prefix_ratio])
+    return f"{text}, ratio {ratios} of {which} {when}"
 
 
 def _losses(algorithm: AlgorithmSection, micro_group: MicroGroup, is_helped: bool) -> str:

@@ -50,7 +50,9 @@ def plan_lines(config: Config) -> list[str]:
             lines[-1] += "unguided"
         else:
             when = "always" if group.help_below is None else f"if the mean reward is below {group.help_below:.3g}"
-            lines[-1] += f"{group.prefix_ratio:.0%} of the expert trace {when}"
+            ratios = ", ".join(f"{ratio:.0%}" for ratio in group.drawn_from)
+            share = f"one of {ratios}" if ratios else f"{group.prefix_ratio:.0%}"
+            lines[-1] += f"{share} of the expert trace {when}"
     if not config.reward.is_math:
         lines.append(f"reward    {described(config.reward.functions)}")
     prefix = ""

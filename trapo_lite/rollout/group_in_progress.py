@@ -7,7 +7,7 @@ succeeded.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from trapo_lite.core.micro_groups import MicroGroup, cut_prefix, prefix_ratio
@@ -38,8 +38,8 @@ class Branch:
 class GroupInProgress:
     """A GroupInProgress owns the branches of one problem's group.
 
-    pick_trace: returns the index of an expert trace (an expert solution as tokens) for a micro-group's index; called
-                if the micro-group does not name one
+    pick: draws one of several traces (expert solutions as tokens) or ratios for a micro-group; called with its index,
+          "trace" or "ratio", and how many there are, if the micro-group does not name one
     """
 
     def __init__(
@@ -48,15 +48,21 @@ class GroupInProgress:
         micro_groups: Sequence[MicroGroup],
         *,
         max_response_tokens: int,
-        pick_trace: Callable[[int], int],
+        pick: Callable[[int, Literal["trace", "ratio"], int], int],
         is_boundary: Callable[[int], bool],
         reward_bounds: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        self.problem, self.micro_groups = problem, micro_groups
+        self.problem = problem
+        self.micro_groups = [
+            replace(each, prefix_ratio=each.drawn_from[pick(index, "ratio", len(each.drawn_from))], drawn_from=())
+            if each.drawn_from
+            else each
+            for index, each in enumerate(micro_groups)
+        ]
         self._reward_bounds = reward_bounds
-        self._limit, self._pick_trace, self._is_boundary = max_response_tokens, pick_trace, is_boundary
+        self._limit, self._pick, self._is_boundary = max_response_tokens, pick, is_boundary
         self._slots: list[dict[bool, Branch]] = []  # maps "is helped" to a branch; both are the same if no help exists
-        for index, micro_group in enumerate(micro_groups):
+        for index, micro_group in enumerate(self.micro_groups):
             self._slots += self._plan(index, micro_group)
         self.candidates: list[list[Branch]] = [list(dict.fromkeys(slot.values())) for slot in self._slots]
         """For each slot, the branches that may still be needed; a decided slot has one."""
@@ -117,7 +123,7 @@ class GroupInProgress:
         traces = self.problem.expert_ids
         if micro_group.prefix_ratio == 0.0 or not traces:
             return None, ()
-        trace = self._pick_trace(index) if micro_group.trace is None else micro_group.trace
+        trace = self._pick(index, "trace", len(traces)) if micro_group.trace is None else micro_group.trace
         trace = trace if trace < len(traces) else 0
         keep = cut_prefix(traces[trace], micro_group.prefix_ratio, self._is_boundary)
         return (trace, traces[trace][:keep]) if keep else (None, ())
@@ -133,6 +139,7 @@ class GroupInProgress:
             prefix_ids=prefix,
             finish_reason="expert" if is_whole_trace else "length",
             trace=trace,
+            prefix_ratio=self.micro_groups[micro_group].prefix_ratio if prefix else 0.0,
             train_prefix=is_trained,
         )
         room = 0 if is_whole_trace else max(0, self._limit - len(prefix))

@@ -106,7 +106,7 @@ def to_lines(
             "replaced": replaced,
             "slot": rollout.slot,
             "micro_group": number,
-            "ratio": micro_groups[number - 1].prefix_ratio if rollout.is_guided else 0.0,
+            "ratio": rollout.prefix_ratio,
             "prompt": decode(rollout.prompt_ids),
             "prefix": decode(rollout.prefix_ids),
             "completion": decode(rollout.completion_ids),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from trapo_lite.core.types import Problem, Response, Rollout, Score
+from trapo_lite.core.types import Response, Rollout, Score
 from trapo_lite.engines.base import Completion, SampleRequest, SamplingEngine
 from trapo_lite.rollout.group_in_progress import Branch, GroupInProgress
 from trapo_lite.rollout.settings import SamplingSettings
@@ -54,10 +54,11 @@ def request_seed(run_seed: int, step: int, problem_id: str, slot: int, is_guided
     return _digest(run_seed, step, problem_id, slot, is_guided) % 2**53
 
 
-def random_trace(run_seed: int, step: int, problem: Problem, micro_group: int) -> int:
-    """Return the index of the expert trace that a micro-group of this step shows, drawn for this problem alone."""
-    draw = _digest(run_seed, step, problem.id, micro_group, "trace")
-    return random.Random(draw).randrange(len(problem.expert_ids))
+def random_choice(
+    run_seed: int, step: int, problem_id: str, micro_group: int, what: Literal["trace", "ratio"], num_choices: int
+) -> int:
+    """Return the index of the expert trace or of the ratio that a micro-group of this step has for this problem."""
+    return random.Random(_digest(run_seed, step, problem_id, micro_group, what)).randrange(num_choices)
 
 
 def scored(rollout: Rollout, score: Score, *, truncated: Literal["graded", "zero", "masked"]) -> Rollout:

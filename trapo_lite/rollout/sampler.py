@@ -16,7 +16,7 @@ from trapo_lite.core.micro_groups import MicroGroup
 from trapo_lite.core.types import Problem, Rollout
 from trapo_lite.engines.base import EngineRestarted, SamplingEngine
 from trapo_lite.rollout.group_in_progress import GroupInProgress
-from trapo_lite.rollout.phase import PhaseReport, RolloutPhase, Scorer, random_trace
+from trapo_lite.rollout.phase import PhaseReport, RolloutPhase, Scorer, random_choice
 from trapo_lite.rollout.settings import SamplingSettings
 
 
@@ -53,7 +53,7 @@ def sample_groups(
             problem,
             micro_groups,
             max_response_tokens=settings.max_response_tokens,
-            pick_trace=partial(random_trace, settings.seed, step, problem),
+            pick=partial(random_choice, settings.seed, step, problem.id),
             is_boundary=is_boundary,
             reward_bounds=settings.reward_bounds,
         )
