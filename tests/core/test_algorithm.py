@@ -23,7 +23,7 @@ from trapo_lite.core.algorithm import (
     policy_loss,
 )
 from trapo_lite.core.batching import num_tokens, split
-from trapo_lite.core.losses import dft, k3, luffy_shaped, nll, trust_region_nll
+from trapo_lite.core.losses import chord_phi, dft, k3, luffy_shaped, nll, trust_region_nll
 from trapo_lite.core.tree import PackedBatch, pack
 from trapo_lite.core.types import Group, Mean, Problem, Rollout
 from trapo_lite.engines.base import SampleRequest
@@ -116,6 +116,12 @@ def test_trapo_by_hand() -> None:
 def test_the_prefix_weight_scales_the_prefix_alone() -> None:
     loss, _ = four(algorithm(prefix_loss={"type": "trust_region", "weight": 0.25}))
     assert loss.item() == pytest.approx(0.25 * PREFIX_SUM / 5 + COMPLETION_SUM / 4)
+
+
+def test_the_completion_weight_scales_own_tokens_alone() -> None:
+    loss, found = four(algorithm(completion_loss={"type": "policy_gradient", "weight": 0.9}))
+    assert loss.item() == pytest.approx(PREFIX_SUM / 5 + 0.9 * COMPLETION_SUM / 4)
+    assert found["grad"][10] == pytest.approx(-0.9 * 0.5 / 4)
 
 
 def test_importance_weights_act_on_own_tokens_only() -> None:
@@ -375,6 +381,7 @@ def test_a_group_without_a_forward_pass_still_counts_in_the_normalisers() -> Non
     [
         ({"prefix_loss": "nll"}, nll),
         ({"prefix_loss": "dft"}, dft),
+        ({"prefix_loss": "chord_phi"}, chord_phi),
         ({"prefix_loss": {"type": "trust_region", "alpha": 0.3}}, partial(trust_region_nll, alpha=0.3)),
         ({"prefix_loss": {"type": "luffy", "gamma": 0.2}}, partial(luffy_shaped, gamma=0.2)),
     ],

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trapo_lite.core.losses import (
+    chord_phi,
     cispo,
     clipped_policy_gradient,
     dft,
@@ -90,6 +91,23 @@ def test_alpha_to_zero_is_plain_sft() -> None:
 def test_alpha_one_has_the_gradient_of_dft() -> None:
     torch.testing.assert_close(gradient(partial(trust_region_nll, alpha=1.0)), gradient(dft))
     torch.testing.assert_close(gradient(dft), -P)
+
+
+def check_chord_gradient(loss: Callable[[Tensor], Tensor]) -> None:
+    torch.testing.assert_close(gradient(loss), -P * (1 - P))
+
+
+def test_chord_pulls_most_where_the_policy_is_unsure() -> None:
+    check_chord_gradient(chord_phi)
+    assert P[(-gradient(chord_phi)).argmax()] == 0.5
+
+
+@pytest.mark.parametrize(
+    "wrong", [nll, dft, lambda lp: -lp.exp() * (1 - lp.exp()) * lp], ids=["plain-sft", "dft", "not-detached"]
+)
+def test_the_gradient_test_of_chord_can_fail(wrong: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(AssertionError):
+        check_chord_gradient(wrong)
 
 
 @pytest.mark.parametrize("loss", [nll, trapo, luffy_shaped], ids=["nll", "trust-region", "luffy"])
@@ -262,7 +280,7 @@ def test_k3_is_never_negative_and_its_mean_is_the_divergence() -> None:
     assert k3(pi.log(), pi.log()).abs().max() == 0
 
 
-@pytest.mark.parametrize("loss", [nll, trapo, dft, luffy_shaped])
+@pytest.mark.parametrize("loss", [nll, trapo, dft, chord_phi, luffy_shaped])
 def test_losses_take_any_shape_and_change_nothing_they_receive(loss: Callable[[Tensor], Tensor]) -> None:
     logprobs = P[:10].log().reshape(2, 5)
     before = logprobs.clone()

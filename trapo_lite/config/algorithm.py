@@ -166,6 +166,7 @@ class AlgorithmSection(Section):
             prefix_weight=self.prefix_loss.weight,
             times_advantage=self.prefix_loss.times_advantage,
             completion_loss=self.completion_loss.build(),
+            completion_weight=self.completion_loss.weight,
             advantage=self.advantage.build(),
             baseline=self.baseline.build(),
             entropy_weight=self.entropy_weight,

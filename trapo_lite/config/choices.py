@@ -92,6 +92,17 @@ class Dft(PrefixLossChoice):
         return dft
 
 
+class ChordPhi(PrefixLossChoice):
+    """Weigh each expert token by p (1 - p), as CHORD-phi does."""
+
+    type: Literal["chord_phi"] = "chord_phi"
+
+    def build(self) -> "core.PrefixLoss":
+        from trapo_lite.core.losses import chord_phi
+
+        return chord_phi
+
+
 class Luffy(PrefixLossChoice):
     """Train expert tokens by LUFFY's shaped loss, multiplied by the advantage."""
 
@@ -109,6 +120,8 @@ class Luffy(PrefixLossChoice):
 class CompletionLossChoice(Choice):
     """A CompletionLossChoice is a completion loss: it trains the policy's own tokens."""
 
+    weight: Positive = 1.0
+    """Factor of the completion loss."""
     needs_updates: ClassVar[bool] = False
     """Whether the loss has an effect only with several updates per batch; the ratio is 1 in the first."""
 
@@ -221,7 +234,7 @@ class Constant(Choice):
 
 
 # The types that a configuration may name, one union for each part of the algorithm.
-PrefixLossSection = Annotated[NoPrefixLoss | TrustRegion | Nll | Dft | Luffy, Field(discriminator="type")]
+PrefixLossSection = Annotated[NoPrefixLoss | TrustRegion | Nll | Dft | ChordPhi | Luffy, Field(discriminator="type")]
 CompletionLossSection = Annotated[PolicyGradient | PpoClip | Cispo, Field(discriminator="type")]
 AdvantageSection = Annotated[Centered | Standardized, Field(discriminator="type")]
 BaselineSection = Annotated[GroupBaseline | MicroGroupBaseline, Field(discriminator="type")]

@@ -40,6 +40,7 @@ class Algorithm:
     prefix_weight: float
     times_advantage: bool
     completion_loss: CompletionLoss
+    completion_weight: float
     advantage: Advantage
     baseline: Baseline
     entropy_weight: float
@@ -136,7 +137,8 @@ def policy_loss(
     The loss is a sum of components, each over its own tokens and divided by its own global normaliser:
 
         loss = prefix_weight * sum(w * prefix_loss)              / tokens trained by the prefix loss
-             + sum(importance weight * completion_loss)          / completion tokens, masked ones included
+             + completion_weight
+               * sum(importance weight * completion_loss)        / completion tokens, masked ones included
              - entropy_weight * sum(multiplicity * entropy)      / response tokens
              + kl_weight * sum(k3)                               / completion tokens
 
@@ -153,7 +155,7 @@ def policy_loss(
     if algorithm.sequence_bound is not None:
         sequence = torch.where(own, batch.completion[rows], torch.zeros_like(rows))
         used = own & losses.sequence_mask(old, sampler, sequence, bound=algorithm.sequence_bound)
-    loss = _masked_sum(completion, used) / max(normalizers.completion, 1.0)
+    loss = algorithm.completion_weight * _masked_sum(completion, used) / max(normalizers.completion, 1.0)
     mismatch = (old - sampler).detach()  # `old` is from before any update: a change by updates is no mismatch
     entropy = forward.entropy.detach()
     prefix_rows = batch.prefix_count[rows]

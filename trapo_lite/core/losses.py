@@ -35,6 +35,15 @@ def dft(logprobs: Tensor) -> Tensor:
     return -logprobs.detach().exp() * logprobs
 
 
+def chord_phi(logprobs: Tensor) -> Tensor:
+    """Return -sg[p (1 - p)] log p: the weight is largest at p = 0.5, and 0 where the policy is sure (CHORD).
+
+    Source: arXiv:2508.11408, the per-token weight of CHORD-phi.
+    """
+    p = logprobs.detach().exp()
+    return -p * (1.0 - p) * logprobs
+
+
 def luffy_shaped(logprobs: Tensor, *, gamma: float = 0.1) -> Tensor:
     """Return LUFFY's shaped off-policy loss; the caller multiplies it by the expert rollout's advantage.
 

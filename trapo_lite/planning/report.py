@@ -58,7 +58,9 @@ def plan_lines(config: Config) -> list[str]:
     prefix = ""
     if algorithm.prefix_loss.type != "none":
         prefix = f"{algorithm.prefix_loss.describe()} x {algorithm.prefix_loss.weight:g} on expert tokens"
-    own = f"{algorithm.completion_loss.describe()} on own tokens" if sampled else ""
+    own_loss = algorithm.completion_loss
+    times = "" if own_loss.weight == 1.0 else f" x {own_loss.weight:g}"
+    own = f"{own_loss.describe()}{times} on own tokens" if sampled else ""
     extras = [
         f"{name} x {weight:g}"
         for name, weight in (("entropy", algorithm.entropy_weight), ("KL", algorithm.kl_weight))
