@@ -15,8 +15,9 @@ The problems are the tiny world's, hard ones of 6 to 8 terms. What differs is th
 | few_16, few_64, few_256      | perfect, of so many problems; the others are left out                               |
 | absent                       | perfect for easy problems, none for hard ones                                       |
 
-OUT/WORLD/train.jsonl holds the rows. OUT/test holds `dev` and `hard` (6 to 8 terms), `longer` (9 terms, more than any
-training problem) and `easy` (2 to 4 terms, which the base could solve before: what was forgotten).
+OUT/WORLD/train.jsonl holds the rows. OUT/dev.jsonl has problems of 6 to 8 terms. OUT/held_out.jsonl has three sets,
+each with its name at the beginning of its ids: `hard` (6 to 8 terms), `longer` (9 terms, more than any training
+problem) and `easy` (2 to 4 terms, which the base could solve before: what was forgotten).
 """
 
 import argparse
@@ -160,9 +161,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the problems and of the expert's choices")
     args = parser.parse_args()
     for world in args.only:
-        _write(args.out / world / "train.jsonl", training_rows(world, seed=args.seed))
-    for name, chosen in held_out_sets(seed=args.seed).items():
-        _write(args.out / "test" / f"{name}.jsonl", map(_row, chosen))
+        write_world(args.out, world, seed=args.seed)
+    write_held_out(args.out, seed=args.seed)
+
+
+def write_world(out: Path, world: str, *, seed: int) -> None:
+    _write(out / world / "train.jsonl", training_rows(world, seed=seed))
+
+
+def write_held_out(out: Path, *, seed: int) -> None:
+    sets = {
+        name: [{"id": f"{name}-{index}", **_row(problem)} for index, problem in enumerate(chosen)]
+        for name, chosen in held_out_sets(seed=seed).items()
+    }
+    _write(out / "dev.jsonl", iter(sets.pop("dev")))
+    _write(out / "held_out.jsonl", (row for rows in sets.values() for row in rows))
 
 
 def _write(file: Path, rows: Iterator[dict[str, object]]) -> None:
