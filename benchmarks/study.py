@@ -94,6 +94,7 @@ def run_once(key: Key, overrides: Sequence[str]) -> dict[str, Any]:
         f"run.name={world}-{name}-{seed}",
         f"run.seed={seed}",
         "run.trackers=[]",
+        "rollout.engine=transformers",  # vLLM takes longer to start than such a run to sample
         *overrides,
     ]
     metrics: list[dict[str, Any]] = []
