@@ -147,9 +147,33 @@ def test_processes_of_multiprocessing_and_programs_can_be_stopped(write) -> None
         "    child.terminate()\n"
         "    return child.wait()\n"
     )
-    section = section_of(mine("pool"), mine("process"), mine("program"), deadline_seconds=30.0)  # on a busy machine
-    [score] = scored(section, "x")
+    [score] = scored(section_of(mine("pool"), mine("process"), mine("program")), "x")
     assert score.parts == (("pool", 3.0), ("process", -15.0), ("program", -15.0))
+
+
+def test_a_signal_that_comes_right_after_a_fork_is_not_lost(write) -> None:
+    mine = write(
+        "import os, signal, time\n"
+        "def survivors(response):\n"
+        "    count = 0\n"
+        "    for _ in range(50):\n"
+        "        child = os.fork()\n"
+        "        if child == 0:\n"
+        "            time.sleep(600)\n"
+        "            os._exit(0)\n"
+        "        os.kill(child, signal.SIGTERM)\n"
+        "        end = time.monotonic() + 1\n"
+        "        while os.waitpid(child, os.WNOHANG) == (0, 0):\n"
+        "            if time.monotonic() > end:\n"
+        "                count += 1\n"
+        "                os.kill(child, signal.SIGKILL)\n"
+        "                os.waitpid(child, 0)\n"
+        "                break\n"
+        "            time.sleep(0.001)\n"
+        "    return count\n"
+    )
+    [score] = scored(section_of(mine("survivors"), deadline_seconds=60.0), "x")
+    assert score.parts == (("survivors", 0.0),)
 
 
 @pytest.mark.parametrize(

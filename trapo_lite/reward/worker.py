@@ -48,7 +48,7 @@ def main(parent_pid: int, deadline_seconds: float, memory_limit_bytes: int, func
     connection = socket.socket(fileno=os.dup(0))  # a function of the user's may read from descriptor 0, or close it
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
-    os.register_at_fork(after_in_child=functools.partial(_begin_child, connection))
+    _let_children_be_stopped(connection)
     questions: queue.SimpleQueue[list] = queue.SimpleQueue()
     threading.Thread(target=_read_questions, args=(connection, questions), daemon=True).start()
     options = json.loads(functions)
@@ -91,11 +91,27 @@ def read_frame(connection: socket.socket) -> list:
     return json.loads(_read_exactly(connection, length))
 
 
-def _begin_child(connection: socket.socket) -> None:
-    """Take the socket from a process that a function forks, and let it be stopped by signals."""
-    connection.close()
-    for stop in STOP_SIGNALS:
-        signal.signal(stop, signal.SIG_DFL)
+def _let_children_be_stopped(connection: socket.socket) -> None:
+    """Take the socket from each process that a function forks, and let signals stop it.
+
+    The signals are held back during the fork. One that came before the new process has its default handlers would be
+    lost in the worker's own, and whoever stopped that process would wait for it for ever.
+    """
+    masks = threading.local()  # of the forking thread before the fork
+
+    def hold_back() -> None:
+        masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+    def let_go() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
+
+    def begin() -> None:
+        connection.close()
+        for stop in STOP_SIGNALS:
+            signal.signal(stop, signal.SIG_DFL)
+        let_go()
+
+    os.register_at_fork(before=hold_back, after_in_parent=let_go, after_in_child=begin)
 
 
 def _read_exactly(connection: socket.socket, length: int) -> bytes:
