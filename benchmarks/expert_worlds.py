@@ -47,6 +47,7 @@ Solve = Callable[[Problem, random.Random], list[str]]
 
 
 def perfect(problem: Problem, rng: random.Random) -> list[str]:
+    """Return the solutions that the shipped data have."""
     return list(expert_solutions(problem))
 
 
@@ -63,6 +64,7 @@ def leaps(problem: Problem, rng: random.Random, *, num_steps: int) -> list[str]:
 
 
 def wordy(problem: Problem, rng: random.Random) -> list[str]:
+    """Return perfect solutions with two words before each step."""
     steps = zip(lettered(problem.terms), problem.totals[1:], strict=True)
     padded = [(f"{rng.choice(WORDS)}{rng.choice(WORDS)}{term}", total) for term, total in steps]
     return _written(problem.terms[0], padded, boxed=problem.answer)
@@ -95,6 +97,7 @@ def foreign(problem: Problem, rng: random.Random) -> list[str]:
 
 
 def absent(problem: Problem, rng: random.Random) -> list[str]:
+    """Return perfect solutions of an easy problem, and none of a hard one."""
     return perfect(problem, rng) if problem.kind == "easy" else []
 
 
@@ -142,6 +145,7 @@ def training_rows(world: str, *, seed: int) -> Iterator[dict[str, object]]:
 
 
 def held_out_sets(*, seed: int) -> dict[str, list[Problem]]:
+    """Return the problems that no run is trained on, by the name of their set."""
     return {
         "dev": problems("dev", HARD_TERMS, NUM_TEST, seed=seed),
         "hard": problems("test", HARD_TERMS, NUM_TEST, seed=seed),

@@ -67,7 +67,8 @@ def main() -> None:
 
 def run_all(keys: Sequence[Key], results: Path, overrides: Sequence[str], *, num_jobs: int) -> None:
     """Run what has no line yet, each in a process of its own. End with an error if one of them failed."""
-    missing = [key for key in keys if key not in read_results(results)]
+    done_before = read_results(results)
+    missing = [key for key in keys if key not in done_before]
 
     def run(key: Key) -> bool:
         world, name, seed = key

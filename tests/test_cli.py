@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
         (["--rollout.engine", "vllm"], "unrecognized arguments: --rollout.engine; write rollout.engine=vllm\n"),
         (["--rollout.engine=vllm"], "unrecognized arguments: --rollout.engine=vllm; write rollout.engine=vllm\n"),
         (["--quiet"], "unrecognized arguments: --quiet\n"),
+        (["--restar"], "unrecognized arguments: --restar; did you mean --restart?"),  # a beginning is no option
     ],
 )
 def test_an_unknown_option_names_the_nearest(given: list[str], suggested: str, capsys: pytest.CaptureFixture) -> None:
@@ -43,6 +44,8 @@ def test_an_option_of_several_sections_names_evals_first_in_evaluate(capsys: pyt
 def test_a_file_without_its_option_is_told_where_it_goes(capsys: pytest.CaptureFixture) -> None:
     for arguments, message in (
         (["train", "llama.yaml"], "are required: --config; did you mean --config llama.yaml?"),
+        (["train", "--dry-run"], "are required: --config; `trapo-lite configs` lists those that come with it"),
+        (["export", "--run", "runs/a", "train.max_steps=3"], "train.max_steps=3: has no effect, because nothing is"),
         (
             ["evaluate", "--model", "m", "--data", "a.jsonl", "b.jsonl"],
             "--data: takes one file, found also 'b.jsonl'; ",

@@ -215,3 +215,26 @@ def test_it_says_what_would_become_of_a_run_of_that_name(tmp_path: Path, capsys:
     assert "optim.lr: 0.001 then, 0.5 now" in capsys.readouterr().err
     cli.train([*command, "train.max_steps=2", "optim.lr=0.5", "--dry-run", "--restart"])
     assert "holds a run" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_it_refuses_a_run_whose_reward_function_has_changed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text("def score(response): return len(response) / 100\n")
+    command = ["--config", "configs/tiny_cpu.yaml", "eval.every=0", f"run.dir={tmp_path}", "run.name=own"]
+    command += ["rollout.engine=transformers", "rollout.num_problems=2"]
+    command += [f"reward.functions={{type: function, path: {mine}:score}}"]
+    cli.train([*command, "train.max_steps=1"])
+    mine.write_text("def score(response): return len(response) / 99\n")
+    with pytest.raises(SystemExit):
+        cli.train([*command, "train.max_steps=2", "--dry-run"])
+    assert "the reward function score: changed" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_it_tries_own_functions_on_the_evaluation_data(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "mine.py").write_text("def score(response): return 1.0\n")
+    function = f"reward.functions={{type: function, path: {tmp_path}/mine.py:score}}"
+    cli.train(["--config", "configs/tiny_cpu.yaml", "--dry-run", "rollout.engine=transformers", function])
+    said = capsys.readouterr().out
+    assert "dev.jsonl: 200 problems\nreward score: problem dev-" in said

@@ -196,6 +196,7 @@ BAD_INPUT: list[tuple[list[str], list[str]]] = [
     (["algorithm.prefix_loss.weight=0"], ["algorithm.prefix_loss.weight", "greater than 0"]),
     (["algorithm.schedule.alpha=0.2"], ["not an override"]),
     (["algorithm.prefix_loss.a.b=0.2"], ["not an override"]),
+    (["data.columns.id=null"], ["write the whole of data.columns={KEY: VALUE, ...}"]),
     (["train.max_steps=0"], ["train.max_steps", "found 0"]),
     (["run.seed=-1"], ["run.seed", "-1"]),
     (["run.name=a/b"], ["run.name", "'a/b'"]),
@@ -476,6 +477,8 @@ def test_another_trainers_name_leads_to_an_option_that_exists(name):
     ("overrides", "warned"),
     [
         (["optim.lr=1"], ["optim.lr: 1 is high"]),
+        (["train.max_steps=5"], []),  # nobody chose the default of save_every
+        (["data.train=[a.jsonl, b.jsonl, a.jsonl]"], ["data.train: names a.jsonl twice"]),
         (["train.save_every=501"], ["train.save_every: 501 is beyond train.max_steps (500)"]),
         (
             ["eval.every=501", "eval.data=x.jsonl", "train.save_every=501"],

@@ -171,10 +171,16 @@ def test_a_mapped_column_is_read_like_a_known_one():
     [
         (
             MAPPED | {"problem": "question"},
-            "data.columns.problem: there is no column 'question'; the row has Question, gold.values, key, more, ways;",
+            "data.columns.problem: there is no column 'question'; the row has Question, gold.values, key, more, ways; "
+            "did you mean 'Question'?",
         ),
         (MAPPED | {"answer": "gold.value"}, "data.columns.answer: there is no column 'gold.value'; the row has"),
         (MAPPED | {"solutions": ["more", "less"]}, "data.columns.solutions: there is no column 'less'; the row has"),
+        (
+            MAPPED | {"answer": "none"},
+            "data.columns.answer: there is no column 'none'; the row has Question, gold.values, key, more, ways; name "
+            "one of these; data.columns is about all sources",
+        ),
         (MAPPED | {"id": "key.x"}, "data.columns.id: there is no column 'key.x'; the row has"),
         (MAPPED | {"answer": "gold.values"}, "gold.values: found several"),
         (MAPPED | {"problem": "key"}, "key: found int 5; give text"),

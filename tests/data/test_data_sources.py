@@ -143,6 +143,7 @@ def test_a_parquet_cut_short_or_with_broken_text(tmp_path):
     [
         ("nowhere/train.parquet", "no such file"),
         ("./nowhere", "no such file"),
+        ("a.jsonl,b.csv", r"no such file; for several sources write \[a\.jsonl,b\.csv\]; check the path"),
         ("gsm8k", "no such file"),
         ("a/b/c", "no such file"),
         ("data/train.csv", "no such file"),

@@ -99,7 +99,7 @@ def test_the_merged_checkpoint_is_uploaded_with_its_card(
     cli.export(command)  # the same command uploads again and does not merge
     assert "is uploaded as it is" in capsys.readouterr().out and (merged / "config.json").stat().st_mtime_ns == made
     assert "--dtype bfloat16: has no effect on" in error_of([*command, "--dtype", "bfloat16"], capsys)
-    assert "optim.lr=7: has no effect on" in error_of([*command, "optim.lr=7"], capsys)
+    assert "eval.temperature=0.7: has no effect on" in error_of([*command, "eval.temperature=0.7"], capsys)
 
 
 @pytest.mark.slow
@@ -186,7 +186,10 @@ def test_a_hub_that_cannot_be_reached_is_one_line_before_the_merge(
             ["--push-to-hub", "a/b", "--adapter-only", "--dtype", "float32"],
             "--dtype: has no effect with --adapter-only",
         ),
-        (["--push-to-hub", "a/b", "--adapter-only", "optim.lr=7"], "optim.lr=7: has no effect with --adapter-only"),
+        (
+            ["--push-to-hub", "a/b", "--adapter-only", "eval.temperature=0.7"],
+            "eval.temperature=0.7: has no effect with --adapter-only",
+        ),
         (["--push-to-hub", "a/b", "--adapter-only", "--adapter", "{run}"], "holds no README.md; give a finished run's"),
     ],
 )

@@ -8,6 +8,7 @@ from reward_sections import PROBLEM, section_of, write
 from trapo_lite.config import RewardSection
 from trapo_lite.core.errors import RewardError
 from trapo_lite.reward import Scorer
+from trapo_lite.reward.fingerprints import function_fingerprints
 from trapo_lite.reward.start_check import start_lines
 
 
@@ -38,3 +39,29 @@ def test_the_start_warns_of_a_solution_that_earns_nothing_and_refuses_a_function
     mine = write("def score(response): raise ValueError(json)\n")
     with pytest.raises(RewardError, match=r"(?s)score fails on problem p1, with its expert solution and with an empty"):
         lines_of(section_of(mine("score")), "42")
+
+
+def test_a_function_that_returns_none_for_both_is_warned_of(write) -> None:
+    mine = write("def score(response): len(response)\n")
+    lines = lines_of(section_of("math", mine("score")), r"\boxed{42}")
+    assert lines[2].startswith("warning: reward score: returns None for both") and "`return` missing" in lines[2]
+    assert len(lines) == 3
+
+
+def test_the_refusal_names_where_the_problems_come_from(write) -> None:
+    section = section_of(write("def score(response, row): return row['total']\n")("score"))
+    problem = replace(PROBLEM, expert_ids=((65,),))
+    with Scorer(section) as scorer, pytest.raises(RewardError, match=r"or name data that it can judge in eval\.data\."):
+        start_lines(section, scorer, [problem], lambda token_ids: "A", option="eval.data")
+
+
+def test_functions_of_one_file_name_are_told_apart_by_their_own_names(tmp_path) -> None:
+    functions = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "own.py").write_text(f"def score(response): return '{folder}'\n")
+        functions.append({"type": "function", "path": f"{tmp_path}/{folder}/own.py:score", "name": folder})
+    before = function_fingerprints(section_of(*functions).own_functions)
+    (tmp_path / "a" / "own.py").write_text("def score(response): return 1\n")
+    after = function_fingerprints(section_of(*functions).own_functions)
+    assert before.keys() == after.keys() == {"a", "b"} and before["a"] != after["a"] and before["b"] == after["b"]

@@ -26,6 +26,7 @@ SFT = {"schedule": [{"num_rollouts": 1, "prefix_ratio": 1.0, "help_below": None}
         ({"rollout/uniform_groups": 1.0, "rollout/failed_groups": 1.0}, "in every problem (most are not solved)"),
         ({"rollout/uniform_groups": 1.0, "rollout/solved_groups": 1.0}, "in every problem (most are solved)"),
         ({"reward/none": 0.25}, "25% of the rollouts have no reward"),
+        ({"reward/none": 0.25, "rollout/uniform_groups": 1.0}, "25% of the rollouts have no reward"),
         ({"reward/none": 1.0, "rollout/uniform_groups": 1.0}, "100% of the rollouts have no reward"),
         ({"reward/expert": 0.0}, "the expert solutions earn nothing"),
     ],

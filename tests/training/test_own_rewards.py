@@ -207,3 +207,31 @@ def test_an_evaluation_from_another_folder_names_the_missing_file_first(
     monkeypatch.setattr(evaluate, "load_tokenizer", no_engine)
     with pytest.raises(ConfigError, match=r"reward\.functions: mine\.py:score: no file 'mine\.py' in .*elsewhere;"):
         evaluate.evaluate(EvalTarget(config, None, tmp_path / "out"))
+
+
+def test_evaluation_data_that_a_function_cannot_judge_end_the_run_at_once(make_config, own, tmp_path: Path) -> None:
+    others = tmp_path / "others.jsonl"
+    others.write_text(json.dumps({"problem": "1+1?", "answer": "2", "solution": "2"}) + "\n")
+    sections = own("def score(response, row): return float(str(row['total']) in response)\n")
+    config = make_config(eval={"every": 1, "data": str(others)}, **sections)
+    with pytest.raises(RewardError, match=r"(?s)fails on problem .*judge in eval\.data\..*KeyError: 'total'"):
+        train(config, start_engine=no_engine)
+
+
+def test_an_evaluation_knows_a_function_whose_file_has_moved(make_config, own, tmp_path: Path, capsys) -> None:
+    from trapo_lite.evaluation.evaluate import evaluate
+    from trapo_lite.evaluation.target import EvalTarget
+
+    sections = own("def score(response): return 1.0\n")
+    config = make_config(eval={"data": sections["data"]["train"], "num_problems": 2}, **sections)
+    evaluate(EvalTarget(config, None, tmp_path / "out"))
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "mine.py").rename(tmp_path / "moved" / "mine.py")
+    sections["reward"]["functions"][0]["path"] = f"{tmp_path}/moved/mine.py:score"
+    config = make_config(eval={"data": sections["data"]["train"], "num_problems": 2}, **sections)
+    capsys.readouterr()
+    evaluate(EvalTarget(config, None, tmp_path / "out"))
+    assert "holds all answers already" in capsys.readouterr().out
+    config = make_config(eval={"data": sections["data"]["train"], "num_problems": 3}, **sections)
+    with pytest.raises(ConfigError, match="holds answers to other problems than those given now"):
+        evaluate(EvalTarget(config, None, tmp_path / "out"))

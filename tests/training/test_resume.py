@@ -109,6 +109,16 @@ def test_a_stopped_run_speaks_of_a_checkpoint_only_if_there_is_one(
     assert (checkpoint.find_checkpoint(config.run.folder / "checkpoints")[0] is not None) == (num_steps > 0)
 
 
+def test_fewer_steps_than_are_done_train_nothing_and_say_so(make_config, trained, capsys) -> None:
+    run = trained(train={"max_steps": 2})
+    shutil.rmtree(run / "adapter")  # as after Ctrl-C
+    capsys.readouterr()
+    train(make_config(train={"max_steps": 1}))
+    said = capsys.readouterr().out
+    assert "  warning: train.max_steps is 1, and more are done, so nothing was trained\n" in said
+    assert "  done: 2 steps; " in said
+
+
 def test_a_run_of_one_step_says_so_in_the_singular(make_config, capsys: pytest.CaptureFixture) -> None:
     train(make_config(train={"max_steps": 1}))
     assert "  done: 1 step; " in capsys.readouterr().out

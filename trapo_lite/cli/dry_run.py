@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 def dry_run(config: Config, *, restart: bool) -> None:
     """Print what the run would do, each warning, and at the end how many there were. Raise what the run would raise."""
+    from trapo_lite.run.loggers import check_loggers
+
     warnings: list[str] = []
     with Lines() as lines:
 
@@ -26,6 +28,9 @@ def dry_run(config: Config, *, restart: bool) -> None:
                 warnings.append(line)
 
         lines.phase("checking the run")
+        for line in unusual_lines(config):
+            say(line)
+        check_loggers(config)
         is_readable = _is_readable(config.model.name)
         for line in _checks(config, lines, say, restart=restart) if is_readable else _checks_without_model(config):
             say(line)
@@ -38,10 +43,7 @@ def _checks_without_model(config: Config) -> Iterator[str]:
     """Check the configuration alone, and yield the plan of a step."""
     from trapo_lite.model.saved_adapter import check_start
     from trapo_lite.planning.report import plan_lines
-    from trapo_lite.run.loggers import check_loggers
 
-    yield from unusual_lines(config)
-    check_loggers(config)
     if config.lora.init_from is not None:
         check_start(config.lora)
     yield from plan_lines(config)
@@ -62,12 +64,9 @@ def _checks(config: Config, lines: Lines, say: Callable[[str], None], *, restart
     from trapo_lite.planning.memory import checkpoint_bytes
     from trapo_lite.planning.report import plan_lines
     from trapo_lite.run.folder import bytes_of_checkpoints
-    from trapo_lite.run.loggers import check_loggers
     from trapo_lite.run.outlook import disk_line
     from trapo_lite.training.inputs import check_start_fits
 
-    yield from unusual_lines(config)
-    check_loggers(config)
     config, rope_lines = with_one_rope(config, max_model_len=config.max_model_len)
     layout = check_model(config)
     if config.uses_engine:

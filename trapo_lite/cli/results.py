@@ -154,6 +154,9 @@ def export(arguments: Sequence[str] | None = None, *, prog: str = "export.py") -
     print("\n".join(lines))
 
 
+NOT_OF_MERGING = {"algorithm", "lora", "optim", "reward", "train"}  # sections of the configuration
+
+
 def _export_parser(prog: str) -> ArgumentParser:
     parser = ArgumentParser(
         prog=prog,
@@ -190,6 +193,8 @@ def _check_export_options(args: Namespace) -> None:
     for option in ("out", "dtype", "overwrite"):
         if args.adapter_only and getattr(args, option):
             raise ConfigError(f"--{option}: has no effect with --adapter-only, which merges nothing; leave it out")
+    if idle := next((text for text in args.overrides if text.partition(".")[0] in NOT_OF_MERGING), None):
+        raise ConfigError(f"{idle}: has no effect, because nothing is trained or graded here; leave it out")
     if args.adapter_only and args.overrides:
         raise ConfigError(f"{args.overrides[0]}: has no effect with --adapter-only, which merges nothing; leave it out")
 

@@ -6,7 +6,7 @@ Each has a type, a name for metrics and logs, and a weight. A rollout's reward i
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -146,13 +146,13 @@ RewardFunctions = Annotated[list[AnyReward], BeforeValidator(_written_out)]
 REWARD_TYPES: tuple[type[RewardFunction], ...] = (Math, Exact, Regex, JsonField, Format, Length, Function)
 
 
-def without_folder(path: str) -> str:
-    """Return the path of a function without the folder of its file, which may move.
+def without_folder(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a function's parameters without the folder in its path, because its file may move.
 
-    >>> without_folder("mine/rewards.py:score"), without_folder("package.module:score")
-    ('rewards.py:score', 'package.module:score')
+    >>> without_folder({"type": "function", "path": "mine/rewards.py:score"})
+    {'type': 'function', 'path': 'rewards.py:score'}
     """
-    return path.rpartition("/")[2]
+    return {key: value.rpartition("/")[2] if key == "path" else value for key, value in parameters.items()}
 
 
 def possible_pattern(pattern: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import Config, RewardSection
-from trapo_lite.config.rewards import RewardFunction, without_folder
+from trapo_lite.config.rewards import without_folder
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.core.in_words import counted
 from trapo_lite.core.types import Problem
@@ -48,18 +48,13 @@ class ProblemSet:
 
     def described(self) -> dict[str, Any]:
         """Return the settings in the results that distinguish this set from others: by its contents, not its path."""
+        functions = [without_folder(each.model_dump(mode="json")) for each in self.rewards.functions]
         return {
             "is_part": self.is_part,
             "fingerprint": texts_fingerprint(self.texts),
             "prompts": fingerprint([Problem(p.id, p.prompt_ids, p.answer, row=p.row) for p in self.problems]),
-            **({} if self.rewards.is_math else {"rewards": [_described(each) for each in self.rewards.functions]}),
+            **({} if self.rewards.is_math else {"rewards": functions}),
         }
-
-
-def _described(function: RewardFunction) -> dict[str, Any]:
-    """Return what distinguishes a reward function from others. The file of one may have moved."""
-    parameters = function.model_dump(mode="json")
-    return {key: without_folder(value) if key == "path" else value for key, value in parameters.items()}
 
 
 def read_sets(

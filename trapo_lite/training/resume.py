@@ -116,9 +116,9 @@ def _functions_by_key(functions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     {'reward.functions[0].type': 'function', 'reward.functions[0].path': 'rewards.py:score'}
     """
     return {
-        f"reward.functions[{index}].{key}": without_folder(value) if key == "path" else value
+        f"reward.functions[{index}].{key}": value
         for index, function in enumerate(functions)
-        for key, value in function.items()
+        for key, value in without_folder(function).items()
     }
 
 
