@@ -20,7 +20,7 @@ from trapo_lite.engines.vllm.options import servable_dtype
 
 BASE_CONFIG = "configs/tiny_cpu.yaml"
 TEST_SET = "trapo_lite/tiny_world/data/test.jsonl"
-ALGORITHMS = ("trapo", "grpo", "luffy", "sft")
+ALGORITHMS = ("trapo", "dr_grpo", "luffy", "sft")
 
 
 def main() -> None:

@@ -14,6 +14,11 @@ The problems are the tiny world's, hard ones of 6 to 8 terms. What differs is th
 | foreign                      | the total stands before its sum, a notation that the base has never read            |
 | few_16, few_64, few_256      | perfect, of so many problems; the others are left out                               |
 | absent                       | perfect for easy problems, none for hard ones                                       |
+| rare_...                     | as the world of that name, for another base                                         |
+
+The base of the worlds `rare_...` solves less than one hard problem in a hundred by itself: it was never taught to guess
+an answer that can be right, and it writes as an expert does only once in 500 times (`write_rare_base`). So exploration
+is the bottleneck, where for the shipped base, which solves one in six, it is not.
 
 OUT/WORLD/train.jsonl holds the rows. OUT/dev.jsonl has problems of 6 to 8 terms. OUT/held_out.jsonl has three sets,
 each with its name at the beginning of its ids: `hard` (6 to 8 terms), `longer` (9 terms, more than any training
@@ -21,10 +26,14 @@ problem) and `easy` (2 to 4 terms, which the base could solve before: what was f
 """
 
 import argparse
+import functools
 import random
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from trapo_lite.tiny_world.corpus import documents
+from trapo_lite.tiny_world.pretrain import pretrain
 from trapo_lite.tiny_world.problems import (
     MAX_TOTAL,
     NUM_TERMS,
@@ -41,6 +50,8 @@ HARD_TERMS, LONGER_TERMS, EASY_TERMS = (6, 7, 8), (9,), NUM_TERMS["easy"]
 NUM_HARD, NUM_EASY, NUM_TEST = 1440, 360, 200
 WORDS = ("What is ", "Compute ", "Evaluate ", "Exercise: ", "The answer is ")  # each is one token of the base's
 MAX_ERROR = 3
+RARE = "rare_"
+RARE_SHARE = 0.002
 
 Solve = Callable[[Problem, random.Random], list[str]]
 """Maps a problem to the solutions of its row; random choices are made with the generator."""
@@ -119,6 +130,23 @@ SOLVERS: dict[str, Solve] = {
     **{f"few_{n}": perfect for n in (16, 64, 256)},
     "absent": absent,
 }
+SOLVERS |= {RARE + world: SOLVERS[world] for world in ("perfect", "leaps_3", "wordy", "wrong_50")}
+
+
+def impossible_guess(problem: Problem, rng: random.Random) -> int:
+    """Return a number that no answer is."""
+    return rng.randint(MAX_TOTAL + 1, 2 * MAX_TOTAL)
+
+
+def write_rare_base(folder: Path) -> None:
+    """Pretrain the base of the worlds `rare_...`, some minutes of one core, unless it is there."""
+    if folder.exists():
+        return
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    texts = functools.partial(documents, expert_share=RARE_SHARE, guess=impossible_guess)
+    pretrain(unfinished, documents=texts)
+    unfinished.rename(folder)
 
 
 def problems(split: Split, num_terms: Sequence[int], num_problems: int, *, seed: int) -> list[Problem]:

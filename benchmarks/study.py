@@ -2,12 +2,15 @@
 
     python benchmarks/study.py --world wordy --algorithm trapo --seed 0
     python benchmarks/study.py --all --seeds 0 1 2 --jobs 2     # every world by every method, what is missing of it
-    python benchmarks/study.py --table                          # means over seeds, of what is there
+    python benchmarks/study_report.py                           # table, answered hypotheses and pictures
 
-Each run has 40 steps of configs/tiny_cpu.yaml with the method's block; `base` trains nothing. A line is written once a
-run is evaluated: on 200 problems each of the kind that was trained, longer ones, and easy ones that the base could
-solve before (benchmarks/expert_worlds.py). A run that was killed is resumed by the same command; one that has a line is
-not repeated.
+Each run has 40 steps of configs/tiny_cpu.yaml with the method's block, or with a block and some of its options changed
+(VARIANTS); `base` trains nothing. A line is written once a run is evaluated: on 200 problems each of the kind that was
+trained, longer ones, and easy ones that the base could solve before (benchmarks/expert_worlds.py). A run that was
+killed is resumed by the same command; one that has a line is not repeated.
+
+A method that sees no expert solution does the same in all worlds with the same problems and base, so it runs in one of
+them.
 """
 
 import argparse
@@ -15,65 +18,112 @@ import json
 import statistics
 import subprocess
 import sys
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from expert_worlds import SOLVERS, write_held_out, write_world
+from expert_worlds import RARE, SOLVERS, write_held_out, write_rare_base, write_world
 
 import trapo_lite
+from trapo_lite.config import Config
 from trapo_lite.run.environment import this_environment
 from trapo_lite.tiny_world import BASE_DIR
 
 RESULTS = Path(__file__).with_name("study.jsonl")
-ALGORITHMS = ("base", *sorted(file.stem for file in Path("configs/algorithm").glob("*.yaml")))
-WORLDS = Path("runs/study/worlds")
+BLOCKS = tuple(sorted(file.stem for file in Path("configs/algorithm").glob("*.yaml")))
+ALWAYS = (
+    "[{num_rollouts: 4}, {num_rollouts: 2, prefix_ratio: 0.25, help_below: null, num_trained: 1}, "
+    "{num_rollouts: 1, prefix_ratio: 0.5, help_below: null}, "
+    "{num_rollouts: 1, prefix_ratio: 1.0, help_below: null, trace: 1}]"
+)
+VARIANTS: dict[str, tuple[str, list[str]]] = {
+    "trapo, no prefix loss": ("trapo", ["algorithm.prefix_loss=none"]),
+    "trapo, nll": ("trapo", ["algorithm.prefix_loss=nll"]),
+    "trapo, luffy's loss": ("trapo", ["algorithm.prefix_loss={type: luffy, times_advantage: false}"]),
+    "trapo, help always": ("trapo", [f"algorithm.schedule={ALWAYS}"]),
+    "trapo, paper": ("trapo", ["algorithm.schedule=paper"]),
+    **{
+        f"trapo, alpha {alpha}": ("trapo", [f"algorithm.prefix_loss.alpha={alpha}"])
+        for alpha in (0.001, 0.01, 0.03, 0.3, 1.0)
+    },
+    **{f"trapo, weight {weight}": ("trapo", [f"algorithm.prefix_loss.weight={weight}"]) for weight in (0.03, 0.1, 0.3)},
+    **{f"trapo, lr {lr}": ("trapo", [f"optim.lr={lr}"]) for lr in (3e-4, 3e-3)},
+    **{f"trapo, rank {rank}": ("trapo", [f"lora.r={rank}", f"lora.alpha={rank}"]) for rank in (4, 128)},
+}
+"""Name -> the block and what is changed in it."""
+METHODS = ("base", *BLOCKS, *VARIANTS)
+FOLDER = Path("runs/study")
+RARE_BASE = FOLDER / "rare_base"
 SETS = ("hard", "longer", "easy")
 SUMS = ("train/tokens", "time/step")
-MEANS = ("rollout/guided", "reward/gain_by_help")
+CURVES = ("reward/own", "rollout/guided", "reward/gain_by_help", "policy/entropy", "rollout/completion_tokens")
 
 Key = tuple[str, str, int]
-"""World, algorithm and seed of a run."""
+"""World, method and seed of a run."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", choices=sorted(SOLVERS))
-    parser.add_argument("--algorithm", choices=ALGORITHMS)
+    parser.add_argument("--world", nargs="+", choices=sorted(SOLVERS), metavar="WORLD")
+    parser.add_argument("--algorithm", nargs="+", choices=METHODS, metavar="METHOD")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--all", action="store_true", help="all worlds and methods that --world and --algorithm leave")
+    parser.add_argument("--all", action="store_true", help="all worlds and blocks, or those of --world and --algorithm")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="with --all")
     parser.add_argument("--jobs", type=int, default=1, help="with --all: runs at a time, one for each core")
-    parser.add_argument("--table", action="store_true", help="print the results and end")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    args = parser.parse_intermixed_args()
-    if args.table:
-        print("\n".join(table(read_results(args.results))))
-    elif args.all:
-        worlds = [args.world] if args.world else list(SOLVERS)
-        algorithms = [args.algorithm] if args.algorithm else list(ALGORITHMS)
-        keys = [(world, name, seed) for seed in args.seeds for world in worlds for name in algorithms]
-        run_all(keys, args.results, args.overrides, num_jobs=args.jobs)
-    elif args.world and args.algorithm:
-        key = args.world, args.algorithm, args.seed
+    parser.add_argument("--override", nargs="+", default=[], metavar="section.key=value", help="for trying only")
+    args = parser.parse_args()
+    if args.override and args.results == RESULTS:
+        parser.error(f"--override: runs of other settings would stand in {RESULTS}; give --results ANOTHER.jsonl")
+    worlds, methods = args.world or list(SOLVERS), args.algorithm or ["base", *BLOCKS]
+    if args.all:
+        keys = [run_for((world, name, seed)) for seed in args.seeds for world in worlds for name in methods]
+        run_all(list(dict.fromkeys(keys)), args.results, args.override, num_jobs=args.jobs)
+    elif len(args.world or []) == len(args.algorithm or []) == 1:
+        key = worlds[0], methods[0], args.seed
+        if run_for(key) != key:
+            parser.error(f"--world: {key[1]} sees no expert solution; it runs in {run_for(key)[0]}")
         if key not in read_results(args.results):
-            append(args.results, run_once(key, args.overrides))
+            append(args.results, run_once(key, args.override))
     else:
-        parser.error("give --world and --algorithm, --all or --table")
+        parser.error("give one --world and one --algorithm, or --all")
+
+
+def run_for(key: Key) -> Key:
+    """Return the run that gives the result of this key.
+
+    >>> run_for(("wordy", "dr_grpo", 0)), run_for(("wordy", "trapo", 0))
+    (('perfect', 'dr_grpo', 0), ('wordy', 'trapo', 0))
+    """
+    world, name, seed = key
+    if not sees_experts(name) and not world.startswith("few_"):
+        world = f"{RARE}perfect" if world.startswith(RARE) else "perfect"
+    return world, name, seed
+
+
+def sees_experts(name: str) -> bool:
+    return name != "base" and settings_of(name, []).algorithm.uses_experts
+
+
+def settings_of(name: str, overrides: Sequence[str]) -> Config:
+    """Return the configuration of a method. name: a block, or a variant."""
+    block, changed = VARIANTS.get(name, (name, []))
+    return trapo_lite.load_config(["tiny_cpu.yaml", f"algorithm/{block}.yaml"], [*changed, *overrides])
 
 
 def run_all(keys: Sequence[Key], results: Path, overrides: Sequence[str], *, num_jobs: int) -> None:
     """Run what has no line yet, each in a process of its own. End with an error if one of them failed."""
     done_before = read_results(results)
     missing = [key for key in keys if key not in done_before]
+    if any(world.startswith(RARE) for world, _, _ in missing):
+        write_rare_base(RARE_BASE)
 
     def run(key: Key) -> bool:
         world, name, seed = key
         options = ["--world", world, "--algorithm", name, "--seed", str(seed), "--results", str(results)]
-        done = subprocess.run([sys.executable, __file__, *options, *overrides], stdout=subprocess.DEVNULL)
+        changed = ["--override", *overrides] if overrides else []
+        done = subprocess.run([sys.executable, __file__, *options, *changed], stdout=subprocess.DEVNULL)
         print(f"{world} {name} {seed}: {'done' if done.returncode == 0 else f'failed ({done.returncode})'}", flush=True)
         return done.returncode == 0
 
@@ -85,14 +135,19 @@ def run_all(keys: Sequence[Key], results: Path, overrides: Sequence[str], *, num
 def run_once(key: Key, overrides: Sequence[str]) -> dict[str, Any]:
     """Train, evaluate, and return the line of results."""
     world, name, seed = key
-    folder = WORLDS / f"{world}-{seed}"
-    write_world(folder, world, seed=seed)
-    write_held_out(folder, seed=seed)
+    problems = FOLDER / "worlds" / f"{world}-{seed}"
+    write_world(problems, world, seed=seed)
+    write_held_out(problems, seed=seed)
+    if world.startswith(RARE):
+        write_rare_base(RARE_BASE)
+    model = str(RARE_BASE if world.startswith(RARE) else BASE_DIR)
+    run_name = "-".join((world, name.replace(", ", "_").replace(" ", "_").replace("'", ""), str(seed)))
     settings = [
-        f"data.train={folder / world / 'train.jsonl'}",
-        f"eval.data={folder / 'dev.jsonl'}",
-        "run.dir=runs/study",
-        f"run.name={world}-{name}-{seed}",
+        f"model.name={model}",
+        f"data.train={problems / world / 'train.jsonl'}",
+        f"eval.data={problems / 'dev.jsonl'}",
+        f"run.dir={FOLDER}",
+        f"run.name={run_name}",
         f"run.seed={seed}",
         "run.trackers=[]",
         "rollout.engine=transformers",  # vLLM takes longer to start than such a run to sample
@@ -100,13 +155,13 @@ def run_once(key: Key, overrides: Sequence[str]) -> dict[str, Any]:
     ]
     metrics: list[dict[str, Any]] = []
     if name == "base":
-        out = Path("runs/study") / f"{world}-{name}-{seed}"
         evaluating = [*(text for text in settings if not text.startswith("eval.data=")), "eval.num_problems=null"]
-        what: dict[str, Any] = {"model": BASE_DIR, "config": ["tiny_cpu.yaml"], "out": out, "overrides": evaluating}
+        what: dict[str, Any] = {"model": model, "config": ["tiny_cpu.yaml"], "out": FOLDER / run_name}
+        what["overrides"] = evaluating
     else:
-        trained = trapo_lite.train(trapo_lite.load_config(["tiny_cpu.yaml", f"algorithm/{name}.yaml"], settings))
+        trained = trapo_lite.train(settings_of(name, settings))
         metrics, what = trained.metrics, {"run": trained.folder, "overrides": ["eval.num_problems=null"]}
-    [evaluated] = trapo_lite.evaluate(**what, data=folder / "held_out.jsonl", num_samples=1).values()
+    [evaluated] = trapo_lite.evaluate(**what, data=problems / "held_out.jsonl", num_samples=1).values()
     correct = {part: "" for part in SETS}
     for answer in sorted(evaluated.answers, key=lambda answer: int(answer.problem_id.rpartition("-")[2])):
         correct[answer.problem_id.rpartition("-")[0]] += str(int(answer.is_correct))
@@ -119,13 +174,18 @@ def run_once(key: Key, overrides: Sequence[str]) -> dict[str, Any]:
         "accuracy": {part: bits.count("1") / len(bits) for part, bits in correct.items()},
         "correct": correct,
         "dev": {row["step"]: row["eval/accuracy"] for row in metrics if row.get("eval/accuracy") is not None},
-        **{name: sum(row.get(name) or 0.0 for row in metrics) for name in SUMS},
-        **{name: _mean([row[name] for row in metrics if row.get(name) is not None]) for name in MEANS},
-        "entropy": [row.get("policy/entropy") for row in metrics[:: max(1, len(metrics) // 4)]],
+        **{name: round(sum(row.get(name) or 0.0 for row in metrics), 1) for name in SUMS},
+        "curves": {name: _every_fourth([row.get(name) for row in metrics]) for name in CURVES},
         "overrides": list(overrides),
         "commit": environment["commit"],
         "clean": environment["clean"],
     }
+
+
+def _every_fourth(values: Sequence[float | None]) -> list[float | None]:
+    """Return the means over four steps each, without those that have no value."""
+    parts = [[value for value in values[start : start + 4] if value is not None] for start in range(0, len(values), 4)]
+    return [round(statistics.fmean(part), 4) if part else None for part in parts]
 
 
 def read_results(file: Path) -> dict[Key, dict[str, Any]]:
@@ -138,23 +198,6 @@ def append(file: Path, row: dict[str, Any]) -> None:
     """Add a line in one write, so that runs side by side do not mix theirs."""
     with file.open("a", encoding="utf-8") as opened:
         opened.write(json.dumps(row) + "\n")
-
-
-def table(results: dict[Key, dict[str, Any]]) -> Iterator[str]:
-    """Yield the mean accuracy on the trained kind of problems over seeds, worlds down and methods across."""
-    by_cell: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for (world, name, _), row in results.items():
-        by_cell[world, name].append(row["accuracy"]["hard"])
-    names = [name for name in ALGORITHMS if any(cell[1] == name for cell in by_cell)]
-    yield "| world | " + " | ".join(names) + " |"
-    yield "|---|" + "---|" * len(names)
-    for world in (world for world in SOLVERS if any(cell[0] == world for cell in by_cell)):
-        cells = (by_cell.get((world, name), []) for name in names)
-        yield f"| {world} | " + " | ".join(f"{_mean(cell):.3f} ({len(cell)})" if cell else "" for cell in cells) + " |"
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return statistics.fmean(values) if values else None
 
 
 if __name__ == "__main__":

@@ -205,7 +205,7 @@ def train_with_us(model: str, folder: Path, work: Work, *, engine: str) -> dict[
         "run.trackers=[]",
         "run.deterministic=false",
     ]
-    run = train(load_config([TINY_CONFIG, "configs/algorithm/grpo.yaml"], overrides), restart=True)
+    run = train(load_config([TINY_CONFIG, "configs/algorithm/dr_grpo.yaml"], overrides), restart=True)
     rows = read_metrics(run / "metrics.jsonl")
     assert all(row["rollout/completion_tokens"] == work.length for row in rows)
     return {

@@ -123,8 +123,8 @@ def test_tiny_cpu_is_exact_and_needs_nothing_from_outside():
     assert config.eval.every > 0
 
 
-def test_grpo_is_trapo_without_help():
-    grpo, trapo = (load_config([algorithm(name)]).algorithm for name in ("grpo", "trapo"))
+def test_dr_grpo_is_trapo_without_help():
+    grpo, trapo = (load_config([algorithm(name)]).algorithm for name in ("dr_grpo", "trapo"))
     assert (grpo.prefix_loss.type, grpo.uses_experts) == ("none", False)
     prefix_only = {"name", "schedule", "prefix_loss"}
     assert grpo.model_dump(exclude=prefix_only) == trapo.model_dump(exclude=prefix_only)
@@ -136,7 +136,7 @@ def test_sft_never_samples_and_luffy_always_sees_the_expert_beside_its_own_rollo
     assert [prefix_ratio(group, [1.0]) for group in luffy.micro_groups] == [0.0, 1.0]  # help although all succeeded
 
 
-@pytest.mark.parametrize("name", ["trapo", "grpo", "luffy"])
+@pytest.mark.parametrize("name", ["trapo", "grpo", "dr_grpo", "luffy"])
 def test_groups_that_are_compared_have_eight_rollouts(name):
     assert load_config([algorithm(name)]).algorithm.group_size == 8
 
@@ -460,6 +460,7 @@ rollout: {schedule: auto, merge: auto, tis_cap: 2, sequence_bound: 3}
         ("optim.beta=[0.9, 0.99]", "optim.beta: unknown key; did you mean 'betas'?"),
         ("algorithm.beta=0.1", "algorithm.beta: unknown key; here it is algorithm.kl_weight"),
         ("algorithm.name=grpo", "add --config configs/algorithm/grpo.yaml instead"),
+        ("algorithm.name=dapo", "add --config configs/algorithm/dapo.yaml instead"),
     ],
 )
 def test_an_override_that_is_nearly_one_is_corrected(override, cure):

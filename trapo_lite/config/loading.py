@@ -21,7 +21,7 @@ from trapo_lite.core.errors import ConfigError
 logger = logging.getLogger(__name__)
 NO_VALUE = ("", "~", "null", "Null", "NULL")  # YAML's spellings of null
 QUOTES = ("'", '"')
-ALGORITHMS = ("trapo", "grpo", "luffy", "sft")  # the files in configs/algorithm; the first is the default
+DEFAULT_ALGORITHM = "trapo"
 LAST = 10**6  # number of the overrides among the sources of keys: after all files
 
 # Keys of other libraries that have no other name here; each gets a better message than "unknown key".
@@ -59,7 +59,8 @@ def load_config(
     for override in overrides:
         section, key, parameter, value = _parse_override(override)
         trained = _algorithm_of(merged)
-        if (section, key) == ("algorithm", "name") and value in ALGORITHMS and value != trained:
+        names_another = value != trained and f"algorithm/{value}.yaml" in config_names()
+        if (section, key) == ("algorithm", "name") and names_another:
             raise ConfigError(
                 f"algorithm.name: is a label, and {value!r} would be trained as {trained!r}; add --config "
                 f"configs/algorithm/{value}.yaml instead"
@@ -118,7 +119,7 @@ def _was_written_by_a_run(file: str | Path, content: dict[str, Any]) -> bool:
 
 def _algorithm_of(merged: dict[str, Any]) -> str:
     block = merged.get("algorithm")
-    return block.get("name", ALGORITHMS[0]) if isinstance(block, dict) else ALGORITHMS[0]
+    return block.get("name", DEFAULT_ALGORITHM) if isinstance(block, dict) else DEFAULT_ALGORITHM
 
 
 def validate(raw: dict[str, Any]) -> Config:

@@ -11,7 +11,7 @@ solution that is already begun, but hardly ever begins one, because problems are
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from trapo_lite.tiny_world.problems import (
@@ -31,6 +31,9 @@ HARD_SHARE = 0.5
 MAX_SLOPPY_STEPS = 2
 MAX_GUESS_ERROR = 5
 
+Guess = Callable[[Problem, random.Random], int]
+"""Returns what a solution of a hard sum boxes instead of the answer."""
+
 
 def stepwise_solution(problem: Problem, *, num_steps: int, boxed: int) -> str:
     r"""Return a solution in web style: `num_steps` equations, one per line, then `boxed`, right or wrong.
@@ -45,21 +48,26 @@ def stepwise_solution(problem: Problem, *, num_steps: int, boxed: int) -> str:
     return "".join(equations[:num_steps]) + f"The answer is \\boxed{{{boxed}}}"
 
 
-def guess(problem: Problem, rng: random.Random) -> int:
+def near_guess(problem: Problem, rng: random.Random) -> int:
     """Return a total near the answer, sometimes the answer itself."""
     low, high = max(0, problem.answer - MAX_GUESS_ERROR), min(MAX_TOTAL, problem.answer + MAX_GUESS_ERROR)
     return rng.randint(low, high)
 
 
-def web_solution(problem: Problem, rng: random.Random) -> str:
+def web_solution(problem: Problem, rng: random.Random, *, guess: Guess = near_guess) -> str:
     """Return a solution in the base's habit: an easy sum step by step, a hard one by one or two steps and a guess."""
     if problem.kind == "easy":
         return stepwise_solution(problem, num_steps=len(problem.terms) - 1, boxed=problem.answer)
     return stepwise_solution(problem, num_steps=rng.randint(1, MAX_SLOPPY_STEPS), boxed=guess(problem, rng))
 
 
-def documents(*, seed: int) -> Iterator[tuple[Problem, str]]:
-    """Yield (problem, solution) of the pretraining split without end, a pure function of the seed."""
+def documents(
+    *, seed: int, expert_share: float = EXPERT_SHARE, guess: Guess = near_guess
+) -> Iterator[tuple[Problem, str]]:
+    """Yield (problem, solution) of the pretraining split without end, a pure function of the arguments.
+
+    expert_share: how often a problem in usual words has an expert's solution
+    """
     rng = random.Random(f"{seed}/corpus")
     while True:
         kind: Kind = "hard" if rng.random() < HARD_SHARE else "easy"
@@ -68,7 +76,7 @@ def documents(*, seed: int) -> Iterator[tuple[Problem, str]]:
         draw = rng.random()
         if draw < TEXTBOOK_SHARE:
             yield replace(problem, question=TEXTBOOK_QUESTION), expert_solution
-        elif draw < TEXTBOOK_SHARE + EXPERT_SHARE * (1 - TEXTBOOK_SHARE):
+        elif draw < TEXTBOOK_SHARE + expert_share * (1 - TEXTBOOK_SHARE):
             yield problem, expert_solution
         else:
-            yield problem, web_solution(problem, rng)
+            yield problem, web_solution(problem, rng, guess=guess)

@@ -6,7 +6,7 @@ loss is on the solution's tokens and the end-of-text token, not on the prompt.
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from statistics import mean
@@ -19,13 +19,16 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 from trapo_lite.tiny_world import BASE_DIR
 from trapo_lite.tiny_world.corpus import documents
 from trapo_lite.tiny_world.measure import measure_accuracy
-from trapo_lite.tiny_world.problems import Kind, distinct_problems
+from trapo_lite.tiny_world.problems import Kind, Problem, distinct_problems
 from trapo_lite.tiny_world.tokenizer import END_OF_TEXT_ID, build_tokenizer, encode, prompt_text
 
 BATCH_SIZE, PART_SIZE = 64, 16
 PEAK_LR, WARMUP_STEPS, COOLDOWN_SHARE = 2e-3, 100, 0.3
 IGNORED_LABEL = -100
 KINDS: tuple[Kind, ...] = ("easy", "hard")
+
+Documents = Callable[..., Iterator[tuple[Problem, str]]]
+"""Yields (problem, solution) without end for a `seed`, as `corpus.documents` does."""
 
 
 def build_model(tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
@@ -46,20 +49,24 @@ def build_model(tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(config)
 
 
-def examples(tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Iterator[tuple[list[int], int]]:
+def examples(
+    tokenizer: PreTrainedTokenizerBase, *, seed: int, documents: Documents = documents
+) -> Iterator[tuple[list[int], int]]:
     """Yield (prompt + solution + end of text, length of the prompt) without end."""
     for problem, solution in documents(seed=seed):
         prompt = encode(tokenizer, prompt_text(problem.text))
         yield [*prompt, *encode(tokenizer, solution), END_OF_TEXT_ID], len(prompt)
 
 
-def batches(tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def batches(
+    tokenizer: PreTrainedTokenizerBase, *, seed: int, documents: Documents = documents
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Yield batches of BATCH_SIZE examples in parts of PART_SIZE, sorted by length, so that little is padding.
 
     A part is (ids, labels), each (PART_SIZE, longest), int64, padded on the right. No mask is needed: attention is
     causal, so that no token before it reads the padding, and padding has no label.
     """
-    stream = examples(tokenizer, seed=seed)
+    stream = examples(tokenizer, seed=seed, documents=documents)
     while True:
         batch = sorted(islice(stream, BATCH_SIZE), key=lambda example: len(example[0]))
         yield [pad(batch[start : start + PART_SIZE]) for start in range(0, BATCH_SIZE, PART_SIZE)]
@@ -89,11 +96,18 @@ def loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
     return cross_entropy(predictions, targets, ignore_index=IGNORED_LABEL, reduction="sum")
 
 
-def train(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, *, num_steps: int, seed: int) -> None:
+def train(
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    num_steps: int,
+    seed: int,
+    documents: Documents = documents,
+) -> None:
     """Train the model in place and print its progress: the mean loss per token since the last line."""
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
     start, losses = time.monotonic(), []
-    for step, parts in enumerate(islice(batches(tokenizer, seed=seed), num_steps)):
+    for step, parts in enumerate(islice(batches(tokenizer, seed=seed, documents=documents), num_steps)):
         num_tokens = sum(int((labels != IGNORED_LABEL).sum()) for _, labels in parts)
         batch_loss = 0.0
         for ids, labels in parts:
@@ -135,14 +149,21 @@ def accuracy_table(folder: Path, tokenizer: PreTrainedTokenizerBase, *, num_prob
     return table
 
 
-def pretrain(folder: Path = BASE_DIR, *, num_steps: int = 1000, num_problems: int = 1000, seed: int = 0) -> None:
+def pretrain(
+    folder: Path = BASE_DIR,
+    *,
+    num_steps: int = 1000,
+    num_problems: int = 1000,
+    seed: int = 0,
+    documents: Documents = documents,
+) -> None:
     """Train, save and measure the base. The same seed gives the same base on the same machine."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
     print(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters")
-    train(model, tokenizer, num_steps=num_steps, seed=seed)
+    train(model, tokenizer, num_steps=num_steps, seed=seed, documents=documents)
     save(model, tokenizer, folder)
     table = accuracy_table(folder, tokenizer, num_problems=num_problems, seed=seed)
     (folder / "accuracy.json").write_text(json.dumps(table, indent=2) + "\n")

@@ -1,0 +1,240 @@
+"""Print what benchmarks/study.jsonl says: a table with 95 % intervals, the hypotheses answered, and draw the pictures.
+
+    python benchmarks/study_report.py                          # Markdown, for docs/RESULTS.md
+    python benchmarks/study_report.py --pictures docs/pictures
+
+An interval is a bootstrap over seeds and, within each seed, over problems. Differences between two methods are paired:
+both have the same problems for a seed. With one seed, an interval holds the problems' part alone.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from expert_worlds import RARE, SOLVERS
+from study import METHODS, RESULTS, Key, read_results, run_for
+
+NUM_DRAWS = 4000
+Part = Literal["hard", "longer", "easy"]
+Bits = np.ndarray
+"""Of a method in a world: (seeds, problems), 1 = correct."""
+WITH_BAD_EXPERTS = ("leaps_3", "leaps_4", "wordy", "wrong_50", "foreign")
+WITH_RARE_SUCCESS = tuple(world for world in SOLVERS if world.startswith(RARE))
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A Hypothesis says that one method is better than another, on the mean over some worlds. It was written first."""
+
+    claim: str
+    better: str
+    worse: str
+    worlds: tuple[str, ...] = tuple(SOLVERS)
+    part: Part = "hard"
+
+
+HYPOTHESES = (
+    Hypothesis("TrSFT beats plain SFT as TRAPO's prefix loss (paper, ablation)", "trapo", "trapo, nll"),
+    Hypothesis("TrSFT beats LUFFY's loss as TRAPO's prefix loss (paper, ablation)", "trapo", "trapo, luffy's loss"),
+    Hypothesis("A prefix loss is better than none (paper, ablation)", "trapo", "trapo, no prefix loss"),
+    Hypothesis("Prefixes help even without a loss (paper, ablation)", "trapo, no prefix loss", "dr_grpo"),
+    Hypothesis("Help where the policy fails beats help always (paper)", "trapo", "trapo, help always"),
+    *(
+        Hypothesis(f"alpha 0.1 beats alpha {alpha} (paper)", "trapo", f"trapo, alpha {alpha}")
+        for alpha in (0.001, 0.01, 0.03, 0.3, 1.0)
+    ),
+    Hypothesis("SFT and then RL beats TRAPO (arXiv:2604.23747)", "sft_then_rl", "trapo"),
+    Hypothesis("TRAPO beats RL alone where success is rare", "trapo", "dr_grpo", worlds=WITH_RARE_SUCCESS),
+    Hypothesis("RL alone beats TRAPO where experts are bad", "dr_grpo", "trapo", worlds=WITH_BAD_EXPERTS),
+    Hypothesis("RL forgets less than SFT (easy problems)", "dr_grpo", "sft", part="easy"),
+    Hypothesis("trapo_utility beats TRAPO where experts are bad", "trapo_utility", "trapo", worlds=WITH_BAD_EXPERTS),
+    Hypothesis("trapo_utility beats TRAPO in all worlds", "trapo_utility", "trapo"),
+)
+
+
+class Study:
+    """A Study holds the results of all runs; a method that sees no expert has one result for several worlds."""
+
+    def __init__(self, rows: Mapping[Key, Mapping[str, Any]]) -> None:
+        self._rows = rows
+        self.seeds = sorted({seed for _, _, seed in rows})
+
+    def rows(self, world: str, method: str) -> dict[int, Mapping[str, Any]]:
+        """Return the results of a method in a world, by seed."""
+        keys = {seed: run_for((world, method, seed)) for seed in self.seeds}
+        return {seed: self._rows[key] for seed, key in keys.items() if key in self._rows}
+
+    def methods(self) -> list[str]:
+        return [name for name in METHODS if any(name == method for _, method, _ in self._rows)]
+
+    def bits(self, world: str, method: str, part: Part) -> dict[int, np.ndarray]:
+        return {seed: _bits(row["correct"][part]) for seed, row in self.rows(world, method).items()}
+
+
+def _bits(text: str) -> np.ndarray:
+    return np.array([int(bit) for bit in text], dtype=np.int8)
+
+
+def interval(bits: Bits) -> tuple[float, float, float]:
+    """Return the mean of (seeds, problems) and its 95 % interval."""
+    draws = _means(bits, np.random.default_rng(0))
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return float(bits.mean()), float(low), float(high)
+
+
+def difference(pairs: Sequence[tuple[Bits, Bits]]) -> tuple[float, float, float]:
+    """Return the mean over worlds of (first - second) with its 95 % interval; each pair has the same seeds."""
+    rng = np.random.default_rng(0)
+    apart = [first.astype(np.int8) - second for first, second in pairs]
+    draws = np.mean([_means(each, rng) for each in apart], axis=0)
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return float(np.mean([each.mean() for each in apart])), float(low), float(high)
+
+
+def _means(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return bootstrapped means (NUM_DRAWS,) of values (seeds, problems): seeds are drawn, then each one's problems."""
+    num_seeds, num_problems = values.shape
+    seeds = rng.integers(num_seeds, size=(NUM_DRAWS, num_seeds))
+    means = np.empty((NUM_DRAWS, num_seeds))
+    for seed, row in enumerate(values):
+        chosen = seeds == seed
+        problems = rng.integers(num_problems, size=(int(chosen.sum()), num_problems))
+        means[chosen] = row[problems].mean(axis=1)
+    return means.mean(axis=1)
+
+
+def table(study: Study, methods: Sequence[str], part: Part) -> Iterator[str]:
+    """Yield accuracy with its interval and the number of seeds, worlds down and methods across."""
+    yield "| world | " + " | ".join(methods) + " |"
+    yield "|---|" + "---|" * len(methods)
+    for world in SOLVERS:
+        cells = [study.bits(world, method, part) for method in methods]
+        if any(cells):
+            yield f"| {world} | " + " | ".join(_cell(list(bits.values())) for bits in cells) + " |"
+
+
+def _cell(bits: Sequence[np.ndarray]) -> str:
+    if not bits:
+        return ""
+    mean, low, high = interval(np.stack(bits))
+    return f"{mean:.2f} ({low:.2f}–{high:.2f}; {len(bits)})"
+
+
+def answers(study: Study) -> Iterator[str]:
+    """Yield a row for each hypothesis: holds, fails or cannot tell, by the interval of the mean difference."""
+    yield "| hypothesis | difference (95 %) | worlds, runs | better in | worse in | answer |"
+    yield "|---|---|---|---|---|---|"
+    for hypothesis in HYPOTHESES:
+        pairs = {world: pair for world in hypothesis.worlds if (pair := _pair(study, hypothesis, world)) is not None}
+        if not pairs:
+            yield f"| {hypothesis.claim} | | 0 | | | not run |"
+            continue
+        mean, low, high = difference(list(pairs.values()))
+        answer = "holds" if low > 0 else "fails" if high < 0 else "cannot tell"
+        alone = {world: difference([pair]) for world, pair in pairs.items()}
+        better = ", ".join(world for world, (_, low, _) in alone.items() if low > 0)
+        worse = ", ".join(world for world, (_, _, high) in alone.items() if high < 0)
+        num_runs = sum(len(first) for first, _ in pairs.values())
+        yield (
+            f"| {hypothesis.claim} | {mean:+.3f} ({low:+.3f} to {high:+.3f}) | {len(pairs)}, {num_runs} | "
+            f"{better} | {worse} | {answer} |"
+        )
+
+
+def _pair(study: Study, hypothesis: Hypothesis, world: str) -> tuple[Bits, Bits] | None:
+    """Return both methods' results in the seeds that both have."""
+    first, second = (study.bits(world, name, hypothesis.part) for name in (hypothesis.better, hypothesis.worse))
+    seeds = sorted(first.keys() & second.keys())
+    return (np.stack([first[s] for s in seeds]), np.stack([second[s] for s in seeds])) if seeds else None
+
+
+def costs(study: Study, methods: Sequence[str]) -> Iterator[str]:
+    """Yield what a run of each method costs and does on the mean over its runs."""
+    yield "| method | seconds | tokens trained | share helped | gain by help | entropy, last 4 steps | tokens |"
+    yield "|---|---|---|---|---|---|---|"
+    for method in methods:
+        rows = [row for world in SOLVERS for row in study.rows(world, method).values() if row["num_steps"]]
+        if rows:
+            curves = [row["curves"] for row in rows]
+            shown = [
+                f"{np.mean([row['time/step'] for row in rows]):.0f}",
+                f"{np.mean([row['train/tokens'] for row in rows]):.0f}",
+                *(
+                    _mean_of([value for curve in curves for value in curve[name]])
+                    for name in ("rollout/guided", "reward/gain_by_help")
+                ),
+                _mean_of([curve["policy/entropy"][-1] for curve in curves]),
+                _mean_of([value for curve in curves for value in curve["rollout/completion_tokens"]], digits=0),
+            ]
+            yield f"| {method} | " + " | ".join(shown) + " |"
+
+
+def _mean_of(values: Sequence[float | None], *, digits: int = 2) -> str:
+    known = [value for value in values if value is not None]
+    return f"{np.mean(known):.{digits}f}" if known else ""
+
+
+def draw(study: Study, methods: Sequence[str], folder: Path) -> None:
+    """Draw accuracy on the development problems over the steps, one panel for each world."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "study"
+    from matplotlib import pyplot
+
+    worlds = [world for world in SOLVERS if any(study.rows(world, method) for method in methods)]
+    columns = 4
+    num_rows = -(-len(worlds) // columns)
+    figure, axes = pyplot.subplots(
+        num_rows, columns, figsize=(12, 2.6 * num_rows), sharex=True, sharey=True, squeeze=False
+    )
+    for axis, world in zip(axes.flat, worlds, strict=False):
+        base = [row["accuracy"]["hard"] for row in study.rows(world, "base").values()]
+        for number, method in enumerate(methods):
+            curves = [row["dev"] for row in study.rows(world, method).values() if row["dev"]]
+            if curves:
+                steps = sorted(map(int, curves[0]))
+                means = [np.mean([curve[str(step)] for curve in curves]) for step in steps]
+                start = [float(np.mean(base))] if base else []
+                style = ("-", "--", ":")[number // 10]
+                axis.plot([0, *steps] if start else steps, [*start, *means], style, label=method)
+        axis.set_title(world, fontsize=10)
+    for axis in axes.flat[len(worlds) :]:
+        axis.axis("off")
+    figure.supxlabel("updates")
+    figure.supylabel("accuracy on 200 development problems")
+    handles = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, fontsize=9)
+    figure.tight_layout(rect=(0.02, 0.02 + 0.5 / num_rows / 2.6, 1, 1))
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / "study_curves.svg", metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER")
+    args = parser.parse_args()
+    study = Study(read_results(args.results))
+    methods = args.methods or study.methods()
+    blocks = [name for name in methods if "," not in name]
+    for part in ("hard", "longer", "easy"):
+        print(f"\nAccuracy on {part} problems\n")
+        print("\n".join(table(study, blocks, part)))
+    variants = ["trapo", *(name for name in methods if "," in name)]
+    print("\nVariants of TRAPO, hard problems\n")
+    print("\n".join(table(study, variants, "hard")))
+    print("\nHypotheses\n")
+    print("\n".join(answers(study)))
+    print("\nWhat a run costs\n")
+    print("\n".join(costs(study, methods)))
+    if args.pictures:
+        draw(study, blocks, args.pictures)
+
+
+if __name__ == "__main__":
+    main()
