@@ -155,9 +155,10 @@ def run_once(key: Key, overrides: Sequence[str]) -> dict[str, Any]:
     ]
     metrics: list[dict[str, Any]] = []
     if name == "base":
-        evaluating = [*(text for text in settings if not text.startswith("eval.data=")), "eval.num_problems=null"]
-        what: dict[str, Any] = {"model": model, "config": ["tiny_cpu.yaml"], "out": FOLDER / run_name}
-        what["overrides"] = evaluating
+        given = ("model.name=", "eval.data=")  # as arguments
+        evaluating = [*(text for text in settings if not text.startswith(given)), "eval.num_problems=null"]
+        what: dict[str, Any] = {"model": model, "config": ["tiny_cpu.yaml"], "overrides": evaluating}
+        what["out"] = FOLDER / run_name
     else:
         trained = trapo_lite.train(settings_of(name, settings))
         metrics, what = trained.metrics, {"run": trained.folder, "overrides": ["eval.num_problems=null"]}
