@@ -94,7 +94,7 @@ def measure(config: Config, policy: Policy, ranks: Ranks) -> dict[str, object]:
     """Measure the second of two updates on one group. The first compiles and makes the optimizer's state."""
     completion = completion_tokens(config.train.tokens_per_batch)
     group = trapo_group(PROMPT, completion, completion, vocab_size=policy.model.config.vocab_size)
-    updater = Updater(config, policy, ALGORITHM, ranks)
+    updater = Updater(config, policy, lambda step: ALGORITHM, ranks)
     seconds: list[float] = []
     for _ in range(2):
         start_peak(ranks.device)

@@ -38,7 +38,7 @@ def main(out: str, optimizer_name: str, budget: int, tied: bool) -> None:
     algorithm = AlgorithmSection(tis_cap=2.0).build()
     optim = {"name": optimizer_name, "lr": LR, "grad_clip": None}
     train = {"max_steps": NUM_STEPS, "tokens_per_batch": budget, "check_packing": False}
-    updater = Updater(validate({"optim": optim, "train": train}), policy, algorithm, ranks)
+    updater = Updater(validate({"optim": optim, "train": train}), policy, lambda step: algorithm, ranks)
     gradients = []
     for step in range(NUM_STEPS):
         rng = random.Random(step)

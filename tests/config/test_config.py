@@ -433,6 +433,7 @@ rollout: {schedule: auto, merge: auto, tis_cap: 2, sequence_bound: 3}
     config = load_config([file])
     assert config.algorithm.model_dump() == {
         "name": "old",
+        "first_stage": None,
         "schedule": "paper",
         "prefix_loss": {"type": "luffy", "weight": 0.5, "times_advantage": False, "gamma": 0.3},
         "completion_loss": {"type": "ppo_clip", "weight": 1.0, "clip_low": 0.3, "clip_high": None},

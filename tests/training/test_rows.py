@@ -57,7 +57,7 @@ def update(policy: Policy, layout: str = "auto", **train: Any) -> tuple[dict[str
             "rollout": {"max_response_tokens": 60},
         }
     )
-    metrics = Updater(config, policy, TRAPO, Ranks(), announce=lines.append).update(0, some_groups())
+    metrics = Updater(config, policy, lambda step: TRAPO, Ranks(), announce=lines.append).update(0, some_groups())
     weights = torch.cat([parameter.detach().flatten() for parameter in policy.adapter.parameters])
     return metrics, weights, lines
 

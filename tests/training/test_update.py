@@ -47,7 +47,7 @@ def make_updater(
 ) -> Updater:
     train = {"max_steps": 10, "tokens_per_batch": tokens_per_batch, "check_packing": False}
     config = validate({"optim": {"lr": 1e-2, "grad_clip": None} | optim, "train": train})
-    return Updater(config, policy, algorithm, Ranks())
+    return Updater(config, policy, lambda step: algorithm, Ranks())
 
 
 def weights(policy: Policy) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Field, Tag, model_validator
 
 from trapo_lite.config.choices import (
     NAMED,
@@ -19,7 +19,6 @@ from trapo_lite.config.choices import (
     TrustRegion,
 )
 from trapo_lite.config.fields import (
-    Fraction,
     NonNegative,
     Number,
     Positive,
@@ -28,6 +27,7 @@ from trapo_lite.config.fields import (
     Whole,
     by_text_or_list,
 )
+from trapo_lite.config.over_steps import OverSteps, Ratio, at_step, largest
 from trapo_lite.core.micro_groups import PRESETS, MicroGroup
 
 if TYPE_CHECKING:
@@ -44,27 +44,30 @@ class MicroGroupSection(Section):
     """A MicroGroupSection is one micro-group of a schedule (`core.micro_groups.MicroGroup`)."""
 
     num_rollouts: PositiveInt
-    prefix_ratio: Annotated[
-        Annotated[Fraction, Tag("number")]
-        | Annotated[list[Annotated[Number, Field(gt=0.0, lt=1.0)]], Field(min_length=1), Tag("list")],
-        Discriminator(lambda value: "list" if isinstance(value, list) else "number"),
-    ] = 0.0
-    """Share of the expert solution; a list: one of these is drawn for each problem and step."""
+    prefix_ratio: Ratio = 0.0
+    """Share of the expert solution; a list: one of these is drawn for each problem and step; or its course."""
     help_below: Number | None = 0.0
     trace: Annotated[Whole, Field(ge=0)] | None = 0
     num_trained: Annotated[Whole, Field(ge=0)] | None = None
 
-    def build(self) -> MicroGroup:
-        ratios = self.prefix_ratio if isinstance(self.prefix_ratio, list) else []
-        fields = dict(self) | ({"prefix_ratio": max(ratios), "drawn_from": tuple(ratios)} if ratios else {})
-        return MicroGroup(**fields)
+    @model_validator(mode="after")
+    def _is_a_share(self) -> "MicroGroupSection":
+        if isinstance(self.prefix_ratio, OverSteps) and largest(self.prefix_ratio) > 1.0:
+            raise ValueError(f"prefix_ratio.values: found {self.prefix_ratio.values}; give shares from 0 to 1")
+        return self
+
+    def build(self, step: int | None) -> MicroGroup:
+        """Return the micro-group of a step; None: with the largest ratio of all steps."""
+        ratio, drawn = self.prefix_ratio, ()
+        if isinstance(ratio, list):
+            ratio, drawn = max(ratio), tuple(ratio)
+        ratio = largest(ratio) if step is None else at_step(ratio, step)
+        return MicroGroup(**dict(self) | {"prefix_ratio": ratio, "drawn_from": drawn})
 
 
-class AlgorithmSection(Section):
-    """An AlgorithmSection chooses the schedule and the parts of the loss."""
+class StageSection(Section):
+    """A StageSection chooses the schedule and the parts of the loss, for all steps or those of one stage."""
 
-    name: str = "trapo"
-    """Label for tables and logs; nothing is computed from it."""
     schedule: Annotated[
         Annotated[str, AfterValidator(_preset), Tag("text")] | Annotated[list[MicroGroupSection], Tag("list")],
         by_text_or_list,
@@ -89,9 +92,13 @@ class AlgorithmSection(Section):
 
     @property
     def micro_groups(self) -> tuple[MicroGroup, ...]:
+        """Return the schedule, with the largest ratios of all steps."""
+        return self.micro_groups_at(None)
+
+    def micro_groups_at(self, step: int | None) -> tuple[MicroGroup, ...]:
         if isinstance(self.schedule, str):
             return PRESETS[self.schedule]
-        return tuple(group.build() for group in self.schedule)
+        return tuple(group.build(step) for group in self.schedule)
 
     @property
     def group_size(self) -> int:
@@ -113,7 +120,7 @@ class AlgorithmSection(Section):
         return any(not (g.prefix_ratio == 1.0 and g.help_below is None) for g in self.micro_groups)
 
     @model_validator(mode="after")
-    def _consistent(self) -> "AlgorithmSection":
+    def _consistent(self) -> "StageSection":
         if not self.micro_groups:
             raise ValueError("schedule: has no micro-group, so nothing would be sampled; give at least one")
         for index, group in enumerate(self.micro_groups):
@@ -148,8 +155,8 @@ class AlgorithmSection(Section):
                 )
         return self
 
-    def build(self, *, max_response_tokens: int | None = None) -> "Algorithm":
-        """Return the Algorithm that `core` computes with.
+    def build(self, step: int = 0, *, max_response_tokens: int | None = None) -> "Algorithm":
+        """Return the Algorithm that `core` computes with when `step` updates are done.
 
         max_response_tokens: divisor of `normalizer: constant` if it has no num_tokens
         """
@@ -161,12 +168,12 @@ class AlgorithmSection(Section):
             if normalizer_tokens is None:
                 raise ValueError("normalizer.num_tokens: not given, nor is max_response_tokens; give one of them")
         return Algorithm(
-            micro_groups=self.micro_groups,
+            micro_groups=self.micro_groups_at(step),
             prefix_loss=self.prefix_loss.build(),
-            prefix_weight=self.prefix_loss.weight,
+            prefix_weight=at_step(self.prefix_loss.weight, step),
             times_advantage=self.prefix_loss.times_advantage,
             completion_loss=self.completion_loss.build(),
-            completion_weight=self.completion_loss.weight,
+            completion_weight=at_step(self.completion_loss.weight, step),
             advantage=self.advantage.build(),
             baseline=self.baseline.build(),
             entropy_weight=self.entropy_weight,
@@ -181,6 +188,53 @@ class AlgorithmSection(Section):
             return {}
         keys_of_sampled_tokens = ("completion_loss", "advantage", "baseline", "tis_cap", "sequence_bound", "kl_weight")
         return dict.fromkeys(keys_of_sampled_tokens, "a schedule that samples")
+
+
+class FirstStageSection(StageSection):
+    """A FirstStageSection is what the first steps of a run train, before the rest of the algorithm section."""
+
+    num_steps: PositiveInt
+    """Updates of the first stage. The optimizer's state is new after them."""
+    lr: Positive | None = None
+    """Learning rate of the first stage; None: optim.lr."""
+
+
+class AlgorithmSection(StageSection):
+    """An AlgorithmSection is what a run trains: in all steps, or in those after a first stage."""
+
+    name: str = "trapo"
+    """Label for tables and logs; nothing is computed from it."""
+    first_stage: FirstStageSection | None = None
+
+    @property
+    def stages(self) -> tuple[StageSection, ...]:
+        return (self,) if self.first_stage is None else (self.first_stage, self)
+
+    def stage_at(self, step: int) -> StageSection:
+        """Return what is trained when `step` updates are done."""
+        return self.first_stage if self.first_stage and step < self.first_stage.num_steps else self
+
+    def steps_of_stage(self, step: int, *, max_steps: int) -> range:
+        """Return the steps of the stage that `step` is in."""
+        border = self.first_stage.num_steps if self.first_stage else 0
+        return range(border) if step < border else range(border, max_steps)
+
+    def build_at(self, step: int, *, max_response_tokens: int | None = None) -> "Algorithm":
+        """Return the Algorithm of a step, of whatever stage (`build`)."""
+        return self.stage_at(step).build(step, max_response_tokens=max_response_tokens)
+
+    @property
+    def ever_samples(self) -> bool:
+        return any(stage.samples for stage in self.stages)
+
+    @property
+    def ever_uses_experts(self) -> bool:
+        return any(stage.uses_experts for stage in self.stages)
+
+    @property
+    def largest_stage(self) -> StageSection:
+        """Return the stage with the most rollouts of a problem."""
+        return max(self.stages, key=lambda stage: stage.group_size)
 
 
 def _can_be_guided(index: int, group: MicroGroup) -> bool:

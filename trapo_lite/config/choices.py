@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 from pydantic import BeforeValidator, Field, model_validator
 
 from trapo_lite.config.fields import Number, Positive, PositiveInt, Section
+from trapo_lite.config.over_steps import Weight
 
 if TYPE_CHECKING:
     from trapo_lite.core import algorithm as core
@@ -51,8 +52,8 @@ class NoPrefixLoss(Choice):
 class PrefixLossChoice(Choice):
     """A PrefixLossChoice is a prefix loss that trains expert tokens."""
 
-    weight: Positive = 1.0
-    """Factor of the prefix loss."""
+    weight: Weight = 1.0
+    """Factor of the prefix loss, or its course over the steps."""
     times_advantage: bool = False
     """Whether the prefix loss is also multiplied by the rollout's advantage."""
 
@@ -120,8 +121,8 @@ class Luffy(PrefixLossChoice):
 class CompletionLossChoice(Choice):
     """A CompletionLossChoice is a completion loss: it trains the policy's own tokens."""
 
-    weight: Positive = 1.0
-    """Factor of the completion loss."""
+    weight: Weight = 1.0
+    """Factor of the completion loss, or its course over the steps."""
     needs_updates: ClassVar[bool] = False
     """Whether the loss has an effect only with several updates per batch; the ratio is 1 in the first."""
 

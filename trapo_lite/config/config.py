@@ -58,7 +58,7 @@ class Config(Section):
     @property
     def uses_engine(self) -> bool:
         """Return whether anything is sampled: rollouts, or answers in evaluations."""
-        return self.algorithm.samples or self.eval.every > 0
+        return self.algorithm.ever_samples or self.eval.every > 0
 
     @property
     def max_model_len(self) -> int | None:
@@ -78,7 +78,7 @@ class Config(Section):
                 f"data.shares: {self.data.sources[split.index(0)]} would give none of a step's {rollout.num_problems} "
                 "problems; raise its share or rollout.num_problems, or leave it out of data.train"
             )
-        if rollout.replace_uninformative and not algorithm.samples:
+        if rollout.replace_uninformative and not algorithm.ever_samples:
             raise ValueError(
                 "rollout.replace_uninformative: the algorithm samples nothing (every micro-group shows whole expert "
                 "solutions), so nothing is replaced; set it to 0"
@@ -98,6 +98,12 @@ class Config(Section):
             raise ValueError(
                 "algorithm.kl_weight: the reference is the base, not the adapter named by lora.init_from; set "
                 "kl_weight: 0, or export the adapter into a merged checkpoint and start from that"
+            )
+        first = algorithm.first_stage
+        if first is not None and first.num_steps >= self.train.max_steps:
+            raise ValueError(
+                f"algorithm.first_stage.num_steps: {first.num_steps} is not below train.max_steps "
+                f"({self.train.max_steps}), so the second stage would never begin; lower it or raise train.max_steps"
             )
         if self.optim.warmup_steps >= self.train.max_steps:
             raise ValueError(
@@ -119,4 +125,7 @@ class Config(Section):
         for name in resolved:
             for key in getattr(self, name).idle_keys():
                 del resolved[name][key]
+        first = self.algorithm.first_stage
+        for key in first.idle_keys() if first else ():
+            del resolved["algorithm"]["first_stage"][key]
         return plain_yaml.dump(resolved)

@@ -13,7 +13,16 @@ from trapo_lite.config import old_form, plain_yaml
 from trapo_lite.config.choices import by_name
 from trapo_lite.config.config import Config
 from trapo_lite.config.fields import IDLE_KEY
-from trapo_lite.config.mistakes import CHOICES, MICRO_GROUP, describe, did_you_mean, is_unknown, nearest, shown
+from trapo_lite.config.mistakes import (
+    CHOICES,
+    FIRST_STAGE,
+    MICRO_GROUP,
+    describe,
+    did_you_mean,
+    is_unknown,
+    nearest,
+    shown,
+)
 from trapo_lite.config.other_names import own_name
 from trapo_lite.config.shipped import config_file, config_names
 from trapo_lite.core.errors import ConfigError
@@ -68,7 +77,7 @@ def load_config(
         values = merged.get(section)
         values = values if isinstance(values, dict) else {}
         if parameter is not None:
-            part = by_name(values.get(key, {"type": CHOICES[key].type}))
+            part = by_name(values.get(key, {"type": CHOICES[key].type} if key in CHOICES else {}))
             value = (part if isinstance(part, dict) else {}) | {parameter: value}
         merged[section] = values | {key: value}
         sources[section, key] = LAST
@@ -190,7 +199,7 @@ def _parse_override(text: str) -> tuple[str, str, str | None, Any]:
     """Return section, key, parameter (of a part of the algorithm, or None) and value."""
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
-    is_parameter = len(parts) == 3 and parts[0] == "algorithm" and parts[1] in CHOICES
+    is_parameter = len(parts) == 3 and parts[0] == "algorithm" and parts[1] in (*CHOICES, FIRST_STAGE)
     if not equals or not (len(parts) == 2 or is_parameter) or not all(parts):
         if text.endswith((".yaml", ".yml")):
             raise ConfigError(f"{text!r}: is a file; write --config before each")

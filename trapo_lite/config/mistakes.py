@@ -5,11 +5,12 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from trapo_lite.config.algorithm import AlgorithmSection, MicroGroupSection
+from trapo_lite.config.algorithm import AlgorithmSection, FirstStageSection, MicroGroupSection
 from trapo_lite.config.choices import FIELDS_BY_TYPE, Choice
 from trapo_lite.config.data import DataColumns
 from trapo_lite.config.fields import IDLE_KEY
 from trapo_lite.config.other_names import own_name
+from trapo_lite.config.over_steps import OverSteps
 from trapo_lite.config.rewards import REWARD_TYPES
 
 MICRO_GROUP = MicroGroupSection.model_fields
@@ -17,6 +18,7 @@ CHOICES = {
     name: field.default for name, field in AlgorithmSection.model_fields.items() if isinstance(field.default, Choice)
 }
 """Maps each part of the algorithm that is chosen by name to its default."""
+FIRST_STAGE = "first_stage"
 OTHER_VALUES = {"hf": "transformers", "huggingface": "transformers", "bf16": "bfloat16", "fp32": "float32"}
 """Maps values of other libraries to those of the options here."""
 FUNCTION_PATH = re.compile(r"(\.py|^[A-Za-z_]\w*(\.\w+)+):\w+$")
@@ -114,7 +116,7 @@ def _is_tag(index: int, loc: Sequence[str | int]) -> bool:
     """Return whether this part of pydantic's location only names the chosen type of a union."""
     if loc[:2] == ("reward", "functions"):
         return index == 3
-    return loc[index] in ("text", "list", "number") or (index == 2 and loc[1] in CHOICES)
+    return loc[index] in ("text", "list", "number", "over_steps") or (index >= 2 and loc[index - 1] in CHOICES)
 
 
 def _known_at(loc: Sequence[str | int]) -> Iterable[str]:
@@ -123,4 +125,9 @@ def _known_at(loc: Sequence[str | int]) -> Iterable[str]:
         return DataColumns.model_fields
     if loc[:2] == ("reward", "functions"):
         return next(kind.model_fields for kind in REWARD_TYPES if kind.model_fields["type"].default == loc[3])
-    return FIELDS_BY_TYPE[str(loc[1]), str(loc[2])] if loc[1] in CHOICES else MICRO_GROUP
+    if "over_steps" in loc:
+        return OverSteps.model_fields
+    *_, outer, last, _ = ("", *loc)
+    if last == FIRST_STAGE:
+        return FirstStageSection.model_fields
+    return FIELDS_BY_TYPE[str(outer), str(last)] if outer in CHOICES else MICRO_GROUP

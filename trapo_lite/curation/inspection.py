@@ -7,6 +7,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import AlgorithmSection
+from trapo_lite.config.over_steps import in_words
 from trapo_lite.core.errors import DataError
 from trapo_lite.core.in_words import counted
 from trapo_lite.core.micro_groups import MicroGroup, cut_prefix
@@ -94,7 +95,7 @@ def _losses(algorithm: AlgorithmSection, micro_group: MicroGroup, is_helped: boo
         which = "" if micro_group.num_trained is None else f" of the last {micro_group.num_trained}"
         prefix_loss = algorithm.prefix_loss
         is_trained = prefix_loss.type != "none"
-        loss = f"{prefix_loss.describe()} x {prefix_loss.weight:g}" if is_trained else "no prefix loss"
+        loss = f"{prefix_loss.describe()} x {in_words(prefix_loss.weight)}" if is_trained else "no prefix loss"
         parts.append(f"prefix{which}: " + ", ".join([loss, *entropy]))
     is_all_expert = micro_group.prefix_ratio == 1.0 and micro_group.help_below is None
     if not is_all_expert:

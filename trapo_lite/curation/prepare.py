@@ -92,11 +92,11 @@ def prepare(
             loaded = _load(config, config.data, tokenizer, scorer)
             if scorer is not None:
                 scorer.require_success()
-            if config.algorithm.uses_experts:
+            if config.algorithm.ever_uses_experts:
                 require_fitting_experts(config.data, loaded.examples, tokenizer)
             shown = None if inspect is None else find_problem(loaded.problems, inspect)
             lines.results(loaded.report.lines())
-            if loaded.report.num_traces == 0 and config.algorithm.uses_experts:
+            if loaded.report.num_traces == 0 and config.algorithm.ever_uses_experts:
                 cure = "name their column in data.columns, or choose an algorithm without (grpo)"
                 lines.results([f"warning: no row has a usable expert solution, which the algorithm needs; {cure}"])
             lines.phase(f"{what} it with the other data.expert_text")

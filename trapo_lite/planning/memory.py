@@ -264,17 +264,17 @@ class TimePlan:
 def plan_time(config: Config, shape: ModelShape, gpu: Gpu, *, num_gpus: int) -> TimePlan:
     """Estimate by the roofline: decoding reads weights and cache once per token, the update computes."""
     plan = plan_memory(config, shape, gpu_memory=gpu.memory)
-    groups, limit = config.algorithm.micro_groups, config.rollout.max_response_tokens
+    stage, limit = config.algorithm.largest_stage, config.rollout.max_response_tokens
     prompt, problems = config.data.max_prompt_tokens, config.rollout.num_problems / num_gpus
     rollouts = 0.0
-    if config.algorithm.samples:
-        together = sum(group.num_rollouts for group in groups) * problems
+    if stage.samples:
+        together = stage.group_size * problems
         fitting = max(1.0, plan.kv_cache / (plan.kv_token * (prompt + limit / 2))) if plan.kv_cache else together
         batch = min(together, fitting, config.rollout.max_num_seqs)
         read = (plan.base + batch * plan.kv_token * (prompt + limit / 2)) / (gpu.bandwidth * DECODE_EFFICIENCY)
         computed = 2 * shape.parameters * batch / (gpu.tflops * 1e12 * UTILISATION)
         rollouts = limit * max(read, computed) * max(1.0, together / batch)
-    rows = round(problems * config.algorithm.group_size)
+    rows = round(problems * stage.group_size)
     num_prompts = rows if config.model.layout == "rows" else round(problems)
     tokens = rows * limit + num_prompts * prompt
     flop = shape.training_flop(

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from trapo_lite.config import Config
+from trapo_lite.config.algorithm import FirstStageSection, StageSection
 from trapo_lite.config.choices import Constant
+from trapo_lite.config.over_steps import OverSteps, in_words
 from trapo_lite.config.paths import check_name
 from trapo_lite.config.rewards import described
 from trapo_lite.core.errors import ConfigError
@@ -27,52 +29,27 @@ def plan_lines(config: Config) -> list[str]:
     """Return lines on what one step will do, for a person to read before paying for it."""
     model, lora, algorithm, rollout = config.model, config.lora, config.algorithm, config.rollout
     optim, train = config.optim, config.train
-    groups = algorithm.micro_groups
-    sampled = sum(g.num_rollouts for g in groups if not (g.prefix_ratio == 1.0 and g.help_below is None))
     times_drawn = 1 + rollout.replace_uninformative
     again = (
         "" if times_drawn == 1 else f", if every problem is replaced {counted(rollout.replace_uninformative, 'time')}"
     )
     shares = "" if config.data.shares is None else f", shares {', '.join(f'{share:g}' for share in config.data.shares)}"
-    most = rollout.num_problems * sampled * rollout.max_response_tokens * times_drawn
+    most = rollout.num_problems * max(map(_num_sampled, algorithm.stages)) * rollout.max_response_tokens * times_drawn
     precision = model.dtype if model.quantize == "none" else f"{model.dtype}, {model.quantize}"
     targets = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
     lines = [
         f"run       {config.run.folder}, seed {config.run.seed}{', deterministic' if config.run.deterministic else ''}",
         f"model     {model.name}, {precision}, LoRA r {lora.r}, alpha {lora.alpha:g} on {targets}",
         f"data      {', '.join(config.data.sources)}{shares}",
-        f"rollouts  {counted(rollout.num_problems, 'problem')} x {algorithm.group_size} a step{_by(config)}, "
-        f"temperature {rollout.temperature:g}, at most {rollout.max_response_tokens} tokens each",
     ]
-    for index, group in enumerate(groups, start=1):
-        lines.append(f"  micro-group {index}: {counted(group.num_rollouts, 'rollout')}, ")
-        if group.prefix_ratio == 0.0 or group.help_below == 0.0:
-            lines[-1] += "unguided"
-        else:
-            when = "always" if group.help_below is None else f"if the mean reward is below {group.help_below:.3g}"
-            ratios = ", ".join(f"{ratio:.0%}" for ratio in group.drawn_from)
-            share = f"one of {ratios}" if ratios else f"{group.prefix_ratio:.0%}"
-            lines[-1] += f"{share} of the expert trace {when}"
+    for stage in algorithm.stages:
+        if algorithm.first_stage is not None:
+            lines.append(_stage_title(config, stage))
+        lines += _rollout_lines(config, stage)
     if not config.reward.is_math:
         lines.append(f"reward    {described(config.reward.functions)}")
-    prefix = ""
-    if algorithm.prefix_loss.type != "none":
-        prefix = f"{algorithm.prefix_loss.describe()} x {algorithm.prefix_loss.weight:g} on expert tokens"
-    own_loss = algorithm.completion_loss
-    times = "" if own_loss.weight == 1.0 else f" x {own_loss.weight:g}"
-    own = f"{own_loss.describe()}{times} on own tokens" if sampled else ""
-    extras = [
-        f"{name} x {weight:g}"
-        for name, weight in (("entropy", algorithm.entropy_weight), ("KL", algorithm.kl_weight))
-        if weight > 0
-    ]
-    loss = " + ".join(part for part in (prefix, own, *extras) if part)
-    divisor = "each component's number of tokens"
-    if isinstance(algorithm.normalizer, Constant):
-        num_tokens = algorithm.normalizer.num_tokens or rollout.max_response_tokens
-        divisor = f"{num_tokens} tokens x {counted(rollout.num_problems, 'problem')}"
+    lines += [f"loss      {_loss(config, stage)}" for stage in algorithm.stages]
     lines += [
-        f"loss      {loss}, divided by {divisor}",
         f"update    {optim.name}, lr {optim.lr:g} {optim.scheduler}, clip {optim.grad_clip}, "
         f"{train.tokens_per_batch} tokens a forward pass",
         f"length    {counted(train.max_steps, 'step')}, a checkpoint every {train.save_every}, "
@@ -82,9 +59,65 @@ def plan_lines(config: Config) -> list[str]:
     return lines
 
 
-def _by(config: Config) -> str:
+def _num_sampled(stage: StageSection) -> int:
+    groups = stage.micro_groups
+    return sum(g.num_rollouts for g in groups if not (g.prefix_ratio == 1.0 and g.help_below is None))
+
+
+def _stage_title(config: Config, stage: StageSection) -> str:
+    """Return which steps a stage has, and its learning rate."""
+    if isinstance(stage, FirstStageSection):
+        lr = config.optim.lr if stage.lr is None else stage.lr
+        return f"stage 1   steps 1 to {stage.num_steps}, lr {lr:g}"
+    first = config.algorithm.first_stage
+    return f"stage 2   from step {first.num_steps + 1 if first else 1}"
+
+
+def _rollout_lines(config: Config, stage: StageSection) -> list[str]:
+    """Return what a stage draws in a step, and when each of its micro-groups is guided."""
     rollout = config.rollout
-    if not config.algorithm.samples:
+    lines = [
+        f"rollouts  {counted(rollout.num_problems, 'problem')} x {stage.group_size} a step{_by(config, stage)}, "
+        f"temperature {rollout.temperature:g}, at most {rollout.max_response_tokens} tokens each"
+    ]
+    sections = stage.schedule if isinstance(stage.schedule, list) else stage.micro_groups
+    for index, (group, section) in enumerate(zip(stage.micro_groups, sections, strict=True), start=1):
+        lines.append(f"  micro-group {index}: {counted(group.num_rollouts, 'rollout')}, ")
+        if group.prefix_ratio == 0.0 or group.help_below == 0.0:
+            lines[-1] += "unguided"
+        else:
+            when = "always" if group.help_below is None else f"if the mean reward is below {group.help_below:.3g}"
+            ratios = ", ".join(f"{ratio:.0%}" for ratio in group.drawn_from)
+            share = f"one of {ratios}" if ratios else f"{group.prefix_ratio:.0%}"
+            if isinstance(section.prefix_ratio, OverSteps):
+                share = f"a share of {in_words(section.prefix_ratio)}"
+            lines[-1] += f"{share} of the expert trace {when}"
+    return lines
+
+
+def _loss(config: Config, stage: StageSection) -> str:
+    prefix = ""
+    if stage.prefix_loss.type != "none":
+        prefix = f"{stage.prefix_loss.describe()} x {in_words(stage.prefix_loss.weight)} on expert tokens"
+    own_loss = stage.completion_loss
+    times = "" if own_loss.weight == 1.0 else f" x {in_words(own_loss.weight)}"
+    own = f"{own_loss.describe()}{times} on own tokens" if stage.samples else ""
+    extras = [
+        f"{name} x {weight:g}"
+        for name, weight in (("entropy", stage.entropy_weight), ("KL", stage.kl_weight))
+        if weight > 0
+    ]
+    loss = " + ".join(part for part in (prefix, own, *extras) if part)
+    divisor = "each component's number of tokens"
+    if isinstance(stage.normalizer, Constant):
+        num_tokens = stage.normalizer.num_tokens or config.rollout.max_response_tokens
+        divisor = f"{num_tokens} tokens x {counted(config.rollout.num_problems, 'problem')}"
+    return f"{loss}, divided by {divisor}"
+
+
+def _by(config: Config, stage: StageSection) -> str:
+    rollout = config.rollout
+    if not stage.samples:
         return ", all from the expert"
     servers = f" ({', '.join(rollout.servers)})" if rollout.engine == "server" else ""
     merge = "" if rollout.merge == "never" else f", merge {rollout.merge}"
@@ -150,7 +183,7 @@ def memory_report(
     lines = [f"each of {num_gpus} x {gpu.name}, {gpu.memory / GIB:.1f} GiB{assumed}; estimates:"]
     lines += [f"  {name:<12}{size_text(size):>11}  {note}".rstrip() for name, size, note in parts]
     times = plan_time(config, shape, gpu, num_gpus=num_gpus)
-    num_rollouts = config.rollout.num_problems * config.algorithm.group_size
+    num_rollouts = config.rollout.num_problems * config.algorithm.largest_stage.group_size
     lines.append(
         f"a step takes at most {math.ceil(times.rollouts)} s of rollouts and {math.ceil(times.update)} s of updating, "
         f"if each of its {counted(num_rollouts, 'rollout')} is as long as it may be ({times.num_tokens:,} tokens in "

@@ -99,11 +99,11 @@ def read_problems(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[l
     """
     limit = config.rollout.max_response_tokens
     loaded = load_problems(config.data, tokenizer, max_response_tokens=limit, rewards=config.reward)
-    if config.algorithm.uses_experts:
+    if config.algorithm.ever_uses_experts:
         require_experts(loaded.report)
         require_fitting_experts(config.data, loaded.examples, tokenizer)
     problems = loaded.problems
-    if not config.algorithm.samples:
+    if not all(stage.samples for stage in config.algorithm.stages):
         problems = [problem for problem in problems if problem.expert_ids]  # SFT trains nothing else
     return problems, loaded.report, _order(config, problems)
 

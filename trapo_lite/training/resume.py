@@ -53,6 +53,7 @@ NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path")  # fields of a mode
 # Options that checkpoints of older versions do not record -> what these versions did.
 YOUNGER_OPTIONS = {
     "algorithm.completion_loss.weight": 1.0,
+    "algorithm.first_stage": None,
     "data.answer_from": "column",
     "data.columns": None,
     "data.filter": {},

@@ -12,7 +12,6 @@ import torch
 
 from trapo_lite.config import Config
 from trapo_lite.core.algorithm import Algorithm, is_informative, make_group
-from trapo_lite.core.micro_groups import MicroGroup
 from trapo_lite.core.types import Group, Mean
 from trapo_lite.data.tokens import is_boundary_fn, text_of
 from trapo_lite.engines.base import RolloutEngine
@@ -38,6 +37,7 @@ class RolloutStage:
     It starts both when it is made, so that they load at the same time as the policy; `attach` then names the policy to
     serve.
 
+    algorithm_at: returns the algorithm when so many updates are done
     start_engine: same signature as engines.start.start_engine
     on_progress:  called with (done, expected) rollouts during a phase; it may raise to end the phase
     notify:       called with a line on what is waited for, or on an engine that died and was restarted
@@ -47,7 +47,7 @@ class RolloutStage:
         self,
         config: Config,
         inputs: Inputs,
-        algorithm: Algorithm,
+        algorithm_at: Callable[[int], Algorithm],
         ranks: Ranks,
         *,
         folder: Path,
@@ -56,7 +56,7 @@ class RolloutStage:
         on_progress: Callable[[int, int], None],
         notify: Callable[[str], None],
     ) -> None:
-        self.config, self.inputs, self.algorithm, self.ranks = config, inputs, algorithm, ranks
+        self.config, self.inputs, self.algorithm_at, self.ranks = config, inputs, algorithm_at, ranks
         self._on_progress, self._notify, self._folder = on_progress, notify, folder
         self._decode = partial(text_of, inputs.tokenizer)
         self._gold_by_id = {problem.id: problem.answer for problem in inputs.problems}
@@ -65,7 +65,7 @@ class RolloutStage:
         for line in ranks.on_main(self._reward_lines, elsewhere=[]):
             notify(line)
         self.engine = None
-        if config.algorithm.samples or inputs.eval_problems:
+        if config.algorithm.ever_samples or inputs.eval_problems:
             self.engine = start_engine(
                 config,
                 max_model_len=config.longest_sequence,
@@ -73,7 +73,7 @@ class RolloutStage:
                 device_index=ranks.local_index if ranks.device.type == "cuda" else None,
                 num_engines=ranks.count,
                 most_sequences=most_sequences(
-                    config, algorithm.micro_groups, num_eval_problems=len(inputs.eval_problems), num_ranks=ranks.count
+                    config, num_eval_problems=len(inputs.eval_problems), num_ranks=ranks.count
                 ),
                 notify=notify,
             )
@@ -86,7 +86,7 @@ class RolloutStage:
         if self.inputs.eval_problems and self.config.reward.own_functions:
             in_eval = self.inputs.eval_problems
             lines += start_lines(self.config.reward, self.scorer, in_eval, self._decode, option="eval.data")
-        if self.config.algorithm.uses_experts:
+        if self.config.algorithm.ever_uses_experts:
             lines += expert_lines(self.scorer, problems, self._decode)
         return lines
 
@@ -108,7 +108,7 @@ class RolloutStage:
 
     def publish(self, step: int) -> Metrics:
         """Give the engine the policy in the state after `step` updates; return metrics."""
-        if self.publisher is None or self.engine is None or not self.config.algorithm.samples:
+        if self.publisher is None or self.engine is None or not self.config.algorithm.stage_at(step).samples:
             return {}
         result = self.publisher.publish(step)
         is_decided = result.kind == "applied"
@@ -128,7 +128,7 @@ class RolloutStage:
 
         Return groups with advantages, those that others replaced (rollout.replace_uninformative), and metrics of all.
         """
-        problems = self.inputs.problems
+        problems, algorithm = self.inputs.problems, self.algorithm_at(step)
         indices = self.inputs.order.batch(step)
         substitutes = self.inputs.order.substitutes(step, most=self.config.rollout.replace_uninformative)
         sampled, report = sample_groups(
@@ -136,24 +136,24 @@ class RolloutStage:
             self.scorer,
             [problems[index] for index in self.ranks.share(indices)],
             step=step,
-            micro_groups=self.algorithm.micro_groups,
+            micro_groups=algorithm.micro_groups,
             settings=sampling_settings(self.config, self.inputs.tokenizer),
             decode=self._decode,
             is_boundary=is_boundary_fn(self.inputs.tokenizer),
             substitutes=[[problems[index] for index in others] for others in self.ranks.share(substitutes)],
-            is_informative=lambda rollouts: is_informative(self.algorithm, make_group(self.algorithm, rollouts)),
+            is_informative=lambda rollouts: is_informative(algorithm, make_group(algorithm, rollouts)),
             on_progress=self._on_progress,
         )
         self.scorer.require_success(self.ranks.gather([self.scorer.take_failures()]))
-        groups = [make_group(self.algorithm, group) for group in sampled]
-        replaced = [make_group(self.algorithm, group) for group in report.replaced]
+        groups = [make_group(algorithm, group) for group in sampled]
+        replaced = [make_group(algorithm, group) for group in report.replaced]
         drawn = [*groups, *replaced]
         shares = {
             "rollout/replaced": Mean(len(replaced), len(drawn)),
             "rollout/discarded": Mean(report.num_discarded, report.num_requests),
             "rollout/cached": Mean(report.num_cached_tokens, report.num_prompt_tokens),
         }
-        metrics = self.ranks.sum_metrics(rollout_metrics.describe(drawn, self.algorithm.micro_groups) | shares)
+        metrics = self.ranks.sum_metrics(rollout_metrics.describe(drawn, algorithm.micro_groups) | shares)
         num_tokens = metrics["rollout/completion_tokens"].total
         engine_seconds, verdict_seconds, first_poll = self.ranks.largest(
             [report.engine_seconds, report.verdict_seconds, report.first_poll_seconds]
@@ -190,12 +190,12 @@ class RolloutStage:
         )
         return {**self.ranks.sum_metrics(result.metrics()), "time/eval": time.perf_counter() - started}
 
-    def lines(self, groups: Sequence[Group], *, replaced: bool = False) -> list[dict[str, Any]]:
+    def lines(self, step: int, groups: Sequence[Group], *, replaced: bool = False) -> list[dict[str, Any]]:
         """Return this rank's lines of rollouts/step-N.jsonl. replaced: whether others replaced these problems."""
         to_lines = partial(
             rollout_metrics.to_lines,
             decode=partial(text_of, self.inputs.tokenizer, with_special=True),
-            micro_groups=self.algorithm.micro_groups,
+            micro_groups=self.algorithm_at(step).micro_groups,
             replaced=replaced,
         )
         return [
@@ -215,14 +215,12 @@ class RolloutStage:
         self.engine.resume()
 
 
-def most_sequences(
-    config: Config, micro_groups: Sequence[MicroGroup], *, num_eval_problems: int, num_ranks: int
-) -> int:
+def most_sequences(config: Config, *, num_eval_problems: int, num_ranks: int) -> int:
     """Return the most sequences that one rank's engine has at once, in a rollout phase or an evaluation.
 
     Schedule `speculative` may draw each rollout twice, with and without help.
     """
-    per_problem = sum(group.num_rollouts for group in micro_groups)
+    per_problem = config.algorithm.largest_stage.group_size
     if config.rollout.schedule == "speculative":
         per_problem *= 2
     in_rollouts = math.ceil(config.rollout.num_problems / num_ranks) * per_problem

@@ -5,6 +5,7 @@ the optimizer, `training/progress` the checkpoints. The algorithm is data (`core
 """
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -70,7 +71,7 @@ def train(
                     run.phase(step, "evaluating")
                     metrics |= rollouts.evaluate(step + 1)
                     run.phase(step, "logging and saving")
-                    lines = rollouts.lines(groups) + rollouts.lines(replaced, replaced=True)
+                    lines = rollouts.lines(step, groups) + rollouts.lines(step, replaced, replaced=True)
                     run.log(step + 1, metrics, lines, seconds=time.perf_counter() - started)
                     progress.step_is_logged(step + 1)
                     if (step + 1) % config.train.save_every == 0 or step + 1 == config.train.max_steps:
@@ -140,11 +141,12 @@ class Run:
         self.display.message(self._loading_line())
         self.display.phase("starting the reward functions, the engine and the model")
         self.log_book = ranks.on_main(lambda: stack.enter_context(self._log_book()), elsewhere=None)
-        algorithm = config.algorithm.build(max_response_tokens=config.rollout.max_response_tokens)
+        limit = config.rollout.max_response_tokens
+        algorithm_at = functools.partial(config.algorithm.build_at, max_response_tokens=limit)
         rollouts = RolloutStage(
             config,
             self.inputs,
-            algorithm,
+            algorithm_at,
             ranks,
             folder=self.folder.path,
             stack=stack,
@@ -165,7 +167,7 @@ class Run:
         if config.model.layout == "auto" and self.start.had_rows and policy.layout == "tree":
             policy.take_rows()
             self.display.message("layout: rows, as before: the packing check failed earlier in this run")
-        updater = make_updater(config, policy, algorithm, ranks, announce=self._announce)
+        updater = make_updater(config, policy, algorithm_at, ranks, announce=self._announce)
         if self.start.checkpoint is not None:
             restore_checkpoint(self.start.checkpoint, policy=policy, optimizer=updater.optimizer, rank=ranks.index)
         ranks.require_equal(policy.adapter.parameters, what="the adapter")

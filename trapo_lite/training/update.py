@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trapo_lite.config import Config
+from trapo_lite.config.algorithm import FirstStageSection
 from trapo_lite.core.algorithm import (
     Algorithm,
     Normalizers,
@@ -40,19 +41,21 @@ LESS_MEMORY = f"turn on model.gradient_checkpointing, and with it model.offload_
 class Updater:
     """An Updater owns the optimizer, the token budget, and whether the layout was checked.
 
-    announce: called with a line for the user
+    algorithm_at: returns the algorithm when so many updates are done
+    announce:     called with a line for the user
     """
 
     def __init__(
         self,
         config: Config,
         policy: Policy,
-        algorithm: Algorithm,
+        algorithm_at: Callable[[int], Algorithm],
         ranks: Ranks,
         *,
         announce: Callable[[str], None] = print,
     ) -> None:
-        self.policy, self.algorithm, self.ranks, self.optim = policy, algorithm, ranks, config.optim
+        self.policy, self.algorithm_at, self.ranks, self.optim = policy, algorithm_at, ranks, config.optim
+        self._stages = config.algorithm
         self.optimizer = make_optimizer(config.optim, policy.adapter.parameters)
         self.max_steps, self.temperature = config.train.max_steps, config.rollout.temperature
         self.tokens_per_batch = config.train.tokens_per_batch
@@ -71,19 +74,22 @@ class Updater:
         """
         started = time.perf_counter()
         policy, ranks, num_updates = self.policy, self.ranks, self.optim.updates_per_batch
+        algorithm = self.algorithm_at(step)
+        if step > 0 and step == self._steps_of_stage(step).start:
+            self.optimizer.state.clear()  # a stage starts with a new optimizer, as a run of its own would
         device.start_peak(ranks.device)
         is_first = not self._is_layout_checked
         if is_first:
-            self._check_layout(groups)
-        normalizers = sum(ranks.gather([count_normalizers(self.algorithm, groups)]), start=Normalizers(0.0, 0.0, 0.0))
+            self._check_layout(algorithm, groups)
+        normalizers = sum(ranks.gather([count_normalizers(algorithm, groups)]), start=Normalizers(0.0, 0.0, 0.0))
         num_groups = sum(ranks.gather([len(groups)]))
-        moving = ranks.gather([group for group in groups if needs_forward(self.algorithm, group)])
+        moving = ranks.gather([group for group in groups if needs_forward(algorithm, group)])
         num_failures = 0
         while True:
             with MemoryAttempt() as attempt:
                 batches = self._pack(moving)
                 losses, gaps = accumulate_gradient(
-                    policy, self.algorithm, batches, normalizers, temperature=self.temperature
+                    policy, algorithm, batches, normalizers, temperature=self.temperature
                 )
             if not self._any_failed(attempt):
                 break
@@ -104,7 +110,7 @@ class Updater:
         for _ in range(1, num_updates):
             with MemoryAttempt() as attempt:
                 losses, gaps = accumulate_gradient(
-                    policy, self.algorithm, batches, normalizers, temperature=self.temperature
+                    policy, algorithm, batches, normalizers, temperature=self.temperature
                 )
             if self._any_failed(attempt):
                 smaller = f"with train.tokens_per_batch={self.tokens_per_batch // 2}"
@@ -198,15 +204,22 @@ class Updater:
         )
 
     def _lr(self, step: int) -> float:
-        return learning_rate(self.optim, step=step, max_steps=self.max_steps)
+        """Return the learning rate; each stage has its own warm-up and decay."""
+        steps, stage = self._steps_of_stage(step), self._stages.stage_at(step)
+        own_lr = stage.lr if isinstance(stage, FirstStageSection) else None
+        optim = self.optim if own_lr is None else self.optim.model_copy(update={"lr": own_lr})
+        return learning_rate(optim, step=step - steps.start, max_steps=len(steps))
 
-    def _check_layout(self, groups: Sequence[Group]) -> None:
+    def _steps_of_stage(self, step: int) -> range:
+        return self._stages.steps_of_stage(step, max_steps=self.max_steps)
+
+    def _check_layout(self, algorithm: Algorithm, groups: Sequence[Group]) -> None:
         """Check the tree or the rows, in the first step that has a gradient (`packing_check`)."""
-        candidates = self.ranks.gather(smallest_moving(self.algorithm, groups))  # so that all ranks check the same tree
+        candidates = self.ranks.gather(smallest_moving(algorithm, groups))  # so that all ranks check the same tree
         if self.policy.layout == "tree":
-            line = self._check_tree(candidates)
+            line = self._check_tree(algorithm, candidates)
         if self.policy.layout == "rows":
-            line = check_rows(self.policy, self.algorithm, candidates, temperature=self.temperature)
+            line = check_rows(self.policy, algorithm, candidates, temperature=self.temperature)
             if any(self.ranks.gather([self.policy.has_own_logits])):
                 self.policy.take_own_logits()
         if line is not None:  # None: no group had a gradient, but one of the next step may
@@ -214,12 +227,12 @@ class Updater:
             if self.ranks.is_main:
                 self._announce(line)
 
-    def _check_tree(self, candidates: Sequence[Group]) -> str | None:
+    def _check_tree(self, algorithm: Algorithm, candidates: Sequence[Group]) -> str | None:
         """Compare a small tree with its rollouts as rows. Where they differ, `model.layout: auto` takes rows."""
         line, failure = None, None
         try:
             report = check_packing(
-                self.policy, self.algorithm, candidates, temperature=self.temperature, longest=self._longest
+                self.policy, algorithm, candidates, temperature=self.temperature, longest=self._longest
             )
             line = None if report is None else report.line()
         except PackingError as error:

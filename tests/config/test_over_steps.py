@@ -1,0 +1,56 @@
+"""Numbers that change over the steps."""
+
+import math
+
+import pytest
+
+from trapo_lite.config import load_config
+from trapo_lite.config.algorithm import AlgorithmSection
+from trapo_lite.core.errors import ConfigError
+
+FILES = ["tiny_cpu.yaml", "algorithm/chord.yaml"]
+
+
+def test_chords_weight_rises_to_its_peak_and_falls_by_a_cosine_while_rl_has_the_rest() -> None:
+    section = load_config(FILES).algorithm
+    built = [section.build_at(step) for step in range(0, 300)]
+    mu = [algorithm.prefix_weight for algorithm in built]
+    assert (mu[0], mu[20], mu[200], mu[299]) == pytest.approx((0.0, 0.9, 0.05, 0.05))
+    assert mu[10] == pytest.approx(0.45)
+    assert mu[65] == pytest.approx(0.05 + 0.85 * (1 + math.cos(math.pi / 4)) / 2)  # a quarter of the way down
+    assert [algorithm.completion_weight for algorithm in built] == pytest.approx([1 - value for value in mu])
+
+
+def test_a_ratio_may_fall_over_the_steps() -> None:
+    schedule = [
+        {"num_rollouts": 7},
+        {"num_rollouts": 1, "prefix_ratio": {"steps": [0, 100], "values": [0.95, 0.05]}, "help_below": None},
+    ]
+    section = AlgorithmSection(schedule=schedule, prefix_loss="nll", normalizer="tokens")  # type: ignore[arg-type]
+    ratios = [section.build_at(step).micro_groups[1].prefix_ratio for step in (0, 50, 100, 500)]
+    assert ratios == pytest.approx([0.95, 0.5, 0.05, 0.05])
+    assert section.micro_groups[1].prefix_ratio == 0.95  # what limits and checks go by
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("{steps: [0, 5], values: [1, 2, 3]}", "steps, values: found 2 and 3"),
+        ("{steps: [5, 5], values: [1.0, 2.0]}", "steps: found [5, 5]; give rising numbers"),
+        ("{steps: [0, 5], values: [0.0, 0.0]}", "values: all are 0"),
+        ("{steps: [0, 5], value: [0.0, 1.0]}", "value: unknown key; did you mean 'values'?"),
+        ("{steps: [0, 5], values: [1.0]}", "values: list should have at least 2 items"),
+        ("{steps: [0], values: [0.5]}", "steps: list should have at least 2 items"),
+        ("{steps: [0, 5], values: [-1, 1]}", "values.0: input should be greater than or equal to 0; found -1"),
+    ],
+)
+def test_a_wrong_course_is_named(value: str, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config(FILES, [f"algorithm.prefix_loss={{type: nll, weight: {value}}}"])
+    assert f"algorithm.prefix_loss.weight.{message}" in str(raised.value)
+
+
+def test_a_ratio_above_one_is_refused_wherever_it_stands_in_a_course() -> None:
+    schedule = "[{num_rollouts: 1, prefix_ratio: {steps: [0, 9], values: [2.0, 1.0]}, help_below: null}]"
+    with pytest.raises(ConfigError, match=r"schedule\.0\.prefix_ratio\.values: found \[2\.0, 1\.0\]"):
+        load_config("tiny_cpu.yaml", [f"algorithm.schedule={schedule}"])
