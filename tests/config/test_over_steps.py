@@ -54,3 +54,27 @@ def test_a_ratio_above_one_is_refused_wherever_it_stands_in_a_course() -> None:
     schedule = "[{num_rollouts: 1, prefix_ratio: {steps: [0, 9], values: [2.0, 1.0]}, help_below: null}]"
     with pytest.raises(ConfigError, match=r"schedule\.0\.prefix_ratio\.values: found \[2\.0, 1\.0\]"):
         load_config("tiny_cpu.yaml", [f"algorithm.schedule={schedule}"])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (
+            "[{num_rollouts: 1}, {num_rollouts: 1, prefix_ratio: 0.5, help_below: 1, otherwise: skip}, "
+            "{num_rollouts: 1, prefix_ratio: 1.0, help_below: 1}]",
+            "algorithm.schedule[1].otherwise: skip is possible in the last micro-group only",
+        ),
+        ("[{num_rollouts: 1, otherwise: skip}]", "algorithm.schedule[0].otherwise: has no effect"),
+        ("[{num_rollouts: 1, replaces_rl: true}]", "algorithm.schedule[0].replaces_rl: has no effect"),
+        ("[{num_rollouts: 1, otherwise: nothing}]", "algorithm.schedule.0.otherwise: found 'nothing'; give"),
+    ],
+)
+def test_what_becomes_of_a_micro_group_that_does_not_help_is_checked(schedule: str, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config("tiny_cpu.yaml", [f"algorithm.schedule={schedule}", "algorithm.prefix_loss=none"])
+    assert message in str(raised.value)
+
+
+def test_tokens_are_chosen_by_entropy_in_one_prefix_of_a_problem_only() -> None:
+    with pytest.raises(ConfigError, match="3 rollouts of a problem may carry the prefix loss"):
+        load_config("tiny_cpu.yaml", ["algorithm.prefix_loss.top_entropy=0.2"])

@@ -58,8 +58,7 @@ def test_other_names_are_no_shipped_configuration(name: str) -> None:
 def test_a_name_that_is_nowhere_gets_the_nearest_ones() -> None:
     with pytest.raises(ConfigError, match=r"--config qwen3_8b.yaml: no such file; did you mean .*'qwen3_4b.yaml'"):
         load_config(["qwen3_8b.yaml"])
-    near = r"'algorithm/sft.yaml' or 'algorithm/dft.yaml' or 'algorithm/sft_then_rl.yaml'"
-    with pytest.raises(ConfigError, match=rf"did you mean {near}\?"):
+    with pytest.raises(ConfigError, match=r"no such file; did you mean 'algorithm/sft.yaml' or 'algorithm/"):
         load_config(["sft.yml"])
     with pytest.raises(ConfigError, match="give the path of a YAML file, or a name that `trapo-lite configs` lists"):
         load_config(["nothing_like_it.json"])

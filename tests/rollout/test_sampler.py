@@ -40,6 +40,7 @@ def sample(
     judge: Callable[[str, str], bool] = lambda text, gold: False,
     engine: ScriptedEngine | None = None,
     step: int = 1,
+    on_progress: Callable[[int, int], None] | None = None,
     **changes: object,
 ) -> tuple[list[list[Rollout]], ScriptedEngine]:
     engine = engine or ScriptedEngine()
@@ -52,6 +53,7 @@ def sample(
             settings=settings(**changes),
             decode=decode,
             is_boundary=is_boundary,
+            on_progress=on_progress,
         )
         return sampler(problems, step=step)[0], engine
 
@@ -544,3 +546,27 @@ def test_what_becomes_of_completions_that_were_cut(truncated: str) -> None:
     if truncated == "masked":
         expected[2:] = [0.0, 0.0]
     assert list(group.advantages) == pytest.approx(expected)
+
+
+HPT = (MicroGroup(3, 0.0, 0.0), MicroGroup(1, 1.0, 0.5, otherwise="skip", replaces_rl=True))
+
+
+@pytest.mark.parametrize(("schedule", "deterministic"), MODES)
+def test_a_micro_group_that_skips_draws_nothing_where_it_does_not_help(schedule: str, deterministic: bool) -> None:
+    """Problem s is solved, f is not, and n has no expert solution."""
+    problems = [problem("s"), problem("f"), problem("n", traces=[])]
+    progress: list[tuple[int, int]] = []
+
+    groups, engine = sample(
+        problems,
+        micro_groups=HPT,
+        judge=lambda text, gold: gold == "gold of s",
+        start_order=schedule,
+        deterministic=deterministic,
+        on_progress=lambda done, expected: progress.append((done, expected)),
+    )
+    assert [rollout.reward for rollout in groups[0]] == [1.0] * 3
+    assert [rollout.finish_reason for rollout in groups[1]][3:] == ["expert"]
+    assert [rollout.is_guided for rollout in groups[2]] == [False] * 3
+    assert len(engine.requests) == 9
+    assert progress[-1][0] == progress[-1][1]

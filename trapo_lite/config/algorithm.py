@@ -1,6 +1,6 @@
 """The `algorithm` section holds a schedule and the parts chosen by name, and checks that they fit each other."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field, Tag, model_validator
 
@@ -49,6 +49,10 @@ class MicroGroupSection(Section):
     help_below: Number | None = 0.0
     trace: Annotated[Whole, Field(ge=0)] | None = 0
     num_trained: Annotated[Whole, Field(ge=0)] | None = None
+    otherwise: Literal["unguided", "skip"] = "unguided"
+    """What becomes of its rollouts where it does not help: they are drawn without a prefix, or not at all."""
+    replaces_rl: bool = False
+    """Where it helps, the problem's own tokens are not trained."""
 
     @model_validator(mode="after")
     def _is_a_share(self) -> "MicroGroupSection":
@@ -119,6 +123,12 @@ class StageSection(Section):
         """Return whether anything is sampled; in SFT every rollout is a whole expert solution, so nothing is."""
         return any(not (g.prefix_ratio == 1.0 and g.help_below is None) for g in self.micro_groups)
 
+    @property
+    def _most_trained(self) -> int:
+        """Return how many rollouts of a problem may carry the prefix loss."""
+        guided = [group for index, group in enumerate(self.micro_groups) if _can_be_guided(index, group)]
+        return sum(group.num_rollouts if group.num_trained is None else group.num_trained for group in guided)
+
     @model_validator(mode="after")
     def _consistent(self) -> "StageSection":
         if not self.micro_groups:
@@ -147,6 +157,24 @@ class StageSection(Section):
                 "to leave out; remove it"
             )
         for index, group in enumerate(self.micro_groups):
+            if group.otherwise == "skip" and index + 1 < len(self.micro_groups):
+                raise ValueError(
+                    f"schedule[{index}].otherwise: skip is possible in the last micro-group only, because later ones "
+                    "compare with the mean of all earlier rollouts; move it to the end"
+                )
+            for key in ("otherwise", "replaces_rl"):
+                default = MicroGroupSection.model_fields[key].default
+                if group.prefix_ratio == 0.0 and getattr(group, key) != default:
+                    raise ValueError(
+                        f"schedule[{index}].{key}: has no effect, because the micro-group never helps (prefix_ratio is "
+                        "0); remove it or set prefix_ratio"
+                    )
+        if self.prefix_loss.type != "none" and self.prefix_loss.top_entropy is not None and self._most_trained > 1:
+            raise ValueError(
+                f"prefix_loss.top_entropy: {self._most_trained} rollouts of a problem may carry the prefix loss, and "
+                "tokens are chosen in one prefix; set num_trained so that one does, or top_entropy: null"
+            )
+        for index, group in enumerate(self.micro_groups):
             if group.prefix_ratio > 0 and not _can_be_guided(index, group):
                 raise ValueError(
                     f"schedule[{index}]: prefix_ratio {group.prefix_ratio:g} can never be used: help_below is "
@@ -172,6 +200,7 @@ class StageSection(Section):
             prefix_loss=self.prefix_loss.build(),
             prefix_weight=at_step(self.prefix_loss.weight, step),
             times_advantage=self.prefix_loss.times_advantage,
+            top_entropy=self.prefix_loss.top_entropy,
             completion_loss=self.completion_loss.build(),
             completion_weight=at_step(self.completion_loss.weight, step),
             advantage=self.advantage.build(),

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from trapo_lite.core import algorithm as core
 
 
+TRAINS_ALL = ("top_entropy", None)
+
+
 class Choice(Section):
     """A Choice is one type of a part of the algorithm, with its parameters."""
 
@@ -29,7 +32,8 @@ class Choice(Section):
         >>> TrustRegion().describe(), Nll().describe()
         ('trust_region (alpha 0.1)', 'nll')
         """
-        parameters = [f"{key} {value}" for key, value in self if key not in ("type", "weight", "times_advantage")]
+        hidden = ("type", "weight", "times_advantage")
+        parameters = [f"{key} {value}" for key, value in self if key not in hidden and (key, value) != TRAINS_ALL]
         return f"{self.type} ({', '.join(parameters)})" if parameters else self.type
 
 
@@ -44,6 +48,7 @@ class NoPrefixLoss(Choice):
     type: Literal["none"] = "none"
     weight: ClassVar[float] = 0.0
     times_advantage: ClassVar[bool] = False
+    top_entropy: ClassVar[float | None] = None
 
     def build(self) -> None:
         return None
@@ -56,6 +61,8 @@ class PrefixLossChoice(Choice):
     """Factor of the prefix loss, or its course over the steps."""
     times_advantage: bool = False
     """Whether the prefix loss is also multiplied by the rollout's advantage."""
+    top_entropy: Annotated[Number, Field(gt=0.0, lt=1.0)] | None = None
+    """Share of a prefix's tokens that are trained: those at which the policy's entropy is highest; None: all."""
 
 
 class TrustRegion(PrefixLossChoice):

@@ -3,6 +3,7 @@
 An `Algorithm` is data. TRAPO, GRPO, SFT and LUFFY differ in its fields only; no code asks which one it is.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trapo_lite.core import losses
-from trapo_lite.core.micro_groups import MicroGroup
+from trapo_lite.core.micro_groups import MicroGroup, micro_group_of_slots
 from trapo_lite.core.tree import PackedBatch
 from trapo_lite.core.types import Group, Mean, Rollout
 
@@ -30,6 +31,7 @@ class Algorithm:
 
     prefix_loss:       None: expert tokens are not trained.
     times_advantage:   multiply the prefix loss by the rollout's advantage (LUFFY).
+    top_entropy:       share of a prefix's tokens that are trained, those of highest entropy (Prefix-RFT); None: all.
     normalizer_tokens: divide each component by this many tokens per problem; None: by its global token count.
     tis_cap:           cap of the importance weight trainer / sampler; None: no weight.
     sequence_bound:    bound of a rollout's mean ratio trainer / sampler; None: every rollout is trained.
@@ -39,6 +41,7 @@ class Algorithm:
     prefix_loss: PrefixLoss | None
     prefix_weight: float
     times_advantage: bool
+    top_entropy: float | None
     completion_loss: CompletionLoss
     completion_weight: float
     advantage: Advantage
@@ -84,16 +87,25 @@ class TokenLogprobs:
 def make_group(algorithm: Algorithm, rollouts: Sequence[Rollout]) -> Group:
     """Return one problem's rollouts with their advantages and the weights of their prefix losses.
 
-    A rollout without a reward has no advantage and is in nobody's baseline. A masked one has no advantage only.
+    A rollout without a reward has no advantage and is in nobody's baseline. A masked one has no advantage only; so have
+    all of a problem in which a micro-group with `replaces_rl` helped.
     """
     has_reward = torch.tensor([rollout.reward is not None for rollout in rollouts])
     in_baseline = torch.tensor(algorithm.baseline(rollouts)) & has_reward
     rewards = torch.tensor([rollout.reward or 0.0 for rollout in rollouts]).expand(in_baseline.shape)
     own_views = algorithm.advantage(rewards, in_baseline).diagonal()  # row i is rollout i's view of its group
-    is_masked = torch.tensor([rollout.is_masked for rollout in rollouts])
-    advantages = torch.where(has_reward & ~is_masked, own_views, 0.0).tolist()
+    has_rl = not _is_replaced(algorithm, rollouts)
+    is_trained = torch.tensor([has_rl and not rollout.is_masked for rollout in rollouts])
+    advantages = torch.where(has_reward & is_trained, own_views, 0.0).tolist()
     weights = advantages if algorithm.times_advantage else [1.0] * len(rollouts)
     return Group(tuple(rollouts), tuple(advantages), tuple(weights))
+
+
+def _is_replaced(algorithm: Algorithm, rollouts: Sequence[Rollout]) -> bool:
+    """Return whether a micro-group that takes the place of RL helped this problem."""
+    slots = micro_group_of_slots(algorithm.micro_groups)
+    replacing = {slot for slot, index in enumerate(slots) if algorithm.micro_groups[index].replaces_rl}
+    return any(rollout.is_guided and rollout.slot in replacing for rollout in rollouts)
 
 
 def needs_forward(algorithm: Algorithm, group: Group) -> bool:
@@ -123,10 +135,16 @@ def count_normalizers(algorithm: Algorithm, groups: Sequence[Group]) -> Normaliz
         return Normalizers(constant, constant, constant)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     return Normalizers(
-        prefix=float(sum(len(rollout.prefix_ids) for rollout in rollouts if rollout.train_prefix)),
+        prefix=float(sum(_num_chosen(algorithm, rollout) for rollout in rollouts if rollout.train_prefix)),
         completion=float(sum(len(rollout.completion_ids) for rollout in rollouts)),
         response=float(sum(len(rollout.response_ids) for rollout in rollouts)),
     )
+
+
+def _num_chosen(algorithm: Algorithm, rollout: Rollout) -> int:
+    """Return how many tokens of its prefix the prefix loss trains."""
+    length = len(rollout.prefix_ids)
+    return length if algorithm.top_entropy is None else math.ceil(algorithm.top_entropy * length)
 
 
 def policy_loss(
@@ -168,7 +186,11 @@ def policy_loss(
         "prefix/probability": _mean(logprobs.detach().exp(), prefix_rows),
     }
     if algorithm.prefix_loss is not None:
-        prefix_sum = (algorithm.prefix_loss(logprobs) * batch.prefix_weight_sum[rows]).sum()
+        weights = batch.prefix_weight_sum[rows]
+        if algorithm.top_entropy is not None:
+            chosen = losses.highest(entropy, batch.tree[rows], prefix_rows > 0, share=algorithm.top_entropy)
+            weights, prefix_rows = weights * chosen, prefix_rows * chosen
+        prefix_sum = (algorithm.prefix_loss(logprobs) * weights).sum()
         loss = loss + algorithm.prefix_weight * prefix_sum / max(normalizers.prefix, 1.0)
         metrics["loss/prefix"] = Mean(prefix_sum.item(), prefix_rows.sum().item())
     if algorithm.entropy_weight > 0:

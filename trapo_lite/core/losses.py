@@ -120,6 +120,22 @@ def sequence_mask(logprobs: Tensor, sampler_logprobs: Tensor, sequence: Tensor, 
     return mean.abs() <= math.log(bound)
 
 
+def highest(values: Tensor, tree: Tensor, candidates: Tensor, *, share: float) -> Tensor:
+    """Return, per token, whether it is among the `share` of its tree's candidates with the highest values.
+
+    Of n candidates, ceil(share * n) are chosen; of equal ones the earlier.   Source: Prefix-RFT, arXiv:2507.01679.
+
+    Args:    values: (K,).   tree: (K,), the number of the token's tree.   candidates: bool (K,).   share: 0 to 1.
+    Returns: bool (K,).
+    """
+    chosen = torch.zeros_like(candidates)
+    for number in tree[candidates].unique():
+        mine = torch.nonzero((tree == number) & candidates).squeeze(-1)
+        order = values[mine].argsort(descending=True, stable=True)
+        chosen[mine[order[: math.ceil(share * len(mine))]]] = True
+    return chosen
+
+
 def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     """Return Schulman's low-variance estimate of KL(pi || reference) per sampled token: r - 1 - log r, r = ref / pi."""
     log_ratio = reference_logprobs - logprobs

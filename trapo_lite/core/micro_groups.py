@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,8 @@ class MicroGroup:
                   one prefix, so several of them train the same tokens several times.
     drawn_from:   ratios of which one is drawn for each problem and step; prefix_ratio is then the largest of them.
                   Empty: the ratio is prefix_ratio.
+    otherwise:    what becomes of its rollouts where no prefix is given: they are drawn without one, or not at all.
+    replaces_rl:  where a prefix is given, the problem's own tokens are not trained (HPT).
     """
 
     num_rollouts: int
@@ -24,6 +27,8 @@ class MicroGroup:
     trace: int | None = 0
     num_trained: int | None = None
     drawn_from: tuple[float, ...] = ()
+    otherwise: Literal["unguided", "skip"] = "unguided"
+    replaces_rl: bool = False
 
 
 PRESETS: dict[str, tuple[MicroGroup, ...]] = {
@@ -43,6 +48,15 @@ PRESETS: dict[str, tuple[MicroGroup, ...]] = {
         MicroGroup(1, 1.0, 1.0, trace=1),
     ),
 }
+
+
+def micro_group_of_slots(micro_groups: Sequence[MicroGroup]) -> list[int]:
+    """Return the index of the micro-group that each slot of a group is in.
+
+    >>> micro_group_of_slots(PRESETS["paper"])
+    [0, 0, 0, 0, 1, 1, 2, 3]
+    """
+    return [index for index, group in enumerate(micro_groups) for _ in range(group.num_rollouts)]
 
 
 def prefix_ratio(micro_group: MicroGroup, returns_so_far: Sequence[float]) -> float:

@@ -58,6 +58,11 @@ class PackedBatch:
         return torch.nonzero(self.multiplicity > 0).squeeze(-1)
 
     @property
+    def tree(self) -> Tensor:
+        """Return the number (T,) of the tree that each token is in, counted from 1."""
+        return torch.cumsum(self.parent < 0, dim=0)
+
+    @property
     def completion(self) -> Tensor:
         """Return the number (T,) of each completion token's completion, counted from 1; meaningless elsewhere."""
         before = torch.arange(-1, self.num_tokens - 1, device=self.parent.device)

@@ -84,7 +84,8 @@ def _describe(group_index: int, micro_group: MicroGroup, is_helped: bool) -> str
     when = "always" if micro_group.help_below is None else f"if the mean reward is below {micro_group.help_below:.3g}"
     which = "a trace at random" if micro_group.trace is None else "its trace"
     ratios = " or ".join(f"{ratio:g}" for ratio in micro_group.drawn_from or [micro_group.prefix_ratio])
-    return f"{text}, ratio {ratios} of {which} {when}"
+    otherwise = ", otherwise nothing is drawn" if micro_group.otherwise == "skip" else ""
+    return f"{text}, ratio {ratios} of {which} {when}{otherwise}"
 
 
 def _losses(algorithm: AlgorithmSection, micro_group: MicroGroup, is_helped: bool) -> str:

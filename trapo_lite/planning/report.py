@@ -91,7 +91,9 @@ def _rollout_lines(config: Config, stage: StageSection) -> list[str]:
             share = f"one of {ratios}" if ratios else f"{group.prefix_ratio:.0%}"
             if isinstance(section.prefix_ratio, OverSteps):
                 share = f"a share of {in_words(section.prefix_ratio)}"
-            lines[-1] += f"{share} of the expert trace {when}"
+            otherwise = ", otherwise nothing" if group.otherwise == "skip" else ""
+            instead = ", instead of RL" if group.replaces_rl else ""
+            lines[-1] += f"{share} of the expert trace {when}{instead}{otherwise}"
     return lines
 
 

@@ -20,6 +20,7 @@ class Branch:
 
     room:          how many tokens it may draw, 0 if its prefix leaves none
     reward_bounds: the lowest and the highest reward that any rollout can have
+    is_skipped:    whether nothing is drawn (`otherwise: skip`)
     """
 
     rollout: Rollout
@@ -27,6 +28,7 @@ class Branch:
     room: int
     reward_bounds: tuple[float, float]
     state: Literal["planned", "sampling", "grading", "graded", "dropped"] = "planned"
+    is_skipped: bool = False
 
     @property
     def rewards(self) -> tuple[float, float]:
@@ -111,6 +113,8 @@ class GroupInProgress:
         for member in range(micro_group.num_rollouts):
             slot = len(self._slots) + member
             alone = self._branch(slot, index, trace=None, prefix=(), is_trained=False)
+            if micro_group.otherwise == "skip":
+                alone.state, alone.is_skipped = "graded", True
             helped = alone
             if prefix:
                 is_trained = member >= micro_group.num_rollouts - num_trained

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
-from trapo_lite.core.micro_groups import MicroGroup
+from trapo_lite.core.micro_groups import MicroGroup, micro_group_of_slots
 from trapo_lite.core.types import Group, Mean, Rollout, VerdictKind
 
 
@@ -15,7 +15,7 @@ def describe(groups: Sequence[Group], micro_groups: Sequence[MicroGroup]) -> dic
     problems more often.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    own = [r for group in groups for r in group.rollouts[: micro_groups[0].num_rollouts]]
+    own = [r for r in rollouts if r.slot < micro_groups[0].num_rollouts]
     expert = [r for r in rollouts if r.finish_reason == "expert"]
     guided = [r for r in rollouts if r.is_guided and r.finish_reason != "expert"]
     sampled = [r for r in rollouts if r.finish_reason != "expert"]
@@ -55,19 +55,14 @@ def _gains_by_help(groups: Sequence[Group]) -> list[float]:
 
 def _describe_micro_groups(groups: Sequence[Group], micro_groups: Sequence[MicroGroup]) -> dict[str, Mean]:
     """Return the means of each micro-group, numbered from 1, and its share of helped rollouts if it can give help."""
-    metrics, numbers = {}, _micro_group_numbers(micro_groups)
+    metrics, indices = {}, micro_group_of_slots(micro_groups)
     for number, micro_group in enumerate(micro_groups, start=1):
-        members = [r for group in groups for r, n in zip(group.rollouts, numbers, strict=True) if n == number]
+        members = [r for group in groups for r in group.rollouts if indices[r.slot] == number - 1]
         metrics[f"reward/group_{number}"] = _mean_reward(members)
         if micro_group.prefix_ratio > 0.0:
             metrics[f"reward/helped_{number}"] = _mean_reward([r for r in members if r.is_guided])
             metrics[f"rollout/helped_{number}"] = _mean([r.is_guided for r in members])
     return metrics
-
-
-def _micro_group_numbers(micro_groups: Sequence[MicroGroup]) -> list[int]:
-    """Return the number of each slot's micro-group, counted from 1."""
-    return [number for number, group in enumerate(micro_groups, start=1) for _ in range(group.num_rollouts)]
 
 
 def token_counts(groups: Sequence[Group], *, num_packed: int) -> dict[str, Mean | int]:
@@ -100,12 +95,13 @@ def to_lines(
 
     docs/metrics.md lists the fields.
     """
+    indices = micro_group_of_slots(micro_groups)
     return [
         {
             "problem_id": rollout.problem_id,
             "replaced": replaced,
             "slot": rollout.slot,
-            "micro_group": number,
+            "micro_group": indices[rollout.slot] + 1,
             "ratio": rollout.prefix_ratio,
             "prompt": decode(rollout.prompt_ids),
             "prefix": decode(rollout.prefix_ids),
@@ -124,9 +120,7 @@ def to_lines(
             "completion_ids": list(rollout.completion_ids),
             "completion_logprobs": list(rollout.completion_logprobs),
         }
-        for rollout, advantage, number in zip(
-            group.rollouts, group.advantages, _micro_group_numbers(micro_groups), strict=True
-        )
+        for rollout, advantage in zip(group.rollouts, group.advantages, strict=True)
     ]
 
 

@@ -109,7 +109,7 @@ class RolloutPhase:
 
     def group(self, index: int) -> list[Rollout]:
         """Return the rollouts of a problem; all its slots must be decided."""
-        return [left[0].rollout for left in self.groups[index].candidates]
+        return [left[0].rollout for left in self.groups[index].candidates if not left[0].is_skipped]
 
     def newly_complete(self) -> list[int]:
         """Return the indices of the problems that were completed since the last call."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trapo_lite.config import AlgorithmSection, Config
+from trapo_lite.config.algorithm import MicroGroupSection
 from trapo_lite.config.old_form import translated
 from trapo_lite.config.rewards import without_folder
 from trapo_lite.core.errors import CheckpointError
@@ -54,6 +55,7 @@ NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path")  # fields of a mode
 YOUNGER_OPTIONS = {
     "algorithm.completion_loss.weight": 1.0,
     "algorithm.first_stage": None,
+    "algorithm.prefix_loss.top_entropy": None,
     "data.answer_from": "column",
     "data.columns": None,
     "data.filter": {},
@@ -125,6 +127,10 @@ def _functions_by_key(functions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _in_todays_form(recorded: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a checkpoint's configuration in the form that `run_identity` has now (config/old_form.py)."""
+    schedule = recorded.get("algorithm.schedule")
+    if isinstance(schedule, list):  # micro-groups have got more keys
+        of_today = [MicroGroupSection(**group).model_dump(mode="json") for group in schedule]
+        recorded = {**recorded, "algorithm.schedule": of_today}
     if "algorithm.prefix_loss" not in recorded:
         return recorded
     sections: dict[str, dict[str, Any]] = {}
