@@ -12,6 +12,7 @@ import torch
 from gaussian_mixtures import SETTINGS, Course, Setting, even_mixture, runs, share_covered, smallest_set, train, verdict
 from proposition_1 import check, gaps, minimize, random_experts, rule_of
 
+RESULTS = Path(__file__).parents[1] / "docs/RESULTS.md"
 ONE_COMPONENT = Setting("one component", num_components=1, optimizer="sgd")
 CENTRES = [0.2 * index for index in range(-80, 81)]
 
@@ -172,7 +173,7 @@ def test_a_minimum_that_is_not_reached_is_an_error() -> None:
         minimize(random_experts(num_cases=2, num_tokens=20, seed=0), alpha=0.02, max_steps=3)
 
 
-# --- the programs ---
+# --- the programs and the page ---
 
 
 @pytest.mark.slow
@@ -207,3 +208,11 @@ def test_impossible_options_are_errors(program, wrong: list[str], message: str, 
     with pytest.raises(SystemExit):
         program.main(wrong)
     assert message in capsys.readouterr().err
+
+
+def test_the_page_shows_every_setting_and_both_pictures() -> None:
+    page = RESULTS.read_text(encoding="utf-8")
+    assert all(f"| {setting.name} |" in page for setting in SETTINGS)
+    for name in ("gaussian_mixtures", "proposition_1"):
+        assert f"(pictures/{name}.svg)" in page
+        assert (RESULTS.parent / f"pictures/{name}.svg").stat().st_size < 150_000
