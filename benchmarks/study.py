@@ -43,6 +43,9 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
     "trapo, luffy's loss": ("trapo", ["algorithm.prefix_loss={type: luffy, times_advantage: false}"]),
     "trapo, help always": ("trapo", [f"algorithm.schedule={ALWAYS}"]),
     "trapo, paper": ("trapo", ["algorithm.schedule=paper"]),
+    "trapo_utility, same problem": ("trapo_utility", ["algorithm.utility=same_problem"]),
+    "trapo_utility, help only": ("trapo_utility", ["algorithm.utility.weighs_loss=false"]),
+    "trapo_utility, loss only": ("trapo_utility", ["algorithm.utility.gates_help=false"]),
     **{
         f"trapo, alpha {alpha}": ("trapo", [f"algorithm.prefix_loss.alpha={alpha}"])
         for alpha in (0.001, 0.01, 0.03, 0.3, 1.0)

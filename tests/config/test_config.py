@@ -433,6 +433,7 @@ rollout: {schedule: auto, merge: auto, tis_cap: 2, sequence_bound: 3}
     config = load_config([file])
     assert config.algorithm.model_dump() == {
         "name": "old",
+        "utility": {"type": "none"},
         "first_stage": None,
         "schedule": "paper",
         "prefix_loss": {"type": "luffy", "weight": 0.5, "times_advantage": False, "top_entropy": None, "gamma": 0.3},

@@ -36,7 +36,7 @@ def settings(**changes: object) -> SamplingSettings:
 def sample(
     problems: Sequence[Problem],
     *,
-    micro_groups: Sequence[MicroGroup] = CODE,
+    micro_groups: Sequence[MicroGroup] | Callable[[Problem], Sequence[MicroGroup]] = CODE,
     judge: Callable[[str, str], bool] = lambda text, gold: False,
     engine: ScriptedEngine | None = None,
     step: int = 1,
@@ -570,3 +570,26 @@ def test_a_micro_group_that_skips_draws_nothing_where_it_does_not_help(schedule:
     assert [rollout.is_guided for rollout in groups[2]] == [False] * 3
     assert len(engine.requests) == 9
     assert progress[-1][0] == progress[-1][1]
+
+
+def test_help_is_withheld_at_random_in_every_mode_alike() -> None:
+    """A third of the failing problems gets help in the micro-group, by the seed of problem and step."""
+    problems = [problem(chr(97 + index)) for index in range(60)]
+    schedule = (MicroGroup(2, 0.0, 0.0), MicroGroup(2, 0.5, 0.5, help_probability=1 / 3))
+    helped = []
+    for mode, deterministic in MODES:
+        groups, _ = sample(problems, micro_groups=schedule, start_order=mode, deterministic=deterministic)
+        helped.append([[rollout.is_guided for rollout in group] for group in groups])
+    assert all(other == helped[0] for other in helped[1:])
+    assert {tuple(flags) for flags in helped[0]} == {(False,) * 4, (False, False, True, True)}  # both or neither
+    assert 10 <= sum(flags[2] for flags in helped[0]) <= 30  # 20, with a standard deviation of 3.7
+    later, _ = sample(problems, micro_groups=schedule, step=2)
+    assert [[rollout.is_guided for rollout in group] for group in later] != helped[0]
+
+
+def test_each_problem_may_have_its_own_schedule() -> None:
+    def schedule(item: Problem) -> tuple[MicroGroup, ...]:
+        return (MicroGroup(1, 0.0, 0.0), MicroGroup(1, 0.5, 0.5, prefix_weight=0.5 if item.id == "a" else 1.0))
+
+    groups, _ = sample([problem("a"), problem("b")], micro_groups=schedule)
+    assert [[rollout.prefix_weight for rollout in group] for group in groups] == [[1.0, 0.5], [1.0, 1.0]]

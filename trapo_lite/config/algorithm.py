@@ -13,10 +13,12 @@ from trapo_lite.config.choices import (
     Constant,
     GroupBaseline,
     NormalizerSection,
+    NoUtility,
     PolicyGradient,
     PrefixLossSection,
     TokenCount,
     TrustRegion,
+    UtilitySection,
 )
 from trapo_lite.config.fields import (
     NonNegative,
@@ -234,6 +236,17 @@ class AlgorithmSection(StageSection):
     name: str = "trapo"
     """Label for tables and logs; nothing is computed from it."""
     first_stage: FirstStageSection | None = None
+    utility: Annotated[UtilitySection, NAMED] = NoUtility()
+    """How it is measured whether help is useful, which then decides on it."""
+
+    @model_validator(mode="after")
+    def _utility_can_be_measured(self) -> "AlgorithmSection":
+        if self.utility.type != "none" and not any(0.0 < group.prefix_ratio < 1.0 for group in self.micro_groups):
+            raise ValueError(
+                "utility: is measured by how the policy goes on from a part of an expert solution, but no micro-group "
+                "shows one (prefix_ratio between 0 and 1); add one or set utility: none"
+            )
+        return self
 
     @property
     def stages(self) -> tuple[StageSection, ...]:

@@ -16,6 +16,7 @@ from trapo_lite.config.over_steps import Weight
 
 if TYPE_CHECKING:
     from trapo_lite.core import algorithm as core
+    from trapo_lite.core.utility import UtilityRule
 
 
 TRAINS_ALL = ("top_entropy", None)
@@ -227,6 +228,59 @@ class MicroGroupBaseline(Choice):
         return same_prefix
 
 
+class NoUtility(Choice):
+    """Help wherever the schedule says so."""
+
+    type: Literal["none"] = "none"
+
+    def build(self) -> None:
+        return None
+
+
+class UtilityChoice(Choice):
+    """A UtilityChoice gives and trains prefixes by how probable it is that they raise the reward (core/utility.py)."""
+
+    keep: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.9
+    """Share of the past that still counts after a step; 0.9 looks back over some ten steps."""
+    explore: Annotated[Number, Field(gt=0.0, lt=0.5)] = 0.1
+    """Least probability of help where the schedule asks for it, so that its use is measured further."""
+    gates_help: bool = True
+    """Whether help is given with the probability that it is useful."""
+    weighs_loss: bool = True
+    """Whether the prefix loss is multiplied by that probability."""
+
+    @model_validator(mode="after")
+    def _acts(self) -> "UtilityChoice":
+        if not self.gates_help and not self.weighs_loss:
+            raise ValueError("gates_help, weighs_loss: without either, utility decides nothing; use utility: none")
+        return self
+
+    def _rule(self, compares: Literal["control", "problem"]) -> "UtilityRule":
+        from trapo_lite.core.utility import UtilityRule
+
+        return UtilityRule(
+            compares, keep=self.keep, explore=self.explore, gates_help=self.gates_help, weighs_loss=self.weighs_loss
+        )
+
+
+class Control(UtilityChoice):
+    """A Control compares helped rollouts with those of problems that help was withheld from at random."""
+
+    type: Literal["control"] = "control"
+
+    def build(self) -> "UtilityRule":
+        return self._rule("control")
+
+
+class SameProblem(UtilityChoice):
+    """A SameProblem compares helped rollouts with unguided ones of the same problem."""
+
+    type: Literal["same_problem"] = "same_problem"
+
+    def build(self) -> "UtilityRule":
+        return self._rule("problem")
+
+
 class TokenCount(Choice):
     """A TokenCount divides each component of the loss by its global number of tokens."""
 
@@ -246,6 +300,7 @@ PrefixLossSection = Annotated[NoPrefixLoss | TrustRegion | Nll | Dft | ChordPhi 
 CompletionLossSection = Annotated[PolicyGradient | PpoClip | Cispo, Field(discriminator="type")]
 AdvantageSection = Annotated[Centered | Standardized, Field(discriminator="type")]
 BaselineSection = Annotated[GroupBaseline | MicroGroupBaseline, Field(discriminator="type")]
+UtilitySection = Annotated[NoUtility | Control | SameProblem, Field(discriminator="type")]
 NormalizerSection = Annotated[TokenCount | Constant, Field(discriminator="type")]
 
 NAMED = BeforeValidator(by_name)
@@ -256,6 +311,7 @@ KINDS = {
     "advantage": AdvantageSection,
     "baseline": BaselineSection,
     "normalizer": NormalizerSection,
+    "utility": UtilitySection,
 }
 FIELDS_BY_TYPE = {
     (key, choice.model_fields["type"].default): choice.model_fields

@@ -97,7 +97,8 @@ def make_group(algorithm: Algorithm, rollouts: Sequence[Rollout]) -> Group:
     has_rl = not _is_replaced(algorithm, rollouts)
     is_trained = torch.tensor([has_rl and not rollout.is_masked for rollout in rollouts])
     advantages = torch.where(has_reward & is_trained, own_views, 0.0).tolist()
-    weights = advantages if algorithm.times_advantage else [1.0] * len(rollouts)
+    factors = advantages if algorithm.times_advantage else [1.0] * len(rollouts)
+    weights = [factor * rollout.prefix_weight for factor, rollout in zip(factors, rollouts, strict=True)]
     return Group(tuple(rollouts), tuple(advantages), tuple(weights))
 
 

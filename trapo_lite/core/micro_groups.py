@@ -18,6 +18,8 @@ class MicroGroup:
     drawn_from:   ratios of which one is drawn for each problem and step; prefix_ratio is then the largest of them.
                   Empty: the ratio is prefix_ratio.
     otherwise:    what becomes of its rollouts where no prefix is given: they are drawn without one, or not at all.
+    help_probability: with this probability a prefix is given where it would be (core/utility.py).
+    prefix_weight:    factor of the prefix loss of its rollouts (core/utility.py).
     replaces_rl:  where a prefix is given, the problem's own tokens are not trained (HPT).
     """
 
@@ -29,6 +31,8 @@ class MicroGroup:
     drawn_from: tuple[float, ...] = ()
     otherwise: Literal["unguided", "skip"] = "unguided"
     replaces_rl: bool = False
+    help_probability: float = 1.0
+    prefix_weight: float = 1.0
 
 
 PRESETS: dict[str, tuple[MicroGroup, ...]] = {

@@ -81,7 +81,7 @@ class Rollout:
     """A Rollout is one member of a group: prompt, expert prefix and the policy's own completion.
 
     The prefix may be empty, or the whole trace. Then nothing was sampled and `finish_reason` is "expert".
-    `prefix_ratio` is the share of the trace that the prefix was cut for.
+    `prefix_ratio` is the share of the trace that the prefix was cut for, `prefix_weight` a factor of its prefix loss.
     `completion_logprobs` are the sampler's, one per completion token, under its temperature. `slot` is the rollout's
     index in its group. `reward` is None without a score: the rollout then gets no advantage. `is_masked` says that it
     gets none although its reward counts for the others.
@@ -97,6 +97,7 @@ class Rollout:
     trace: int | None = None
     prefix_ratio: float = 0.0
     train_prefix: bool = False
+    prefix_weight: float = 1.0
     adapter_version: int | None = None
     verdict: Verdict = Verdict("no_answer")
     reward: float | None = 0.0

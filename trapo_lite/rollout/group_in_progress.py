@@ -13,6 +13,9 @@ from typing import Literal
 from trapo_lite.core.micro_groups import MicroGroup, cut_prefix, prefix_ratio
 from trapo_lite.core.types import Problem, Rollout
 
+Drawn = Literal["trace", "ratio", "help"]
+HELP_PARTS = 2**30  # so finely the probability of help is drawn
+
 
 @dataclass(eq=False)
 class Branch:
@@ -40,8 +43,8 @@ class Branch:
 class GroupInProgress:
     """A GroupInProgress owns the branches of one problem's group.
 
-    pick: draws one of several traces (expert solutions as tokens) or ratios for a micro-group; called with its index,
-          "trace" or "ratio", and how many there are, if the micro-group does not name one
+    pick: draws one of several traces (expert solutions as tokens) or ratios for a micro-group, or whether it may help;
+          called with its index, what is drawn, and how many there are
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class GroupInProgress:
         micro_groups: Sequence[MicroGroup],
         *,
         max_response_tokens: int,
-        pick: Callable[[int, Literal["trace", "ratio"], int], int],
+        pick: Callable[[int, Drawn, int], int],
         is_boundary: Callable[[int], bool],
         reward_bounds: tuple[float, float] = (0.0, 1.0),
     ) -> None:
@@ -127,6 +130,9 @@ class GroupInProgress:
         traces = self.problem.expert_ids
         if micro_group.prefix_ratio == 0.0 or not traces:
             return None, ()
+        chance = micro_group.help_probability
+        if chance < 1.0 and self._pick(index, "help", HELP_PARTS) >= chance * HELP_PARTS:
+            return None, ()
         trace = self._pick(index, "trace", len(traces)) if micro_group.trace is None else micro_group.trace
         trace = trace if trace < len(traces) else 0
         keep = cut_prefix(traces[trace], micro_group.prefix_ratio, self._is_boundary)
@@ -145,6 +151,7 @@ class GroupInProgress:
             trace=trace,
             prefix_ratio=self.micro_groups[micro_group].prefix_ratio if prefix else 0.0,
             train_prefix=is_trained,
+            prefix_weight=self.micro_groups[micro_group].prefix_weight if prefix else 1.0,
         )
         room = 0 if is_whole_trace else max(0, self._limit - len(prefix))
         return Branch(rollout, micro_group, room, self._reward_bounds)

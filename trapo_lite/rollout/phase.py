@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from trapo_lite.core.types import Response, Rollout, Score
 from trapo_lite.engines.base import Completion, SampleRequest, SamplingEngine
-from trapo_lite.rollout.group_in_progress import Branch, GroupInProgress
+from trapo_lite.rollout.group_in_progress import Branch, Drawn, GroupInProgress
 from trapo_lite.rollout.settings import SamplingSettings
 
 IDLE_WAIT_SECONDS = 0.5
@@ -54,10 +54,8 @@ def request_seed(run_seed: int, step: int, problem_id: str, slot: int, is_guided
     return _digest(run_seed, step, problem_id, slot, is_guided) % 2**53
 
 
-def random_choice(
-    run_seed: int, step: int, problem_id: str, micro_group: int, what: Literal["trace", "ratio"], num_choices: int
-) -> int:
-    """Return the index of the expert trace or of the ratio that a micro-group of this step has for this problem."""
+def random_choice(run_seed: int, step: int, problem_id: str, micro_group: int, what: Drawn, num_choices: int) -> int:
+    """Return what a micro-group of this step has drawn for this problem, as an index below `num_choices`."""
     return random.Random(_digest(run_seed, step, problem_id, micro_group, what)).randrange(num_choices)
 
 

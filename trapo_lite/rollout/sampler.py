@@ -26,7 +26,7 @@ def sample_groups(
     problems: Sequence[Problem],
     *,
     step: int,
-    micro_groups: Sequence[MicroGroup],
+    micro_groups: Sequence[MicroGroup] | Callable[[Problem], Sequence[MicroGroup]],
     settings: SamplingSettings,
     decode: Callable[[Sequence[int]], str],
     is_boundary: Callable[[int], bool],
@@ -37,6 +37,7 @@ def sample_groups(
 ) -> tuple[list[list[Rollout]], PhaseReport]:
     """Draw and grade one group of rollouts per problem, in the order of `problems`; a group is in slot order.
 
+    micro_groups:   the same for all problems, or what gives a problem its own
     engine:         None if the micro-groups never sample (SFT)
     decode:         turns response token ids into the text that reward functions read
     is_boundary:    whether a token may end an expert prefix (core.micro_groups.cut_prefix)
@@ -51,7 +52,7 @@ def sample_groups(
     def new_group(problem: Problem) -> GroupInProgress:
         return GroupInProgress(
             problem,
-            micro_groups,
+            micro_groups(problem) if callable(micro_groups) else micro_groups,
             max_response_tokens=settings.max_response_tokens,
             pick=partial(random_choice, settings.seed, step, problem.id),
             is_boundary=is_boundary,

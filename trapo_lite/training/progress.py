@@ -19,6 +19,7 @@ class Progress:
     identity:   the run's configuration, model, data and number of processes, for its checkpoints
     keep:       how many checkpoints are kept
     first_step: the step that the run is resumed from, 0 for none
+    memory:     returns what else a resumed run must know, as JSON values
     flush:      writes the logs to disk; called before each checkpoint
     announce:   told in one line of each checkpoint
     """
@@ -33,11 +34,13 @@ class Progress:
         identity: Mapping[str, Any],
         keep: int,
         first_step: int,
+        memory: Callable[[], Mapping[str, Any]],
         flush: Callable[[], None],
         announce: Callable[[str], None],
     ) -> None:
         self._folder, self._ranks, self._policy, self._optimizer = folder, ranks, policy, optimizer
         self._identity, self._keep, self._flush, self._announce = identity, keep, flush, announce
+        self._memory, self._remembered = memory, memory()
         self._saved_step = first_step
         self._whole_step: int | None = None  # the last logged step, or None if the policy was updated since
         self._rng_states: list[torch.Tensor] = []
@@ -46,6 +49,7 @@ class Progress:
     def step_is_logged(self, step: int) -> None:
         """Note that `step` is logged and the policy is in the state after it; all ranks call this."""
         self._rng_states = self._ranks.gather([torch.get_rng_state()])
+        self._remembered = self._memory()
         self._whole_step = step
 
     def save(self, step: int) -> None:
@@ -96,6 +100,7 @@ class Progress:
                 rng_states=self._rng_states,
                 state={
                     **{"step": step, "adapter_version": step, "data_cursor": step, "layout": self._policy.layout},
+                    **self._remembered,
                     **self._identity,
                 },
                 keep=self._keep,

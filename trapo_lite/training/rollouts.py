@@ -27,6 +27,7 @@ from trapo_lite.rollout.sampler import sample_groups
 from trapo_lite.rollout.settings import sampling_settings
 from trapo_lite.run.processes import Ranks
 from trapo_lite.training.inputs import Inputs
+from trapo_lite.training.utility import UtilityState
 
 Metrics = dict[str, Mean | float | int]
 
@@ -60,6 +61,7 @@ class RolloutStage:
         self._on_progress, self._notify, self._folder = on_progress, notify, folder
         self._decode = partial(text_of, inputs.tokenizer)
         self._gold_by_id = {problem.id: problem.answer for problem in inputs.problems}
+        self.utility = UtilityState(config, inputs.problems)
         self.publisher: Publisher | None = None
         self.scorer = stack.enter_context(Scorer(config.reward, notify=notify))
         for line in ranks.on_main(self._reward_lines, elsewhere=[]):
@@ -136,7 +138,7 @@ class RolloutStage:
             self.scorer,
             [problems[index] for index in self.ranks.share(indices)],
             step=step,
-            micro_groups=algorithm.micro_groups,
+            micro_groups=self.utility.schedule(step, algorithm.micro_groups),
             settings=sampling_settings(self.config, self.inputs.tokenizer),
             decode=self._decode,
             is_boundary=is_boundary_fn(self.inputs.tokenizer),
@@ -148,6 +150,7 @@ class RolloutStage:
         groups = [make_group(algorithm, group) for group in sampled]
         replaced = [make_group(algorithm, group) for group in report.replaced]
         drawn = [*groups, *replaced]
+        self.utility.learn(step, algorithm.micro_groups, [group.rollouts for group in drawn], self.ranks)
         shares = {
             "rollout/replaced": Mean(len(replaced), len(drawn)),
             "rollout/discarded": Mean(report.num_discarded, report.num_requests),
@@ -165,6 +168,7 @@ class RolloutStage:
             replaced,
             {
                 **metrics,
+                **self.utility.metrics(step, algorithm.micro_groups),
                 "time/sample": engine_seconds,
                 "time/verdicts": verdict_seconds,
                 "time/first_token": to_first_token if is_timed else float("nan"),

@@ -170,6 +170,7 @@ class Run:
         updater = make_updater(config, policy, algorithm_at, ranks, announce=self._announce)
         if self.start.checkpoint is not None:
             restore_checkpoint(self.start.checkpoint, policy=policy, optimizer=updater.optimizer, rank=ranks.index)
+            rollouts.utility.restore(self.start.checkpoint.state)
         ranks.require_equal(policy.adapter.parameters, what="the adapter")
         rollouts.attach(policy)
         progress = Progress(
@@ -180,6 +181,7 @@ class Run:
             identity=self.start.identity,
             keep=config.train.keep_checkpoints,
             first_step=self.first_step,
+            memory=rollouts.utility.to_json,
             flush=self._flush_logs,
             announce=self.display.message,
         )
