@@ -5,7 +5,7 @@
     python benchmarks/study_report.py                           # table, answered hypotheses and pictures
 
 Each run has 40 steps of configs/tiny_cpu.yaml with the method's block, or with a block and some of its options changed
-(VARIANTS); `base` trains nothing. A line is written once a run is evaluated: on 200 problems each of the kind that was
+(VARIANTS; FITTED where a block is made for more steps); `base` trains nothing. A line is written once a run is evaluated: on 200 problems each of the kind that was
 trained, longer ones, and easy ones that the base could solve before (benchmarks/expert_worlds.py). A run that was
 killed is resumed by the same command; one that has a line is not repeated.
 
@@ -37,6 +37,16 @@ ALWAYS = (
     "{num_rollouts: 1, prefix_ratio: 0.5, help_below: null}, "
     "{num_rollouts: 1, prefix_ratio: 1.0, help_below: null, trace: 1}]"
 )
+# Blocks whose courses are made for more steps than a run here has.
+CHORD_COURSES = (
+    "algorithm.prefix_loss.weight={steps: [0, 4, 40], values: [0.0, 0.9, 0.05]}",
+    "algorithm.completion_loss.weight={steps: [0, 4, 40], values: [1.0, 0.1, 0.95]}",
+)
+SHRINKING = (
+    "algorithm.schedule=[{num_rollouts: 7}, {num_rollouts: 1, help_below: null, "
+    "prefix_ratio: {steps: [0, 40], values: [0.95, 0.05]}}]"
+)
+FITTED = {"chord": list(CHORD_COURSES), "prefix_rft": [SHRINKING]}
 VARIANTS: dict[str, tuple[str, list[str]]] = {
     "trapo, no prefix loss": ("trapo", ["algorithm.prefix_loss=none"]),
     "trapo, nll": ("trapo", ["algorithm.prefix_loss=nll"]),
@@ -111,7 +121,7 @@ def sees_experts(name: str) -> bool:
 
 def settings_of(name: str, overrides: Sequence[str]) -> Config:
     """Return the configuration of a method. name: a block, or a variant."""
-    block, changed = VARIANTS.get(name, (name, []))
+    block, changed = VARIANTS.get(name, (name, FITTED.get(name, [])))
     return trapo_lite.load_config(["tiny_cpu.yaml", f"algorithm/{block}.yaml"], [*changed, *overrides])
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from study import BLOCKS, VARIANTS, read_results, run_for, settings_of
+from study import BLOCKS, FITTED, VARIANTS, read_results, run_for, settings_of
 from study_report import HYPOTHESES, Hypothesis, Study, answers, difference, interval, table
+
+from trapo_lite.config import load_config
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["train.max_steps=2", "rollout.num_problems=2", "eval.every=2", "eval.num_problems=4"]
@@ -58,8 +60,15 @@ def test_a_method_without_experts_runs_once_for_all_worlds_of_the_same_problems(
 @pytest.mark.parametrize("name", [*BLOCKS, *VARIANTS])
 def test_every_method_is_a_configuration(name: str) -> None:
     block = VARIANTS.get(name, (name, []))[0]
-    of_block = settings_of(block, []).model_dump()
-    assert (settings_of(name, []).model_dump() != of_block) == (name in VARIANTS)
+    of_block = load_config(["tiny_cpu.yaml", f"algorithm/{block}.yaml"])
+    assert (settings_of(name, []) != of_block) == (name in {*VARIANTS, *FITTED})
+
+
+def test_a_course_has_reached_its_end_when_a_run_ends() -> None:
+    chord, prefix_rft = (settings_of(name, []).algorithm for name in ("chord", "prefix_rft"))
+    assert [chord.build_at(step).prefix_weight for step in (4, 40)] == pytest.approx([0.9, 0.05])
+    assert [chord.build_at(step).completion_weight for step in (4, 40)] == pytest.approx([0.1, 0.95])
+    assert prefix_rft.build_at(40, max_response_tokens=128).micro_groups[1].prefix_ratio == pytest.approx(0.05)
 
 
 def lines(cells: dict[tuple[str, str, int], str]) -> dict:
