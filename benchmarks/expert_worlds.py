@@ -16,9 +16,9 @@ The problems are the tiny world's, hard ones of 6 to 8 terms. What differs is th
 | absent                       | perfect for easy problems, none for hard ones                                       |
 | rare_...                     | as the world of that name, for another base                                         |
 
-The base of the worlds `rare_...` solves less than one hard problem in a hundred by itself: it was never taught to guess
-an answer that can be right, and it writes as an expert does only once in 500 times (`write_rare_base`). So exploration
-is the bottleneck, where for the shipped base, which solves one in six, it is not.
+The base of the worlds `rare_...` solves far less than one hard problem in a hundred by itself: it guesses answers that
+cannot be right, and has read an expert's solution only behind a textbook's question, never behind one in usual words
+(`write_rare_base`). So exploration is the bottleneck, where for the shipped base, which solves one in six, it is not.
 
 OUT/WORLD/train.jsonl holds the rows. OUT/dev.jsonl has problems of 6 to 8 terms. OUT/held_out.jsonl has three sets,
 each with its name at the beginning of its ids: `hard` (6 to 8 terms), `longer` (9 terms, more than any training
@@ -51,7 +51,6 @@ NUM_HARD, NUM_EASY, NUM_TEST = 1440, 360, 200
 WORDS = ("What is ", "Compute ", "Evaluate ", "Exercise: ", "The answer is ")  # each is one token of the base's
 MAX_ERROR = 3
 RARE = "rare_"
-RARE_SHARE = 0.002
 
 Solve = Callable[[Problem, random.Random], list[str]]
 """Maps a problem to the solutions of its row; random choices are made with the generator."""
@@ -144,7 +143,7 @@ def write_rare_base(folder: Path) -> None:
         return
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    texts = functools.partial(documents, expert_share=RARE_SHARE, guess=impossible_guess)
+    texts = functools.partial(documents, expert_share=0.0, guess=impossible_guess)
     pretrain(unfinished, documents=texts)
     unfinished.rename(folder)
 

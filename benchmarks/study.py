@@ -5,9 +5,10 @@
     python benchmarks/study_report.py                           # table, answered hypotheses and pictures
 
 Each run has 40 steps of configs/tiny_cpu.yaml with the method's block, or with a block and some of its options changed
-(VARIANTS; FITTED where a block is made for more steps); `base` trains nothing. A line is written once a run is evaluated: on 200 problems each of the kind that was
-trained, longer ones, and easy ones that the base could solve before (benchmarks/expert_worlds.py). A run that was
-killed is resumed by the same command; one that has a line is not repeated.
+(VARIANTS; FITTED where a block is made for more steps); `base` trains nothing. A line is written once a run is
+evaluated: on 200 problems each of the kind that was trained, longer ones, and easy ones that the base could solve
+before (benchmarks/expert_worlds.py). A run that was killed is resumed by the same command; one that has a line is not
+repeated.
 
 A method that sees no expert solution does the same in all worlds with the same problems and base, so it runs in one of
 them.
