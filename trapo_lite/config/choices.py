@@ -7,39 +7,17 @@ docs/add_an_algorithm.md.
 """
 
 import functools
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from trapo_lite.config.fields import Number, Positive, PositiveInt, Section
+from trapo_lite.config.choice import Choice
+from trapo_lite.config.fields import Number, Positive, PositiveInt
 from trapo_lite.config.over_steps import Weight
+from trapo_lite.config.teachers import NoTeacher, SolutionTeacher
 
 if TYPE_CHECKING:
     from trapo_lite.core import algorithm as core
-
-
-TRAINS_ALL = ("top_entropy", None)
-
-
-class Choice(Section):
-    """A Choice is one type of a part of the algorithm, with its parameters."""
-
-    type: str
-
-    def describe(self) -> str:
-        """Return the name with its parameters, as text for people.
-
-        >>> TrustRegion().describe(), Nll().describe()
-        ('trust_region (alpha 0.1)', 'nll')
-        """
-        hidden = ("type", "weight", "times_advantage")
-        parameters = [f"{key} {value}" for key, value in self if key not in hidden and (key, value) != TRAINS_ALL]
-        return f"{self.type} ({', '.join(parameters)})" if parameters else self.type
-
-
-def by_name(value: Any) -> Any:
-    """Return the type that a name without parameters stands for; return anything else unchanged."""
-    return {"type": value} if isinstance(value, str) else value
 
 
 class NoPrefixLoss(Choice):
@@ -123,6 +101,17 @@ class Luffy(PrefixLossChoice):
         from trapo_lite.core.losses import luffy_shaped
 
         return functools.partial(luffy_shaped, gamma=self.gamma)
+
+
+class NoCompletionLoss(Choice):
+    """Leave own tokens to the teacher or untrained: the reward does not train."""
+
+    type: Literal["none"] = "none"
+    weight: ClassVar[float] = 0.0
+    needs_updates: ClassVar[bool] = False
+
+    def build(self) -> None:
+        return None
 
 
 class CompletionLossChoice(Choice):
@@ -243,16 +232,16 @@ class Constant(Choice):
 
 # The types that a configuration may name, one union for each part of the algorithm.
 PrefixLossSection = Annotated[NoPrefixLoss | TrustRegion | Nll | Dft | ChordPhi | Luffy, Field(discriminator="type")]
-CompletionLossSection = Annotated[PolicyGradient | PpoClip | Cispo, Field(discriminator="type")]
+CompletionLossSection = Annotated[PolicyGradient | PpoClip | Cispo | NoCompletionLoss, Field(discriminator="type")]
 AdvantageSection = Annotated[Centered | Standardized, Field(discriminator="type")]
+TeacherSection = Annotated[NoTeacher | SolutionTeacher, Field(discriminator="type")]
 BaselineSection = Annotated[GroupBaseline | MicroGroupBaseline, Field(discriminator="type")]
 NormalizerSection = Annotated[TokenCount | Constant, Field(discriminator="type")]
-
-NAMED = BeforeValidator(by_name)
 
 KINDS = {
     "prefix_loss": PrefixLossSection,
     "completion_loss": CompletionLossSection,
+    "teacher": TeacherSection,
     "advantage": AdvantageSection,
     "baseline": BaselineSection,
     "normalizer": NormalizerSection,

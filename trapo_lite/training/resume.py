@@ -56,6 +56,7 @@ YOUNGER_OPTIONS = {
     "algorithm.completion_loss.weight": 1.0,
     "algorithm.first_stage": None,
     "algorithm.prefix_loss.top_entropy": None,
+    "algorithm.teacher.type": "none",
     "data.answer_from": "column",
     "data.columns": None,
     "data.filter": {},
