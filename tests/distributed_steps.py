@@ -1,11 +1,14 @@
 """Run by torchrun: five updates on scripted rollouts, shared out over the ranks; rank 0 writes what came out.
 
-torchrun --nproc_per_node 2 tests/distributed_steps.py OUT.pt sgd BUDGET tied|untied
+torchrun --nproc_per_node 2 tests/distributed_steps.py OUT.pt sgd BUDGET tied|untied [sampled|reverse_kl]
+
+With the last argument a teacher trains own tokens, by that divergence.
 """
 
 import os
 import random
 import sys
+from dataclasses import replace
 
 import fsdp_on_cpu
 import torch
@@ -21,7 +24,7 @@ NUM_STEPS = 5
 LR = 1e-2
 
 
-def main(out: str, optimizer_name: str, budget: int, tied: bool) -> None:
+def main(out: str, optimizer_name: str, budget: int, tied: bool, divergence: str | None) -> None:
     torch.set_num_threads(1)
     is_sharded = "ACCELERATE_USE_FSDP" in os.environ
     if is_sharded:
@@ -35,7 +38,8 @@ def main(out: str, optimizer_name: str, budget: int, tied: bool) -> None:
     with torch.no_grad():
         for parameter in policy.adapter.parameters:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    algorithm = AlgorithmSection(tis_cap=2.0).build()
+    section = {} if divergence is None else {"teacher": {"type": "solution", "divergence": divergence, "clip": 2.0}}
+    algorithm = AlgorithmSection(tis_cap=2.0, **section).build()
     optim = {"name": optimizer_name, "lr": LR, "grad_clip": None}
     train = {"max_steps": NUM_STEPS, "tokens_per_batch": budget, "check_packing": False}
     updater = Updater(validate({"optim": optim, "train": train}), policy, lambda step: algorithm, ranks)
@@ -43,7 +47,11 @@ def main(out: str, optimizer_name: str, budget: int, tied: bool) -> None:
     for step in range(NUM_STEPS):
         rng = random.Random(step)
         # Four problems: with three ranks the work is uneven; in step 3 a single problem leaves ranks empty.
-        groups = [make_group(algorithm, random_rollouts(rng, problem_id=str(i))) for i in range(1 if step == 3 else 4)]
+        drawn = [random_rollouts(rng, problem_id=str(i)) for i in range(1 if step == 3 else 4)]
+        if divergence is not None:
+            longer = tuple(rng.randrange(64) for _ in range(20))
+            drawn = [[replace(r, teacher_prompt_ids=r.prompt_ids + longer) for r in rollouts] for rollouts in drawn]
+        groups = [make_group(algorithm, rollouts) for rollouts in drawn]
         updater.update(step, ranks.share(groups))
         gradients.append(policy.adapter.flat_gradient())  # summed over the ranks, as the optimizer saw it
     weights = torch.cat([parameter.detach().flatten() for parameter in policy.adapter.parameters])
@@ -63,4 +71,4 @@ def main(out: str, optimizer_name: str, budget: int, tied: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "tied")
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "tied", next(iter(sys.argv[5:]), None))

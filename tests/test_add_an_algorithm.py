@@ -44,7 +44,7 @@ def test_every_configuration_of_the_page_is_taken(block: str, tmp_path: Path) ->
 
 
 def test_the_table_names_every_type_and_no_other() -> None:
-    for key in ("prefix_loss", "completion_loss", "advantage", "baseline"):
+    for key in ("prefix_loss", "completion_loss", "teacher", "advantage", "baseline"):
         [row] = re.findall(rf"^\| `{key}` \|[^|]*\|([^|]*)\|", PAGE, flags=re.MULTILINE)
         annotation = AlgorithmSection.model_fields[key].annotation
         assert annotation is not None

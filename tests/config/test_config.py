@@ -438,6 +438,7 @@ rollout: {schedule: auto, merge: auto, tis_cap: 2, sequence_bound: 3}
         "schedule": "paper",
         "prefix_loss": {"type": "luffy", "weight": 0.5, "times_advantage": False, "top_entropy": None, "gamma": 0.3},
         "completion_loss": {"type": "ppo_clip", "weight": 1.0, "clip_low": 0.3, "clip_high": None},
+        "teacher": {"type": "none"},
         "advantage": {"type": "standardized"},
         "baseline": {"type": "group", "count_expert": False},
         "tis_cap": 2.0,

@@ -33,13 +33,13 @@ from trapo_lite.planning.memory import (
     RECURRENT_LAYER,
     layer_bytes,
     plan_memory,
-    plan_time,
     remedies,
     require_fits,
     shortcoming,
     tokens_at_once,
 )
 from trapo_lite.planning.report import memory_report, parse_memory
+from trapo_lite.planning.time import plan_time
 from trapo_lite.run.gpus import GIB, GPUS
 
 pytestmark = pytest.mark.slow

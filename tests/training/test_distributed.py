@@ -17,9 +17,12 @@ TESTS = Path(__file__).parents[1]
 LR = 1e-2
 
 
-def run_steps(out: Path, *, processes: int, optimizer: str, budget: int, tied: bool = False) -> dict:
+def run_steps(
+    out: Path, *, processes: int, optimizer: str, budget: int, tied: bool = False, divergence: str | None = None
+) -> dict:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += [str(TESTS / "distributed_steps.py"), str(out), optimizer, str(budget), "tied" if tied else "untied"]
+    command += [] if divergence is None else [divergence]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -41,6 +44,18 @@ def test_gradients_and_weights_do_not_depend_on_the_number_of_processes(
     torch.testing.assert_close(several["weights"], one["weights"], rtol=0, atol=1e-6)
     for weights in several["by_rank"]:
         assert torch.equal(weights, several["weights"])  # every rank holds the same adapter, bit for bit
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("divergence", ["sampled", "reverse_kl"])
+def test_a_teachers_gradients_do_not_depend_on_the_number_of_processes(tmp_path: Path, divergence: str) -> None:
+    options = {"optimizer": "sgd", "divergence": divergence}
+    one = run_steps(tmp_path / "one.pt", processes=1, budget=100_000, **options)
+    two = run_steps(tmp_path / "two.pt", processes=2, budget=90, **options)
+    for mine, theirs in zip(two["gradients"], one["gradients"], strict=True):
+        assert theirs.norm() > 0
+        assert (mine - theirs).norm() / theirs.norm() < 1e-5
+    torch.testing.assert_close(two["weights"], one["weights"], rtol=0, atol=1e-6)
 
 
 @pytest.mark.long

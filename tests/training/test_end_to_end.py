@@ -199,3 +199,16 @@ def test_real_mathematics_rows_train_and_resume(tmp_path: Path) -> None:
     metrics = read_metrics(tmp_path / "whole/metrics.jsonl")
     assert all(row["rollout/guided"] == 0.5 for row in metrics)  # a random model always needs help: 4 of 8 are guided
     assert all(row["optim/grad_norm"] > 0 for row in metrics)
+
+
+def test_a_killed_run_with_a_teacher_resumes_exactly(tmp_path: Path) -> None:
+    opsd = ["--config", "configs/algorithm/opsd.yaml", "rollout.engine=transformers", "optim.updates_per_batch=2"]
+    settings = [*opsd, "train.max_steps=4", "train.save_every=2"]
+    whole = run(command(tmp_path, "whole", *settings))
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    arguments, folder = command(tmp_path, "parts", *settings), tmp_path / "parts"
+    start_and_signal(arguments, folder, after_steps=3, signum=signal.SIGKILL, mark=f"test-{os.getpid()}-teacher")
+    resumed = run(arguments)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "resuming after step" in resumed.stdout
+    assert differences(tmp_path / "whole", folder) == []

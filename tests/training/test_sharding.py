@@ -22,12 +22,15 @@ RUN += "eval.num_problems=4 run.trackers=[] train.save_every=2 algorithm.kl_weig
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("processes", "tied"), [(2, True), (3, False)])
+@pytest.mark.parametrize(
+    ("processes", "tied", "divergence"),
+    [(2, True, None), (3, False, None), (2, False, "sampled"), (2, True, "reverse_kl")],
+)
 def test_gradients_and_weights_are_those_of_a_whole_base(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, tied: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, tied: bool, divergence: str | None
 ) -> None:
-    """Uneven work, and ranks without any: they must still pass as often as the others."""
-    options = {"optimizer": "sgd", "budget": 60, "tied": tied}
+    """Uneven work, and ranks without any: they must still pass as often as the others, also for a teacher."""
+    options = {"optimizer": "sgd", "budget": 60, "tied": tied, "divergence": divergence}
     whole = run_steps(tmp_path / "whole.pt", processes=1, **options)
     for name, value in fsdp_on_cpu.environment().items():
         monkeypatch.setenv(name, value)

@@ -125,7 +125,7 @@ def _data_lines(
         if eval_problems and config.reward.own_functions:
             yield f"eval.data: {config.eval.data}: {counted(len(eval_problems), 'problem')}"
             yield from start_lines(config.reward, scorer, eval_problems, decode, option="eval.data")
-        if config.algorithm.ever_uses_experts:
+        if config.algorithm.needs_solutions:
             yield from expert_lines(scorer, problems, decode)
 
 

@@ -1,11 +1,11 @@
 """The `algorithm` section holds a schedule and the parts chosen by name, and checks that they fit each other."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, Field, Tag, model_validator
 
+from trapo_lite.config.choice import NAMED
 from trapo_lite.config.choices import (
-    NAMED,
     AdvantageSection,
     BaselineSection,
     Centered,
@@ -13,9 +13,9 @@ from trapo_lite.config.choices import (
     Constant,
     GroupBaseline,
     NormalizerSection,
-    NoUtility,
     PolicyGradient,
     PrefixLossSection,
+    TeacherSection,
     TokenCount,
     TrustRegion,
     UtilitySection,
@@ -26,10 +26,12 @@ from trapo_lite.config.fields import (
     Positive,
     PositiveInt,
     Section,
-    Whole,
     by_text_or_list,
 )
-from trapo_lite.config.over_steps import OverSteps, Ratio, at_step, largest
+from trapo_lite.config.micro_groups import MicroGroupSection, can_be_guided
+from trapo_lite.config.over_steps import at_step
+from trapo_lite.config.teachers import NoTeacher, SolutionTeacher
+from trapo_lite.config.utilities import NoUtility
 from trapo_lite.core.micro_groups import PRESETS, MicroGroup
 
 if TYPE_CHECKING:
@@ -40,35 +42,6 @@ def _preset(name: str) -> str:
     if name not in PRESETS:
         raise ValueError(f"found {name!r}; give {' or '.join(PRESETS)}, or a list of micro-groups")
     return name
-
-
-class MicroGroupSection(Section):
-    """A MicroGroupSection is one micro-group of a schedule (`core.micro_groups.MicroGroup`)."""
-
-    num_rollouts: PositiveInt
-    prefix_ratio: Ratio = 0.0
-    """Share of the expert solution; a list: one of these is drawn for each problem and step; or its course."""
-    help_below: Number | None = 0.0
-    trace: Annotated[Whole, Field(ge=0)] | None = 0
-    num_trained: Annotated[Whole, Field(ge=0)] | None = None
-    otherwise: Literal["unguided", "skip"] = "unguided"
-    """What becomes of its rollouts where it does not help: they are drawn without a prefix, or not at all."""
-    replaces_rl: bool = False
-    """Where it helps, the problem's own tokens are not trained."""
-
-    @model_validator(mode="after")
-    def _is_a_share(self) -> "MicroGroupSection":
-        if isinstance(self.prefix_ratio, OverSteps) and largest(self.prefix_ratio) > 1.0:
-            raise ValueError(f"prefix_ratio.values: found {self.prefix_ratio.values}; give shares from 0 to 1")
-        return self
-
-    def build(self, step: int | None) -> MicroGroup:
-        """Return the micro-group of a step; None: with the largest ratio of all steps."""
-        ratio, drawn = self.prefix_ratio, ()
-        if isinstance(ratio, list):
-            ratio, drawn = max(ratio), tuple(ratio)
-        ratio = largest(ratio) if step is None else at_step(ratio, step)
-        return MicroGroup(**dict(self) | {"prefix_ratio": ratio, "drawn_from": drawn})
 
 
 class StageSection(Section):
@@ -83,6 +56,8 @@ class StageSection(Section):
     """Loss of expert tokens."""
     completion_loss: Annotated[CompletionLossSection, NAMED] = PolicyGradient()
     """Loss of the policy's own tokens."""
+    teacher: Annotated[TeacherSection, NAMED] = NoTeacher()
+    """Whether own tokens are also trained towards the base that reads an expert solution."""
     advantage: Annotated[AdvantageSection, NAMED] = Centered()
     baseline: Annotated[BaselineSection, NAMED] = GroupBaseline()
     """Rollouts that a rollout's reward is compared with."""
@@ -112,13 +87,17 @@ class StageSection(Section):
 
     @property
     def uses_experts(self) -> bool:
-        return any(_can_be_guided(index, group) for index, group in enumerate(self.micro_groups))
+        return any(can_be_guided(index, group) for index, group in enumerate(self.micro_groups))
+
+    @property
+    def has_teacher(self) -> bool:
+        return self.teacher.type != "none"
 
     @property
     def trains_prefixes(self) -> bool:
         """Return whether a rollout may carry the prefix loss."""
         groups = enumerate(self.micro_groups)
-        return any(_can_be_guided(index, group) and group.num_trained != 0 for index, group in groups)
+        return any(can_be_guided(index, group) and group.num_trained != 0 for index, group in groups)
 
     @property
     def samples(self) -> bool:
@@ -128,7 +107,7 @@ class StageSection(Section):
     @property
     def _most_trained(self) -> int:
         """Return how many rollouts of a problem may carry the prefix loss."""
-        guided = [group for index, group in enumerate(self.micro_groups) if _can_be_guided(index, group)]
+        guided = [group for index, group in enumerate(self.micro_groups) if can_be_guided(index, group)]
         return sum(group.num_rollouts if group.num_trained is None else group.num_trained for group in guided)
 
     @model_validator(mode="after")
@@ -152,6 +131,11 @@ class StageSection(Section):
                 "help_below above 0 after the first, or null) and trained (num_trained not 0), so it would see no "
                 "tokens; guide a micro-group or set prefix_loss: none"
             )
+        if self.samples and {self.prefix_loss.type, self.completion_loss.type, self.teacher.type} == {"none"}:
+            raise ValueError(
+                "completion_loss: none, and neither a prefix loss nor a teacher, so nothing would be trained; set "
+                "completion_loss: policy_gradient or teacher: solution"
+            )
         is_without_expert = isinstance(self.baseline, GroupBaseline) and not self.baseline.count_expert
         if is_without_expert and not any(group.prefix_ratio == 1.0 for group in self.micro_groups):
             raise ValueError(
@@ -163,6 +147,11 @@ class StageSection(Section):
                 raise ValueError(
                     f"schedule[{index}].otherwise: skip is possible in the last micro-group only, because later ones "
                     "compare with the mean of all earlier rollouts; move it to the end"
+                )
+            if group.replaces_rl and self.has_teacher:
+                raise ValueError(
+                    f"schedule[{index}].replaces_rl: leaves own tokens untrained, which a teacher trains in every "
+                    "problem; set teacher: none or replaces_rl: false"
                 )
             for key in ("otherwise", "replaces_rl"):
                 default = MicroGroupSection.model_fields[key].default
@@ -177,7 +166,7 @@ class StageSection(Section):
                 "tokens are chosen in one prefix; set num_trained so that one does, or top_entropy: null"
             )
         for index, group in enumerate(self.micro_groups):
-            if group.prefix_ratio > 0 and not _can_be_guided(index, group):
+            if group.prefix_ratio > 0 and not can_be_guided(index, group):
                 raise ValueError(
                     f"schedule[{index}]: prefix_ratio {group.prefix_ratio:g} can never be used: help_below is "
                     f"{group.help_below:g}{' and no rollout comes before it' if index == 0 else ''}; set "
@@ -212,13 +201,22 @@ class StageSection(Section):
             normalizer_tokens=normalizer_tokens,
             tis_cap=self.tis_cap,
             sequence_bound=self.sequence_bound,
+            teacher=self.teacher.build(),
         )
 
     def idle_keys(self) -> dict[str, str]:
-        if self.samples:
+        if not self.samples:
+            of_advantages, of_own_losses = ("advantage", "baseline"), ("tis_cap", "sequence_bound")
+            keys_of_sampled_tokens = ("completion_loss", "teacher", *of_advantages, *of_own_losses, "kl_weight")
+            return dict.fromkeys(keys_of_sampled_tokens, "a schedule that samples")
+        if self.completion_loss.type != "none":
             return {}
-        keys_of_sampled_tokens = ("completion_loss", "advantage", "baseline", "tis_cap", "sequence_bound", "kl_weight")
-        return dict.fromkeys(keys_of_sampled_tokens, "a schedule that samples")
+        idle: dict[str, str] = {}
+        if not self.has_teacher:
+            idle |= dict.fromkeys(("tis_cap", "sequence_bound"), "a loss of own tokens")
+        if not self.prefix_loss.times_advantage:
+            idle |= dict.fromkeys(("advantage", "baseline"), "a completion_loss")
+        return idle
 
 
 class FirstStageSection(StageSection):
@@ -274,12 +272,26 @@ class AlgorithmSection(StageSection):
         return any(stage.uses_experts for stage in self.stages)
 
     @property
+    def any_teacher(self) -> SolutionTeacher | None:
+        """Return the teacher of a stage that has one; two read the same prompts (`_one_prompt`)."""
+        return next((stage.teacher for stage in self.stages if isinstance(stage.teacher, SolutionTeacher)), None)
+
+    @property
+    def needs_solutions(self) -> bool:
+        """Return whether rollouts or a teacher ever read expert solutions."""
+        return self.ever_uses_experts or self.any_teacher is not None
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> "AlgorithmSection":
+        teachers = [stage.teacher for stage in self.stages if isinstance(stage.teacher, SolutionTeacher)]
+        if any(teacher.reads != teachers[0].reads for teacher in teachers):
+            raise ValueError(
+                "first_stage.teacher: reads another prompt than the second stage's; give both the same solution_of, "
+                "instruction and max_prompt_tokens"
+            )
+        return self
+
+    @property
     def largest_stage(self) -> StageSection:
         """Return the stage with the most rollouts of a problem."""
         return max(self.stages, key=lambda stage: stage.group_size)
-
-
-def _can_be_guided(index: int, group: MicroGroup) -> bool:
-    # A threshold compares with earlier rollouts, which the first micro-group does not have.
-    helps = group.help_below is None or (group.help_below > 0 and index > 0)
-    return group.prefix_ratio > 0 and helps

@@ -7,40 +7,18 @@ docs/add_an_algorithm.md.
 """
 
 import functools
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from trapo_lite.config.fields import Number, Positive, PositiveInt, Section
+from trapo_lite.config.choice import Choice
+from trapo_lite.config.fields import Number, Positive, PositiveInt
 from trapo_lite.config.over_steps import Weight
+from trapo_lite.config.teachers import NoTeacher, SolutionTeacher
+from trapo_lite.config.utilities import Control, NoUtility, SameProblem
 
 if TYPE_CHECKING:
     from trapo_lite.core import algorithm as core
-    from trapo_lite.core.utility import UtilityRule
-
-
-TRAINS_ALL = ("top_entropy", None)
-
-
-class Choice(Section):
-    """A Choice is one type of a part of the algorithm, with its parameters."""
-
-    type: str
-
-    def describe(self) -> str:
-        """Return the name with its parameters, as text for people.
-
-        >>> TrustRegion().describe(), Nll().describe()
-        ('trust_region (alpha 0.1)', 'nll')
-        """
-        hidden = ("type", "weight", "times_advantage")
-        parameters = [f"{key} {value}" for key, value in self if key not in hidden and (key, value) != TRAINS_ALL]
-        return f"{self.type} ({', '.join(parameters)})" if parameters else self.type
-
-
-def by_name(value: Any) -> Any:
-    """Return the type that a name without parameters stands for; return anything else unchanged."""
-    return {"type": value} if isinstance(value, str) else value
 
 
 class NoPrefixLoss(Choice):
@@ -124,6 +102,17 @@ class Luffy(PrefixLossChoice):
         from trapo_lite.core.losses import luffy_shaped
 
         return functools.partial(luffy_shaped, gamma=self.gamma)
+
+
+class NoCompletionLoss(Choice):
+    """Leave own tokens to the teacher or untrained: the reward does not train."""
+
+    type: Literal["none"] = "none"
+    weight: ClassVar[float] = 0.0
+    needs_updates: ClassVar[bool] = False
+
+    def build(self) -> None:
+        return None
 
 
 class CompletionLossChoice(Choice):
@@ -228,59 +217,6 @@ class MicroGroupBaseline(Choice):
         return same_prefix
 
 
-class NoUtility(Choice):
-    """Help wherever the schedule says so."""
-
-    type: Literal["none"] = "none"
-
-    def build(self) -> None:
-        return None
-
-
-class UtilityChoice(Choice):
-    """A UtilityChoice gives and trains prefixes by how probable it is that they raise the reward (core/utility.py)."""
-
-    keep: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.9
-    """Share of the past that still counts after a step; 0.9 looks back over some ten steps."""
-    explore: Annotated[Number, Field(gt=0.0, lt=0.5)] = 0.1
-    """Least probability of help where the schedule asks for it, so that its use is measured further."""
-    gates_help: bool = True
-    """Whether help is given with the probability that it is useful."""
-    weighs_loss: bool = True
-    """Whether the prefix loss is multiplied by that probability."""
-
-    @model_validator(mode="after")
-    def _acts(self) -> "UtilityChoice":
-        if not self.gates_help and not self.weighs_loss:
-            raise ValueError("gates_help, weighs_loss: without either, utility decides nothing; use utility: none")
-        return self
-
-    def _rule(self, compares: Literal["control", "problem"]) -> "UtilityRule":
-        from trapo_lite.core.utility import UtilityRule
-
-        return UtilityRule(
-            compares, keep=self.keep, explore=self.explore, gates_help=self.gates_help, weighs_loss=self.weighs_loss
-        )
-
-
-class Control(UtilityChoice):
-    """A Control compares helped rollouts with those of problems that help was withheld from at random."""
-
-    type: Literal["control"] = "control"
-
-    def build(self) -> "UtilityRule":
-        return self._rule("control")
-
-
-class SameProblem(UtilityChoice):
-    """A SameProblem compares helped rollouts with unguided ones of the same problem."""
-
-    type: Literal["same_problem"] = "same_problem"
-
-    def build(self) -> "UtilityRule":
-        return self._rule("problem")
-
-
 class TokenCount(Choice):
     """A TokenCount divides each component of the loss by its global number of tokens."""
 
@@ -297,17 +233,17 @@ class Constant(Choice):
 
 # The types that a configuration may name, one union for each part of the algorithm.
 PrefixLossSection = Annotated[NoPrefixLoss | TrustRegion | Nll | Dft | ChordPhi | Luffy, Field(discriminator="type")]
-CompletionLossSection = Annotated[PolicyGradient | PpoClip | Cispo, Field(discriminator="type")]
+CompletionLossSection = Annotated[PolicyGradient | PpoClip | Cispo | NoCompletionLoss, Field(discriminator="type")]
 AdvantageSection = Annotated[Centered | Standardized, Field(discriminator="type")]
+TeacherSection = Annotated[NoTeacher | SolutionTeacher, Field(discriminator="type")]
 BaselineSection = Annotated[GroupBaseline | MicroGroupBaseline, Field(discriminator="type")]
 UtilitySection = Annotated[NoUtility | Control | SameProblem, Field(discriminator="type")]
 NormalizerSection = Annotated[TokenCount | Constant, Field(discriminator="type")]
 
-NAMED = BeforeValidator(by_name)
-
 KINDS = {
     "prefix_loss": PrefixLossSection,
     "completion_loss": CompletionLossSection,
+    "teacher": TeacherSection,
     "advantage": AdvantageSection,
     "baseline": BaselineSection,
     "normalizer": NormalizerSection,

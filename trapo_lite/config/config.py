@@ -39,13 +39,37 @@ class Config(Section):
         return self.data.max_prompt_tokens + max(self.rollout.max_response_tokens, in_eval)
 
     @property
+    def teacher_prompt_tokens(self) -> int:
+        """Return the most tokens of a teacher's prompt; 0 without a teacher."""
+        teacher = self.algorithm.any_teacher
+        if teacher is None:
+            return 0
+        if teacher.max_prompt_tokens is not None:
+            return teacher.max_prompt_tokens
+        num_bytes = len(teacher.instruction.encode())  # a token has at least one
+        return self.data.max_prompt_tokens + self.rollout.max_response_tokens + num_bytes
+
+    @property
+    def longest_computed(self) -> int:
+        """Return the most tokens of a sequence in the trainer: `longest_sequence`, or what the teacher reads.
+
+        The engine never sees the teacher's prompts.
+        """
+        return max(self.longest_sequence, self.teacher_prompt_tokens + self.rollout.max_response_tokens)
+
+    @property
     def longest_in_words(self) -> str:
-        """Return which options give `longest_sequence`, with their values and which of these are defaults.
+        """Return which options give `longest_computed`, with their values and which of these are defaults.
 
         >>> Config().longest_in_words
         'data.max_prompt_tokens (1024, the default) + rollout.max_response_tokens (8192, the default): 9216 tokens'
         """
         response = "rollout.max_response_tokens"
+        if self.longest_computed > self.longest_sequence:
+            of_teacher = self.algorithm.any_teacher
+            default = ", the default" if of_teacher is None or of_teacher.max_prompt_tokens is None else ""
+            teacher = f"algorithm.teacher.max_prompt_tokens ({self.teacher_prompt_tokens}{default})"
+            return f"{teacher} + {self._spelt(response)}: {self.longest_computed} tokens"
         if self.longest_sequence > self.data.max_prompt_tokens + self.rollout.max_response_tokens:
             response = "eval.max_response_tokens"
         return f"{self._spelt('data.max_prompt_tokens')} + {self._spelt(response)}: {self.longest_sequence} tokens"
@@ -83,6 +107,11 @@ class Config(Section):
                 "rollout.replace_uninformative: the algorithm samples nothing (every micro-group shows whole expert "
                 "solutions), so nothing is replaced; set it to 0"
             )
+        teaches_always = all(stage.has_teacher for stage in algorithm.stages if stage.samples)
+        if rollout.replace_uninformative and teaches_always:
+            raise ValueError(
+                "rollout.replace_uninformative: a teacher trains every problem, so nothing is replaced; set it to 0"
+            )
         for key in ("tis_cap", "sequence_bound"):
             if getattr(algorithm, key) is not None and (rollout.top_p < 1.0 or rollout.top_k > 0):
                 raise ValueError(
@@ -104,6 +133,11 @@ class Config(Section):
             raise ValueError(
                 f"algorithm.first_stage.num_steps: {first.num_steps} is not below train.max_steps "
                 f"({self.train.max_steps}), so the second stage would never begin; lower it or raise train.max_steps"
+            )
+        if algorithm.any_teacher is not None and self.lora.init_from is not None:
+            raise ValueError(
+                "algorithm.teacher: the teacher is the base, not the adapter named by lora.init_from; set teacher: "
+                "none, or export the adapter into a merged checkpoint and start from that"
             )
         if self.optim.warmup_steps >= self.train.max_steps:
             raise ValueError(

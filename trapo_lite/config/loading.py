@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from trapo_lite.config import old_form, plain_yaml
-from trapo_lite.config.choices import by_name
+from trapo_lite.config.choice import by_name
 from trapo_lite.config.config import Config
 from trapo_lite.config.fields import IDLE_KEY
 from trapo_lite.config.mistakes import (

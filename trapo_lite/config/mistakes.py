@@ -5,10 +5,12 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from trapo_lite.config.algorithm import AlgorithmSection, FirstStageSection, MicroGroupSection
-from trapo_lite.config.choices import FIELDS_BY_TYPE, Choice
+from trapo_lite.config.algorithm import AlgorithmSection, FirstStageSection
+from trapo_lite.config.choice import Choice
+from trapo_lite.config.choices import FIELDS_BY_TYPE
 from trapo_lite.config.data import DataColumns
 from trapo_lite.config.fields import IDLE_KEY
+from trapo_lite.config.micro_groups import MicroGroupSection
 from trapo_lite.config.other_names import own_name
 from trapo_lite.config.over_steps import OverSteps
 from trapo_lite.config.rewards import REWARD_TYPES

@@ -7,6 +7,7 @@ resumed, evaluated and exported.
 from typing import Any
 
 from trapo_lite.config import choices, plain_yaml
+from trapo_lite.config.choice import by_name
 
 # Maps an old key of the algorithm section to today's (key, parameter).
 PARAMETERS = {
@@ -79,7 +80,7 @@ def translated(raw: dict[str, Any]) -> dict[str, Any]:
     old = {key: value for key, value in algorithm.items() if key in PARAMETERS}
     algorithm = {key: value for key, value in algorithm.items() if key not in PARAMETERS}
     for key, parameters in _parts(old).items():
-        given = choices.by_name(algorithm.get(key, {}))
+        given = by_name(algorithm.get(key, {}))
         part = {"type": DEFAULT_TYPES.get(key)} | (given if isinstance(given, dict) else {}) | parameters
         # Old runs also recorded parameters without effect.
         known = choices.FIELDS_BY_TYPE.get((key, str(part["type"])), part)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from trapo_lite.config.choices import by_name
+from trapo_lite.config.choice import by_name
 from trapo_lite.config.fields import NonNegative, PositiveInt, Section
 
 NAME = r"[A-Za-z][A-Za-z0-9_-]*"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trapo_lite.core import losses
 from trapo_lite.core.micro_groups import MicroGroup, micro_group_of_slots
+from trapo_lite.core.teacher import Teacher
 from trapo_lite.core.tree import PackedBatch
 from trapo_lite.core.types import Group, Mean, Rollout
 
@@ -30,6 +31,8 @@ class Algorithm:
     """An Algorithm is a schedule of micro-groups, the losses of prefix and completion tokens, and their weights.
 
     prefix_loss:       None: expert tokens are not trained.
+    completion_loss:   None: own tokens are not trained by the reward.
+    teacher:           trains own tokens towards the base that reads an expert solution; None: there is none.
     times_advantage:   multiply the prefix loss by the rollout's advantage (LUFFY).
     top_entropy:       share of a prefix's tokens that are trained, those of highest entropy (Prefix-RFT); None: all.
     normalizer_tokens: divide each component by this many tokens per problem; None: by its global token count.
@@ -42,7 +45,7 @@ class Algorithm:
     prefix_weight: float
     times_advantage: bool
     top_entropy: float | None
-    completion_loss: CompletionLoss
+    completion_loss: CompletionLoss | None
     completion_weight: float
     advantage: Advantage
     baseline: Baseline
@@ -51,6 +54,7 @@ class Algorithm:
     normalizer_tokens: int | None
     tis_cap: float | None
     sequence_bound: float | None
+    teacher: Teacher | None = None
 
     @property
     def needs_every_token(self) -> bool:
@@ -77,11 +81,15 @@ class Normalizers:
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """TokenLogprobs are the results of the forward pass at the trained tokens of a batch, all of shape (K,)."""
+    """TokenLogprobs are the results of the forward pass at the trained tokens of a batch, all of shape (K,).
+
+    divergence: KL(policy || teacher) over the vocabulary, or its estimate by the token, log pi - log p_T
+    """
 
     logprobs: Tensor
     entropy: Tensor
     reference: Tensor | None = None
+    divergence: Tensor | None = None
 
 
 def make_group(algorithm: Algorithm, rollouts: Sequence[Rollout]) -> Group:
@@ -118,13 +126,18 @@ def needs_forward(algorithm: Algorithm, group: Group) -> bool:
 
 
 def is_informative(algorithm: Algorithm, group: Group) -> bool:
-    """Return whether a rollout has an advantage or an expert prefix to train; KL and entropy terms do not count."""
+    """Return whether a rollout has an advantage, a teacher or an expert prefix to train.
+
+    KL and entropy terms do not count.
+    """
+    if algorithm.teacher is not None and any(r.completion_ids and not r.is_masked for r in group.rollouts):
+        return True
     trains_prefix = algorithm.prefix_loss is not None and any(
         rollout.train_prefix and weight != 0.0
         for rollout, weight in zip(group.rollouts, group.prefix_weights, strict=True)
     )
     return trains_prefix or any(
-        advantage != 0.0 and rollout.completion_ids
+        algorithm.completion_loss is not None and advantage != 0.0 and rollout.completion_ids
         for rollout, advantage in zip(group.rollouts, group.advantages, strict=True)
     )
 
@@ -158,6 +171,8 @@ def policy_loss(
         loss = prefix_weight * sum(w * prefix_loss)              / tokens trained by the prefix loss
              + completion_weight
                * sum(importance weight * completion_loss)        / completion tokens, masked ones included
+             + teacher_weight
+               * sum(importance weight * teacher_loss)           / completion tokens, masked ones included
              - entropy_weight * sum(multiplicity * entropy)      / response tokens
              + kl_weight * sum(k3)                               / completion tokens
 
@@ -167,25 +182,37 @@ def policy_loss(
     own = batch.is_completion[rows]
     logprobs, sampler = forward.logprobs, batch.sampler_logprobs[rows]
     old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs[rows]
-    completion = algorithm.completion_loss(logprobs, old, batch.advantage[rows])
+    weight = torch.ones_like(old)
     if algorithm.tis_cap is not None:
-        completion = completion * losses.truncated_importance_weight(old, sampler, cap=algorithm.tis_cap)
+        weight = losses.truncated_importance_weight(old, sampler, cap=algorithm.tis_cap)
     used = own
     if algorithm.sequence_bound is not None:
         sequence = torch.where(own, batch.completion[rows], torch.zeros_like(rows))
         used = own & losses.sequence_mask(old, sampler, sequence, bound=algorithm.sequence_bound)
-    loss = algorithm.completion_weight * _masked_sum(completion, used) / max(normalizers.completion, 1.0)
     mismatch = (old - sampler).detach()  # `old` is from before any update: a change by updates is no mismatch
     entropy = forward.entropy.detach()
     prefix_rows = batch.prefix_count[rows]
+    loss = logprobs.new_zeros(())
     metrics = {
-        "loss/completion": _mean(completion.detach(), own.float()),
         "policy/entropy": _mean(entropy, own.float()),
         "mismatch/abs": _mean(mismatch.abs(), own.float()),
         "mismatch/masked": _mean((own & ~used).float(), own.float()),
         "mismatch/k3": _mean(losses.k3(sampler, old.detach()), own.float()),
         "prefix/probability": _mean(logprobs.detach().exp(), prefix_rows),
     }
+    if algorithm.completion_loss is not None:
+        completion = algorithm.completion_loss(logprobs, old, batch.advantage[rows]) * weight
+        loss = algorithm.completion_weight * _masked_sum(completion, used) / max(normalizers.completion, 1.0)
+        metrics["loss/completion"] = _mean(completion.detach(), own.float())
+    if algorithm.teacher is not None:
+        if forward.divergence is None:
+            raise ValueError("policy_loss: the algorithm has a teacher, and the forward pass gave no divergence")
+        taught = used & ~batch.is_masked[rows]
+        distilled = algorithm.teacher.loss(logprobs, old, forward.divergence) * weight
+        loss = loss + algorithm.teacher.weight * _masked_sum(distilled, taught) / max(normalizers.completion, 1.0)
+        divergence = forward.divergence.detach()
+        metrics["teacher/divergence"] = _mean(divergence, own.float())
+        metrics["teacher/clipped"] = _mean(algorithm.teacher.clips(divergence).float(), own.float())
     if algorithm.prefix_loss is not None:
         weights = batch.prefix_weight_sum[rows]
         if algorithm.top_entropy is not None:

@@ -1,4 +1,7 @@
-"""Cut the groups of a step into batches that fit the memory, and distribute them over the processes."""
+"""Cut the groups of a step into batches that fit the memory, and distribute them over the processes.
+
+Where a teacher reads longer prompts, a group is as large as its larger tree (`pass_tokens`).
+"""
 
 from collections.abc import Sequence
 
@@ -22,10 +25,10 @@ def balance(groups: Sequence[Group], *, num_ranks: int) -> list[list[Group]]:
     """
     ranks: list[list[Group]] = [[] for _ in range(num_ranks)]
     loads = [0] * num_ranks
-    for group in sorted(groups, key=num_tokens, reverse=True):
+    for group in sorted(groups, key=pass_tokens, reverse=True):
         least = loads.index(min(loads))
         ranks[least].append(group)
-        loads[least] += num_tokens(group)
+        loads[least] += pass_tokens(group)
     return ranks
 
 
@@ -36,8 +39,8 @@ def split(groups: Sequence[Group], *, budget: int) -> list[list[Group]]:
     """
     batches: list[list[Group]] = []
     room: list[int] = []
-    for part in sorted(cut(groups, budget=budget), key=num_tokens, reverse=True):
-        size = num_tokens(part)
+    for part in sorted(cut(groups, budget=budget), key=pass_tokens, reverse=True):
+        size = pass_tokens(part)
         target = next((index for index, free in enumerate(room) if size <= free), len(batches))
         if target == len(batches):
             batches.append([])
@@ -59,12 +62,12 @@ def bucket(num_tokens: int) -> int:
 
 
 def _parts(group: Group, budget: int) -> list[Group]:
-    if num_tokens(group) <= budget:
+    if pass_tokens(group) <= budget:
         return [group]
     order = sorted(range(len(group.rollouts)), key=lambda member: group.rollouts[member].prefix_ids)
     parts: list[list[int]] = [[]]
     for member in order:
-        if parts[-1] and num_tokens(group.subset([*parts[-1], member])) > budget:
+        if parts[-1] and pass_tokens(group.subset([*parts[-1], member])) > budget:
             parts.append([])
         parts[-1].append(member)
     return [group.subset(members) for members in parts]
@@ -78,3 +81,9 @@ def num_tokens(group: Group) -> int:
         shared += len(rollout.prefix_ids) - common_length([previous, rollout.prefix_ids], 0)
         previous = rollout.prefix_ids
     return len(group.rollouts[0].prompt_ids) + shared + sum(len(r.completion_ids) for r in group.rollouts)
+
+
+def pass_tokens(group: Group) -> int:
+    """Return the tokens of the group's larger tree: its own, or the same below the teacher's prompt."""
+    first = group.rollouts[0]
+    return num_tokens(group) + max(0, len(first.teacher_prompt_ids) - len(first.prompt_ids))

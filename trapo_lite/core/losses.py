@@ -96,6 +96,37 @@ def cispo(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, ratio_c
     return -ratio.clamp(max=ratio_cap) * advantages * logprobs
 
 
+def sampled_distillation(logprobs: Tensor, old_logprobs: Tensor, divergence: Tensor, *, clip: float | None) -> Tensor:
+    """Return a policy gradient whose advantage is how much likelier the teacher finds the sampled token.
+
+        A = sg[log p_T - log pi], bounded to -clip .. clip        loss = -A pi / pi_old
+
+    In the mean over tokens that the policy samples, the gradient without clip is that of KL(pi || p_T) at a fixed
+    context.
+
+    Args:    logprobs, old_logprobs: as for `clipped_policy_gradient`.   divergence: log pi - log p_T, same shape.
+             clip: bound of |A|; None: none.
+    Source:  on-policy self-distillation, arXiv:2601.18734, its loss of sampled tokens.
+    """
+    advantages = -divergence.detach()
+    if clip is not None:
+        advantages = advantages.clamp(-clip, clip)
+    return clipped_policy_gradient(logprobs, old_logprobs, advantages, clip_low=None, clip_high=None)
+
+
+def vocabulary_distillation(
+    logprobs: Tensor, old_logprobs: Tensor, divergence: Tensor, *, clip: float | None
+) -> Tensor:
+    """Return min(KL(pi || p_T), clip) per token; a token whose divergence is above the bound has no gradient.
+
+    Args:    divergence: KL over the whole vocabulary, with its gradient.   clip: the bound; None: none. The log-probs
+             are not used: the expectation over tokens is exact.
+    Source:  on-policy self-distillation, arXiv:2601.18734, which bounds each token so that those of style do not
+             outweigh those of mathematics.
+    """
+    return divergence if clip is None else divergence.clamp(max=clip)
+
+
 def truncated_importance_weight(logprobs: Tensor, sampler_logprobs: Tensor, *, cap: float) -> Tensor:
     """Return min(pi / pi_sampler, cap) per token, detached; it corrects for differences of engine and trainer."""
     return (logprobs - sampler_logprobs).detach().exp().clamp(max=cap)

@@ -31,8 +31,12 @@ class PackedBatch:
     is_completion:     whether the policy sampled this token
     advantage:         advantage of a completion token's rollout; 0 elsewhere
     sampler_logprobs:  log-prob that the engine reported for a completion token; 0 elsewhere
+    is_masked:         whether this completion token's rollout is left untrained
     old_logprobs:      log-probs before the first update on this batch; None: the current ones, detached
     num_padding:       how many tokens at the end are padding
+    teacher_logprobs:  log-probs of the teacher; None: there is no teacher, or `teacher` is asked
+    teacher:           the same rollouts behind the teacher's prompts, a batch with the same trained tokens in the same
+                       order; None: there is no teacher, or its log-probs are known
     """
 
     input_ids: Tensor
@@ -45,8 +49,11 @@ class PackedBatch:
     is_completion: Tensor
     advantage: Tensor
     sampler_logprobs: Tensor
+    is_masked: Tensor
     old_logprobs: Tensor | None = None
     num_padding: int = 0
+    teacher_logprobs: Tensor | None = None
+    teacher: "PackedBatch | None" = None
 
     @property
     def num_tokens(self) -> int:
@@ -89,6 +96,7 @@ class _Columns:
     is_completion: list[bool] = field(default_factory=list)
     advantage: list[float] = field(default_factory=list)
     sampler_logprobs: list[float] = field(default_factory=list)
+    is_masked: list[bool] = field(default_factory=list)
 
     def append_chain(
         self,
@@ -100,6 +108,7 @@ class _Columns:
         multiplicity: float = 0.0,
         advantage: float = 0.0,
         sampler_logprobs: Sequence[float] | None = None,
+        is_masked: bool = False,
     ) -> int:
         """Add a chain of tokens below `parent`; return the index of its last token, or `parent` if there is none."""
         num, start = len(token_ids), len(self.input_ids)
@@ -114,6 +123,7 @@ class _Columns:
         self.is_completion.extend([sampler_logprobs is not None] * num)
         self.advantage.extend([advantage] * num)
         self.sampler_logprobs.extend([0.0] * num if sampler_logprobs is None else sampler_logprobs)
+        self.is_masked.extend([is_masked] * num)
         return start + num - 1 if num else parent
 
     def close(self, start: int) -> None:
@@ -145,7 +155,7 @@ def pack(groups: Sequence[Group], *, pad_to: int | None = None) -> PackedBatch:
         name: torch.tensor(values, dtype=torch.float32 if name in float_columns else None)
         for name, values in vars(columns).items()
     }
-    return PackedBatch(**tensors, num_padding=num_padding)
+    return PackedBatch(**tensors, num_padding=num_padding, teacher=None)
 
 
 def chains_of(batch: PackedBatch) -> list[tuple[int, int, list[int]]]:
@@ -195,6 +205,7 @@ def _append_branches(columns: _Columns, group: Group, members: list[int], *, dep
             multiplicity=1.0,
             advantage=group.advantages[member],
             sampler_logprobs=rollout.completion_logprobs,
+            is_masked=rollout.is_masked,
         )
         columns.close(start)
     for sharing in branches.values():

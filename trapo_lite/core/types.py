@@ -20,7 +20,8 @@ class Problem:
 
     `expert_ids` holds one tuple of token ids per expert solution (a trace), EOS included; it may be empty. `text` and
     `row`, the problem without template and the row's columns, are for reward functions. `source_index` is the place of
-    its file among those that were loaded together.
+    its file among those that were loaded together. `teacher_prompt_ids` is the prompt that a teacher reads in the place
+    of `prompt_ids`; it is empty without a teacher.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Problem:
     text: str = field(default="", compare=False)
     row: Mapping[str, Any] = field(default_factory=dict, compare=False)
     source_index: int = field(default=0, compare=False)
+    teacher_prompt_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Rollout:
     `prefix_ratio` is the share of the trace that the prefix was cut for, `prefix_weight` a factor of its prefix loss.
     `completion_logprobs` are the sampler's, one per completion token, under its temperature. `slot` is the rollout's
     index in its group. `reward` is None without a score: the rollout then gets no advantage. `is_masked` says that it
-    gets none although its reward counts for the others.
+    gets none although its reward counts for the others. `teacher_prompt_ids` is the problem's.
     """
 
     problem_id: str
@@ -103,6 +105,7 @@ class Rollout:
     reward: float | None = 0.0
     parts: tuple[tuple[str, float | None], ...] = ()
     is_masked: bool = False
+    teacher_prompt_ids: tuple[int, ...] = ()
 
     @property
     def is_guided(self) -> bool:

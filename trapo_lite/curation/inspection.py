@@ -101,7 +101,9 @@ def _losses(algorithm: AlgorithmSection, micro_group: MicroGroup, is_helped: boo
     is_all_expert = micro_group.prefix_ratio == 1.0 and micro_group.help_below is None
     if not is_all_expert:
         kl = [f"KL to the base x {algorithm.kl_weight:g}"] if algorithm.kl_weight else []
-        parts.append("own tokens: " + ", ".join([algorithm.completion_loss.describe(), *entropy, *kl]))
+        loss, teacher = algorithm.completion_loss, algorithm.teacher
+        own = [part.describe() for part in (loss, teacher) if part.type != "none"]
+        parts.append("own tokens: " + ", ".join([*(own or ["no loss"]), *entropy, *kl]))
     return "; ".join(parts)
 
 

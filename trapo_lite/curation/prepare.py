@@ -96,7 +96,7 @@ def prepare(
                 require_fitting_experts(config.data, loaded.examples, tokenizer)
             shown = None if inspect is None else find_problem(loaded.problems, inspect)
             lines.results(loaded.report.lines())
-            if loaded.report.num_traces == 0 and config.algorithm.ever_uses_experts:
+            if loaded.report.num_traces == 0 and config.algorithm.needs_solutions:
                 cure = "name their column in data.columns, or choose an algorithm without (grpo)"
                 lines.results([f"warning: no row has a usable expert solution, which the algorithm needs; {cure}"])
             lines.phase(f"{what} it with the other data.expert_text")

@@ -5,7 +5,7 @@ import json
 import math
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trapo_lite.core.in_words import counted
 from trapo_lite.core.types import Problem
@@ -27,6 +27,8 @@ class DataReport:
     prompt_lengths, trace_lengths: name of a quantile -> tokens; traces include EOS. Empty without prompts or traces.
     num_graded, unverified_ids:    number of graded expert traces; the problem id of each trace not found correct.
     prompt_warnings:               lines about prompts that differ from the tokenizer's own.
+    teacher_lengths:               as prompt_lengths, of a teacher's prompts; empty without a teacher.
+    teacher_left_out:              reason -> how many problems a teacher cannot judge.
     fingerprint:                   sha256 over ids, answers and tokens of the problems in their order.
     """
 
@@ -47,6 +49,8 @@ class DataReport:
     unverified_ids: tuple[str, ...]
     prompt_warnings: tuple[str, ...]
     fingerprint: str
+    teacher_lengths: Mapping[str, int] = field(default_factory=dict)
+    teacher_left_out: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def num_traces(self) -> int:
@@ -71,6 +75,9 @@ class DataReport:
         ]
         if self.trace_lengths:
             lines.append(f"  trace tokens   {_spelt(self.trace_lengths)}")
+        if self.teacher_lengths:
+            left_out = f"; problems left out: {_spelt(self.teacher_left_out)}" if self.teacher_left_out else ""
+            lines.append(f"  teacher tokens {_spelt(self.teacher_lengths)}{left_out}")
         if self.num_boxed_answers:
             lines.append(f"  answers        {self.num_boxed_answers} from the last box of a solution")
         if self.rows_filtered:

@@ -88,12 +88,12 @@ def check_model(config: Config) -> Layout:
     Raises ConfigError or ModelError if the model, by its config.json and its class, has not enough positions, cannot be
     trained, or lacks the layers that `lora.target_modules` names or the RoPE that `model.config_overrides` changes.
     """
-    longest = config.longest_sequence
+    longest = config.longest_computed
     base = model_config(config.model)
     check_positions(base, config.model.name, longest=longest, spelt=config.longest_in_words)
     layout = choose_layout(config.model, longest=longest)
     if config.uses_engine:
-        check_fixed_rope(layout.model.config, config.model.name, longest=longest)
+        check_fixed_rope(layout.model.config, config.model.name, longest=config.longest_sequence)
     check_rope(layout.model, config.model)
     check_targets(layout.model, config.lora.target_modules)
     return layout

@@ -1,10 +1,11 @@
 """Compute log-probabilities and entropy from hidden rows, without ever holding (rows, vocabulary) logits (DESIGN 5)."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 CHUNK_ELEMENTS = {"cpu": 16_000_000, "cuda": 64_000_000}
 """Logits held at once, by type of device: 64 and 256 MB in float32.
@@ -49,7 +50,30 @@ def token_logprobs(
     Returns: logprobs (K,), entropy (K,) in nats, float32 (float64 for float64 input).
     """
     rows = chunk_rows or max(1, CHUNK_ELEMENTS[head.device.type] // head.shape[0])
-    return _TokenLogprobs.apply(hidden, head, token_ids, temperature, scale, rows)
+    logprobs, entropies, _ = _TokenLogprobs.apply(hidden, head, token_ids, temperature, scale, rows, None)
+    return logprobs, entropies
+
+
+def token_divergence(
+    hidden: Tensor,
+    teacher: Tensor,
+    head: Tensor,
+    token_ids: Tensor,
+    *,
+    temperature: float = 1.0,
+    scale: LogitScale = LogitScale(),
+    chunk_rows: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `token_logprobs` and KL(pi(. | row) || p_T(. | row)) over the whole vocabulary.
+
+    p_T has the logits that the same head gives for the rows of `teacher`. They are computed chunk by chunk too, and
+    carry no gradient. A chunk has half as many rows, because the teacher's tables take as much memory as the policy's.
+
+    Args:    teacher: (K, H), detached; the others as for `token_logprobs`.
+    Returns: logprobs (K,), entropy (K,), divergence (K,) in nats.
+    """
+    rows = chunk_rows or max(1, CHUNK_ELEMENTS[head.device.type] // (2 * head.shape[0]))
+    return _TokenLogprobs.apply(hidden, head, token_ids, temperature, scale, rows, teacher)
 
 
 def _scaled_logits(hidden: Tensor, head: Tensor, temperature: float, scale: LogitScale) -> Tensor:
@@ -58,13 +82,24 @@ def _scaled_logits(hidden: Tensor, head: Tensor, temperature: float, scale: Logi
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """It holds two float32 tables of (rows, V) at a time, forward and backward; the rest is done in place."""
+    """It holds two float32 tables of (rows, V) at a time, forward and backward, and two more for a teacher."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, head: Tensor, token_ids: Tensor, temperature: float, scale: LogitScale, rows: int):
+    def forward(
+        ctx,
+        hidden: Tensor,
+        head: Tensor,
+        token_ids: Tensor,
+        temperature: float,
+        scale: LogitScale,
+        rows: int,
+        teacher: Tensor | None,
+    ):
         hidden = hidden.to(head.dtype)
-        logprobs, entropies, normalisers = [], [], []
-        for chunk, ids in zip(hidden.split(rows), token_ids.split(rows), strict=True):
+        teacher = None if teacher is None else teacher.to(head.dtype)
+        teacher_chunks = _chunks(teacher, rows, like=hidden)
+        logprobs, entropies, normalisers, divergences, teacher_normalisers = [], [], [], [], []
+        for chunk, ids, of_teacher in zip(hidden.split(rows), token_ids.split(rows), teacher_chunks, strict=True):
             logits = _scaled_logits(chunk, head, temperature, scale)
             top = logits.amax(dim=-1, keepdim=True)
             logits.sub_(top)
@@ -72,23 +107,39 @@ class _TokenLogprobs(torch.autograd.Function):
             total = weights.sum(dim=-1)
             chosen = logits.gather(1, ids[:, None]).squeeze(1)
             logprobs.append(chosen - total.log())
+            if of_teacher is not None:
+                teacher_logits = _scaled_logits(of_teacher, head, temperature, scale)
+                teacher_normaliser = teacher_logits.logsumexp(dim=-1)
+                cross = teacher_normaliser - teacher_logits.mul_(weights).sum(dim=-1) / total  # -E_pi[log p_T]
+                teacher_normalisers.append(teacher_normaliser)
+                del teacher_logits
             entropies.append(total.log() - weights.mul_(logits).sum(dim=-1) / total)
+            if of_teacher is not None:
+                divergences.append(cross - entropies[-1])
             normalisers.append(top.squeeze(1) + total.log())
             del logits, weights  # before the next chunk's are made
-        ctx.save_for_backward(hidden, head, token_ids, torch.cat(entropies), torch.cat(normalisers))
+        entropy = torch.cat(entropies)
+        saved = [hidden, head, token_ids, entropy, torch.cat(normalisers)]
+        divergence = None if teacher is None else torch.cat(divergences)
+        if divergence is not None:
+            saved += [teacher, torch.cat(teacher_normalisers), divergence]
+        ctx.save_for_backward(*saved)
         ctx.temperature, ctx.scale, ctx.rows = temperature, scale, rows
-        return torch.cat(logprobs), torch.cat(entropies)
+        return torch.cat(logprobs), entropy, divergence
 
     @staticmethod
-    def backward(ctx, grad_logprobs: Tensor, grad_entropies: Tensor):
+    def backward(ctx, grad_logprobs: Tensor, grad_entropies: Tensor, grad_divergences: Tensor | None):
         """Return the gradient of `hidden`.
 
-        d log p_t / d z_j = [j = t] - p_j   and   d H / d z_j = -p_j (log p_j + H), with z the logits / temperature.
+        d log p_t / d z_j = [j = t] - p_j,   d H / d z_j = -p_j (log p_j + H)   and
+        d KL / d z_j = p_j (log p_j - log p_T,j - KL), with z the logits / temperature.
         """
-        hidden, head, token_ids, entropies, normalisers = ctx.saved_tensors
+        hidden, head, token_ids, entropies, normalisers, *of_teacher = ctx.saved_tensors
         result = torch.empty_like(hidden)
-        columns = (hidden, token_ids, entropies, normalisers, grad_logprobs, grad_entropies, result)
-        for chunk, ids, entropy, normaliser, grad_logp, grad_entropy, out in zip(
+        columns = [hidden, token_ids, entropies, normalisers, grad_logprobs, grad_entropies, result]
+        if of_teacher:
+            columns += [*of_teacher, grad_divergences]
+        for chunk, ids, entropy, normaliser, grad_logp, grad_entropy, out, *teacher in zip(
             *(column.split(ctx.rows) for column in columns), strict=True
         ):
             logits = _scaled_logits(chunk, head, ctx.temperature, ctx.scale)
@@ -97,15 +148,35 @@ class _TokenLogprobs(torch.autograd.Function):
                 slope = 1.0 - (logits * (ctx.temperature / ctx.scale.softcap)).square_()
             logp = logits.sub_(normaliser[:, None])
             grad = logp.exp()
-            grad.mul_(logp.add_(entropy[:, None]).mul_(grad_entropy[:, None]).add_(grad_logp[:, None]).neg_())
+            factor = None
+            if teacher:
+                teacher_hidden, teacher_normaliser, divergence, grad_divergence = teacher
+                factor = _scaled_logits(teacher_hidden, head, ctx.temperature, ctx.scale)
+                factor.sub_(teacher_normaliser[:, None]).neg_().add_(logp).sub_(divergence[:, None])
+                factor.mul_(grad_divergence[:, None])
+            logp.add_(entropy[:, None]).mul_(grad_entropy[:, None]).add_(grad_logp[:, None]).neg_()
+            grad.mul_(logp if factor is None else logp.add_(factor))
             grad.scatter_add_(1, ids[:, None], grad_logp[:, None])
             if slope is not None:
                 grad.mul_(slope)
             if ctx.scale.factor != 1.0:
                 grad.mul_(ctx.scale.factor)
             out.copy_(grad.div_(ctx.temperature).to(head.dtype) @ head)
-            del logits, logp, grad, slope
-        return result, None, None, None, None, None
+            del logits, logp, grad, slope, factor
+        return result, None, None, None, None, None, None
+
+
+def of_whole_logits(logp: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log-probs (K,) of the tokens and the entropies (K,), by whole log-probs (K, V)."""
+    chosen = -nn.functional.nll_loss(logp, token_ids, reduction="none")
+    return chosen, -(logp.exp() * logp).sum(dim=-1)
+
+
+def _chunks(teacher: Tensor | None, rows: int, *, like: Tensor) -> Sequence[Tensor | None]:
+    """Return the teacher's rows in chunks; without a teacher, as many times None as `like` has chunks."""
+    if teacher is None:
+        return [None] * len(like.split(rows))
+    return teacher.split(rows)
 
 
 def probe_sequences(*, vocab_size: int, num_tokens: int, max_length: int, seed: int = 0) -> list[list[int]]:

@@ -242,3 +242,14 @@ def _is_linear(layer: nn.Module) -> bool:
         return isinstance(layer(layer.weight.new_zeros(1, 1, layer.in_features)), Tensor)
     except FAILURES:
         return False
+
+
+def logit_scale_of_rows(base: PreTrainedModel) -> LogitScale | None:
+    """Return what the head does to its products; None: more than can be computed in chunks here."""
+    head = base.get_output_embeddings()
+    if head is None or getattr(head, "bias", None) is not None:
+        return None
+    try:
+        return logit_scale_of(base)
+    except ModelError:
+        return None

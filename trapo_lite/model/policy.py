@@ -5,7 +5,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,42 +14,25 @@ from transformers import PreTrainedModel
 
 from trapo_lite.config import LoraSection, ModelSection
 from trapo_lite.core.batching import bucket, num_tokens
-from trapo_lite.core.errors import ConfigError, ModelError
+from trapo_lite.core.errors import ConfigError
 from trapo_lite.core.tree import PackedBatch, pack
 from trapo_lite.core.types import Group, Rollout
 from trapo_lite.model import tree_attention
 from trapo_lite.model.adapter import LoraAdapter
 from trapo_lite.model.base import load_base
+from trapo_lite.model.base_module import BaseModel
 from trapo_lite.model.layout import Layout, choose_attention, choose_layout
-from trapo_lite.model.logprobs import LogitScale, token_logprobs
-from trapo_lite.model.packable import logit_scale_of
+from trapo_lite.model.logprobs import of_whole_logits, token_divergence, token_logprobs
+from trapo_lite.model.packable import logit_scale_of, logit_scale_of_rows
 from trapo_lite.model.positions import check_fixed_rope, check_positions, check_rope
 from trapo_lite.model.saved_adapter import check_start
 from trapo_lite.model.shape import ModelShape, num_heads
 from trapo_lite.model.tree_attention import TreeLayout
 from trapo_lite.model.tree_recurrence import TreeRecurrence, reach_recurrent_layers
 
+Result = TypeVar("Result")
 MAX_EAGER_SCORES = 2**27
 """Of one layer's attention: entries of the matrix that eager attention makes, of which it keeps several; half a GiB."""
-
-
-class BaseModel(nn.Module):
-    """A BaseModel is the base as FSDP2 sees it: code that reads embeddings or head must run inside its forward.
-
-    FSDP2 gathers a module's weights around its forward. The decoder's layers have theirs; embeddings and head, which
-    the chunked log-probs read without the model's own forward, are gathered around this one (docs/design.md 6).
-    """
-
-    def __init__(self, base: PreTrainedModel) -> None:
-        super().__init__()
-        self.base = base
-        self._no_split_modules = base._no_split_modules  # Accelerate shards each of these by itself
-
-    def forward(self, compute: Callable[..., Any], *arguments: Any) -> Any:
-        return compute(*arguments)
-
-    def tie_weights(self) -> None:
-        self.base.tie_weights()
 
 
 class Policy:
@@ -78,7 +61,7 @@ class Policy:
         self._offloads = offload_activations
         self.shape = ModelShape.of(base.config, rank=lora.r, targets=lora.target_modules)
         self._is_recurrent = reach_recurrent_layers(base)
-        self._logit_scale = logit_scale_of(base) if layout == "tree" else _logit_scale_of_rows(base)
+        self._logit_scale = logit_scale_of(base) if layout == "tree" else logit_scale_of_rows(base)
         for parameter in base.parameters():
             parameter.requires_grad_(False)
         self._whole = BaseModel(base) if shard is None else shard(BaseModel(base))
@@ -188,7 +171,17 @@ class Policy:
         """
         return self._inside_base(self._row_logprobs, batch, temperature)
 
-    def _inside_base(self, compute: Callable[..., tuple[Tensor, Tensor]], *arguments: Any) -> tuple[Tensor, Tensor]:
+    def token_divergence(self, batch: PackedBatch, *, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return `token_logprobs` and KL(policy || teacher) over the vocabulary at the trained tokens, each (K,).
+
+        `batch.teacher` holds the same tokens behind the prompts that the base without the adapter reads.
+        """
+        assert batch.teacher is not None
+        with torch.no_grad(), self.reference():
+            teacher = self._inside_base(self._head_inputs, batch.teacher, temperature)
+        return self._inside_base(self._token_divergence, batch, teacher, temperature)
+
+    def _inside_base(self, compute: Callable[..., Result], *arguments: Any) -> Result:
         result = self._whole(compute, *arguments)
         if isinstance(self._whole, FSDPModule) and not torch.is_grad_enabled():
             self._whole.reshard()  # embeddings and head: what no backward pass will free
@@ -197,23 +190,45 @@ class Policy:
     def _token_logprobs(self, batch: PackedBatch, temperature: float) -> tuple[Tensor, Tensor]:
         if self._logit_scale is None:
             return self._row_logprobs(batch, temperature)
-        rows = batch.trained
-        hidden = self._hidden_rows(batch, batch.parent[rows])
         return token_logprobs(
-            hidden, self._head(), batch.input_ids[rows], temperature=temperature, scale=self._logit_scale
+            self._head_inputs(batch, temperature),
+            self._head(),
+            batch.input_ids[batch.trained],
+            temperature=temperature,
+            scale=self._logit_scale,
         )
 
+    def _token_divergence(
+        self, batch: PackedBatch, teacher: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = self._head_inputs(batch, temperature)
+        if self._logit_scale is None:
+            logprobs, entropy = of_whole_logits(inputs, batch.input_ids[batch.trained])
+            return logprobs, entropy, (inputs.exp() * (inputs - teacher)).sum(dim=-1)
+        ids = batch.input_ids[batch.trained]
+        return token_divergence(inputs, teacher, self._head(), ids, temperature=temperature, scale=self._logit_scale)
+
+    def _head_inputs(self, batch: PackedBatch, temperature: float) -> Tensor:
+        """Return the hidden rows (K, H) that the head predicts the trained tokens from.
+
+        Where the head is more than a factor and a softcap, these are the log-probs (K, V) that it gives.
+        """
+        if self._logit_scale is None:
+            return self._row_log_softmax(batch, temperature)
+        return self._hidden_rows(batch, batch.parent[batch.trained])
+
     def _row_logprobs(self, batch: PackedBatch, temperature: float) -> tuple[Tensor, Tensor]:
-        base, rows = self._base, batch.trained
+        return of_whole_logits(self._row_log_softmax(batch, temperature), batch.input_ids[batch.trained])
+
+    def _row_log_softmax(self, batch: PackedBatch, temperature: float) -> Tensor:
+        base, parents = self._base, batch.parent[batch.trained]
         input_ids = batch.input_ids[None, : max(1, batch.num_tokens - batch.num_padding)]
         with self._autocast(), self._offloading():
             if "logits_to_keep" in inspect.signature(base.forward).parameters:
-                logits = base(input_ids=input_ids, use_cache=False, logits_to_keep=batch.parent[rows]).logits[0]
+                logits = base(input_ids=input_ids, use_cache=False, logits_to_keep=parents).logits[0]
             else:
-                logits = base(input_ids=input_ids, use_cache=False).logits[0, batch.parent[rows]]
-        logp = torch.log_softmax(logits.float() / temperature, dim=-1)
-        chosen = -nn.functional.nll_loss(logp, batch.input_ids[rows], reduction="none")
-        return chosen, -(logp.exp() * logp).sum(dim=-1)
+                logits = base(input_ids=input_ids, use_cache=False).logits[0, parents]
+        return torch.log_softmax(logits.float() / temperature, dim=-1)
 
     @torch.no_grad()
     def score(self, token_ids: Sequence[int]) -> list[float]:
@@ -275,14 +290,3 @@ class Policy:
         if not self._offloads:
             return contextlib.nullcontext()
         return torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda")
-
-
-def _logit_scale_of_rows(base: PreTrainedModel) -> LogitScale | None:
-    """Return what the head does to its products; None: more than can be computed in chunks here."""
-    head = base.get_output_embeddings()
-    if head is None or getattr(head, "bias", None) is not None:
-        return None
-    try:
-        return logit_scale_of(base)
-    except ModelError:
-        return None

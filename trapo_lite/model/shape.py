@@ -112,10 +112,24 @@ class ModelShape:
         num_trained: rows of the head.
         """
         dense = 4.0 * self.linear_parameters * num_tokens + 6.0 * self.adapter_parameters * num_tokens
-        num_pairs = (self.num_layers - self.num_without_attention - self.num_sliding) * num_visible
-        num_pairs += self.num_sliding * (num_visible if num_in_window is None else num_in_window)
-        attention = 12.0 * self.attention_width * num_pairs
+        attention = 12.0 * self.attention_width * self._num_pairs(num_visible, num_in_window)
         return dense + attention + 4.0 * self.hidden_size * self.vocab_size * num_trained
+
+    def reading_flop(
+        self, *, num_tokens: int, num_visible: int, num_read: int, num_in_window: int | None = None
+    ) -> float:
+        """Return the operations of a forward pass through the base without the adapter. num_read: rows of the head.
+
+        The others as for `training_flop`.
+        """
+        attention = 4.0 * self.attention_width * self._num_pairs(num_visible, num_in_window)
+        dense = 2.0 * self.linear_parameters * num_tokens
+        return dense + attention + 2.0 * self.hidden_size * self.vocab_size * num_read
+
+    def _num_pairs(self, num_visible: int, num_in_window: int | None) -> int:
+        """Return the pairs of all layers with attention together."""
+        pairs = (self.num_layers - self.num_without_attention - self.num_sliding) * num_visible
+        return pairs + self.num_sliding * (num_visible if num_in_window is None else num_in_window)
 
     def batch_flop(self, batch: PackedBatch) -> float:
         """Return `training_flop` of one packed batch; a token sees as many as stand on its path."""

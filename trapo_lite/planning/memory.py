@@ -12,9 +12,9 @@ from trapo_lite.core.batching import bucket
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.engines.vllm.options import round_up_lora_rank
 from trapo_lite.model.logprobs import CHUNK_ELEMENTS
-from trapo_lite.model.shape import ModelShape, num_pairs
+from trapo_lite.model.shape import ModelShape
 from trapo_lite.run.calling import command
-from trapo_lite.run.gpus import GIB, Gpu
+from trapo_lite.run.gpus import GIB
 
 Change = Callable[[Config], Config]
 
@@ -28,8 +28,6 @@ RESERVE = 1.5 * GIB  # CUDA contexts and kernels of trainer and engine
 FRAGMENTATION = 0.1  # share of what is allocated and freed in every batch that the allocator loses
 ENGINE_RESERVE = 1.5 * GIB  # the engine's activations and CUDA graphs
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "sgd": 0}
-UTILISATION = 0.35  # share of the peak FLOPs in the update
-DECODE_EFFICIENCY = 0.6  # share of the memory's bandwidth in decoding
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class MemoryPlan:
 
 def tokens_at_once(config: Config) -> int:
     """Return the most tokens of a forward pass; `model.layout` auto counts as tree. A rollout is never cut."""
-    longest = config.longest_sequence
+    longest = config.longest_computed
     return longest if config.model.layout == "rows" else bucket(max(config.train.tokens_per_batch, longest))
 
 
@@ -118,7 +116,13 @@ def plan_memory(config: Config, shape: ModelShape, *, gpu_memory: float, num_sha
         optimizer=shape.adapter_parameters * OPTIMIZER_BYTES[config.optim.name],
         activations=tokens * kept,
         layer=tokens * in_backward,
-        head=head_bytes(shape, tokens=tokens, width=width, is_whole=model.layout == "rows" and shape.has_head_bias),
+        head=head_bytes(
+            shape,
+            tokens=tokens,
+            width=width,
+            is_whole=model.layout == "rows" and shape.has_head_bias,
+            has_teacher=any(stage.teacher.needs_vocabulary for stage in config.algorithm.stages),
+        ),
         # the flattened gradient, its clipped copy, AdamW's square roots
         step=shape.adapter_parameters * 12.0,
         engine_weights=engine_weights,
@@ -148,15 +152,18 @@ def layer_bytes(shape: ModelShape, *, rank: int, width: int, is_grouped: bool) -
     return norms * shape.hidden_size + width * (attention + 4 * shape.mlp_width + 7 * rank)
 
 
-def head_bytes(shape: ModelShape, *, tokens: int, width: int, is_whole: bool) -> float:
-    """Return the most bytes of hidden rows and logits. is_whole: the logits of a row are kept, not computed in chunks.
+def head_bytes(shape: ModelShape, *, tokens: int, width: int, is_whole: bool, has_teacher: bool = False) -> float:
+    """Return the most bytes of hidden rows and logits.
+
+    is_whole: the logits of a row are kept, not computed in chunks.   has_teacher: a teacher's rows are kept too
 
     A whole logit takes 16 bytes: four float32 numbers at a time of itself, its log-prob, its probability, their product
     and gradients (counted in tests/planning/test_memory_plan.py).
     """
     if is_whole:
-        return tokens * (2.0 * shape.hidden_size * width + shape.vocab_size * 16.0)
-    return 2.0 * tokens * shape.hidden_size * width + CHUNK_ELEMENTS["cuda"] * (8.0 + width)
+        logit = 24.0 if has_teacher else 16.0  # the teacher's log-prob and the difference
+        return tokens * (2.0 * shape.hidden_size * width + shape.vocab_size * logit)
+    return (3.0 if has_teacher else 2.0) * tokens * shape.hidden_size * width + CHUNK_ELEMENTS["cuda"] * (8.0 + width)
 
 
 def shortcoming(config: Config, shape: ModelShape, *, gpu_memory: float, num_shards: int = 1) -> str | None:
@@ -239,7 +246,7 @@ def _changes(config: Config, *, is_sharded: bool) -> Iterator[tuple[str, Change]
     yield "rollout.colocate=true", setting("rollout", colocate=True)
     yield "model.gradient_checkpointing=true", setting("model", gradient_checkpointing=True)
     tokens = config.train.tokens_per_batch
-    while tokens // 2 >= config.longest_sequence:
+    while tokens // 2 >= config.longest_computed:
         tokens //= 2
         yield f"train.tokens_per_batch={tokens}", setting("train", tokens_per_batch=tokens)
     if config.optim.name == "adamw":
@@ -250,42 +257,6 @@ def _changes(config: Config, *, is_sharded: bool) -> Iterator[tuple[str, Change]
     if config.rollout.merge == "never" and config.model.dtype == "bfloat16" and not is_sharded:  # as NF4 requires
         yield "model.quantize=nf4", setting("model", quantize="nf4")
     yield "model.offload_activations=true", setting("model", offload_activations=True)
-
-
-@dataclass(frozen=True)
-class TimePlan:
-    """Hold the seconds of a step in which every rollout is as long as it may be, so that most steps take less."""
-
-    rollouts: float
-    update: float
-    num_tokens: int
-
-
-def plan_time(config: Config, shape: ModelShape, gpu: Gpu, *, num_gpus: int) -> TimePlan:
-    """Estimate by the roofline: decoding reads weights and cache once per token, the update computes."""
-    plan = plan_memory(config, shape, gpu_memory=gpu.memory)
-    stage, limit = config.algorithm.largest_stage, config.rollout.max_response_tokens
-    prompt, problems = config.data.max_prompt_tokens, config.rollout.num_problems / num_gpus
-    rollouts = 0.0
-    if stage.samples:
-        together = stage.group_size * problems
-        fitting = max(1.0, plan.kv_cache / (plan.kv_token * (prompt + limit / 2))) if plan.kv_cache else together
-        batch = min(together, fitting, config.rollout.max_num_seqs)
-        read = (plan.base + batch * plan.kv_token * (prompt + limit / 2)) / (gpu.bandwidth * DECODE_EFFICIENCY)
-        computed = 2 * shape.parameters * batch / (gpu.tflops * 1e12 * UTILISATION)
-        rollouts = limit * max(read, computed) * max(1.0, together / batch)
-    rows = round(problems * stage.group_size)
-    num_prompts = rows if config.model.layout == "rows" else round(problems)
-    tokens = rows * limit + num_prompts * prompt
-    flop = shape.training_flop(
-        num_tokens=tokens,
-        num_visible=rows * num_pairs(prompt, limit, window=prompt + limit),
-        num_in_window=rows * num_pairs(prompt, limit, window=shape.window) if shape.num_sliding else None,
-        num_trained=rows * limit,
-    )
-    if config.model.gradient_checkpointing:
-        flop *= 1.5  # the forward pass is repeated: 2 of 4 operations per weight
-    return TimePlan(rollouts, flop / (gpu.tflops * 1e12 * UTILISATION), tokens * num_gpus)
 
 
 def checkpoint_bytes(config: Config, num_parameters: int) -> float:

@@ -12,13 +12,15 @@ from trapo_lite.config.choices import Constant
 from trapo_lite.config.over_steps import OverSteps, in_words
 from trapo_lite.config.paths import check_name
 from trapo_lite.config.rewards import described
+from trapo_lite.config.teachers import SolutionTeacher
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.core.in_words import counted, duration, size_text
 from trapo_lite.model.base import model_shape
 from trapo_lite.model.layout import check_model
 from trapo_lite.model.shape import ModelShape
-from trapo_lite.planning.memory import checkpoint_bytes, plan_memory, plan_time, remedies, shortcoming, tokens_at_once
+from trapo_lite.planning.memory import checkpoint_bytes, plan_memory, remedies, shortcoming, tokens_at_once
 from trapo_lite.planning.published_sizes import with_published_sizes
+from trapo_lite.planning.time import plan_time
 from trapo_lite.run.gpus import GIB, GPUS, Gpu
 
 SHARDED = "shard the base over the GPUs (--sharded here, configs/accelerate/fsdp2.yaml to train)"
@@ -103,13 +105,17 @@ def _loss(config: Config, stage: StageSection) -> str:
         prefix = f"{stage.prefix_loss.describe()} x {in_words(stage.prefix_loss.weight)} on expert tokens"
     own_loss = stage.completion_loss
     times = "" if own_loss.weight == 1.0 else f" x {in_words(own_loss.weight)}"
-    own = f"{own_loss.describe()}{times} on own tokens" if stage.samples else ""
+    own = f"{own_loss.describe()}{times} on own tokens" if stage.samples and own_loss.type != "none" else ""
+    teacher = ""
+    if isinstance(stage.teacher, SolutionTeacher):
+        times = "" if stage.teacher.weight == 1.0 else f" x {stage.teacher.weight:g}"
+        teacher = f"{stage.teacher.describe()}{times} on own tokens"
     extras = [
         f"{name} x {weight:g}"
         for name, weight in (("entropy", stage.entropy_weight), ("KL", stage.kl_weight))
         if weight > 0
     ]
-    loss = " + ".join(part for part in (prefix, own, *extras) if part)
+    loss = " + ".join(part for part in (prefix, own, teacher, *extras) if part)
     divisor = "each component's number of tokens"
     if isinstance(stage.normalizer, Constant):
         num_tokens = stage.normalizer.num_tokens or config.rollout.max_response_tokens

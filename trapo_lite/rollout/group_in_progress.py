@@ -152,6 +152,7 @@ class GroupInProgress:
             prefix_ratio=self.micro_groups[micro_group].prefix_ratio if prefix else 0.0,
             train_prefix=is_trained,
             prefix_weight=self.micro_groups[micro_group].prefix_weight if prefix else 1.0,
+            teacher_prompt_ids=self.problem.teacher_prompt_ids,
         )
         room = 0 if is_whole_trace else max(0, self._limit - len(prefix))
         return Branch(rollout, micro_group, room, self._reward_bounds)

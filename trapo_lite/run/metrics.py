@@ -44,6 +44,8 @@ TABLE: dict[str, str] = {
     "loss/completion": "policy-gradient loss per own token",
     "loss/prefix": "prefix loss per trained expert token",
     "loss/kl": "k3 estimate of KL(policy || reference) per own token",
+    "teacher/divergence": "KL(policy || teacher) per own token, in nats, before the clip; sampled: its estimate",
+    "teacher/clipped": "share of own tokens whose divergence is above algorithm.teacher.clip",
     "prefix/probability": "mean probability of trained expert tokens",
     "policy/entropy": "mean entropy at own tokens, nats",
     "mismatch/abs": "mean |log pi(trainer) - log pi(sampler)| at own tokens",

@@ -16,6 +16,7 @@ from trapo_lite.data.expert_thoughts import require_fitting_experts
 from trapo_lite.data.loading import load_problems, require_experts
 from trapo_lite.data.order import ProblemOrder
 from trapo_lite.data.report import DataReport
+from trapo_lite.data.teacher_prompts import with_teacher_prompts
 from trapo_lite.data.tokens import load_tokenizer
 from trapo_lite.engines.start import check_served
 from trapo_lite.model.adapter_config import own_config
@@ -99,9 +100,13 @@ def read_problems(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[l
     """
     limit = config.rollout.max_response_tokens
     loaded = load_problems(config.data, tokenizer, max_response_tokens=limit, rewards=config.reward)
-    if config.algorithm.ever_uses_experts:
+    if config.algorithm.needs_solutions:
         require_experts(loaded.report)
+    if config.algorithm.ever_uses_experts:
         require_fitting_experts(config.data, loaded.examples, tokenizer)
+    if (teacher := config.algorithm.any_teacher) is not None:
+        most = config.teacher_prompt_tokens
+        loaded = with_teacher_prompts(loaded, config.data, teacher, tokenizer, max_prompt_tokens=most)
     problems = loaded.problems
     if not all(stage.samples for stage in config.algorithm.stages):
         problems = [problem for problem in problems if problem.expert_ids]  # SFT trains nothing else

@@ -1,5 +1,6 @@
 """Check once a run that the packed tree gives the same gradient as plain rows, with this model on this machine."""
 
+import functools
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from torch import Tensor
 from trapo_lite.core.algorithm import Algorithm, TokenLogprobs, count_normalizers, needs_forward, policy_loss
 from trapo_lite.core.batching import num_tokens
 from trapo_lite.core.errors import ModelError, PackingError, UpdateError
+from trapo_lite.core.losses import clipped_policy_gradient
 from trapo_lite.core.tree import PackedBatch
 from trapo_lite.core.types import Group
 from trapo_lite.model.policy import Policy
@@ -68,6 +70,8 @@ def check_packing(
     # Without the corrections for the sampler: the long rollout was never sampled, so they would remove its gradient.
     algorithm = replace(algorithm, tis_cap=None, sequence_bound=None)
     [small] = candidates
+    if algorithm.teacher is not None:
+        algorithm, small = _without_teacher(algorithm, small)
     long = lengthened(small, policy.longest_row(longest))
     report = None
     with MemoryAttempt() as attempt:
@@ -86,6 +90,16 @@ def check_packing(
             "model.attention: sdpa, set model.layout: rows, or set train.check_packing: false to skip the check"
         )
     return report
+
+
+def _without_teacher(algorithm: Algorithm, group: Group) -> tuple[Algorithm, Group]:
+    """Return what trains each own token alike in the place of a teacher.
+
+    The gradient of the tree is compared, which needs no teacher: its own tree goes through the same attention.
+    """
+    plain = functools.partial(clipped_policy_gradient, clip_low=None, clip_high=None)
+    algorithm = replace(algorithm, teacher=None, completion_loss=plain, completion_weight=1.0)
+    return algorithm, replace(group, advantages=(1.0,) * len(group.rollouts))
 
 
 HEAD_BOUNDS = {torch.float32: 0.01, torch.bfloat16: 0.3}

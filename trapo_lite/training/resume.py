@@ -57,6 +57,7 @@ YOUNGER_OPTIONS = {
     "algorithm.first_stage": None,
     "algorithm.prefix_loss.top_entropy": None,
     "algorithm.utility.type": "none",
+    "algorithm.teacher.type": "none",
     "data.answer_from": "column",
     "data.columns": None,
     "data.filter": {},

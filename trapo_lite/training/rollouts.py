@@ -88,7 +88,7 @@ class RolloutStage:
         if self.inputs.eval_problems and self.config.reward.own_functions:
             in_eval = self.inputs.eval_problems
             lines += start_lines(self.config.reward, self.scorer, in_eval, self._decode, option="eval.data")
-        if self.config.algorithm.ever_uses_experts:
+        if self.config.algorithm.needs_solutions:
             lines += expert_lines(self.scorer, problems, self._decode)
         return lines
 

@@ -13,12 +13,11 @@ from trapo_lite.config.algorithm import FirstStageSection
 from trapo_lite.core.algorithm import (
     Algorithm,
     Normalizers,
-    TokenLogprobs,
     count_normalizers,
     needs_forward,
     policy_loss,
 )
-from trapo_lite.core.batching import balance, cut, num_tokens, split
+from trapo_lite.core.batching import balance, cut, num_tokens, pass_tokens, split
 from trapo_lite.core.errors import PackingError, UpdateError
 from trapo_lite.core.tree import PackedBatch
 from trapo_lite.core.types import Group, Mean
@@ -31,6 +30,7 @@ from trapo_lite.run.device import MemoryAttempt
 from trapo_lite.run.processes import Ranks
 from trapo_lite.training.optimizer import apply_gradient, learning_rate, make_optimizer
 from trapo_lite.training.packing_check import check_packing, check_rows, smallest_moving
+from trapo_lite.training.teaching import forward, with_teacher
 
 ENGINE_TAKES = "or lower rollout.gpu_memory_fraction if the engine shares the card"
 ONE_ROLLOUT = 1
@@ -63,7 +63,9 @@ class Updater:
         self._announce = announce
         self._layout = config.model.layout
         self._is_layout_checked = policy.layout == "tree" and not config.train.check_packing
-        self._longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+        self._longest = (
+            max(config.data.max_prompt_tokens, config.teacher_prompt_tokens) + config.rollout.max_response_tokens
+        )
 
     def update(self, step: int, groups: Sequence[Group]) -> dict[str, Mean | float | int]:
         """Update the policy by the gradient of the step's loss over all ranks; return metrics (run/metrics.py).
@@ -87,7 +89,7 @@ class Updater:
         num_failures = 0
         while True:
             with MemoryAttempt() as attempt:
-                batches = self._pack(moving)
+                batches = self._pack(algorithm, moving)
                 losses, gaps = accumulate_gradient(
                     policy, algorithm, batches, normalizers, temperature=self.temperature
                 )
@@ -161,7 +163,7 @@ class Updater:
     def _budget(self) -> int:
         return self.tokens_per_batch if self.policy.layout == "tree" else ONE_ROLLOUT
 
-    def _pack(self, moving: Sequence[Group]) -> list[PackedBatch]:
+    def _pack(self, algorithm: Algorithm, moving: Sequence[Group]) -> list[PackedBatch]:
         """Return this rank's share of all ranks' groups, as batches within the token budget."""
         budget = self._budget
         mine = balance(cut(moving, budget=budget), num_ranks=self.ranks.count)[self.ranks.index]
@@ -169,6 +171,11 @@ class Updater:
         if self.policy.is_sharded:  # every rank must run equally many passes
             parts += [[]] * (max(self.ranks.gather([len(parts)])) - len(parts))
         batches = [self.policy.prepare(part) for part in parts]
+        if (teacher := algorithm.teacher) is not None:
+            batches = [
+                with_teacher(self.policy, teacher, batch, part, temperature=self.temperature)
+                for batch, part in zip(batches, parts, strict=True)
+            ]
         if self.optim.updates_per_batch > 1:
             batches = [_with_old_logprobs(self.policy, batch, self.temperature) for batch in batches]
         return batches
@@ -184,13 +191,13 @@ class Updater:
 
         Raises UpdateError if every batch already holds a single rollout.
         """
-        rollouts = [num_tokens(part) for part in cut(groups, budget=ONE_ROLLOUT)]
+        rollouts = [pass_tokens(part) for part in cut(groups, budget=ONE_ROLLOUT)]
         if self._budget < min(rollouts):
             raise UpdateError(
                 f"update: out of memory with a single rollout a forward pass, of up to {max(rollouts)} tokens; take "
                 f"model.quantize: nf4, lower rollout.max_response_tokens, {LESS_MEMORY}"
             )
-        self.tokens_per_batch = min(self.tokens_per_batch, sum(map(num_tokens, groups))) // 2
+        self.tokens_per_batch = min(self.tokens_per_batch, sum(map(pass_tokens, groups))) // 2
 
     def _optimizer_step(self, step: int) -> float:
         """Sum the gradient over the ranks and apply it; return its norm before clipping."""
@@ -261,12 +268,11 @@ def accumulate_gradient(
     summed: dict[str, Mean] = {}
     gaps: list[Tensor] = []
     for batch in batches:
-        logprobs, entropy = policy.token_logprobs(batch, temperature=temperature)
-        reference = policy.reference_logprobs(batch, temperature=temperature) if algorithm.kl_weight > 0 else None
-        loss, metrics = policy_loss(algorithm, TokenLogprobs(logprobs, entropy, reference), batch, normalizers)
+        results = forward(policy, algorithm, batch, temperature=temperature)
+        loss, metrics = policy_loss(algorithm, results, batch, normalizers)
         loss.backward()
         summed = metric_table.add(summed, metrics)
-        before = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs[batch.trained]
+        before = results.logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs[batch.trained]
         gap = (before - batch.sampler_logprobs[batch.trained]).abs()
         gaps.append(gap[batch.is_completion[batch.trained]].float().cpu())
     return summed, gaps

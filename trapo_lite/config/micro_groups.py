@@ -1,0 +1,45 @@
+"""Define the options of a micro-group, and whether its rollouts can ever be guided."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from trapo_lite.config.fields import Number, PositiveInt, Section, Whole
+from trapo_lite.config.over_steps import OverSteps, Ratio, at_step, largest
+from trapo_lite.core.micro_groups import MicroGroup
+
+
+class MicroGroupSection(Section):
+    """A MicroGroupSection is one micro-group of a schedule (`core.micro_groups.MicroGroup`)."""
+
+    num_rollouts: PositiveInt
+    prefix_ratio: Ratio = 0.0
+    """Share of the expert solution; a list: one of these is drawn for each problem and step; or its course."""
+    help_below: Number | None = 0.0
+    trace: Annotated[Whole, Field(ge=0)] | None = 0
+    num_trained: Annotated[Whole, Field(ge=0)] | None = None
+    otherwise: Literal["unguided", "skip"] = "unguided"
+    """What becomes of its rollouts where it does not help: they are drawn without a prefix, or not at all."""
+    replaces_rl: bool = False
+    """Where it helps, the problem's own tokens are not trained."""
+
+    @model_validator(mode="after")
+    def _is_a_share(self) -> "MicroGroupSection":
+        if isinstance(self.prefix_ratio, OverSteps) and largest(self.prefix_ratio) > 1.0:
+            raise ValueError(f"prefix_ratio.values: found {self.prefix_ratio.values}; give shares from 0 to 1")
+        return self
+
+    def build(self, step: int | None) -> MicroGroup:
+        """Return the micro-group of a step; None: with the largest ratio of all steps."""
+        ratio, drawn = self.prefix_ratio, ()
+        if isinstance(ratio, list):
+            ratio, drawn = max(ratio), tuple(ratio)
+        ratio = largest(ratio) if step is None else at_step(ratio, step)
+        return MicroGroup(**dict(self) | {"prefix_ratio": ratio, "drawn_from": drawn})
+
+
+def can_be_guided(index: int, group: MicroGroup) -> bool:
+    """Return whether the micro-group of this index can ever help."""
+    # A threshold compares with earlier rollouts, which the first micro-group does not have.
+    helps = group.help_below is None or (group.help_below > 0 and index > 0)
+    return group.prefix_ratio > 0 and helps
