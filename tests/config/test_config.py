@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trapo_lite.config import Config, load_config
+from trapo_lite.config import AlgorithmSection, Config, load_config
 from trapo_lite.config.loading import keys_of, validate
 from trapo_lite.config.other_names import OTHER_NAMES
 from trapo_lite.config.unusual import unusual_lines
@@ -434,6 +434,7 @@ rollout: {schedule: auto, merge: auto, tis_cap: 2, sequence_bound: 3}
     assert config.algorithm.model_dump() == {
         "name": "old",
         "utility": {"type": "none"},
+        "prefix_instruction": AlgorithmSection().prefix_instruction,
         "first_stage": None,
         "schedule": "paper",
         "prefix_loss": {"type": "luffy", "weight": 0.5, "times_advantage": False, "top_entropy": None, "gamma": 0.3},

@@ -41,6 +41,7 @@ def sample(
     engine: ScriptedEngine | None = None,
     step: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
+    show: Callable[[Problem, Sequence[int]], tuple[int, ...]] | None = None,
     **changes: object,
 ) -> tuple[list[list[Rollout]], ScriptedEngine]:
     engine = engine or ScriptedEngine()
@@ -54,6 +55,7 @@ def sample(
             decode=decode,
             is_boundary=is_boundary,
             on_progress=on_progress,
+            show=show,
         )
         return sampler(problems, step=step)[0], engine
 
@@ -593,3 +595,49 @@ def test_each_problem_may_have_its_own_schedule() -> None:
 
     groups, _ = sample([problem("a"), problem("b")], micro_groups=schedule)
     assert [[rollout.prefix_weight for rollout in group] for group in groups] == [[1.0, 0.5], [1.0, 1.0]]
+
+
+def test_a_prefix_in_the_prompt_is_no_part_of_the_answer() -> None:
+    """The prompt of three tokens becomes ten longer; so many tokens fewer are left for the answer."""
+    item = problem("a", traces=[20])
+    read: list[str] = []
+
+    def show(shown: Problem, prefix: Sequence[int]) -> tuple[int, ...]:
+        assert shown is item
+        return (1, 2, 7, 7, *prefix, 8)
+
+    def judge(text: str, gold: str) -> bool:
+        read.append(text)
+        return False
+
+    schedule = (MicroGroup(2, 0.0, 0.0), MicroGroup(2, 0.5, None, prefix_in="prompt"))
+    [group], engine = sample([item], micro_groups=schedule, judge=judge, show=show, max_response_tokens=40)
+    alone, shown = group[:2], group[2:]
+    assert [rollout.prompt_ids for rollout in alone] == [item.prompt_ids] * 2
+    expected = (1, 2, 7, 7, *item.expert_ids[0][:10], 8)
+    for rollout in shown:
+        assert (rollout.prompt_ids, rollout.prefix_ids, rollout.num_shown) == (expected, (), 10)
+        assert rollout.is_guided and not rollout.train_prefix and rollout.completion_ids
+        assert decode(rollout.completion_ids) in read
+    assert {len(request.token_ids): request.max_tokens for request in engine.requests} == {3: 40, 15: 40 - 12}
+
+
+def test_shown_prefixes_are_compared_with_each_other() -> None:
+    algorithm = AlgorithmSection(
+        schedule=[  # type: ignore[arg-type]
+            {"num_rollouts": 2},
+            {"num_rollouts": 2, "prefix_ratio": 0.5, "help_below": None, "prefix_in": "prompt"},
+        ],
+        prefix_loss="none",  # type: ignore[arg-type]
+        baseline="micro_group",  # type: ignore[arg-type]
+    ).build(max_response_tokens=8)
+    rewards = iter([True, True, True, False])
+    [group], _ = sample(
+        [problem("a", traces=[20])],
+        micro_groups=algorithm.micro_groups,
+        judge=lambda text, gold: next(rewards),
+        show=lambda item, prefix: (*item.prompt_ids, *prefix),
+        engine=ScriptedEngine(delay=lambda request: 1),
+        start_order="barrier",
+    )
+    assert sorted(make_group(algorithm, group).advantages) == [-0.5, 0.0, 0.0, 0.5]

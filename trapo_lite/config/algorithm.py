@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import AfterValidator, Field, Tag, model_validator
+from pydantic import AfterValidator, Field, Tag, field_validator, model_validator
 
 from trapo_lite.config.choice import NAMED
 from trapo_lite.config.choices import (
@@ -28,7 +28,7 @@ from trapo_lite.config.fields import (
     Section,
     by_text_or_list,
 )
-from trapo_lite.config.micro_groups import MicroGroupSection, can_be_guided
+from trapo_lite.config.micro_groups import PREFIX, MicroGroupSection, can_be_guided, can_be_trained
 from trapo_lite.config.over_steps import at_step
 from trapo_lite.config.teachers import NoTeacher, SolutionTeacher
 from trapo_lite.config.utilities import NoUtility
@@ -66,6 +66,10 @@ class StageSection(Section):
     sequence_bound: Annotated[Number, Field(gt=1.0)] | None = None
     """Bound of a rollout's ratio trainer / sampler, a geometric mean over its own tokens. A rollout whose ratio is not
     between 1 / bound and bound gets no policy gradient. None: every rollout gets one."""
+    prefix_instruction: Annotated[str, Field(min_length=1)] = (
+        f"\n\nThis is the beginning of a solution:\n{PREFIX}\n\nGo on from where it ends."
+    )
+    """Text behind the problem in a prompt that shows a prefix (prefix_in: prompt), with {prefix} where that goes."""
     entropy_weight: NonNegative = 0.0
     kl_weight: NonNegative = 0.0
     normalizer: Annotated[NormalizerSection, NAMED] = TokenCount()
@@ -97,7 +101,7 @@ class StageSection(Section):
     def trains_prefixes(self) -> bool:
         """Return whether a rollout may carry the prefix loss."""
         groups = enumerate(self.micro_groups)
-        return any(can_be_guided(index, group) and group.num_trained != 0 for index, group in groups)
+        return any(can_be_trained(index, group) for index, group in groups)
 
     @property
     def samples(self) -> bool:
@@ -109,6 +113,16 @@ class StageSection(Section):
         """Return how many rollouts of a problem may carry the prefix loss."""
         guided = [group for index, group in enumerate(self.micro_groups) if can_be_guided(index, group)]
         return sum(group.num_rollouts if group.num_trained is None else group.num_trained for group in guided)
+
+    @field_validator("prefix_instruction")
+    @classmethod
+    def _has_a_place(cls, instruction: str) -> str:
+        if instruction.count(PREFIX) != 1 or "{problem}" in instruction:
+            raise ValueError(
+                f"must contain {PREFIX} exactly once, and not {{problem}}, behind which it stands; found "
+                f"{instruction[:60]!r}"
+            )
+        return instruction
 
     @model_validator(mode="after")
     def _consistent(self) -> "StageSection":
@@ -153,7 +167,7 @@ class StageSection(Section):
                     f"schedule[{index}].replaces_rl: leaves own tokens untrained, which a teacher trains in every "
                     "problem; set teacher: none or replaces_rl: false"
                 )
-            for key in ("otherwise", "replaces_rl"):
+            for key in ("otherwise", "replaces_rl", "prefix_in"):
                 default = MicroGroupSection.model_fields[key].default
                 if group.prefix_ratio == 0.0 and getattr(group, key) != default:
                     raise ValueError(

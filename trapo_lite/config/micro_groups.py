@@ -8,6 +8,8 @@ from trapo_lite.config.fields import Number, PositiveInt, Section, Whole
 from trapo_lite.config.over_steps import OverSteps, Ratio, at_step, largest
 from trapo_lite.core.micro_groups import MicroGroup
 
+PREFIX = "{prefix}"
+
 
 class MicroGroupSection(Section):
     """A MicroGroupSection is one micro-group of a schedule (`core.micro_groups.MicroGroup`)."""
@@ -20,6 +22,8 @@ class MicroGroupSection(Section):
     num_trained: Annotated[Whole, Field(ge=0)] | None = None
     otherwise: Literal["unguided", "skip"] = "unguided"
     """What becomes of its rollouts where it does not help: they are drawn without a prefix, or not at all."""
+    prefix_in: Literal["answer", "prompt"] = "answer"
+    """Where the prefix stands: the answer begins with it, or the prompt shows it (prefix_instruction)."""
     replaces_rl: bool = False
     """Where it helps, the problem's own tokens are not trained."""
 
@@ -27,6 +31,11 @@ class MicroGroupSection(Section):
     def _is_a_share(self) -> "MicroGroupSection":
         if isinstance(self.prefix_ratio, OverSteps) and largest(self.prefix_ratio) > 1.0:
             raise ValueError(f"prefix_ratio.values: found {self.prefix_ratio.values}; give shares from 0 to 1")
+        if self.prefix_in == "prompt" and self.build(None).prefix_ratio == 1.0:
+            raise ValueError(
+                "prefix_in: prompt, with prefix_ratio 1: the prompt would show the whole solution and its answer; "
+                "lower prefix_ratio"
+            )
         return self
 
     def build(self, step: int | None) -> MicroGroup:
@@ -43,3 +52,8 @@ def can_be_guided(index: int, group: MicroGroup) -> bool:
     # A threshold compares with earlier rollouts, which the first micro-group does not have.
     helps = group.help_below is None or (group.help_below > 0 and index > 0)
     return group.prefix_ratio > 0 and helps
+
+
+def can_be_trained(index: int, group: MicroGroup) -> bool:
+    """Return whether a rollout of the micro-group may carry the prefix loss."""
+    return can_be_guided(index, group) and group.num_trained != 0 and group.prefix_in == "answer"

@@ -49,4 +49,5 @@ def same_prefix(rollouts: Sequence[Rollout]) -> list[list[bool]]:
     A prefix changes the probability of success, so a rollout is compared with those that had the same prefix.
     Source: PrefixRL, arXiv:2601.18795.
     """
-    return [[other.prefix_ids == rollout.prefix_ids for other in rollouts] for rollout in rollouts]
+    starts = [rollout.prompt_ids + rollout.prefix_ids for rollout in rollouts]
+    return [[other == start for other in starts] for start in starts]

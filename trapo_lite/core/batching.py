@@ -17,6 +17,17 @@ def cut(groups: Sequence[Group], *, budget: int) -> list[Group]:
     return [part for group in groups for part in _parts(group, budget)]
 
 
+def by_prompt(groups: Sequence[Group]) -> list[Group]:
+    """Return groups whose rollouts have one prompt each; a problem of several prompts becomes several of them."""
+    parts = []
+    for group in groups:
+        members: dict[tuple[int, ...], list[int]] = {}
+        for member, rollout in enumerate(group.rollouts):
+            members.setdefault(rollout.prompt_ids, []).append(member)
+        parts += [group] if len(members) == 1 else [group.subset(of_prompt) for of_prompt in members.values()]
+    return parts
+
+
 def balance(groups: Sequence[Group], *, num_ranks: int) -> list[list[Group]]:
     """Distribute groups so that all ranks have about equally many tokens.
 

@@ -20,6 +20,7 @@ class MicroGroup:
     otherwise:    what becomes of its rollouts where no prefix is given: they are drawn without one, or not at all.
     help_probability: with this probability a prefix is given where it would be (core/utility.py).
     prefix_weight:    factor of the prefix loss of its rollouts (core/utility.py).
+    prefix_in:    where a prefix stands: the answer begins with it, or the prompt shows it (POPE).
     replaces_rl:  where a prefix is given, the problem's own tokens are not trained (HPT).
     """
 
@@ -30,6 +31,7 @@ class MicroGroup:
     num_trained: int | None = None
     drawn_from: tuple[float, ...] = ()
     otherwise: Literal["unguided", "skip"] = "unguided"
+    prefix_in: Literal["answer", "prompt"] = "answer"
     replaces_rl: bool = False
     help_probability: float = 1.0
     prefix_weight: float = 1.0

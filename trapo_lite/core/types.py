@@ -20,8 +20,8 @@ class Problem:
 
     `expert_ids` holds one tuple of token ids per expert solution (a trace), EOS included; it may be empty. `text` and
     `row`, the problem without template and the row's columns, are for reward functions. `source_index` is the place of
-    its file among those that were loaded together. `teacher_prompt_ids` is the prompt that a teacher reads in the place
-    of `prompt_ids`; it is empty without a teacher.
+    its file among those that were loaded together, `system` the row's system message. `teacher_prompt_ids` is the
+    prompt that a teacher reads in the place of `prompt_ids`; it is empty without a teacher.
     """
 
     id: str
@@ -32,6 +32,7 @@ class Problem:
     text: str = field(default="", compare=False)
     row: Mapping[str, Any] = field(default_factory=dict, compare=False)
     source_index: int = field(default=0, compare=False)
+    system: str | None = field(default=None, compare=False)
     teacher_prompt_ids: tuple[int, ...] = ()
 
 
@@ -84,6 +85,7 @@ class Rollout:
 
     The prefix may be empty, or the whole trace. Then nothing was sampled and `finish_reason` is "expert".
     `prefix_ratio` is the share of the trace that the prefix was cut for, `prefix_weight` a factor of its prefix loss.
+    `num_shown` is how many expert tokens the prompt shows, where they are no part of the answer.
     `completion_logprobs` are the sampler's, one per completion token, under its temperature. `slot` is the rollout's
     index in its group. `reward` is None without a score: the rollout then gets no advantage. `is_masked` says that it
     gets none although its reward counts for the others. `teacher_prompt_ids` is the problem's.
@@ -100,6 +102,7 @@ class Rollout:
     prefix_ratio: float = 0.0
     train_prefix: bool = False
     prefix_weight: float = 1.0
+    num_shown: int = 0
     adapter_version: int | None = None
     verdict: Verdict = Verdict("no_answer")
     reward: float | None = 0.0
@@ -109,7 +112,7 @@ class Rollout:
 
     @property
     def is_guided(self) -> bool:
-        return bool(self.prefix_ids)
+        return bool(self.prefix_ids) or self.num_shown > 0
 
     @property
     def response_ids(self) -> tuple[int, ...]:

@@ -273,6 +273,7 @@ def with_traces(
                 text=example.problem,
                 row=example.row or {},
                 source_index=example.source_index,
+                system=example.system,
             )
         )
     return problems, kept

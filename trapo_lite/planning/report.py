@@ -94,8 +94,9 @@ def _rollout_lines(config: Config, stage: StageSection) -> list[str]:
             if isinstance(section.prefix_ratio, OverSteps):
                 share = f"a share of {in_words(section.prefix_ratio)}"
             otherwise = ", otherwise nothing" if group.otherwise == "skip" else ""
+            where = " in the prompt" if group.prefix_in == "prompt" else ""
             instead = ", instead of RL" if group.replaces_rl else ""
-            lines[-1] += f"{share} of the expert trace {when}{instead}{otherwise}"
+            lines[-1] += f"{share} of the expert trace{where} {when}{instead}{otherwise}"
     return lines
 
 

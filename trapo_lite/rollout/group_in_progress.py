@@ -43,6 +43,7 @@ class Branch:
 class GroupInProgress:
     """A GroupInProgress owns the branches of one problem's group.
 
+    show: returns the prompt that shows a prefix (`prefix_in: prompt`)
     pick: draws one of several traces (expert solutions as tokens) or ratios for a micro-group, or whether it may help;
           called with its index, what is drawn, and how many there are
     """
@@ -55,6 +56,7 @@ class GroupInProgress:
         max_response_tokens: int,
         pick: Callable[[int, Drawn, int], int],
         is_boundary: Callable[[int], bool],
+        show: Callable[[Problem, Sequence[int]], tuple[int, ...]] | None = None,
         reward_bounds: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         self.problem = problem
@@ -65,7 +67,7 @@ class GroupInProgress:
             for index, each in enumerate(micro_groups)
         ]
         self._reward_bounds = reward_bounds
-        self._limit, self._pick, self._is_boundary = max_response_tokens, pick, is_boundary
+        self._limit, self._pick, self._is_boundary, self._show = max_response_tokens, pick, is_boundary, show
         self._slots: list[dict[bool, Branch]] = []  # maps "is helped" to a branch; both are the same if no help exists
         for index, micro_group in enumerate(self.micro_groups):
             self._slots += self._plan(index, micro_group)
@@ -141,18 +143,26 @@ class GroupInProgress:
     def _branch(
         self, slot: int, micro_group: int, *, trace: int | None, prefix: tuple[int, ...], is_trained: bool
     ) -> Branch:
-        is_whole_trace = trace is not None and len(prefix) == len(self.problem.expert_ids[trace])
+        in_prompt = bool(prefix) and self.micro_groups[micro_group].prefix_in == "prompt"
+        is_whole_trace = trace is not None and len(prefix) == len(self.problem.expert_ids[trace]) and not in_prompt
+        prompt_ids = self.problem.prompt_ids
+        if in_prompt:
+            if self._show is None:
+                raise ValueError(f"problem {self.problem.id}: its prompt must show a prefix, and no `show` is given")
+            prompt_ids = self._show(self.problem, prefix)
         rollout = Rollout(
             problem_id=self.problem.id,
             slot=slot,
-            prompt_ids=self.problem.prompt_ids,
-            prefix_ids=prefix,
+            prompt_ids=prompt_ids,
+            prefix_ids=() if in_prompt else prefix,
+            num_shown=len(prefix) if in_prompt else 0,
             finish_reason="expert" if is_whole_trace else "length",
             trace=trace,
             prefix_ratio=self.micro_groups[micro_group].prefix_ratio if prefix else 0.0,
-            train_prefix=is_trained,
+            train_prefix=is_trained and not in_prompt,
             prefix_weight=self.micro_groups[micro_group].prefix_weight if prefix else 1.0,
             teacher_prompt_ids=self.problem.teacher_prompt_ids,
         )
-        room = 0 if is_whole_trace else max(0, self._limit - len(prefix))
+        given = len(prompt_ids) - len(self.problem.prompt_ids) + len(rollout.prefix_ids)  # counts as part of the answer
+        room = 0 if is_whole_trace else max(0, self._limit - given)
         return Branch(rollout, micro_group, room, self._reward_bounds)

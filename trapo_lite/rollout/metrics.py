@@ -32,7 +32,7 @@ def describe(groups: Sequence[Group], micro_groups: Sequence[MicroGroup]) -> dic
         "rollout/uniform_groups": _mean([len({r.reward for r in g.rollouts} - {None}) < 2 for g in groups]),
         "rollout/truncated": _mean([r.finish_reason == "length" for r in sampled]),
         "rollout/completion_tokens": _mean([len(r.completion_ids) for r in sampled]),
-        "rollout/prefix_tokens": _mean([len(r.prefix_ids) for r in rollouts if r.is_guided]),
+        "rollout/prefix_tokens": _mean([len(r.prefix_ids) + r.num_shown for r in rollouts if r.is_guided]),
     }
     for kind in get_args(VerdictKind):
         metrics[f"verdict/{kind}"] = _mean([r.verdict.kind == kind for r in rollouts])

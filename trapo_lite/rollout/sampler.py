@@ -30,6 +30,7 @@ def sample_groups(
     settings: SamplingSettings,
     decode: Callable[[Sequence[int]], str],
     is_boundary: Callable[[int], bool],
+    show: Callable[[Problem, Sequence[int]], tuple[int, ...]] | None = None,
     substitutes: Sequence[Sequence[Problem]] = (),
     is_informative: Callable[[list[Rollout]], bool] = lambda rollouts: True,
     on_progress: Callable[[int, int], None] | None = None,
@@ -40,6 +41,7 @@ def sample_groups(
     micro_groups:   the same for all problems, or what gives a problem its own
     engine:         None if the micro-groups never sample (SFT)
     decode:         turns response token ids into the text that reward functions read
+    show:           returns the prompt that shows a problem's prefix; needed by micro-groups with `prefix_in: prompt`
     is_boundary:    whether a token may end an expert prefix (core.micro_groups.cut_prefix)
     substitutes:    for each of `problems`, others that replace it one after the other while its group is not
                     informative; the last one stays. Which ones are drawn does not depend on what is complete first.
@@ -56,6 +58,7 @@ def sample_groups(
             max_response_tokens=settings.max_response_tokens,
             pick=partial(random_choice, settings.seed, step, problem.id),
             is_boundary=is_boundary,
+            show=show,
             reward_bounds=settings.reward_bounds,
         )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trapo_lite.config import AlgorithmSection, Config
-from trapo_lite.config.algorithm import MicroGroupSection
+from trapo_lite.config.algorithm import MicroGroupSection, StageSection
 from trapo_lite.config.old_form import translated
 from trapo_lite.config.rewards import without_folder
 from trapo_lite.core.errors import CheckpointError
@@ -55,6 +55,7 @@ NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path")  # fields of a mode
 YOUNGER_OPTIONS = {
     "algorithm.completion_loss.weight": 1.0,
     "algorithm.first_stage": None,
+    "algorithm.prefix_instruction": StageSection.model_fields["prefix_instruction"].default,
     "algorithm.prefix_loss.top_entropy": None,
     "algorithm.utility.type": "none",
     "algorithm.teacher.type": "none",

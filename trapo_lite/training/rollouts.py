@@ -13,6 +13,7 @@ import torch
 from trapo_lite.config import Config
 from trapo_lite.core.algorithm import Algorithm, is_informative, make_group
 from trapo_lite.core.types import Group, Mean
+from trapo_lite.data.shown_prefix import prompt_maker
 from trapo_lite.data.tokens import is_boundary_fn, text_of
 from trapo_lite.engines.base import RolloutEngine
 from trapo_lite.engines.parity import text_sequences
@@ -142,6 +143,11 @@ class RolloutStage:
             settings=sampling_settings(self.config, self.inputs.tokenizer),
             decode=self._decode,
             is_boundary=is_boundary_fn(self.inputs.tokenizer),
+            show=prompt_maker(
+                self.config.data,
+                self.inputs.tokenizer,
+                instruction=self.config.algorithm.stage_at(step).prefix_instruction,
+            ),
             substitutes=[[problems[index] for index in others] for others in self.ranks.share(substitutes)],
             is_informative=lambda rollouts: is_informative(algorithm, make_group(algorithm, rollouts)),
             on_progress=self._on_progress,

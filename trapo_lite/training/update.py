@@ -17,7 +17,7 @@ from trapo_lite.core.algorithm import (
     needs_forward,
     policy_loss,
 )
-from trapo_lite.core.batching import balance, cut, num_tokens, pass_tokens, split
+from trapo_lite.core.batching import balance, by_prompt, cut, num_tokens, pass_tokens, split
 from trapo_lite.core.errors import PackingError, UpdateError
 from trapo_lite.core.tree import PackedBatch
 from trapo_lite.core.types import Group, Mean
@@ -85,7 +85,9 @@ class Updater:
             self._check_layout(algorithm, groups)
         normalizers = sum(ranks.gather([count_normalizers(algorithm, groups)]), start=Normalizers(0.0, 0.0, 0.0))
         num_groups = sum(ranks.gather([len(groups)]))
-        moving = ranks.gather([group for group in groups if needs_forward(algorithm, group)])
+        needed = [group for group in groups if needs_forward(algorithm, group)]
+        num_skipped = num_groups - sum(ranks.gather([len(needed)]))
+        moving = ranks.gather(by_prompt(needed))
         num_failures = 0
         while True:
             with MemoryAttempt() as attempt:
@@ -123,7 +125,7 @@ class Updater:
             norm = self._optimizer_step(step)
         return {
             **self._metrics(step, moving, batches, losses, gaps, seconds=time.perf_counter() - started),
-            "train/skipped_groups": num_groups - len(moving),
+            "train/skipped_groups": num_skipped,
             "train/out_of_memory": num_failures,
             "optim/grad_norm": norm,
         }
@@ -222,7 +224,8 @@ class Updater:
 
     def _check_layout(self, algorithm: Algorithm, groups: Sequence[Group]) -> None:
         """Check the tree or the rows, in the first step that has a gradient (`packing_check`)."""
-        candidates = self.ranks.gather(smallest_moving(algorithm, groups))  # so that all ranks check the same tree
+        # Gathered, so that all ranks check the same tree.
+        candidates = self.ranks.gather(smallest_moving(algorithm, by_prompt(groups)))
         if self.policy.layout == "tree":
             line = self._check_tree(algorithm, candidates)
         if self.policy.layout == "rows":
