@@ -27,7 +27,7 @@ def test_a_resumed_run_knows_what_it_knew(make_config) -> None:
     states = [json.loads((step_folders(run / "checkpoints")[-1] / "state.json").read_text()) for run in (whole, parts)]
     assert states[0]["utility"] == states[1]["utility"] and states[0]["utility"].keys() == {"0 1"}
     [helped, alone] = states[0]["utility"]["0 1"]
-    assert helped["count"] > 0 and alone["count"] > 0
+    assert helped["weight"] > 0 and alone["weight"] > 0
 
 
 @pytest.mark.slow

@@ -38,12 +38,11 @@ class UtilityChoice(Choice):
             raise ValueError("gates_help, weighs_loss: without either, utility decides nothing; use utility: none")
         return self
 
-    def _rule(self, compares: Literal["control", "problem"]) -> "UtilityRule":
+    def build(self) -> "UtilityRule":
         from trapo_lite.core.utility import UtilityRule
 
-        return UtilityRule(
-            compares, keep=self.keep, explore=self.explore, gates_help=self.gates_help, weighs_loss=self.weighs_loss
-        )
+        parameters = {key: value for key, value in self if key != "type"}
+        return UtilityRule(compares=self.type, **parameters)  # type: ignore[arg-type]
 
 
 class Control(UtilityChoice):
@@ -51,14 +50,8 @@ class Control(UtilityChoice):
 
     type: Literal["control"] = "control"
 
-    def build(self) -> "UtilityRule":
-        return self._rule("control")
-
 
 class SameProblem(UtilityChoice):
     """A SameProblem compares helped rollouts with unguided ones of the same problem."""
 
     type: Literal["same_problem"] = "same_problem"
-
-    def build(self) -> "UtilityRule":
-        return self._rule("problem")

@@ -7,7 +7,7 @@ from typing import Any
 from trapo_lite.config import Config
 from trapo_lite.core.micro_groups import MicroGroup
 from trapo_lite.core.types import Mean, Problem, Rollout
-from trapo_lite.core.utility import Arm, Measured, adjust, is_measured, learn, observe
+from trapo_lite.core.utility import Arm, Measured, Value, adjust, is_measured, learn, observe
 from trapo_lite.run.processes import Ranks
 
 STATE = "utility"
@@ -45,8 +45,9 @@ class UtilityState:
         for rollouts in groups:
             source = self._source_by_id.get(rollouts[0].problem_id)
             if source is not None:
-                mine += [(source, *item) for item in observe(self.rule, micro_groups, rollouts).items()]
-        observations: dict[tuple[str, int], tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
+                drawn = adjust(self.rule, self.table, micro_groups, source)
+                mine += [(source, *item) for item in observe(self.rule, drawn, rollouts).items()]
+        observations: dict[tuple[str, int], tuple[list[Value], list[Value]]] = defaultdict(lambda: ([], []))
         for source, index, (helped, alone) in ranks.gather(mine):
             observations[source, index][0].extend(helped)
             observations[source, index][1].extend(alone)
