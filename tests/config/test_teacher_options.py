@@ -154,3 +154,37 @@ def test_the_plan_counts_the_time_of_the_teachers_pass() -> None:
     pairs += 2 * sum(range(1, 3001))
     expected = 2 * 10_000 * tokens + 4 * 64 * 4 * pairs + 2 * 64 * 1000 * 16 * 1000
     assert more == pytest.approx(expected / (gpu.tflops * 1e12 * 0.35), rel=0.01)
+
+
+# ----- two stages
+
+
+def with_first_stage(**first: Any) -> dict[str, Any]:
+    opsd: dict[str, Any] = {"schedule": [{"num_rollouts": 8}], "prefix_loss": "none", "completion_loss": "none"}
+    teacher = {"type": "solution", "max_prompt_tokens": 300}
+    grpo = {"schedule": [{"num_rollouts": 8}], "prefix_loss": "none"}
+    return {"algorithm": grpo | {"first_stage": opsd | {"num_steps": 5, "teacher": teacher | first}}}
+
+
+def test_a_teacher_of_the_first_stage_alone_is_asked_in_that_stage() -> None:
+    config = validate(with_first_stage())
+    assert [config.algorithm.build_at(step, max_response_tokens=8).teacher is not None for step in (4, 5)] == [
+        True,
+        False,
+    ]
+    assert config.teacher_prompt_tokens == 300 and config.algorithm.needs_solutions
+
+
+def test_teachers_of_two_stages_read_the_same_prompts() -> None:
+    raw = with_first_stage(clip=0.5)
+    raw["algorithm"]["teacher"] = {"type": "solution", "max_prompt_tokens": 300, "divergence": "sampled"}
+    validate(raw)
+    raw["algorithm"]["teacher"]["solution_of"] = "other"
+    with pytest.raises(ConfigError, match=r"first_stage\.teacher: reads another prompt than the second stage's"):
+        validate(raw)
+
+
+def test_a_teacher_does_not_train_what_a_micro_group_leaves_untrained() -> None:
+    schedule = "[{num_rollouts: 8}, {num_rollouts: 1, prefix_ratio: 1.0, help_below: 0.5, replaces_rl: true}]"
+    with pytest.raises(ConfigError, match=r"schedule\[1\]\.replaces_rl: leaves own tokens untrained, which a teacher"):
+        load(f"algorithm.schedule={schedule}")
