@@ -111,13 +111,13 @@ def run_for(key: Key) -> Key:
     (('perfect', 'dr_grpo', 0), ('wordy', 'trapo', 0))
     """
     world, name, seed = key
-    if not sees_experts(name) and not world.startswith("few_"):
+    if not sees_experts(name) and (name == "base" or not world.startswith("few_")):
         world = f"{RARE}perfect" if world.startswith(RARE) else "perfect"
     return world, name, seed
 
 
 def sees_experts(name: str) -> bool:
-    return name != "base" and settings_of(name, []).algorithm.uses_experts
+    return name != "base" and settings_of(name, []).algorithm.ever_uses_experts
 
 
 def settings_of(name: str, overrides: Sequence[str]) -> Config:
