@@ -1,5 +1,6 @@
 """Two and three real processes (gloo) compute what one computes, given the same rollouts."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -44,6 +45,25 @@ def test_gradients_and_weights_do_not_depend_on_the_number_of_processes(
     torch.testing.assert_close(several["weights"], one["weights"], rtol=0, atol=1e-6)
     for weights in several["by_rank"]:
         assert torch.equal(weights, several["weights"])  # every rank holds the same adapter, bit for bit
+
+
+@pytest.mark.long
+def test_what_is_known_of_help_does_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
+    known = []
+    for processes in (1, 2):
+        out = tmp_path / f"{processes}.json"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS.parent}:{TESTS}"}
+        command += [str(TESTS / "distributed_utility.py"), str(out)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-3000:]
+        by_rank = json.loads(out.read_text())
+        assert len(by_rank) == processes and all(of_rank == by_rank[0] for of_rank in by_rank)
+        known.append(by_rank[0]["utility"])
+    assert known[0].keys() == known[1].keys() == {"0 1", "0 2"}
+    for key, arms in known[0].items():
+        for one, several in zip(arms, known[1][key], strict=True):
+            assert one["weight"] > 0 and one == pytest.approx(several, rel=1e-12)
 
 
 @pytest.mark.long

@@ -140,8 +140,48 @@ def test_a_wrong_first_stage_is_one_clear_error(overrides: list[str], message: s
 
 
 def test_a_first_stage_cannot_be_begun_without_its_schedule() -> None:
-    with pytest.raises(ConfigError, match=r"algorithm\.first_stage"):
-        load_config("tiny_cpu.yaml", ["algorithm.first_stage={num_steps: 50}"])
+    with pytest.raises(ConfigError, match=r"algorithm\.first_stage\.schedule: is missing"):
+        load_config("tiny_cpu.yaml", ["algorithm.first_stage={num_steps: 5}"])
+
+
+def test_a_warm_up_must_end_in_each_stage() -> None:
+    files = ["tiny_cpu.yaml", "algorithm/sft_then_rl.yaml"]
+    with pytest.raises(ConfigError, match=r"optim\.warmup_steps: 25 is not below the 20 steps of stage 1"):
+        load_config(files, ["optim.warmup_steps=25"])
+    with pytest.raises(ConfigError, match=r"optim\.warmup_steps: 15 is not below the 10 steps of stage 2"):
+        load_config(files, ["optim.warmup_steps=15", "algorithm.first_stage.num_steps=30"])
+
+
+def test_a_course_begins_with_its_stage() -> None:
+    course = "{steps: [0, 10], values: [0.0, 1.0]}"
+    algorithm = load_config(
+        ["tiny_cpu.yaml", "algorithm/sft_then_rl.yaml"],
+        [f"algorithm.completion_loss={{type: policy_gradient, weight: {course}}}"],
+    ).algorithm
+    weights = [algorithm.build_at(step, max_response_tokens=8).completion_weight for step in (20, 25, 30, 39)]
+    assert weights == pytest.approx([0.0, 0.5, 1.0, 1.0])
+
+
+@pytest.mark.slow
+def test_each_stage_has_its_packing_check_and_its_outlook(make_config, capsys: pytest.CaptureFixture) -> None:
+    train(make_config(algorithm=TWO_STAGES, train={"max_steps": 4}))
+    said = "".join(capsys.readouterr())
+    assert said.count("packing check: 1 rollouts") == 1 and said.count("packing check: ") == 2
+    assert said.count("left at the pace of this step") == 2
+
+
+@pytest.mark.slow
+def test_a_ratio_that_falls_from_one_is_sampled_from_a_published_policy(make_config) -> None:
+    ratio = {"steps": [0, 2], "values": [1.0, 0.1]}
+    falling = {
+        "schedule": [{"num_rollouts": 2, "prefix_ratio": ratio, "help_below": None, "num_trained": 1}],
+        "prefix_loss": "nll",
+    }
+    config = make_config(algorithm=falling, train={"max_steps": 3})
+    assert config.algorithm.samples and config.algorithm.shows_parts
+    rows = read_metrics(train(config) / "metrics.jsonl")
+    assert [row["rollout/completion_tokens"] is None for row in rows] == [True, False, False]
+    assert all(row["mismatch/abs"] < 1e-5 for row in rows[1:])
 
 
 def test_a_first_stage_is_in_the_resolved_file(tmp_path: Path) -> None:

@@ -144,6 +144,13 @@ class Config(Section):
                 f"optim.warmup_steps: {self.optim.warmup_steps} is not below train.max_steps ({self.train.max_steps}); "
                 "lower it"
             )
+        for stage, step in enumerate((0, first.num_steps) if first else (), start=1):
+            num_steps = len(algorithm.steps_of_stage(step, max_steps=self.train.max_steps))
+            if self.optim.warmup_steps >= num_steps:
+                raise ValueError(
+                    f"optim.warmup_steps: {self.optim.warmup_steps} is not below the {num_steps} steps of stage "
+                    f"{stage}, and each stage has a warm-up; lower it"
+                )
         if self.model.quantize == "nf4" and rollout.merge != "never":
             raise ValueError(
                 "rollout.merge: NF4 weights have 16 values to round to, so an adapter would be lost in them; set it to "

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from trapo_lite.config.fields import Number, PositiveInt, Section, Whole
-from trapo_lite.config.over_steps import OverSteps, Ratio, at_step, largest
+from trapo_lite.config.over_steps import OverSteps, Ratio, at_step
 from trapo_lite.core.micro_groups import MicroGroup
 
 PREFIX = "{prefix}"
@@ -29,8 +29,8 @@ class MicroGroupSection(Section):
 
     @model_validator(mode="after")
     def _is_a_share(self) -> "MicroGroupSection":
-        if isinstance(self.prefix_ratio, OverSteps) and largest(self.prefix_ratio) > 1.0:
-            raise ValueError(f"prefix_ratio.values: found {self.prefix_ratio.values}; give shares from 0 to 1")
+        if max(self.ratios) > 1.0:
+            raise ValueError(f"prefix_ratio.values: found {self.ratios}; give shares from 0 to 1")
         if self.prefix_in == "prompt" and self.build(None).prefix_ratio == 1.0:
             raise ValueError(
                 "prefix_in: prompt, with prefix_ratio 1: the prompt would show the whole solution and its answer; "
@@ -38,12 +38,18 @@ class MicroGroupSection(Section):
             )
         return self
 
+    @property
+    def ratios(self) -> list[float]:
+        """Return the ratios that are drawn from, or those that a course connects."""
+        ratio = self.prefix_ratio
+        return ratio.values if isinstance(ratio, OverSteps) else ratio if isinstance(ratio, list) else [ratio]
+
     def build(self, step: int | None) -> MicroGroup:
         """Return the micro-group of a step; None: with the largest ratio of all steps."""
         ratio, drawn = self.prefix_ratio, ()
         if isinstance(ratio, list):
             ratio, drawn = max(ratio), tuple(ratio)
-        ratio = largest(ratio) if step is None else at_step(ratio, step)
+        ratio = max(self.ratios) if step is None else at_step(ratio, step)
         return MicroGroup(**dict(self) | {"prefix_ratio": ratio, "drawn_from": drawn})
 
 

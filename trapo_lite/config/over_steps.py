@@ -46,10 +46,6 @@ def at_step(value: float | OverSteps, step: int) -> float:
     return value.at(step) if isinstance(value, OverSteps) else value
 
 
-def largest(value: float | OverSteps) -> float:
-    return max(value.values) if isinstance(value, OverSteps) else value
-
-
 def in_words(value: float | OverSteps) -> str:
     """Return a number or the course of one.
 

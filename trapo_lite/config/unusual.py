@@ -1,6 +1,9 @@
 """Warn of values that are allowed and rarely meant."""
 
+from collections.abc import Iterator
+
 from trapo_lite.config.config import Config
+from trapo_lite.config.over_steps import OverSteps
 
 HIGH_LR = 1e-2
 
@@ -22,4 +25,25 @@ def unusual_lines(config: Config) -> list[str]:
         lines.append(
             f"eval.every: {config.eval.every} is beyond train.max_steps ({steps}), so nothing is evaluated; lower it"
         )
+    lines += _unfinished_courses(config)
     return [f"warning: {line}" for line in lines]
+
+
+def _unfinished_courses(config: Config) -> Iterator[str]:
+    """Yield a line for each weight or ratio whose course over the steps ends after its stage."""
+    algorithm, max_steps = config.algorithm, config.train.max_steps
+    first_steps = [0] if algorithm.first_stage is None else [0, algorithm.first_stage.num_steps]
+    for first_step in first_steps:
+        stage, name = algorithm.stage_at(first_step), "algorithm"
+        num_steps = len(algorithm.steps_of_stage(first_step, max_steps=max_steps))
+        if stage is algorithm.first_stage:
+            name += ".first_stage"
+        courses = {f"{key}.weight": getattr(stage, key).weight for key in ("prefix_loss", "completion_loss")}
+        sections = [] if isinstance(stage.schedule, str) else stage.schedule
+        courses |= {f"schedule[{index}].prefix_ratio": group.prefix_ratio for index, group in enumerate(sections)}
+        for key, course in courses.items():
+            if isinstance(course, OverSteps) and course.steps[-1] > num_steps:
+                yield (
+                    f"{name}.{key}: its course ends after {course.steps[-1]} steps, and the "
+                    f"{'run' if len(first_steps) == 1 else 'stage'} has {num_steps}; fit its steps"
+                )

@@ -85,6 +85,8 @@ def _describe(group_index: int, micro_group: MicroGroup, is_helped: bool) -> str
     which = "a trace at random" if micro_group.trace is None else "its trace"
     ratios = " or ".join(f"{ratio:g}" for ratio in micro_group.drawn_from or [micro_group.prefix_ratio])
     otherwise = ", otherwise nothing is drawn" if micro_group.otherwise == "skip" else ""
+    where = " in the prompt" if micro_group.prefix_in == "prompt" else ""
+    otherwise = f"{where}{', instead of RL' if micro_group.replaces_rl else ''}{otherwise}"
     return f"{text}, ratio {ratios} of {which} {when}{otherwise}"
 
 

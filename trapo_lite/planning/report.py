@@ -36,7 +36,8 @@ def plan_lines(config: Config) -> list[str]:
         "" if times_drawn == 1 else f", if every problem is replaced {counted(rollout.replace_uninformative, 'time')}"
     )
     shares = "" if config.data.shares is None else f", shares {', '.join(f'{share:g}' for share in config.data.shares)}"
-    most = rollout.num_problems * max(map(_num_sampled, algorithm.stages)) * rollout.max_response_tokens * times_drawn
+    sampled = rollout.num_problems * max(stage.num_sampled for stage in algorithm.stages)
+    most = sampled * rollout.max_response_tokens * times_drawn
     precision = model.dtype if model.quantize == "none" else f"{model.dtype}, {model.quantize}"
     targets = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
     lines = [
@@ -50,7 +51,11 @@ def plan_lines(config: Config) -> list[str]:
         lines += _rollout_lines(config, stage)
     if not config.reward.is_math:
         lines.append(f"reward    {described(config.reward.functions)}")
-    lines += [f"loss      {_loss(config, stage)}" for stage in algorithm.stages]
+    for number, stage in enumerate(algorithm.stages, start=1):
+        of_stage = f"of stage {number}: " if len(algorithm.stages) > 1 else ""
+        lines.append(f"loss      {of_stage}{_loss(config, stage)}")
+    if algorithm.utility.type != "none":
+        lines.append(f"utility   {algorithm.utility.describe()} decides on help and its loss")
     lines += [
         f"update    {optim.name}, lr {optim.lr:g} {optim.scheduler}, clip {optim.grad_clip}, "
         f"{train.tokens_per_batch} tokens a forward pass",
@@ -61,18 +66,13 @@ def plan_lines(config: Config) -> list[str]:
     return lines
 
 
-def _num_sampled(stage: StageSection) -> int:
-    groups = stage.micro_groups
-    return sum(g.num_rollouts for g in groups if not (g.prefix_ratio == 1.0 and g.help_below is None))
-
-
 def _stage_title(config: Config, stage: StageSection) -> str:
     """Return which steps a stage has, and its learning rate."""
     if isinstance(stage, FirstStageSection):
         lr = config.optim.lr if stage.lr is None else stage.lr
         return f"stage 1   steps 1 to {stage.num_steps}, lr {lr:g}"
     first = config.algorithm.first_stage
-    return f"stage 2   from step {first.num_steps + 1 if first else 1}"
+    return f"stage 2   from step {first.num_steps + 1 if first else 1}, lr {config.optim.lr:g}"
 
 
 def _rollout_lines(config: Config, stage: StageSection) -> list[str]:

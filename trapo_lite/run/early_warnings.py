@@ -1,4 +1,4 @@
-"""Look at the first step of a run for what keeps it from learning, and say what to change."""
+"""Look at the first step of a run, or of its second stage, for what keeps it from learning, and say what to change."""
 
 from collections.abc import Mapping
 
@@ -25,7 +25,8 @@ def early_warnings(row: Mapping[str, float | int | None], config: Config) -> lis
             "number, so nothing is learned from them; let it return a number"
         )
     solved, failed = row.get("rollout/solved_groups") or 0.0, row.get("rollout/failed_groups") or 0.0
-    if config.algorithm.stage_at(0).samples and row.get("rollout/uniform_groups") == 1.0 and without == 0.0:
+    samples = config.algorithm.stage_at(int(row.get("step") or 1) - 1).samples
+    if samples and row.get("rollout/uniform_groups") == 1.0 and without == 0.0:
         how = "solved" if solved > failed else "not solved"
         lines.append(
             f"all rollouts of a problem got the same reward, in every problem (most are {how}), so rewards teach "

@@ -46,10 +46,12 @@ class LogBook:
         for logger in self._loggers:
             logger.log(logged, rollouts, step)
         self._display.step(row)
-        if step == self._first_step < self._config.train.max_steps:
+        max_steps = self._config.train.max_steps
+        begins_stage = step == 1 + self._config.algorithm.steps_of_stage(step - 1, max_steps=max_steps).start
+        if (step == self._first_step or begins_stage) and step < max_steps:
             sizes = {"rollout_bytes": rollout_bytes, "checkpoint_bytes": self._checkpoint_bytes}
             self._display.message(outlook_line(row, self._config, **sizes))
-        early = early_warnings(row, self._config) if step == 1 else []
+        early = early_warnings(row, self._config) if begins_stage else []
         for warning in [*self._warnings(row), *early, *self._trends.after(row)]:
             self._display.message(f"warning: step {step}: {warning}")
 

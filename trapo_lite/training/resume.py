@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from trapo_lite.config import AlgorithmSection, Config
-from trapo_lite.config.algorithm import MicroGroupSection, StageSection
+from trapo_lite.config.micro_groups import MicroGroupSection
 from trapo_lite.config.old_form import translated
 from trapo_lite.config.rewards import without_folder
+from trapo_lite.config.stage import StageSection
 from trapo_lite.core.errors import CheckpointError
 from trapo_lite.core.in_words import counted
 from trapo_lite.model.base import model_config, weights_fingerprint

@@ -62,7 +62,8 @@ class Updater:
         """Token budget of one forward pass; it is halved if memory runs out."""
         self._announce = announce
         self._layout = config.model.layout
-        self._is_layout_checked = policy.layout == "tree" and not config.train.check_packing
+        self._skips_check = policy.layout == "tree" and not config.train.check_packing
+        self._is_layout_checked = self._skips_check
         self._longest = (
             max(config.data.max_prompt_tokens, config.teacher_prompt_tokens) + config.rollout.max_response_tokens
         )
@@ -79,6 +80,7 @@ class Updater:
         algorithm = self.algorithm_at(step)
         if step > 0 and step == self._steps_of_stage(step).start:
             self.optimizer.state.clear()  # a stage starts with a new optimizer, as a run of its own would
+            self._is_layout_checked = self._skips_check
         device.start_peak(ranks.device)
         is_first = not self._is_layout_checked
         if is_first:
