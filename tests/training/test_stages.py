@@ -13,7 +13,7 @@ import pytest
 import torch
 from builders import random_rollouts, tiny_qwen2
 from run_differences import differences, read_metrics
-from tiny_runs import GRPO, SFT, data_file, make_config, model_dir
+from tiny_runs import GRPO, SFT, TRAPO, data_file, make_config, model_dir
 
 from trapo_lite.config import LoraSection, load_config, validate
 from trapo_lite.config.algorithm import AlgorithmSection
@@ -164,7 +164,7 @@ def test_a_course_begins_with_its_stage() -> None:
 
 @pytest.mark.slow
 def test_each_stage_has_its_packing_check_and_its_outlook(make_config, capsys: pytest.CaptureFixture) -> None:
-    train(make_config(algorithm=TWO_STAGES, train={"max_steps": 4}))
+    train(make_config(algorithm={**TRAPO, "first_stage": TWO_STAGES["first_stage"]}, train={"max_steps": 4}))
     said = "".join(capsys.readouterr())
     assert said.count("packing check: 1 rollouts") == 1 and said.count("packing check: ") == 2
     assert said.count("left at the pace of this step") == 2
