@@ -120,8 +120,16 @@ def test_help_is_given_as_often_as_it_is_likely_to_be_useful_and_trained_as_much
     assert (second.help_probability, round(second.prefix_weight, 3)) == (0.9, 1.0)  # a tenth is withheld, to compare
     assert (third.help_probability, round(third.prefix_weight, 3)) == (0.1, 0.0)  # a tenth is given, to compare
     assert whole.help_probability < 0.001 and whole.prefix_weight == third.prefix_weight  # by the nearest; not explored
-    assert [round(group.help_probability, 3) for group in adjust(CONTROL, table, CODE, "b")] == [1.0, 0.1, 0.5, 0.5]
+    assert [round(group.help_probability, 3) for group in adjust(CONTROL, table, CODE, "b")] == [1.0, 0.1, 0.9, 1.0]
     assert adjust(SAME_PROBLEM, {("a", 1): Measured(GOOD)}, CODE, "a")[1].help_probability > 0.99
+
+
+def test_help_has_the_benefit_of_the_doubt() -> None:
+    """Where neither side succeeds nothing speaks against help; where it is likelier to harm, it goes."""
+    nobody = Measured(arm(*[0.0] * 30), arm(*[0.0] * 10))
+    assert (nobody.probability(CONTROL), nobody.use(CONTROL)) == (0.5, 1.0)
+    doubtful = Measured(arm(*[1.0] * 4, *[0.0] * 6), arm(*[1.0] * 5, *[0.0] * 5))
+    assert doubtful.use(CONTROL) == 2 * doubtful.probability(CONTROL) < 1.0
 
 
 def test_a_whole_solution_before_every_part_goes_by_the_next_one() -> None:

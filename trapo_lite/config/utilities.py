@@ -21,16 +21,16 @@ class NoUtility(Choice):
 
 
 class UtilityChoice(Choice):
-    """A UtilityChoice gives and trains prefixes by how probable it is that they raise the reward (core/utility.py)."""
+    """A UtilityChoice gives and trains prefixes unless they are likelier to lower the reward (core/utility.py)."""
 
     keep: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.9
     """Share of the past that still counts after a step; 0.9 looks back over some ten steps."""
     explore: Annotated[Number, Field(gt=0.0, lt=0.5)] = 0.1
     """Least probability of help where the schedule asks for it, so that its use is measured further."""
     gates_help: bool = True
-    """Whether help is given with the probability that it is useful."""
+    """Whether help is given the less the likelier it is to harm."""
     weighs_loss: bool = True
-    """Whether the prefix loss is multiplied by that probability."""
+    """Whether the prefix loss is lowered alike."""
 
     @model_validator(mode="after")
     def _acts(self) -> "UtilityChoice":

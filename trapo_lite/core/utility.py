@@ -67,8 +67,8 @@ class UtilityRule:
                   because they failed
     keep:         share of the past that still counts after a step
     explore:      least probability of helping, and in `control` of withholding help
-    gates_help:   whether help is given with the probability that it is useful; otherwise it is given as scheduled
-    weighs_loss:  whether that probability multiplies the prefix loss
+    gates_help:   whether help is given with a probability by its use (`Measured.use`); otherwise as scheduled
+    weighs_loss:  whether its use multiplies the prefix loss
     """
 
     compares: Literal["control", "same_problem"]
@@ -93,6 +93,13 @@ class Measured:
         """Return the probability that help raises the reward, by the normal distribution; 0.5 if nothing is known."""
         mean, variance = self._difference(rule)
         return 0.5 * (1.0 + math.erf(mean / math.sqrt(2.0 * variance)))
+
+    def use(self, rule: UtilityRule) -> float:
+        """Return twice the probability, at most 1: help is given in full until it is likelier to harm than to help.
+
+        Where neither helped rollouts nor others succeed, nothing speaks against help, and imitation is all there is.
+        """
+        return min(1.0, 2.0 * self.probability(rule))
 
     def _difference(self, rule: UtilityRule) -> tuple[float, float]:
         """Return mean and variance of the gain. What little is known of one arm is taken to be as in both."""
@@ -178,14 +185,14 @@ def adjust(rule: UtilityRule, table: Table, micro_groups: Sequence[MicroGroup], 
             adjusted.append(micro_group)
             continue
         nearest = min(measured, key=lambda other: (other > index, abs(other - index)))
-        probability = table.get((source, nearest), Measured()).probability(rule)
+        use = table.get((source, nearest), Measured()).use(rule)
         least = rule.explore if index == nearest else 0.0
         most = 1.0 - rule.explore if index == nearest and rule.compares == "control" else 1.0
         adjusted.append(
             replace(
                 micro_group,
-                help_probability=min(max(probability, least), most) if rule.gates_help else most,
-                prefix_weight=probability if rule.weighs_loss else 1.0,
+                help_probability=min(max(use, least), most) if rule.gates_help else most,
+                prefix_weight=use if rule.weighs_loss else 1.0,
             )
         )
     return tuple(adjusted)

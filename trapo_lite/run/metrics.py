@@ -40,7 +40,7 @@ TABLE: dict[str, str] = {
     "rollout/completion_tokens": "mean tokens of a completion",
     "rollout/prefix_tokens": "mean expert tokens of a guided rollout",
     "utility/gain_N": "estimated reward with the help of micro-group N less that without (algorithm.utility)",
-    "utility/probability_N": "probability that this help raises the reward; help and prefix loss go by it",
+    "utility/probability_N": "probability that this help raises the reward; it decides on the help of the next step",
     "loss/completion": "policy-gradient loss per own token",
     "loss/prefix": "prefix loss per trained expert token",
     "loss/kl": "k3 estimate of KL(policy || reference) per own token",
