@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ from builders import random_rollouts, rollout, tiny_qwen2
 from dense_attention import dense_mask
 
 from trapo_lite.config import AlgorithmSection, LoraSection, validate
-from trapo_lite.core.algorithm import Algorithm, make_group
-from trapo_lite.core.batching import num_tokens
+from trapo_lite.core.algorithm import Algorithm, count_normalizers, make_group
+from trapo_lite.core.batching import by_prompt, num_tokens
 from trapo_lite.core.errors import UpdateError
 from trapo_lite.core.tree import PackedBatch, pack
 from trapo_lite.core.types import Group
@@ -20,7 +21,7 @@ from trapo_lite.model import tree_attention
 from trapo_lite.model.policy import Policy
 from trapo_lite.run.processes import Ranks
 from trapo_lite.training.checkpoint import find_checkpoint, restore_checkpoint, save_checkpoint
-from trapo_lite.training.update import Updater
+from trapo_lite.training.update import Updater, accumulate_gradient
 
 TRAPO = AlgorithmSection(tis_cap=2.0).build()
 CLIPPED = AlgorithmSection(completion_loss="ppo_clip").build()
@@ -80,6 +81,39 @@ def test_every_optimizer_learns_and_goes_on_from_a_checkpoint_bit_for_bit(name: 
     restore_checkpoint(checkpoint, policy=other, optimizer=other_updater.optimizer, rank=0)
     other_updater.update(2, some_groups(seed=2))
     assert torch.equal(weights(other), weights(policy))
+
+
+def with_two_prompts(groups: list[Group]) -> list[Group]:
+    """Show every other rollout a longer prompt, as POPE does."""
+    return [
+        replace(
+            group,
+            rollouts=tuple(
+                replace(rollout, prompt_ids=(*rollout.prompt_ids, 7, 8, 9), num_shown=2) if slot % 2 else rollout
+                for slot, rollout in enumerate(group.rollouts)
+            ),
+        )
+        for group in groups
+    ]
+
+
+@pytest.mark.slow
+def test_a_problem_may_have_several_prompts_and_its_gradient_is_the_same_however_the_step_is_cut() -> None:
+    """What it must be: each rollout as a group of its own, with the advantages and normalisers of the whole."""
+    groups = with_two_prompts(some_groups())
+    assert len(by_prompt(groups)) == 2 * len(groups)
+    alone = make_policy()
+    one_by_one = [group.subset([member]) for group in groups for member in range(len(group.rollouts))]
+    batches = [alone.prepare([part]) for part in one_by_one]
+    accumulate_gradient(alone, TRAPO, batches, count_normalizers(TRAPO, groups), temperature=1.0)
+    expected = alone.adapter.flat_gradient()
+    assert expected.norm() > 0
+    for budget in (10_000, 60, 1):
+        policy = make_policy()
+        metrics = make_updater(policy, name="sgd", tokens_per_batch=budget).update(0, groups)
+        found = policy.adapter.flat_gradient()
+        assert (found - expected).norm() / expected.norm() < 1e-5
+        assert metrics["train/skipped_groups"] == 0
 
 
 @pytest.mark.slow
