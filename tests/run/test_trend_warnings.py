@@ -26,6 +26,11 @@ def test_help_that_harms_is_told_once_after_ten_steps_with_help() -> None:
     assert given(steps(20, gain=0.0)) == [] == given(steps(20, gain=-1e-9))
 
 
+def test_a_run_that_acts_on_the_use_of_help_is_not_warned_of_it() -> None:
+    rows = [{**row, "utility/gain_2": -0.1} for _ in range(10) for row in steps(1, gain=-0.1) + steps(1, gain=-0.2)]
+    assert given(rows) == []
+
+
 def test_noise_around_a_gain_is_hardly_ever_taken_for_harm() -> None:
     """100 runs of 100 steps each: with a gain of 0.05 and noise of 0.2, and with a loss of 0.2 and the same noise."""
     rng = random.Random(0)

@@ -33,7 +33,8 @@ class TrendWarnings:
             row.get(name) for name in ("reward/gain_by_help", "policy/entropy", "rollout/solved_groups")
         )
         lines = {}
-        if gain is not None:
+        acts_on_it = any(name.startswith("utility/") for name in row)  # by itself
+        if gain is not None and not acts_on_it:
             self._gains.append(gain)
             lines["help"] = self._help_line()
         if entropy is not None and solved is not None:
@@ -61,7 +62,7 @@ class TrendWarnings:
             f"guided rollouts earn {-gain:.2g} less than unguided ones of the same problems (reward/gain_by_help, "
             f"mean of {len(self._gains)} steps), so the expert prefixes do not help this model; look at guided "
             "completions in rollouts/, then take other experts, longer prefixes (prefix_ratio in algorithm.schedule), "
-            "or algorithm/grpo.yaml"
+            "algorithm/trapo_utility.yaml, which measures this and helps less, or algorithm/dr_grpo.yaml"
         )
 
     def _entropy_line(self) -> str | None:
