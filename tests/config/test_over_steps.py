@@ -40,6 +40,7 @@ def test_a_ratio_may_fall_over_the_steps() -> None:
         ("{steps: [0, 5], values: [0.0, 0.0]}", "values: all are 0"),
         ("{steps: [0, 5], value: [0.0, 1.0]}", "value: unknown key; did you mean 'values'?"),
         ("{steps: [0, 5], values: [1.0]}", "values: list should have at least 2 items"),
+        ("{steps: 5, values: [0.5, 1]}", "steps: found 5; write {steps: [0, 100], values: [0.9, 0.1]}"),
         ("{steps: [0], values: [0.5]}", "steps: list should have at least 2 items"),
         ("{steps: [0, 5], values: [-1, 1]}", "values.0: input should be greater than or equal to 0; found -1"),
     ],
@@ -48,6 +49,30 @@ def test_a_wrong_course_is_named(value: str, message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         load_config(FILES, [f"algorithm.prefix_loss={{type: nll, weight: {value}}}"])
     assert f"algorithm.prefix_loss.weight.{message}" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "algorithm.prefix_loss.weight=cosine",
+            "algorithm.prefix_loss.weight: found 'cosine'; give a number, or {steps: [",
+        ),
+        (
+            "algorithm.prefix_loss.weight=[0, 1]",
+            "algorithm.prefix_loss.weight: found [0, 1]; give a number, or {steps: [",
+        ),
+        (
+            "algorithm.utility.explore=0.2",
+            "algorithm.utility.explore: has no effect with algorithm.utility: none; write",
+        ),
+        ("algorithm.teacher.clip=1", "algorithm.teacher.clip: has no effect with algorithm.teacher: none"),
+    ],
+)
+def test_what_is_no_course_and_what_has_no_part_is_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config("tiny_cpu.yaml", [override])
+    assert str(raised.value).startswith(message)
 
 
 def test_a_ratio_above_one_is_refused_wherever_it_stands_in_a_course() -> None:

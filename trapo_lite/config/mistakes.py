@@ -24,6 +24,7 @@ FIRST_STAGE = "first_stage"
 OTHER_VALUES = {"hf": "transformers", "huggingface": "transformers", "bf16": "bfloat16", "fp32": "float32"}
 """Maps values of other libraries to those of the options here."""
 FUNCTION_PATH = re.compile(r"(\.py|^[A-Za-z_]\w*(\.\w+)+):\w+$")
+COURSE = "{steps: [0, 100], values: [0.9, 0.1]}, a course over steps"
 MAX_SHOWN = 200  # characters of a value in a message
 
 
@@ -58,6 +59,13 @@ def describe(problem: Any) -> str:
     keys = [key for index, key in enumerate(problem["loc"]) if not _is_tag(index, problem["loc"])]
     where = ".".join(map(str, keys))
     message = problem["msg"].removeprefix("Value error, ")
+    if is_unknown(problem) and problem["loc"][-2] == "none":
+        part = ".".join(map(str, keys[:-1]))
+        return f"{where}: has no effect with {part}: none; write {part}={{type: ..., {keys[-1]}: ...}}"
+    if problem["type"] in ("float_parsing", "float_type") and keys[-1] in ("weight", "prefix_ratio"):
+        return f"{where}: found {shown(problem['input'])}; give a number, or {COURSE}"
+    if problem["type"] == "list_type" and "over_steps" in problem["loc"]:
+        return f"{where}: found {shown(problem['input'])}; write {COURSE}"
     if is_unknown(problem):
         return f"{where}: unknown key{did_you_mean(str(keys[-1]), _known_at(problem['loc']))}"
     if problem["type"] in ("union_tag_invalid", "literal_error") and isinstance(keys[-1], int):
