@@ -114,8 +114,8 @@ def test_one_run_that_stands_for_many_worlds_counts_once() -> None:
     """Without a true difference, 95 % intervals hold 0 in some 95 % of studies, however many worlds one run is for."""
     rng = np.random.default_rng(3)
     held = []
-    for _ in range(100):
-        chances = rng.uniform(0.3, 0.9, size=(5, 100))
+    for _ in range(50):
+        chances = rng.uniform(0.3, 0.9, size=(5, 40))
         alone = (rng.random(chances.shape) < chances).astype(np.int8)
         pairs = [((rng.random(chances.shape) < chances).astype(np.int8), alone) for _ in range(8)]
         _, low, high = difference(pairs)

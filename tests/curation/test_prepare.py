@@ -156,6 +156,17 @@ def test_a_problem_is_shown_with_the_end_of_every_prefix(tokenizer_dir):
     assert more.count("own tokens: policy_gradient, entropy x 0.01, KL to the base x 0.2") == 3
 
 
+def test_both_stages_of_a_run_are_shown(tokenizer_dir) -> None:
+    tokenizer = load_tokenizer(tokenizer_dir)
+    ids = tuple(tokenizer("0123456789<|endoftext|>")["input_ids"])
+    console = Console(file=io.StringIO(), width=80)
+    algorithm = load_config(["algorithm/sft_then_rl.yaml"]).algorithm
+    show_problem(console, Problem("p", ids[:2], "9", (ids,)), algorithm, tokenizer, stop_ids=[0])
+    text = console.file.getvalue()
+    assert "stage 1, micro-group 1: 1 rollout, ratio 1 of its trace always" in text and "prefix: nll x 1" in text
+    assert "stage 2, micro-group 2: 8 rollouts, no prefix" in text and "own tokens: policy_gradient" in text
+
+
 @pytest.mark.parametrize("key", ["a", "0"])
 def test_a_problem_is_found_by_id_or_index(overrides, key):
     text = printed([*overrides, "algorithm.schedule=reference_code"], inspect=key)

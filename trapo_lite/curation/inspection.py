@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trapo_lite.config import AlgorithmSection
 from trapo_lite.config.over_steps import in_words
+from trapo_lite.config.stage import StageSection
 from trapo_lite.core.errors import DataError
 from trapo_lite.core.in_words import counted
 from trapo_lite.core.micro_groups import MicroGroup, cut_prefix
@@ -40,7 +41,6 @@ def show_problem(
     stop_ids: Sequence[int],
 ) -> None:
     """Print prompt and stop tokens, help and losses of each micro-group, and the traces with prefixes' ends marked."""
-    micro_groups = algorithm.micro_groups
     is_boundary = is_boundary_fn(tokenizer)
     print_lines(console, [f"\nproblem {problem.id}, answer {problem.answer}"])
     _print_title(console, f"prompt, {len(problem.prompt_ids)} tokens")
@@ -48,7 +48,8 @@ def show_problem(
     print_lines(console, [f"    {shown_tokens(tokenizer, problem.prompt_ids, is_whole=True)}"])
     print_lines(console, [f"an answer ends at {shown_tokens(tokenizer, stop_ids, is_whole=True)}"])
     cuts: list[dict[int, int]] = [{} for _ in problem.expert_ids]
-    for group_index, micro_group in enumerate(micro_groups):
+    groups = [(stage, group) for stage in algorithm.stages for group in stage.micro_groups]
+    for group_index, (stage, micro_group) in enumerate(groups):
         help_lines = []
         for trace in _traces_for(micro_group, len(problem.expert_ids)):
             token_ids = problem.expert_ids[trace]
@@ -56,8 +57,10 @@ def show_problem(
                 keep = cut_prefix(token_ids, ratio, is_boundary)
                 cuts[trace][group_index] = keep  # the longest one stays
                 help_lines.append(f"    {keep} of the {len(token_ids)} tokens of trace {trace}")
-        _print_title(console, _describe(group_index, micro_group, bool(help_lines)), style=_style(group_index))
-        print_lines(console, [*help_lines, f"    {_losses(algorithm, micro_group, bool(help_lines))}"])
+        of_stage = f"stage {algorithm.stages.index(stage) + 1}, " if len(algorithm.stages) > 1 else ""
+        described = _describe(group_index, micro_group, bool(help_lines))
+        _print_title(console, of_stage + described, style=_style(group_index))
+        print_lines(console, [*help_lines, f"    {_losses(stage, micro_group, bool(help_lines))}"])
     if marked := next((index + 1 for cut in cuts for index in cut), None):
         legend = f"in the traces below, <<{marked} stands where a prefix of micro-group {marked} ends"
         print_line(console, f"{legend}; it is no part of them")
@@ -90,7 +93,7 @@ def _describe(group_index: int, micro_group: MicroGroup, is_helped: bool) -> str
     return f"{text}, ratio {ratios} of {which} {when}{otherwise}"
 
 
-def _losses(algorithm: AlgorithmSection, micro_group: MicroGroup, is_helped: bool) -> str:
+def _losses(algorithm: StageSection, micro_group: MicroGroup, is_helped: bool) -> str:
     """Return the names of the losses that train such a rollout."""
     parts = []
     entropy = [f"entropy x {algorithm.entropy_weight:g}"] if algorithm.entropy_weight else []
