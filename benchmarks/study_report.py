@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 from expert_worlds import RARE, SOLVERS
-from study import METHODS, RESULTS, Key, read_results, run_for
+from study import METHODS, RESULTS, Key, read_results, run_for, sees_experts
 
 NUM_DRAWS = 4000
 MIN_SEEDS = 3  # with fewer, intervals hold the truth too rarely (0.75 instead of 0.95, simulated)
@@ -203,7 +203,12 @@ def draw(study: Study, methods: Sequence[str], folder: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "study"
     from matplotlib import pyplot
 
-    worlds = [world for world in SOLVERS if any(study.rows(world, method) for method in methods)]
+    curves = {
+        (world, method): [row["dev"] for row in study.rows(world, method).values() if row["dev"]]
+        for world in SOLVERS
+        for method in methods
+    }
+    worlds = [world for world in SOLVERS if any(curves[world, name] and sees_experts(name) for name in methods)]
     columns = 4
     num_rows = -(-len(worlds) // columns)
     figure, axes = pyplot.subplots(
@@ -212,21 +217,21 @@ def draw(study: Study, methods: Sequence[str], folder: Path) -> None:
     for axis, world in zip(axes.flat, worlds, strict=False):
         base = [row["accuracy"]["hard"] for row in study.rows(world, "base").values()]
         for number, method in enumerate(methods):
-            curves = [row["dev"] for row in study.rows(world, method).values() if row["dev"]]
-            if curves:
-                steps = sorted(map(int, curves[0]))
-                means = [np.mean([curve[str(step)] for curve in curves]) for step in steps]
+            if of_runs := curves[world, method]:
+                steps = sorted(map(int, of_runs[0]))
+                means = [np.mean([curve[str(step)] for curve in of_runs]) for step in steps]
                 start = [float(np.mean(base))] if base else []
-                style = ("-", "--", ":")[number // 10]
-                axis.plot([0, *steps] if start else steps, [*start, *means], style, label=method)
+                style = {"linestyle": ("-", "--", ":")[number // 10], "color": f"C{number % 10}", "label": method}
+                axis.plot([0, *steps] if start else steps, [*start, *means], **style)
         axis.set_title(world, fontsize=10)
+        axis.set_xlabel("updates")
     for axis in axes.flat[len(worlds) :]:
         axis.axis("off")
-    figure.supxlabel("updates")
     figure.supylabel("accuracy on 200 development problems")
     handles = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, fontsize=9)
-    figure.tight_layout(rect=(0.02, 0.02 + 0.5 / num_rows / 2.6, 1, 1))
+    legend_height = 0.6 / (2.6 * num_rows)
+    figure.tight_layout(rect=(0.02, legend_height, 1, 1))
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=8, fontsize=9)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / "study_curves.svg", metadata={"Date": None})
 
