@@ -241,6 +241,7 @@ def test_a_run_of_the_old_form_of_the_configuration_resumes(make_config, trained
         "entropy_weight": 0.0, "kl_weight": 0.0, "normalizer": "tokens", "normalizer_tokens": None,
     }  # fmt: skip
     parts = ("prefix_loss", "completion_loss", "advantage", "baseline", "normalizer", "tis_cap", "sequence_bound")
+    parts += ("teacher", "utility", "first_stage", "prefix_instruction")
     younger = ("instruction", "template_options", "columns", "answer_from", "filter")
     absent = (*(f"algorithm.{part}" for part in parts), *(f"data.{key}" for key in younger))
     kept = {key: value for key, value in state["configuration"].items() if not key.startswith(absent)}
