@@ -174,6 +174,35 @@ def test_the_end_of_another_process_is_named_and_leaves_the_last_logged_step_in_
     assert [path.name for path in (tmp_path / "crashed/checkpoints").glob("step-*")] == ["step-000003"]
 
 
+SIGNALLED = """
+import os, signal, sys
+from trapo_lite import cli
+from trapo_lite.core.errors import UpdateError
+from trapo_lite.reward import Scorer
+from trapo_lite.training.rollouts import RolloutStage
+
+def fail(self, step):
+    raise UpdateError("update: made to fail")
+
+close = Scorer.close
+
+def close_slowly(self):
+    os.kill(os.getpid(), signal.SIGTERM)  # as a launcher does when another process has ended
+    close(self)
+
+RolloutStage.sample, Scorer.close = fail, close_slowly
+cli.train(sys.argv[1:])
+"""
+
+
+def test_a_signal_while_a_failed_run_closes_does_not_take_its_message_away(tmp_path: Path) -> None:
+    (tmp_path / "signalled.py").write_text(SIGNALLED)
+    arguments = command(tmp_path, "signalled", "rollout.engine=transformers", "train.max_steps=2")
+    arguments[arguments.index("scripts/train.py")] = str(tmp_path / "signalled.py")
+    done = run(arguments)
+    assert done.returncode == 2 and "error: update: made to fail" in done.stderr, done.stderr[-2000:]
+
+
 def test_real_mathematics_rows_train_and_resume(tmp_path: Path) -> None:
     rows = SHARED / "data/train/gsm8k_train512_openr1_schema.parquet"
     if not rows.exists():

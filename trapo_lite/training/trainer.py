@@ -85,6 +85,8 @@ class Run:
     """A Run owns one process's inputs, run folder and display."""
 
     def __init__(self, config: Config, stack: contextlib.ExitStack, *, restart: bool) -> None:
+        # Last of all: a launcher stops this rank while it closes what it has, and its last message must still be said.
+        self._restore_signals = stack.enter_context(contextlib.ExitStack())
         self.ranks = Ranks()
         self.display = stack.enter_context(
             Display(title=config.run.name, max_steps=config.train.max_steps, is_main=self.ranks.is_main)
@@ -186,7 +188,7 @@ class Run:
             announce=self.display.message,
         )
         self.signals = StopSignals()  # before this line, Ctrl-C ends the process at once
-        stack.callback(self.signals.restore)
+        self._restore_signals.callback(self.signals.restore)
         return rollouts, updater, progress
 
     def _log_book(self) -> LogBook:
