@@ -22,7 +22,7 @@ NUM_DRAWS = 4000
 MIN_SEEDS = 3  # with fewer, intervals hold the truth too rarely (0.75 instead of 0.95, simulated)
 Part = Literal["hard", "longer", "easy"]
 Bits = np.ndarray
-"""Of a method in a world: (seeds, problems), 1 = correct."""
+"""Holds a method's answers in a world as (seeds, problems), 1 = correct."""
 WITH_BAD_EXPERTS = ("leaps_3", "leaps_4", "wordy", "wrong_50", "foreign")
 WITH_RARE_SUCCESS = tuple(world for world in SOLVERS if world.startswith(RARE))
 

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedConfig, Qwen2Config, Qwen2ForCausalLM
@@ -124,9 +124,12 @@ def tiny_qwen2(
     return Qwen2ForCausalLM(config).to(dtype).eval()
 
 
-def trained_policy(*, rank: int) -> Policy:
+def trained_policy(*, rank: int, layout: Literal["tree", "rows"] = "tree") -> Policy:
     """Return a policy on `tiny_qwen2` as if it had learnt something: no adapter tensor is zero."""
-    policy = Policy(tiny_qwen2(), LoraSection(r=rank, alpha=2 * rank), attention="sdpa", gradient_checkpointing=False)
+    base, lora = tiny_qwen2(), LoraSection(r=rank, alpha=2 * rank)
+    if layout == "rows":
+        base.set_attn_implementation("sdpa")
+    policy = Policy(base, lora, attention="sdpa", gradient_checkpointing=False, layout=layout)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in policy.adapter.parameters:

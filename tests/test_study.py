@@ -111,7 +111,7 @@ def test_a_difference_is_paired_by_problem() -> None:
 
 
 def test_one_run_that_stands_for_many_worlds_counts_once() -> None:
-    """Without a true difference, 95 % intervals hold 0 in some 95 % of studies, however many worlds one run is for."""
+    """Some 95 % of the 95 % intervals hold 0 if there is no difference, however many worlds one run is for."""
     rng = np.random.default_rng(3)
     held = []
     for _ in range(50):

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from trapo_lite.config import Config, load_config, validate
+from trapo_lite.config.old_form import YOUNGER_OPTIONS
 from trapo_lite.config.teachers import SolutionTeacher
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.model.shape import ModelShape
@@ -13,7 +14,7 @@ from trapo_lite.planning.memory import head_bytes, plan_memory, tokens_at_once
 from trapo_lite.planning.report import plan_lines
 from trapo_lite.planning.time import plan_time
 from trapo_lite.run.gpus import GIB, GPUS
-from trapo_lite.training.resume import YOUNGER_OPTIONS, run_identity
+from trapo_lite.training.resume import run_identity
 
 OPSD = "algorithm/opsd.yaml"
 TINY = "tiny_cpu.yaml"

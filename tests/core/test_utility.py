@@ -125,7 +125,7 @@ def test_help_is_given_as_often_as_it_is_likely_to_be_useful_and_trained_as_much
 
 
 def test_help_has_the_benefit_of_the_doubt() -> None:
-    """Where neither side succeeds nothing speaks against help; where it is likelier to harm, it goes."""
+    """Nothing speaks against help where neither side succeeds; help that is likelier to harm is lowered."""
     nobody = Measured(arm(*[0.0] * 30), arm(*[0.0] * 10))
     assert (nobody.probability(CONTROL), nobody.use(CONTROL)) == (0.5, 1.0)
     doubtful = Measured(arm(*[1.0] * 4, *[0.0] * 6), arm(*[1.0] * 5, *[0.0] * 5))

@@ -17,7 +17,7 @@ WITH_SYSTEM = "<|im_start|>system\nUsual<|im_end|>\n<|im_start|>user\n{problem}<
 def test_the_prompt_is_the_template_with_problem_instruction_and_prefix() -> None:
     tokenizer = load_tokenizer(BASE)
     prefix = tuple(tokenizer("Start carefully at 12", add_special_tokens=False)["input_ids"])
-    make = prompt_maker(DataSection(prompt_template=WITH_SYSTEM), tokenizer, instruction=" Begin: {prefix} Go on.")
+    make = prompt_maker(DataSection(prompt_template=WITH_SYSTEM), tokenizer, " Begin: {prefix} Go on.")
     made = make(Problem("a", (1,), "1", text="What is 12 (a) + 7?", system="Row's"), prefix)
     assert text_of(tokenizer, made, with_special=True) == WITH_SYSTEM.format(
         problem="What is 12 (a) + 7? Begin: Start carefully at 12 Go on."
@@ -27,9 +27,7 @@ def test_the_prompt_is_the_template_with_problem_instruction_and_prefix() -> Non
 def test_a_rows_system_message_is_kept() -> None:
     tokenizer = load_tokenizer(BASE)
     data = DataSection(prompt_template=WITH_SYSTEM, system="row")
-    made = prompt_maker(data, tokenizer, instruction="{prefix}")(
-        Problem("a", (1,), "1", text="x", system="Row's"), (5,)
-    )
+    made = prompt_maker(data, tokenizer, "{prefix}")(Problem("a", (1,), "1", text="x", system="Row's"), (5,))
     assert text_of(tokenizer, made, with_special=True).startswith("<|im_start|>system\nRow's<|im_end|>")
 
 

@@ -1,4 +1,4 @@
-"""What a teacher reads: problem and solution in the template of all prompts, and which problems have no teacher."""
+"""A teacher reads problem and solution in the template of all prompts; some problems have no teacher."""
 
 import json
 from collections.abc import Callable

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from torch import Tensor
+from watched_head import watch_saved, watch_tables
 
-from trapo_lite.model import logprobs as head_module
 from trapo_lite.model.logprobs import LogitScale, token_divergence, token_logprobs
 
 ROWS, WIDTH, VOCAB = 7, 5, 11
@@ -86,23 +86,9 @@ def test_rows_in_float32_fit_a_head_in_bfloat16() -> None:
 
 def test_a_chunk_has_half_as_many_rows_and_no_table_of_all_rows_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, teacher, head, ids = inputs(torch.float32)
-    shapes: list[tuple[int, ...]] = []
-    compute = head_module._scaled_logits
-
-    def watched(*arguments: object) -> Tensor:
-        shapes.append(tuple((logits := compute(*arguments)).shape))
-        return logits
-
-    monkeypatch.setattr(head_module, "_scaled_logits", watched)
-    monkeypatch.setitem(head_module.CHUNK_ELEMENTS, "cpu", 6 * VOCAB)
+    shapes = watch_tables(monkeypatch, chunk_elements=6 * VOCAB)
     hidden.requires_grad_(True)
-    saved: list[tuple[int, ...]] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        saved.append(tuple(tensor.shape))
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with watch_saved() as saved:
         divergence = token_divergence(hidden, teacher, head, ids)[2]
     divergence.sum().backward()
     assert shapes == [(3, VOCAB)] * 4 + [(1, VOCAB)] * 2 + [(3, VOCAB)] * 4 + [(1, VOCAB)] * 2

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from watched_head import watch_saved, watch_tables
 
-from trapo_lite.model import logprobs as head_module
 from trapo_lite.model.logprobs import LogitScale, token_logprobs
 
 ROWS, WIDTH, VOCAB = 7, 5, 11
@@ -81,23 +81,9 @@ def test_a_bf16_head_gives_float32_results_and_gradients_in_the_hidden_rows_type
 
 def test_the_full_table_of_logits_exists_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, head, ids = inputs(torch.float32)
-    shapes: list[tuple[int, ...]] = []
-    compute = head_module._scaled_logits
-
-    def watched(*arguments: object) -> Tensor:
-        shapes.append(tuple((logits := compute(*arguments)).shape))
-        return logits
-
-    monkeypatch.setattr(head_module, "_scaled_logits", watched)
-    monkeypatch.setitem(head_module.CHUNK_ELEMENTS, "cpu", 3 * VOCAB)
+    shapes = watch_tables(monkeypatch, chunk_elements=3 * VOCAB)
     hidden.requires_grad_(True)
-    saved: list[tuple[int, ...]] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        saved.append(tuple(tensor.shape))
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with watch_saved() as saved:
         logprobs, entropy = token_logprobs(hidden, head, ids)
     (logprobs.sum() + entropy.sum()).backward()
     assert shapes == [(3, VOCAB), (3, VOCAB), (1, VOCAB)] * 2  # forward, and again in backward

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import config_of, longrope, random_rollouts, tiny_qwen2
+from builders import config_of, longrope, random_rollouts, tiny_qwen2, trained_policy
 from tiny_runs import SFT, data_file, make_config, model_dir
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM
@@ -33,18 +33,6 @@ def some_groups() -> list[Group]:
     return [make_group(TRAPO, random_rollouts(random.Random(i), problem_id=str(i))) for i in range(3)]
 
 
-def make_policy(layout: str) -> Policy:
-    base = tiny_qwen2()
-    if layout == "rows":
-        base.set_attn_implementation("sdpa")
-    policy = Policy(base, LoraSection(r=4, alpha=8), attention="sdpa", gradient_checkpointing=False, layout=layout)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in policy.adapter.parameters:
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return policy
-
-
 def update(policy: Policy, layout: str = "auto", **train: Any) -> tuple[dict[str, Any], torch.Tensor, list[str]]:
     """Make one step; return its metrics, the weights after it, and the lines for the user."""
     lines: list[str] = []
@@ -63,8 +51,8 @@ def update(policy: Policy, layout: str = "auto", **train: Any) -> tuple[dict[str
 
 
 def test_a_step_by_rows_is_the_step_by_trees() -> None:
-    by_tree, tree_weights, [tree_line] = update(make_policy("tree"))
-    by_rows, row_weights, [row_line] = update(make_policy("rows"))
+    by_tree, tree_weights, [tree_line] = update(trained_policy(rank=4))
+    by_rows, row_weights, [row_line] = update(trained_policy(rank=4, layout="rows"))
     torch.testing.assert_close(row_weights, tree_weights, rtol=0, atol=1e-6)
     assert by_tree.keys() == by_rows.keys()
     assert by_tree["train/batches"] == 1 and by_rows["train/batches"] == 24
@@ -82,13 +70,13 @@ def plainly_causal(batch: object) -> tree_attention.TreeLayout:
 
 
 def test_a_tree_that_computes_something_else_is_left_for_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, expected, _ = update(make_policy("rows"))
+    _, expected, _ = update(trained_policy(rank=4, layout="rows"))
     monkeypatch.setattr(tree_attention, "chain_layout", plainly_causal)
-    _, weights, lines = update(make_policy("tree"))
+    _, weights, lines = update(trained_policy(rank=4))
     torch.testing.assert_close(weights, expected, rtol=0, atol=1e-6)
     assert lines[0].startswith("layout: rows, because packing check: 8 rollouts") and lines[1].startswith("row check")
     with pytest.raises(PackingError, match="gradients differ"):
-        update(make_policy("tree"), layout="tree")
+        update(trained_policy(rank=4), layout="tree")
 
 
 @pytest.mark.slow
@@ -107,7 +95,7 @@ def test_a_resumed_run_stays_with_rows(make_config, monkeypatch: pytest.MonkeyPa
 
 def test_a_head_that_does_more_than_a_factor_is_noticed() -> None:
     """Its input is changed, which the check of factor and softcap cannot see."""
-    policy = make_policy("rows")
+    policy = trained_policy(rank=4, layout="rows")
     policy.model.get_base_model().lm_head.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 0.5,))
     batch = policy.prepare([some_groups()[0].subset([0])])
     before = policy.token_logprobs(batch, temperature=1.0)[0]

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from builders import random_rollouts, tiny_qwen2
+from builders import random_rollouts, trained_policy
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
-from trapo_lite.config import AlgorithmSection, LoraSection, validate
+from trapo_lite.config import AlgorithmSection, validate
 from trapo_lite.core.algorithm import Algorithm, count_normalizers, make_group
 from trapo_lite.core.batching import num_tokens, pass_tokens, split
 from trapo_lite.core.tree import PackedBatch
@@ -31,18 +31,6 @@ DIVERGENCES = ("sampled", "reverse_kl")
 def algorithm(divergence: str, **section: Any) -> Algorithm:
     teacher = {"type": "solution", "divergence": divergence, "clip": CLIP}
     return AlgorithmSection(**OPSD | {"teacher": teacher} | section).build()
-
-
-def make_policy(layout: str = "tree") -> Policy:
-    base = tiny_qwen2()
-    if layout == "rows":
-        base.set_attn_implementation("sdpa")
-    policy = Policy(base, LoraSection(r=4, alpha=8), attention="sdpa", gradient_checkpointing=False, layout=layout)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in policy.adapter.parameters:
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return policy
 
 
 def some_groups(algo: Algorithm, *, num: int = 3) -> list[Group]:
@@ -104,7 +92,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_the_gradient_is_that_of_rows_however_the_step_is_cut(divergence: str) -> None:
-    policy, algo = make_policy(), algorithm(divergence)
+    policy, algo = trained_policy(rank=4), algorithm(divergence)
     groups = some_groups(algo)
     expected = row_gradient(policy, groups, divergence)
     assert expected.norm() > 0
@@ -116,7 +104,7 @@ def test_the_gradient_is_that_of_rows_however_the_step_is_cut(divergence: str) -
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_the_comparison_can_fail(divergence: str) -> None:
     """A teacher that reads the policy's own prompt, and one that has the adapter, give another gradient."""
-    policy, algo = make_policy(), algorithm(divergence)
+    policy, algo = trained_policy(rank=4), algorithm(divergence)
     groups = some_groups(algo)
     expected = row_gradient(policy, groups, divergence)
     own = [replace(g, rollouts=tuple(replace(r, teacher_prompt_ids=r.prompt_ids) for r in g.rollouts)) for g in groups]
@@ -129,15 +117,15 @@ def test_the_comparison_can_fail(divergence: str) -> None:
 def test_rows_give_the_gradient_of_the_tree(divergence: str) -> None:
     algo = algorithm(divergence)
     groups = some_groups(algo)
-    expected = packed_gradient(make_policy(), algo, groups, budget=10_000)
-    rows = make_policy("rows")
+    expected = packed_gradient(trained_policy(rank=4), algo, groups, budget=10_000)
+    rows = trained_policy(rank=4, layout="rows")
     assert relative_error(packed_gradient(rows, algo, groups, budget=1), expected) < 1e-5
     rows.take_own_logits()
     assert relative_error(packed_gradient(rows, algo, groups, budget=1), expected) < 1e-5
 
 
 def update(algo: Algorithm, groups: list[Group], *, budget: int, updates: int, **teacher: Any) -> tuple[dict, Tensor]:
-    policy = make_policy()
+    policy = trained_policy(rank=4)
     optim = {"lr": 1e-2, "grad_clip": None, "name": "sgd", "updates_per_batch": updates}
     section = OPSD | {"teacher": {"type": "solution"} | teacher}
     config = validate(

@@ -99,7 +99,7 @@ def with_two_prompts(groups: list[Group]) -> list[Group]:
 
 @pytest.mark.slow
 def test_a_problem_may_have_several_prompts_and_its_gradient_is_the_same_however_the_step_is_cut() -> None:
-    """What it must be: each rollout as a group of its own, with the advantages and normalisers of the whole."""
+    """It is that of each rollout as a group of its own, with the advantages and normalisers of the whole."""
     groups = with_two_prompts(some_groups())
     assert len(by_prompt(groups)) == 2 * len(groups)
     alone = make_policy()

@@ -47,6 +47,15 @@ def possible_path(text: str) -> str:
     return text
 
 
+def with_one_slot(text: str, slot: str) -> str:
+    """Return the text; raise ValueError unless it holds the slot once and {problem}, behind which it stands, never."""
+    if text.count(slot) != 1 or "{problem}" in text:
+        raise ValueError(
+            f"must contain {slot} exactly once, and not {{problem}}, behind which it stands; found {text[:60]!r}"
+        )
+    return text
+
+
 Number = Annotated[float, BeforeValidator(_no_truth_value), Field(allow_inf_nan=False)]
 Whole = Annotated[int, BeforeValidator(_no_truth_value)]
 PositiveInt = Annotated[Whole, Field(ge=1)]

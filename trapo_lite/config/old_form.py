@@ -8,6 +8,7 @@ from typing import Any
 
 from trapo_lite.config import choices, plain_yaml
 from trapo_lite.config.choice import by_name
+from trapo_lite.config.stage import StageSection
 
 # Maps an old key of the algorithm section to today's (key, parameter).
 PARAMETERS = {
@@ -25,6 +26,26 @@ MOVED = ("tis_cap", "sequence_bound")  # keys that moved from rollout to algorit
 DEFAULT_TYPES = {"prefix_loss": "trust_region", "baseline": "group", "normalizer": "tokens"}
 TRACKERS = ("tensorboard", "wandb_project")  # keys of run that run.trackers and run.project replace
 NO_LONGER_AUTOMATIC = {"schedule": "pipelined", "merge": "never"}  # keys of rollout that could be "auto" -> value now
+
+# Options that checkpoints of older versions do not record -> what these versions did.
+YOUNGER_OPTIONS = {
+    "algorithm.completion_loss.weight": 1.0,
+    "algorithm.first_stage": None,
+    "algorithm.prefix_instruction": StageSection.model_fields["prefix_instruction"].default,
+    "algorithm.prefix_loss.top_entropy": None,
+    "algorithm.utility.type": "none",
+    "algorithm.teacher.type": "none",
+    "data.answer_from": "column",
+    "data.columns": None,
+    "data.filter": {},
+    "data.instruction": "",
+    "data.shares": None,
+    "data.template_options": {},
+    "model.layout": "auto",
+    "rollout.replace_uninformative": 0,
+    "rollout.truncated": "graded",
+}
+MATH_ALONE = [{"type": "math", "name": None, "weight": 1.0}]  # the reward of all versions without reward.functions
 
 
 def advice(raw: dict[str, Any]) -> list[str]:

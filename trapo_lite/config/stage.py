@@ -25,6 +25,7 @@ from trapo_lite.config.fields import (
     Positive,
     Section,
     by_text_or_list,
+    with_one_slot,
 )
 from trapo_lite.config.micro_groups import PREFIX, MicroGroupSection, can_be_guided, can_be_trained
 from trapo_lite.config.over_steps import at_step
@@ -135,12 +136,7 @@ class StageSection(Section):
     @field_validator("prefix_instruction")
     @classmethod
     def _has_a_place(cls, instruction: str) -> str:
-        if instruction.count(PREFIX) != 1 or "{problem}" in instruction:
-            raise ValueError(
-                f"must contain {PREFIX} exactly once, and not {{problem}}, behind which it stands; found "
-                f"{instruction[:60]!r}"
-            )
-        return instruction
+        return with_one_slot(instruction, PREFIX)
 
     @model_validator(mode="after")
     def _consistent(self) -> "StageSection":

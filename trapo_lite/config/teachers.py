@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from trapo_lite.config.choice import Choice
-from trapo_lite.config.fields import Positive, PositiveInt
+from trapo_lite.config.fields import Positive, PositiveInt, with_one_slot
 
 if TYPE_CHECKING:
     from trapo_lite.core.teacher import Teacher
@@ -52,12 +52,7 @@ class SolutionTeacher(Choice):
     @field_validator("instruction")
     @classmethod
     def _has_slot(cls, instruction: str) -> str:
-        if instruction.count(SOLUTION) != 1 or "{problem}" in instruction:
-            raise ValueError(
-                f"must contain {SOLUTION} exactly once, and not {{problem}}, behind which it stands; found "
-                f"{instruction[:60]!r}"
-            )
-        return instruction
+        return with_one_slot(instruction, SOLUTION)
 
     @property
     def reads(self) -> tuple[str, str, int | None]:

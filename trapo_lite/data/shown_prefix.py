@@ -12,17 +12,16 @@ from trapo_lite.data.tokens import encode, prompt_text, text_of
 
 
 def prompt_maker(
-    data: DataSection, tokenizer: PreTrainedTokenizerBase, *, instruction: str
+    data: DataSection, tokenizer: PreTrainedTokenizerBase, instruction: str
 ) -> Callable[[Problem, Sequence[int]], tuple[int, ...]]:
     """Return a function of a problem and the tokens of a prefix, which gives the prompt that shows the prefix.
 
     instruction: the text behind the problem, with {prefix} where the prefix goes
     """
     template = written_out(data, tokenizer).prompt_template
-    before, _, behind = instruction.partition(PREFIX)
 
     def make(problem: Problem, prefix_ids: Sequence[int]) -> tuple[int, ...]:
-        shown = f"{problem.text}{before}{text_of(tokenizer, prefix_ids)}{behind}"
+        shown = problem.text + instruction.replace(PREFIX, text_of(tokenizer, prefix_ids))
         system = problem.system if data.system == "row" else None
         return next(encode(tokenizer, [prompt_text(template, shown, system=system)]))
 

@@ -55,13 +55,12 @@ def with_teacher_prompts(
 
 
 def _texts(examples: Sequence[Example], data: DataSection, teacher: SolutionTeacher) -> Iterator[str]:
-    before, _, behind = teacher.instruction.partition(SOLUTION)
     solutions = [expert_text(example.solutions[0], data.expert_text) for example in examples]
     if teacher.solution_of == "other":
         solutions = of_other_problems(solutions)
     for example, solution in zip(examples, solutions, strict=True):
         system = example.system if data.system == "row" else None
-        text = f"{example.problem}{before}{solution}{behind}"
+        text = example.problem + teacher.instruction.replace(SOLUTION, solution)
         yield prompt_text(data.prompt_template, text, system=system)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from trapo_lite.config import OptimSection
+from trapo_lite.config import Config, OptimSection
+from trapo_lite.config.algorithm import FirstStageSection
 from trapo_lite.core.errors import UpdateError
 from trapo_lite.model.policy import Policy
 
@@ -38,6 +39,15 @@ def learning_rate(section: OptimSection, *, step: int, max_steps: int) -> float:
     progress = (step - section.warmup_steps) / (max_steps - section.warmup_steps)
     factor = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}
     return section.lr * factor[section.scheduler]
+
+
+def learning_rate_at(config: Config, step: int) -> float:
+    """Return the learning rate of update `step` of a run, of which each stage has its own warm-up and decay."""
+    steps = config.algorithm.steps_of_stage(step, max_steps=config.train.max_steps)
+    stage, optim = config.algorithm.stage_at(step), config.optim
+    if isinstance(stage, FirstStageSection) and stage.lr is not None:
+        optim = optim.model_copy(update={"lr": stage.lr})
+    return learning_rate(optim, step=step - steps.start, max_steps=len(steps))
 
 
 def apply_gradient(

@@ -7,9 +7,8 @@ from typing import Any
 
 from trapo_lite.config import AlgorithmSection, Config
 from trapo_lite.config.micro_groups import MicroGroupSection
-from trapo_lite.config.old_form import translated
+from trapo_lite.config.old_form import MATH_ALONE, YOUNGER_OPTIONS, translated
 from trapo_lite.config.rewards import without_folder
-from trapo_lite.config.stage import StageSection
 from trapo_lite.core.errors import CheckpointError
 from trapo_lite.core.in_words import counted
 from trapo_lite.model.base import model_config, weights_fingerprint
@@ -51,26 +50,6 @@ MAY_CHANGE_INEXACTLY = {
 }
 
 NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path")  # fields of a model's config
-
-# Options that checkpoints of older versions do not record -> what these versions did.
-YOUNGER_OPTIONS = {
-    "algorithm.completion_loss.weight": 1.0,
-    "algorithm.first_stage": None,
-    "algorithm.prefix_instruction": StageSection.model_fields["prefix_instruction"].default,
-    "algorithm.prefix_loss.top_entropy": None,
-    "algorithm.utility.type": "none",
-    "algorithm.teacher.type": "none",
-    "data.answer_from": "column",
-    "data.columns": None,
-    "data.filter": {},
-    "data.instruction": "",
-    "data.shares": None,
-    "data.template_options": {},
-    "model.layout": "auto",
-    "rollout.replace_uninformative": 0,
-    "rollout.truncated": "graded",
-}
-MATH_ALONE = [{"type": "math", "name": None, "weight": 1.0}]  # the reward of all versions without reward.functions
 
 
 def run_identity(

@@ -1,6 +1,7 @@
 """Publish the policy, sample and grade a step's rollouts, and evaluate; this module owns engine and scorer."""
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -61,6 +62,7 @@ class RolloutStage:
         self.config, self.inputs, self.algorithm_at, self.ranks = config, inputs, algorithm_at, ranks
         self._on_progress, self._notify, self._folder = on_progress, notify, folder
         self._decode = partial(text_of, inputs.tokenizer)
+        self._prompt_maker = functools.cache(partial(prompt_maker, config.data, inputs.tokenizer))
         self._gold_by_id = {problem.id: problem.answer for problem in inputs.problems}
         self.utility = UtilityState(config, inputs.problems)
         self.publisher: Publisher | None = None
@@ -143,11 +145,7 @@ class RolloutStage:
             settings=sampling_settings(self.config, self.inputs.tokenizer),
             decode=self._decode,
             is_boundary=is_boundary_fn(self.inputs.tokenizer),
-            show=prompt_maker(
-                self.config.data,
-                self.inputs.tokenizer,
-                instruction=self.config.algorithm.stage_at(step).prefix_instruction,
-            ),
+            show=self._prompt_maker(self.config.algorithm.stage_at(step).prefix_instruction),
             substitutes=[[problems[index] for index in others] for others in self.ranks.share(substitutes)],
             is_informative=lambda rollouts: is_informative(algorithm, make_group(algorithm, rollouts)),
             on_progress=self._on_progress,

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from trapo_lite.config import Config
-from trapo_lite.config.algorithm import FirstStageSection
 from trapo_lite.core.algorithm import (
     Algorithm,
     Normalizers,
@@ -28,7 +27,7 @@ from trapo_lite.run import device
 from trapo_lite.run import metrics as metric_table
 from trapo_lite.run.device import MemoryAttempt
 from trapo_lite.run.processes import Ranks
-from trapo_lite.training.optimizer import apply_gradient, learning_rate, make_optimizer
+from trapo_lite.training.optimizer import apply_gradient, learning_rate_at, make_optimizer
 from trapo_lite.training.packing_check import check_packing, check_rows, smallest_moving
 from trapo_lite.training.teaching import forward, with_teacher
 
@@ -55,7 +54,7 @@ class Updater:
         announce: Callable[[str], None] = print,
     ) -> None:
         self.policy, self.algorithm_at, self.ranks, self.optim = policy, algorithm_at, ranks, config.optim
-        self._stages = config.algorithm
+        self._config = config
         self.optimizer = make_optimizer(config.optim, policy.adapter.parameters)
         self.max_steps, self.temperature = config.train.max_steps, config.rollout.temperature
         self.tokens_per_batch = config.train.tokens_per_batch
@@ -78,7 +77,7 @@ class Updater:
         started = time.perf_counter()
         policy, ranks, num_updates = self.policy, self.ranks, self.optim.updates_per_batch
         algorithm = self.algorithm_at(step)
-        if step > 0 and step == self._steps_of_stage(step).start:
+        if step > 0 and step == self._config.algorithm.steps_of_stage(step, max_steps=step + 1).start:
             self.optimizer.state.clear()  # a stage starts with a new optimizer, as a run of its own would
             self._is_layout_checked = self._skips_check
         device.start_peak(ranks.device)
@@ -156,7 +155,7 @@ class Updater:
             "train/tflop": tflop,
             "train/tokens_per_batch": self.tokens_per_batch,
             "mismatch/p99": _quantile(every_gap, 0.99) if every_gap.numel() else math.nan,
-            "optim/lr": self._lr(step),
+            "optim/lr": learning_rate_at(self._config, step),
             "time/update": seconds,
             "speed/trained_tokens_per_second": num_packed * num_updates / seconds,
             "speed/flop_utilisation": tflop / seconds / possible,
@@ -206,23 +205,12 @@ class Updater:
     def _optimizer_step(self, step: int) -> float:
         """Sum the gradient over the ranks and apply it; return its norm before clipping."""
         gradient = self.ranks.sum_tensor(self.policy.adapter.flat_gradient())
+        lr = learning_rate_at(self._config, step)
         with MemoryAttempt():
-            return apply_gradient(
-                self.policy, self.optimizer, gradient, lr=self._lr(step), grad_clip=self.optim.grad_clip
-            )
+            return apply_gradient(self.policy, self.optimizer, gradient, lr=lr, grad_clip=self.optim.grad_clip)
         raise UpdateError(
             f"update: out of memory in the optimizer's step; start again with optim.name: adamw_8bit, {ENGINE_TAKES}"
         )
-
-    def _lr(self, step: int) -> float:
-        """Return the learning rate; each stage has its own warm-up and decay."""
-        steps, stage = self._steps_of_stage(step), self._stages.stage_at(step)
-        own_lr = stage.lr if isinstance(stage, FirstStageSection) else None
-        optim = self.optim if own_lr is None else self.optim.model_copy(update={"lr": own_lr})
-        return learning_rate(optim, step=step - steps.start, max_steps=len(steps))
-
-    def _steps_of_stage(self, step: int) -> range:
-        return self._stages.steps_of_stage(step, max_steps=self.max_steps)
 
     def _check_layout(self, algorithm: Algorithm, groups: Sequence[Group]) -> None:
         """Check the tree or the rows, in the first step that has a gradient (`packing_check`)."""
