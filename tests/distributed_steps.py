@@ -16,8 +16,10 @@ from builders import random_rollouts, tiny_qwen2
 
 from trapo_lite.config import AlgorithmSection, LoraSection, validate
 from trapo_lite.core.algorithm import make_group
+from trapo_lite.core.types import Problem
 from trapo_lite.model.policy import Policy
 from trapo_lite.run.processes import Ranks
+from trapo_lite.training.expert_loss import expert_loss
 from trapo_lite.training.update import Updater
 
 NUM_STEPS = 5
@@ -56,6 +58,8 @@ def main(out: str, optimizer_name: str, budget: int, tied: bool, divergence: str
         gradients.append(policy.adapter.flat_gradient())  # summed over the ranks, as the optimizer saw it
     weights = torch.cat([parameter.detach().flatten() for parameter in policy.adapter.parameters])
     by_rank = ranks.gather([weights])
+    held_out = [Problem(str(n), (1, 2), "1", expert_ids=(tuple(range(3, 9 + n)),) * (n != 1)) for n in range(4)]
+    metrics = expert_loss(policy, held_out, budget=updater.budget, temperature=1.0, ranks=ranks)
     if ranks.is_main:
         torch.save(
             {
@@ -64,6 +68,7 @@ def main(out: str, optimizer_name: str, budget: int, tied: bool, divergence: str
                 "world": ranks.count,
                 "by_rank": by_rank,
                 "is_sharded": is_sharded,
+                "expert_loss": [metrics["eval/expert_loss"].total, metrics["eval/expert_loss"].count],
             },
             out,
         )

@@ -45,6 +45,8 @@ def test_gradients_and_weights_do_not_depend_on_the_number_of_processes(
     torch.testing.assert_close(several["weights"], one["weights"], rtol=0, atol=1e-6)
     for weights in several["by_rank"]:
         assert torch.equal(weights, several["weights"])  # every rank holds the same adapter, bit for bit
+    assert several["expert_loss"] == pytest.approx(one["expert_loss"], rel=1e-5)
+    assert one["expert_loss"][1] == 6 + 8 + 9  # tokens of the three problems that have a solution
 
 
 @pytest.mark.long

@@ -39,6 +39,7 @@ def test_gradients_and_weights_are_those_of_a_whole_base(
     for mine, theirs in zip(sharded["gradients"], whole["gradients"], strict=True):
         assert (mine - theirs).norm() / theirs.norm() < 1e-5
     torch.testing.assert_close(sharded["weights"], whole["weights"], rtol=0, atol=1e-6)
+    assert sharded["expert_loss"] == pytest.approx(whole["expert_loss"], rel=1e-5)
 
 
 def train(script: str, folder: Path, name: str, *, max_steps: int) -> None:

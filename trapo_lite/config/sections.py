@@ -237,7 +237,7 @@ class EvalSection(Section):
     every: Annotated[Whole, Field(ge=0)] = 0
     """Steps between evaluations; 0: none."""
     data: PathText | None = None
-    """Problems to evaluate on, in any form that data.train accepts."""
+    """Problems to evaluate on, in any form that data.train accepts. Expert solutions in it give `eval/expert_loss`."""
     num_problems: PositiveInt | None = None
     """How many of the first problems are used; None: all."""
     num_samples: PositiveInt = 1
@@ -251,6 +251,10 @@ class EvalSection(Section):
         if self.every > 0 and self.data is None:
             raise ValueError("data: eval.every is set but there is nothing to evaluate on; set eval.data to a file")
         return self
+
+    def is_due(self, step: int) -> bool:
+        """Return whether to evaluate after so many updates."""
+        return self.every > 0 and step % self.every == 0
 
 
 class RunSection(Section):

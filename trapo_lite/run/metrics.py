@@ -87,6 +87,7 @@ TABLE: dict[str, str] = {
     "eval/reward": "mean reward of the answers on eval.data that have one",
     "eval/timeout": "share of evaluation answers whose verdict timed out",
     "eval/truncated": "share of evaluation answers cut at the length limit",
+    "eval/expert_loss": "mean -log pi of a token of the expert solutions in eval.data, the first one of each problem",
 }
 
 STAGE_TIMES = ("time/publish", "time/score", "time/sample", "time/verdicts", "time/update", "time/eval")

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -181,22 +180,20 @@ class RolloutStage:
         )
 
     def evaluate(self, step: int) -> Metrics:
-        """Evaluate on eval.data after `step` updates if an evaluation is due; every rank takes its share."""
-        cfg = self.config.eval
-        if cfg.every == 0 or step % cfg.every != 0 or self.publisher is None or self.engine is None:
+        """Answer the problems of eval.data after `step` updates; every rank takes its share."""
+        if self.publisher is None or self.engine is None:
             return {}
-        started = time.perf_counter()
         self.publisher.publish(step)
         result = evaluate_problems(
             self.engine,
             self.scorer,
             self.ranks.share(self.inputs.eval_problems),
-            num_samples=cfg.num_samples,
+            num_samples=self.config.eval.num_samples,
             settings=sampling_settings(self.config, self.inputs.tokenizer, for_eval=True),
             decode=self._decode,
             on_progress=self._on_progress,
         )
-        return {**self.ranks.sum_metrics(result.metrics()), "time/eval": time.perf_counter() - started}
+        return dict(self.ranks.sum_metrics(result.metrics()))
 
     def lines(self, step: int, groups: Sequence[Group], *, replaced: bool = False) -> list[dict[str, Any]]:
         """Return this rank's lines of rollouts/step-N.jsonl. replaced: whether others replaced these problems."""

@@ -38,10 +38,11 @@ from trapo_lite.run.lines import with_time
 from trapo_lite.run.processes import Ranks
 from trapo_lite.run.step_log import LogBook
 from trapo_lite.training.checkpoint import restore_checkpoint
+from trapo_lite.training.expert_loss import expert_loss
 from trapo_lite.training.inputs import read_inputs, share_lines
 from trapo_lite.training.progress import Progress
 from trapo_lite.training.resume import find_start_point
-from trapo_lite.training.rollouts import RolloutStage
+from trapo_lite.training.rollouts import Metrics, RolloutStage
 from trapo_lite.training.update import Updater
 
 
@@ -69,7 +70,7 @@ def train(
                     with rollouts.engine_asleep():
                         metrics |= sampled | updater.update(step, groups)
                     run.phase(step, "evaluating")
-                    metrics |= rollouts.evaluate(step + 1)
+                    metrics |= run.evaluate(step + 1, rollouts, updater)
                     run.phase(step, "logging and saving")
                     lines = rollouts.lines(step, groups) + rollouts.lines(step, replaced, replaced=True)
                     run.log(step + 1, metrics, lines, seconds=time.perf_counter() - started)
@@ -220,6 +221,21 @@ class Run:
         lines = self.ranks.gather(list(lines))
         if self.log_book is not None:
             self.log_book.write(step, metrics, lines, seconds=seconds)
+
+    def evaluate(self, step: int, rollouts: RolloutStage, updater: Updater) -> Metrics:
+        """Measure on eval.data after `step` updates if it is due: the loss on expert solutions, and answers."""
+        if not self.config.eval.is_due(step):
+            return {}
+        started = time.perf_counter()
+        with rollouts.engine_asleep():
+            loss = expert_loss(
+                updater.policy,
+                self.inputs.eval_problems,
+                budget=updater.budget,
+                temperature=self.config.rollout.temperature,
+                ranks=self.ranks,
+            )
+        return {**rollouts.evaluate(step), **loss, "time/eval": time.perf_counter() - started}
 
     def phase(self, step: int, text: str) -> None:
         """Say what the run does now, for the display; `step` updates are done."""

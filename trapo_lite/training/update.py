@@ -144,7 +144,7 @@ class Updater:
         """Return what the update cost and what its losses were, over all ranks."""
         ranks, num_updates = self.ranks, self.optim.updates_per_batch
         every_gap = torch.cat([torch.zeros(0), *ranks.gather(list(gaps))])
-        num_packed = sum(map(num_tokens, cut(moving, budget=self._budget)))
+        num_packed = sum(map(num_tokens, cut(moving, budget=self.budget)))
         tflop = sum(ranks.gather([sum(map(self.policy.shape.batch_flop, batches))])) * num_updates / 1e12
         [peak] = ranks.largest([device.peak_gib(ranks.device)])
         possible = (device.peak_tflops(ranks.device) or math.nan) * ranks.count
@@ -163,12 +163,13 @@ class Updater:
         }
 
     @property
-    def _budget(self) -> int:
+    def budget(self) -> int:
+        """Return the tokens that one forward pass may have; a row is always a pass of its own."""
         return self.tokens_per_batch if self.policy.layout == "tree" else ONE_ROLLOUT
 
     def _pack(self, algorithm: Algorithm, moving: Sequence[Group]) -> list[PackedBatch]:
         """Return this rank's share of all ranks' groups, as batches within the token budget."""
-        budget = self._budget
+        budget = self.budget
         mine = balance(cut(moving, budget=budget), num_ranks=self.ranks.count)[self.ranks.index]
         parts = split(mine, budget=budget)
         if self.policy.is_sharded:  # every rank must run equally many passes
@@ -195,7 +196,7 @@ class Updater:
         Raises UpdateError if every batch already holds a single rollout.
         """
         rollouts = [pass_tokens(part) for part in cut(groups, budget=ONE_ROLLOUT)]
-        if self._budget < min(rollouts):
+        if self.budget < min(rollouts):
             raise UpdateError(
                 f"update: out of memory with a single rollout a forward pass, of up to {max(rollouts)} tokens; take "
                 f"model.quantize: nf4, lower rollout.max_response_tokens, {LESS_MEMORY}"
