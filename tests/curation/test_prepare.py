@@ -13,7 +13,7 @@ from byte_model import byte_tokenizer
 from rich.console import Console
 
 from trapo_lite.cli import exit_on_user_error
-from trapo_lite.config import AlgorithmSection, load_config
+from trapo_lite.config import AlgorithmSection, Config, load_config
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.core.micro_groups import MicroGroup
 from trapo_lite.core.types import Problem
@@ -124,7 +124,7 @@ def test_a_problem_is_shown_with_the_end_of_every_prefix(tokenizer_dir):
     groups = (MicroGroup(4, 0.0, 0.0), MicroGroup(2, 0.2, 0.5, trace=None), MicroGroup(1, 0.5, None, trace=1))
     console = Console(file=io.StringIO(), width=80)
     algorithm = AlgorithmSection(schedule=[section_of(group) for group in groups])
-    show_problem(console, problem, algorithm, tokenizer, stop_ids=[0])
+    show_problem(console, problem, Config(algorithm=algorithm), tokenizer, stop_ids=[0])
     text = console.file.getvalue()
     assert "[b]?" in text
     assert "micro-group 1: 4 rollouts, no prefix" in text and "an answer ends at '" in text
@@ -138,7 +138,7 @@ def test_a_problem_is_shown_with_the_end_of_every_prefix(tokenizer_dir):
     show_problem(
         console,
         problem,
-        algorithm.model_copy(update={"entropy_weight": 0.01, "kl_weight": 0.2}),
+        Config(algorithm=algorithm.model_copy(update={"entropy_weight": 0.01, "kl_weight": 0.2})),
         tokenizer,
         stop_ids=[0],
     )
@@ -148,7 +148,7 @@ def test_a_problem_is_shown_with_the_end_of_every_prefix(tokenizer_dir):
     show_problem(
         unguided,
         problem,
-        AlgorithmSection(schedule=[section_of(groups[0])], prefix_loss="none"),
+        Config(algorithm=AlgorithmSection(schedule=[section_of(groups[0])], prefix_loss="none")),
         tokenizer,
         stop_ids=[0],
     )
@@ -160,11 +160,30 @@ def test_both_stages_of_a_run_are_shown(tokenizer_dir) -> None:
     tokenizer = load_tokenizer(tokenizer_dir)
     ids = tuple(tokenizer("0123456789<|endoftext|>")["input_ids"])
     console = Console(file=io.StringIO(), width=80)
-    algorithm = load_config(["algorithm/sft_then_rl.yaml"]).algorithm
-    show_problem(console, Problem("p", ids[:2], "9", (ids,)), algorithm, tokenizer, stop_ids=[0])
+    config = load_config(["algorithm/sft_then_rl.yaml"])
+    show_problem(console, Problem("p", ids[:2], "9", (ids,)), config, tokenizer, stop_ids=[0])
     text = console.file.getvalue()
     assert "stage 1, micro-group 1: 1 rollout, ratio 1 of its trace always" in text and "prefix: nll x 1" in text
     assert "stage 2, micro-group 2: 8 rollouts, no prefix" in text and "own tokens: policy_gradient" in text
+
+
+def test_the_prompts_that_show_an_expert_solution_are_printed(overrides):
+    """The teacher's, with the whole solution, and the policy's, with the beginning of it."""
+    settings = [*overrides, "data.prompt_template='<{problem}>'"]
+
+    def of(block: str, *more: str) -> str:
+        file = io.StringIO()
+        config = load_config([f"algorithm/{block}.yaml"], [*settings, *more])
+        prepare(config, inspect="a", console=Console(file=file, width=80))
+        return file.getvalue()
+
+    teacher = of("opsd", "algorithm.teacher.instruction=' Solution: {solution}!'")
+    assert re.search(r"the teacher's prompt, \d+ tokens\n<1 \+ 1 \[b\]\? Solution: one\n\none!>\n", teacher)
+    shown = of("pope", "algorithm.prefix_instruction=' Begun: {prefix}!'")
+    assert re.search(
+        r"the prompt with the last of these prefixes, \d+ tokens\n<1 \+ 1 \[b\]\? Begun: one\n\n!>\n", shown
+    )
+    assert "teacher" not in shown
 
 
 @pytest.mark.parametrize("key", ["a", "0"])

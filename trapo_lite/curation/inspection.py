@@ -6,13 +6,14 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from trapo_lite.config import AlgorithmSection
+from trapo_lite.config import Config
 from trapo_lite.config.over_steps import in_words
 from trapo_lite.config.stage import StageSection
 from trapo_lite.core.errors import DataError
 from trapo_lite.core.in_words import counted
 from trapo_lite.core.micro_groups import MicroGroup, cut_prefix
 from trapo_lite.core.types import Problem
+from trapo_lite.data.shown_prefix import prompt_maker
 from trapo_lite.data.template import shown_tokens
 from trapo_lite.data.tokens import is_boundary_fn, text_of
 
@@ -35,17 +36,21 @@ def find_problem(problems: Sequence[Problem], key: str) -> Problem:
 def show_problem(
     console: Console,
     problem: Problem,
-    algorithm: AlgorithmSection,
+    config: Config,
     tokenizer: PreTrainedTokenizerBase,
     *,
     stop_ids: Sequence[int],
 ) -> None:
     """Print prompt and stop tokens, help and losses of each micro-group, and the traces with prefixes' ends marked."""
+    algorithm = config.algorithm
     is_boundary = is_boundary_fn(tokenizer)
     print_lines(console, [f"\nproblem {problem.id}, answer {problem.answer}"])
     _print_title(console, f"prompt, {len(problem.prompt_ids)} tokens")
     print_lines(console, [text_of(tokenizer, problem.prompt_ids, with_special=True)])
     print_lines(console, [f"    {shown_tokens(tokenizer, problem.prompt_ids, is_whole=True)}"])
+    if problem.teacher_prompt_ids:
+        _print_title(console, f"the teacher's prompt, {len(problem.teacher_prompt_ids)} tokens")
+        print_lines(console, [text_of(tokenizer, problem.teacher_prompt_ids, with_special=True)])
     print_lines(console, [f"an answer ends at {shown_tokens(tokenizer, stop_ids, is_whole=True)}"])
     cuts: list[dict[int, int]] = [{} for _ in problem.expert_ids]
     groups = [(stage, group) for stage in algorithm.stages for group in stage.micro_groups]
@@ -61,6 +66,10 @@ def show_problem(
         described = _describe(group_index, micro_group, bool(help_lines))
         _print_title(console, of_stage + described, style=_style(group_index))
         print_lines(console, [*help_lines, f"    {_losses(stage, micro_group, bool(help_lines))}"])
+        if help_lines and micro_group.prefix_in == "prompt":
+            prompt_ids = prompt_maker(config.data, tokenizer, stage.prefix_instruction)(problem, token_ids[:keep])
+            _print_title(console, f"the prompt with the last of these prefixes, {len(prompt_ids)} tokens")
+            print_lines(console, [text_of(tokenizer, prompt_ids, with_special=True)])
     if marked := next((index + 1 for cut in cuts for index in cut), None):
         legend = f"in the traces below, <<{marked} stands where a prefix of micro-group {marked} ends"
         print_line(console, f"{legend}; it is no part of them")

@@ -18,6 +18,7 @@ from trapo_lite.data.chat import stop_ids_of
 from trapo_lite.data.expert_thoughts import require_fitting_experts
 from trapo_lite.data.loading import Loaded, Scorer, load_problems
 from trapo_lite.data.report import DataReport
+from trapo_lite.data.teacher_prompts import with_teacher_prompts
 from trapo_lite.data.tokens import load_tokenizer
 from trapo_lite.evaluation.registry import Benchmark, read_benchmark, texts_fingerprint
 from trapo_lite.reward import Scorer as RewardScorer
@@ -94,6 +95,9 @@ def prepare(
                 scorer.require_success()
             if config.algorithm.ever_uses_experts:
                 require_fitting_experts(config.data, loaded.examples, tokenizer)
+            if loaded.report.num_traces and (teacher := config.algorithm.any_teacher) is not None:
+                most = config.teacher_prompt_tokens
+                loaded = with_teacher_prompts(loaded, config.data, teacher, tokenizer, max_prompt_tokens=most)
             shown = None if inspect is None else find_problem(loaded.problems, inspect)
             lines.results(loaded.report.lines())
             if loaded.report.num_traces == 0 and config.algorithm.needs_solutions:
@@ -103,7 +107,7 @@ def prepare(
             lines.results([_other_reading(config, loaded.report, tokenizer, scorer)])
             if shown is not None:
                 stop_ids = stop_ids_of(config.data, tokenizer, model=config.model.name)
-                show_problem(console, shown, config.algorithm, tokenizer, stop_ids=stop_ids)
+                show_problem(console, shown, config, tokenizer, stop_ids=stop_ids)
 
 
 def _texts(name: str, benchmark: Benchmark, *, allow_part: bool) -> list[str]:

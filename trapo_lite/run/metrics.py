@@ -54,7 +54,7 @@ TABLE: dict[str, str] = {
     "mismatch/k3": "k3 estimate of KL(sampler || trainer) per own token",
     "optim/lr": "learning rate of the update",
     "optim/grad_norm": "norm of the gradient before clipping",
-    "train/tokens": "packed tokens of the step's forward passes, prompts and shared tokens once",
+    "train/tokens": "packed tokens of the policy's forward passes, prompts and shared tokens once; no teacher's",
     "train/padded_tokens": "tokens of the same rollouts as rows padded to the longest of their group",
     "train/shared": "share of the tokens of the same rollouts, as rows without padding, that sharing saved",
     "train/padding": "share of the forward passes' tokens that are padding",
