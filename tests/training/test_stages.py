@@ -18,7 +18,7 @@ from tiny_runs import GRPO, SFT, TRAPO, data_file, make_config, model_dir
 from trapo_lite.config import LoraSection, load_config, validate
 from trapo_lite.config.algorithm import AlgorithmSection
 from trapo_lite.core.algorithm import make_group
-from trapo_lite.core.errors import ConfigError
+from trapo_lite.core.errors import CheckpointError, ConfigError
 from trapo_lite.core.types import Group
 from trapo_lite.model.policy import Policy
 from trapo_lite.run.processes import Ranks
@@ -85,6 +85,18 @@ def test_problems_without_an_expert_solution_are_in_neither_stage(make_config, t
     folder = train(make_config(algorithm=TWO_STAGES, data={"train": str(file)}, train={"max_steps": 6}))
     drawn = [json.loads(line)["prompt"].strip() for path in folder.glob("rollouts/*") for line in path.open()]
     assert len(drawn) == 2 * 3 + 4 * 3 * 4 and not without & set(drawn)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("had_one", [True, False])
+def test_a_resume_with_or_without_a_first_stage_names_it_once(make_config, had_one: bool) -> None:
+    with_it, without_it = TWO_STAGES | {"first_stage": {"num_steps": 1, **FIRST}}, {**GRPO, "name": "sft_then_rl"}
+    before, after = (with_it, without_it) if had_one else (without_it, with_it)
+    train(make_config(algorithm=before, train={"max_steps": 2}))
+    with pytest.raises(CheckpointError) as failed:
+        train(make_config(algorithm=after, train={"max_steps": 3}))
+    line = "given then, None now" if had_one else "None then, given now"
+    assert f"(algorithm.first_stage: {line})" in str(failed.value)
 
 
 def command(folder: Path) -> list[str]:

@@ -155,15 +155,28 @@ def require_same(checkpoint: Checkpoint, expected: Mapping[str, Any], *, may_dif
             differing = [name for name in {**then, **now} if then.get(name) != now.get(name) and name not in may_differ]
             if not differing:
                 continue
-            listed = ", ".join(f"{name}: {_then_now(then.get(name), now.get(name))}" for name in differing)
+            whole = dict.fromkeys(_whole_section(name, then, now) for name in differing)
+            listed = ", ".join(f"{name}: {_then_now(_text_of(name, then), _text_of(name, now))}" for name in whole)
         else:
-            listed = _then_now(then, now)
+            listed = _then_now(repr(then), repr(now))
         if key == "data":
             listed = "rows without ids are named after their file, which must then keep its name"
         raise CheckpointError(
             f"{checkpoint.folder}: was made with {DESCRIPTIONS.get(key, key)} ({listed}); restore the old value, "
             "choose another run.name, or start again with --restart"
         )
+
+
+def _whole_section(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return the section that a key is in if one of both configurations has null in its place, or else the key."""
+    parts = name.split(".")
+    sections = (".".join(parts[:end]) for end in range(1, len(parts)))
+    return next((section for section in sections if section in then or section in now), name)
+
+
+def _text_of(name: str, values: Mapping[str, Any]) -> str:
+    """Return a key's value as text, or of a section that is there only that it is."""
+    return "given" if any(key.startswith(f"{name}.") for key in values) else repr(values.get(name))
 
 
 def compare_environments(
@@ -192,10 +205,9 @@ def compare_environments(
     ]
 
 
-def _then_now(then: Any, now: Any) -> str:
-    """Return both values as text, or only "differs" if they are long, such as a schedule."""
-    texts = repr(then), repr(now)
-    return f"{texts[0]} then, {texts[1]} now" if max(map(len, texts)) <= MAX_SHOWN else "differs"
+def _then_now(then: str, now: str) -> str:
+    """Return both values, or only "differs" if they are long, such as a schedule."""
+    return f"{then} then, {now} now" if max(len(then), len(now)) <= MAX_SHOWN else "differs"
 
 
 @dataclass(frozen=True)
