@@ -25,6 +25,11 @@ Bits = np.ndarray
 """Holds a method's answers in a world as (seeds, problems), 1 = correct."""
 WITH_BAD_EXPERTS = ("leaps_3", "leaps_4", "wordy", "wrong_50", "foreign")
 WITH_RARE_SUCCESS = tuple(world for world in SOLVERS if world.startswith(RARE))
+GROUPS = {
+    "good experts": ("perfect", "absent", "few_256", "few_64", "few_16"),
+    "experts with faults": ("leaps_2", "leaps_3", "leaps_4", "wordy", "wrong_10", "wrong_30", "wrong_50", "foreign"),
+    "a base that solves none of the problems by itself": WITH_RARE_SUCCESS,
+}
 
 
 @dataclass(frozen=True)
@@ -108,14 +113,13 @@ def _means(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return means.mean(axis=1)
 
 
-def table(study: Study, methods: Sequence[str], part: Part) -> Iterator[str]:
-    """Yield accuracy with its interval and the number of seeds, worlds down and methods across."""
-    yield "| world | " + " | ".join(methods) + " |"
-    yield "|---|" + "---|" * len(methods)
-    for world in SOLVERS:
-        cells = [study.bits(world, method, part) for method in methods]
-        if any(cells):
-            yield f"| {world} | " + " | ".join(_cell(list(bits.values())) for bits in cells) + " |"
+def table(study: Study, methods: Sequence[str], part: Part, worlds: Sequence[str]) -> Iterator[str]:
+    """Yield accuracy with its interval and the number of seeds, methods down and worlds across."""
+    cells = {name: [list(study.bits(world, name, part).values()) for world in worlds] for name in methods}
+    if any(map(any, cells.values())):
+        yield f"| method | {' | '.join(worlds)} |"
+        yield "|---|" + "---|" * len(worlds)
+        yield from (f"| {name} | {' | '.join(map(_cell, row))} |" for name, row in cells.items() if any(row))
 
 
 def _cell(bits: Sequence[np.ndarray]) -> str:
@@ -123,6 +127,16 @@ def _cell(bits: Sequence[np.ndarray]) -> str:
         return ""
     mean, low, high = interval(np.stack(bits))
     return f"{mean:.2f} ({low:.2f}–{high:.2f}; {len(bits)})"
+
+
+def means(study: Study, methods: Sequence[str], part: Part) -> Iterator[str]:
+    """Yield mean accuracy alone, methods down and all worlds across."""
+    worlds = [world for world in SOLVERS if any(study.rows(world, name) for name in methods if sees_experts(name))]
+    yield f"| method | {' | '.join(worlds)} |"
+    yield "|---|" + "---|" * len(worlds)
+    for name in methods:
+        found = [list(study.bits(world, name, part).values()) for world in worlds]
+        yield f"| {name} | " + " | ".join(f"{np.mean(bits):.2f}" if bits else "" for bits in found) + " |"
 
 
 def answers(study: Study) -> Iterator[str]:
@@ -245,12 +259,19 @@ def main() -> None:
     study = Study(read_results(args.results))
     methods = args.methods or study.methods()
     blocks = [name for name in methods if "," not in name]
-    for part in ("hard", "longer", "easy"):
-        print(f"\nAccuracy on {part} problems\n")
-        print("\n".join(table(study, blocks, part)))
-    variants = ["trapo", *(name for name in methods if "," in name)]
-    print("\nVariants of TRAPO, hard problems\n")
-    print("\n".join(table(study, variants, "hard")))
+    for title, worlds in GROUPS.items():
+        if rows := list(table(study, blocks, "hard", worlds)):
+            print(f"\nAccuracy on hard problems, {title}: mean (95 % interval; seeds)\n")
+            print("\n".join(rows))
+    print("\nAccuracy on longer problems than any that was trained: means\n")
+    print("\n".join(means(study, blocks, "longer")))
+    print("\nAccuracy on easy problems, which the base solves before training: means\n")
+    print("\n".join(means(study, blocks, "easy")))
+    for block in ("trapo", "trapo_utility"):
+        variants = [block, *(name for name in methods if name.startswith(f"{block}, "))]
+        worlds = [world for world in SOLVERS if any(study.rows(world, name) for name in variants[1:])]
+        print(f"\nVariants of {block}, hard problems: mean (95 % interval; seeds)\n")
+        print("\n".join(table(study, variants, "hard", worlds)))
     print("\nHypotheses\n")
     print("\n".join(answers(study)))
     print("\nWhat a run costs\n")

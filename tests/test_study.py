@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from expert_worlds import SOLVERS
 from study import BLOCKS, FITTED, VARIANTS, read_results, run_for, settings_of
-from study_report import HYPOTHESES, Hypothesis, Study, answers, difference, interval, table
+from study_report import GROUPS, HYPOTHESES, Hypothesis, Study, answers, difference, interval, means, table
 
 from trapo_lite.config import load_config
 
@@ -77,10 +78,15 @@ def lines(cells: dict[tuple[str, str, int], str]) -> dict:
 
 def test_the_table_has_means_over_seeds_with_intervals() -> None:
     rows = lines({("wordy", "trapo", 0): "10" * 50, ("wordy", "trapo", 1): "1" * 100, ("perfect", "sft", 0): "1" * 100})
-    found = list(table(Study(rows), ["sft", "trapo"], "hard"))
-    assert found[:2] == ["| world | sft | trapo |", "|---|---|---|"]
-    assert found[2] == "| perfect | 1.00 (1.00–1.00; 1) |  |"
-    assert found[3].startswith("| wordy |  | 0.75 (0.4") and found[3].endswith("–1.00; 2) |")
+    found = list(table(Study(rows), ["sft", "trapo", "luffy"], "hard", ["perfect", "wordy"]))
+    assert found[:3] == ["| method | perfect | wordy |", "|---|---|---|", "| sft | 1.00 (1.00–1.00; 1) |  |"]
+    assert found[3].startswith("| trapo |  | 0.75 (0.4") and found[3].endswith("–1.00; 2) |")
+    assert len(found) == 4  # nothing was run with luffy
+    assert list(means(Study(rows), ["sft", "trapo"], "easy"))[2:] == ["| sft | 1.00 |  |", "| trapo |  | 0.75 |"]
+
+
+def test_every_world_is_in_one_group_of_the_tables() -> None:
+    assert sorted(world for worlds in GROUPS.values() for world in worlds) == sorted(SOLVERS)
 
 
 def test_an_interval_of_one_seed_is_that_of_a_proportion() -> None:
