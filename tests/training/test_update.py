@@ -254,6 +254,27 @@ def test_a_process_that_really_has_no_more_memory_goes_on_with_less() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("num_updates", [1, 3])
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_step_that_teaches_nothing_is_as_if_it_had_not_been(name: str, num_updates: int) -> None:
+    """AdamW would move the weights by its momentum, and forget how large gradients are."""
+    solved = make_group(TRAPO, [rollout([1], [], [2], reward=1.0, slot=slot) for slot in range(2)])
+    policies = []
+    for between in ([], [[solved], [], [solved]]):
+        policy = make_policy()
+        updater = make_updater(policy, name=name, updates_per_batch=num_updates, weight_decay=0.1)
+        updater.update(0, some_groups(seed=1))
+        before = weights(policy)
+        for groups in between:
+            assert updater.update(1, groups)["optim/grad_norm"] == 0.0
+            assert torch.equal(weights(policy), before)
+        updater.update(2, some_groups(seed=2))
+        assert not torch.equal(weights(policy), before)
+        policies.append(policy)
+    assert torch.equal(*map(weights, policies))
+
+
+@pytest.mark.slow
 def test_the_counts_of_a_step() -> None:
     shared = rollout([1, 2], [3, 4, 5], [6], reward=1.0)
     group = make_group(TRAPO, [shared, rollout([1, 2], [3, 4, 5], [7, 7, 7], slot=1)])

@@ -111,8 +111,9 @@ class Updater:
                 "which changes sums by rounding; unless run.deterministic is on, set "
                 f"train.tokens_per_batch={self.tokens_per_batch}"
             )
-        norm = self._optimizer_step(step)
-        for _ in range(1, num_updates):
+        # A step that teaches nothing leaves weights and optimizer alone; AdamW would go on by its momentum.
+        norm = self._optimizer_step(step) if moving else 0.0
+        for _ in range(1, num_updates if moving else 1):
             with MemoryAttempt() as attempt:
                 losses, gaps = accumulate_gradient(
                     policy, algorithm, batches, normalizers, temperature=self.temperature
