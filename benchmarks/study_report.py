@@ -1,7 +1,6 @@
-"""Print what benchmarks/study.jsonl says: a table with 95 % intervals, the hypotheses answered, and draw the pictures.
+"""Print what benchmarks/study.jsonl says: tables with 95 % intervals, and the hypotheses answered.
 
-    python benchmarks/study_report.py                          # Markdown, for docs/RESULTS.md
-    python benchmarks/study_report.py --pictures docs/pictures
+    python benchmarks/study_report.py     # Markdown, for docs/RESULTS.md
 
 An interval is a bootstrap over seeds and, within each seed, over problems. Differences between two methods are paired:
 both have the same problems for a seed. With one seed, an interval holds the problems' part alone. The intervals of the
@@ -209,52 +208,10 @@ def _mean_of(values: Sequence[float | None], *, digits: int = 2) -> str:
     return f"{np.mean(known):.{digits}f}" if known else ""
 
 
-def draw(study: Study, methods: Sequence[str], folder: Path) -> None:
-    """Draw accuracy on the development problems over the steps, one panel for each world."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "study"
-    from matplotlib import pyplot
-
-    curves = {
-        (world, method): [row["dev"] for row in study.rows(world, method).values() if row["dev"]]
-        for world in SOLVERS
-        for method in methods
-    }
-    worlds = [world for world in SOLVERS if any(curves[world, name] and sees_experts(name) for name in methods)]
-    columns = 4
-    num_rows = -(-len(worlds) // columns)
-    figure, axes = pyplot.subplots(
-        num_rows, columns, figsize=(12, 2.6 * num_rows), sharex=True, sharey=True, squeeze=False
-    )
-    for axis, world in zip(axes.flat, worlds, strict=False):
-        base = [row["accuracy"]["hard"] for row in study.rows(world, "base").values()]
-        for number, method in enumerate(methods):
-            if of_runs := curves[world, method]:
-                steps = sorted(map(int, of_runs[0]))
-                means = [np.mean([curve[str(step)] for curve in of_runs]) for step in steps]
-                start = [float(np.mean(base))] if base else []
-                style = {"linestyle": ("-", "--", ":")[number // 10], "color": f"C{number % 10}", "label": method}
-                axis.plot([0, *steps] if start else steps, [*start, *means], **style)
-        axis.set_title(world, fontsize=10)
-        axis.set_xlabel("updates")
-    for axis in axes.flat[len(worlds) :]:
-        axis.axis("off")
-    figure.supylabel("accuracy on 200 development problems")
-    handles = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    legend_height = 0.6 / (2.6 * num_rows)
-    figure.tight_layout(rect=(0.02, legend_height, 1, 1))
-    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=8, fontsize=9)
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / "study_curves.svg", metadata={"Date": None})
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD")
-    parser.add_argument("--pictures", type=Path, metavar="FOLDER")
     args = parser.parse_args()
     study = Study(read_results(args.results))
     methods = args.methods or study.methods()
@@ -276,8 +233,6 @@ def main() -> None:
     print("\n".join(answers(study)))
     print("\nWhat a run costs\n")
     print("\n".join(costs(study, methods)))
-    if args.pictures:
-        draw(study, blocks, args.pictures)
 
 
 if __name__ == "__main__":
