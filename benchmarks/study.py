@@ -15,12 +15,15 @@ them.
 """
 
 import argparse
+import ctypes
 import json
+import multiprocessing
+import os
+import signal
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -127,23 +130,30 @@ def settings_of(name: str, overrides: Sequence[str]) -> Config:
 
 
 def run_all(keys: Sequence[Key], results: Path, overrides: Sequence[str], *, num_jobs: int) -> None:
-    """Run what has no line yet, each in a process of its own. End with an error if one of them failed."""
+    """Run what has no line yet, in so many processes. End with an error if a run failed."""
     done_before = read_results(results)
     missing = [key for key in keys if key not in done_before]
     if any(world.startswith(RARE) for world, _, _ in missing):
         write_rare_base(RARE_BASE)
 
-    def run(key: Key) -> bool:
-        world, name, seed = key
-        options = ["--world", world, "--algorithm", name, "--seed", str(seed), "--results", str(results)]
-        changed = ["--override", *overrides] if overrides else []
-        done = subprocess.run([sys.executable, __file__, *options, *changed], stdout=subprocess.DEVNULL)
-        print(f"{world} {name} {seed}: {'done' if done.returncode == 0 else f'failed ({done.returncode})'}", flush=True)
-        return done.returncode == 0
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_jobs, mp_context=context, initializer=_start_worker) as pool:
+        futures = {pool.submit(run_once, key, overrides): key for key in missing}
+        failed = 0
+        for future in as_completed(futures):
+            error = future.exception()
+            if error is None:
+                append(results, future.result())
+            failed += error is not None
+            print(*futures[future], "done" if error is None else f"failed: {error}", flush=True)
+    if failed:
+        raise SystemExit(f"{failed} runs failed; give the command again to resume them")
 
-    with ThreadPoolExecutor(num_jobs) as pool:
-        if not all(list(pool.map(run, missing))):
-            raise SystemExit("some runs failed; give the command again to resume them")
+
+def _start_worker() -> None:
+    """Make this process silent, and let it end with the one that started it, also if that is killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of Linux
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run_once(key: Key, overrides: Sequence[str]) -> dict[str, Any]:
