@@ -1,6 +1,5 @@
 """The files in configs/ validate alone and together and hold the method's numbers; bad input gets a clear error."""
 
-import itertools
 import re
 import shlex
 from pathlib import Path
@@ -9,8 +8,9 @@ import pytest
 import yaml
 
 from trapo_lite.config import AlgorithmSection, Config, load_config
-from trapo_lite.config.loading import keys_of, validate
+from trapo_lite.config.loading import validate
 from trapo_lite.config.other_names import OTHER_NAMES
+from trapo_lite.config.overrides import keys_of
 from trapo_lite.config.unusual import unusual_lines
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.core.micro_groups import prefix_ratio
@@ -75,11 +75,18 @@ def test_algorithms_over_one_base_differ_in_the_algorithm_alone(base):
     assert all(other == without_algorithm[0] for other in without_algorithm[1:])
 
 
-@pytest.mark.parametrize(("first", "second"), itertools.permutations(ALGORITHMS, 2), ids=file_name)
-def test_a_later_algorithm_leaves_nothing_of_an_earlier_one(first, second):
-    if first.stem in NEEDED_BESIDE:
-        pytest.skip("options of other sections stay, and docs/methods.md says so")
-    assert load_config([first, second]) == load_config([second])
+@pytest.mark.parametrize("base", BASES, ids=file_name)
+@pytest.mark.parametrize("file", ALGORITHMS, ids=file_name)
+def test_a_method_leaves_nothing_of_the_algorithm_of_a_whole_configuration(base, file):
+    assert load_config([base, file]).algorithm == load_config([file]).algorithm
+
+
+def test_a_method_that_a_later_file_replaces_is_refused():
+    """The first one's options in other sections would stay, or nothing of it would, without a word."""
+    for files in ([algorithm("dapo"), algorithm("hpt")], [algorithm("chord"), BASES[0]]):
+        message = error_of([], files)
+        assert f"--config {files[0]}: its method is replaced by that of {files[1]}" in message
+        assert "give one file with a method, after the others" in message
 
 
 @pytest.mark.parametrize("base", BASES, ids=file_name)
@@ -197,6 +204,10 @@ BAD_INPUT: list[tuple[list[str], list[str]]] = [
     (["algorithm.schedule.alpha=0.2"], ["not an override"]),
     (["algorithm.prefix_loss.a.b=0.2"], ["not an override"]),
     (["data.columns.id=null"], ["write the whole of data.columns={KEY: VALUE, ...}"]),
+    (["algorithm.schedule[1].help_below=0.5"], ["write the whole list, algorithm.schedule=[{num_rollouts: "]),
+    (["algorithm.first_stage.optim.lr=1"], ["the first stage has algorithm.first_stage.lr of its own"]),
+    (["algorithm.first_stage.prefix_loss.weight=1"], ["such as algorithm.first_stage.prefix_loss={type: nll"]),
+    (["algorithm.prefix_los.weight=2"], ["algorithm.prefix_los: unknown key; did you mean 'prefix_loss'?"]),
     (["train.max_steps=0"], ["train.max_steps", "found 0"]),
     (["run.seed=-1"], ["run.seed", "-1"]),
     (["run.name=a/b"], ["run.name", "'a/b'"]),
@@ -219,8 +230,12 @@ BAD_INPUT: list[tuple[list[str], list[str]]] = [
         ["algorithm.schedule[0].num_trained", "2 of 1"],
     ),
     # a loss without tokens to act on
-    (["algorithm.schedule=[{num_rollouts: 8}]"], ["algorithm.prefix_loss", "trust_region", "guided", "none"]),
-    (["algorithm.schedule=[{num_rollouts: 8, prefix_ratio: 0.5}]"], ["algorithm.prefix_loss", "help_below"]),
+    (["algorithm.schedule=[{num_rollouts: 8}]"], ["algorithm.prefix_loss", "guide a micro-group"]),
+    (["algorithm.schedule=[{num_rollouts: 8, prefix_ratio: 0.5}]"], ["algorithm.schedule[0]", "help_below: null"]),
+    (
+        ["algorithm.schedule=[{num_rollouts: 8, prefix_ratio: 0.5, help_below: null, num_trained: 0}]"],
+        ["algorithm.prefix_loss: trust_region", "num_trained: 0"],
+    ),
     (["algorithm.prefix_loss.gamma=0.2"], ["algorithm.prefix_loss.gamma", "unknown key"]),
     (
         ["algorithm.normalizer.num_tokens=64"],

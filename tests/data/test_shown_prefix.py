@@ -40,7 +40,7 @@ def test_a_rows_system_message_is_kept() -> None:
             "algorithm.schedule=[{num_rollouts: 1, prefix_ratio: 1.0, help_below: null, prefix_in: prompt}]",
             "algorithm.schedule.0.prefix_in: prompt, with prefix_ratio 1",
         ),
-        ("algorithm.prefix_loss=nll", "algorithm.prefix_loss: nll but no micro-group is ever guided"),
+        ("algorithm.prefix_loss=nll", "algorithm.prefix_loss: nll, but no answer begins with a prefix that is trained"),
     ],
 )
 def test_mistakes_are_named(override: str, message: str) -> None:

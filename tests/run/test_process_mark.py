@@ -17,10 +17,12 @@ def config(tmp_path: Path) -> Config:
 
 def test_a_run_that_ends_itself_leaves_no_mark(config: Config) -> None:
     with RunFolder.open(config, restart=False) as folder:
+        folder.mark.set()
         mark = json.loads((folder.path / "process.json").read_text())
         assert mark["process"] == os.getpid() and mark["host"] == os.uname().nodename
     with RunFolder.open(config, restart=False) as folder, pytest.raises(KeyError):
         assert folder.notes == []
+        folder.mark.set()
         raise KeyError("a run that fails says why")
     assert list(folder.path.iterdir()) == []
 
@@ -29,7 +31,7 @@ def test_a_run_that_ends_itself_leaves_no_mark(config: Config) -> None:
     ("metrics", "when"),
     [("", "before its first step was done"), ('{"step": 1}\n{"step": 2}\n{"st', "after step 2")],
 )
-def test_a_mark_that_was_left_is_told_once(config: Config, metrics: str, when: str) -> None:
+def test_a_mark_that_was_left_is_told_until_a_start_is_accepted(config: Config, metrics: str, when: str) -> None:
     path = config.run.folder
     path.mkdir()
     (path / "metrics.jsonl").write_text(metrics)
@@ -39,6 +41,9 @@ def test_a_mark_that_was_left_is_told_once(config: Config, metrics: str, when: s
             f"warning: {path}: the run before (process 12 on host alpha, begun 2026-11-29 14:03:07 +0100) ended {when} "
             "without a message: it was killed, memory ran out, or the machine stopped"
         ]
+    with RunFolder.open(config, restart=False) as folder:  # the start before was refused, so nobody read the note
+        assert len(folder.notes) == 1
+        folder.mark.set()
     with RunFolder.open(config, restart=False) as folder:
         assert folder.notes == []
 

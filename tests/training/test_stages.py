@@ -95,7 +95,7 @@ def test_a_resume_with_or_without_a_first_stage_names_it_once(make_config, had_o
     train(make_config(algorithm=before, train={"max_steps": 2}))
     with pytest.raises(CheckpointError) as failed:
         train(make_config(algorithm=after, train={"max_steps": 3}))
-    line = "given then, None now" if had_one else "None then, given now"
+    line = "given then, not set now" if had_one else "not set then, given now"
     assert f"(algorithm.first_stage: {line})" in str(failed.value)
 
 

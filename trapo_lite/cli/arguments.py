@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from trapo_lite.config import Config, load_config
-from trapo_lite.config.loading import keys_of
+from trapo_lite.config.overrides import keys_of
 from trapo_lite.config.shipped import taken_lines
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.evaluation import REGISTRY

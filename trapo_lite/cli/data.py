@@ -12,7 +12,7 @@ from trapo_lite.cli.arguments import (
     without_overrides,
 )
 from trapo_lite.cli.endings import exit_on_user_error, exit_when_interrupted
-from trapo_lite.config.loading import sets
+from trapo_lite.config.overrides import sets
 from trapo_lite.config.paths import check_sources
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.evaluation import REGISTRY

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
 from trapo_lite.config import old_form, plain_yaml
 from trapo_lite.config.choice import by_name
@@ -15,7 +14,6 @@ from trapo_lite.config.config import Config
 from trapo_lite.config.fields import IDLE_KEY
 from trapo_lite.config.mistakes import (
     CHOICES,
-    FIRST_STAGE,
     MICRO_GROUP,
     describe,
     did_you_mean,
@@ -23,13 +21,11 @@ from trapo_lite.config.mistakes import (
     nearest,
     shown,
 )
-from trapo_lite.config.other_names import own_name
+from trapo_lite.config.overrides import annotation_of, parse_override
 from trapo_lite.config.shipped import config_file, config_names
 from trapo_lite.core.errors import ConfigError
 
 logger = logging.getLogger(__name__)
-NO_VALUE = ("", "~", "null", "Null", "NULL")  # YAML's spellings of null
-QUOTES = ("'", '"')
 DEFAULT_ALGORITHM = "trapo"
 LAST = 10**6  # number of the overrides among the sources of keys: after all files
 
@@ -61,12 +57,20 @@ def load_config(
     """
     merged: dict[str, Any] = {}
     sources: dict[tuple[str, str], int] = {}  # number of the file or override that set a key last
+    method: str | Path | None = None
     for number, file in enumerate([files] if isinstance(files, str | Path) else files):
         content = read_yaml(file)
+        if "algorithm" in content:
+            if method is not None:
+                raise ConfigError(
+                    f"--config {method}: its method is replaced by that of {file}, which is given later; give one file "
+                    "with a method, after the others"
+                )
+            method = None if "model" in content else file  # a whole configuration may be followed by a method
         merged = _merge(merged, old_form.translated(content) if _was_written_by_a_run(file, content) else content)
         sources |= {(section, key): number for section, values in content.items() for key in _keys_in(values)}
     for override in overrides:
-        section, key, parameter, value = _parse_override(override)
+        section, key, parameter, value = parse_override(override)
         trained = _algorithm_of(merged)
         names_another = value != trained and f"algorithm/{value}.yaml" in config_names()
         if (section, key) == ("algorithm", "name") and names_another:
@@ -92,7 +96,7 @@ def _keys_in(values: Any) -> Collection[str]:
 
 def _takes_null(section: str, key: str) -> bool:
     """Return whether null is a value of the option, or no option has this name."""
-    annotation = _annotation(section, key)
+    annotation = annotation_of(section, key)
     return annotation is None or type(None) in get_args(annotation)
 
 
@@ -180,7 +184,7 @@ def nearest_files(path: Path) -> str:
     names = {Path(name).name: name for name in config_names() if not name.startswith("accelerate/")} | names
     near = [repr(names[name]) for name in difflib.get_close_matches(path.name, names, n=3)]
     if near:
-        return f"did you mean {' or '.join(near)}?"
+        return f"did you mean {' or '.join(near)}? `trapo-lite configs` lists all"
     return "give the path of a YAML file, or a name that `trapo-lite configs` lists"
 
 
@@ -193,60 +197,6 @@ def _merge(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
         else:
             merged[section] = values
     return merged
-
-
-def _parse_override(text: str) -> tuple[str, str, str | None, Any]:
-    """Return section, key, parameter (of a part of the algorithm, or None) and value."""
-    key, equals, value = text.partition("=")
-    parts = key.strip().split(".")
-    is_parameter = len(parts) == 3 and parts[0] == "algorithm" and parts[1] in (*CHOICES, FIRST_STAGE)
-    if not equals or not (len(parts) == 2 or is_parameter) or not all(parts):
-        if text.endswith((".yaml", ".yml")):
-            raise ConfigError(f"{text!r}: is a file; write --config before each")
-        raise ConfigError(f"{text!r}: not an override; {_how_to_write(key.strip(), has_value=bool(equals))}")
-    section, option, parameter = parts[0], parts[1], parts[2] if is_parameter else None
-    if _is_text(section, option) and value.strip() not in NO_VALUE and value.lstrip()[0] not in QUOTES:
-        return section, option, None, value  # unchanged, because YAML reads {problem}, 007 and "a # b" differently
-    try:
-        return section, option, parameter, plain_yaml.parse(value)
-    except ValueError as error:
-        raise ConfigError(f"{key}: {shown(value)} is not a YAML value; quote it ({error})") from None
-
-
-def _how_to_write(key: str, *, has_value: bool) -> str:
-    """Return advice for an override that has no section or no value."""
-    if key in Config.model_fields:
-        files = ", or --config configs/algorithm/NAME.yaml for all of it" if key == "algorithm" else ""
-        return f"{key} is a section; write {key}.KEY=value for one of its keys{files}"
-    if own := own_name(key):
-        return f"here it is {own}"
-    sections = [name for name, field in Config.model_fields.items() if key in keys_of(field)]
-    section, _, option = key.partition(".")
-    whole = option.partition(".")[0]
-    if section in Config.model_fields and whole in keys_of(Config.model_fields[section]) and whole != option:
-        return f"write the whole of {section}.{whole}={{KEY: VALUE, ...}}"
-    if has_value and sections:
-        return f"write section.key=value: did you mean {' or '.join(f'{section}.{key}=...' for section in sections)}?"
-    if not has_value and key.count(".") == 1:
-        return f"write section.key=value without blanks around =, such as {key.rstrip(':')}=..."
-    return "write section.key=value, such as optim.lr=2e-5"
-
-
-def keys_of(section: FieldInfo) -> Collection[str]:
-    """Return the keys of a section of the configuration."""
-    return section.annotation.model_fields.keys()  # type: ignore[union-attr]
-
-
-def _is_text(section: str, key: str) -> bool:
-    """Return whether the option takes only text or null."""
-    return _annotation(section, key) in (str, str | None)
-
-
-def _annotation(section: str, key: str) -> Any:
-    """Return the type of an option, or None if there is none of this name."""
-    field = Config.model_fields.get(section)
-    option = field.annotation.model_fields.get(key) if field else None  # type: ignore[union-attr]
-    return None if option is None else option.annotation
 
 
 def _check_keys(raw: dict[str, Any]) -> None:
@@ -271,12 +221,3 @@ def _check_keys(raw: dict[str, Any]) -> None:
                 problems.append(f"{where}: unknown key{did_you_mean(str(key), known)}")
     if problems:
         raise ConfigError("\n".join(problems))
-
-
-def sets(key: str, overrides: Sequence[str]) -> bool:
-    """Return whether one of the overrides sets this key.
-
-    >>> sets("eval.every", ["eval.every=5"]), sets("eval.every", ["eval.num_problems=5"])
-    (True, False)
-    """
-    return any(text.partition("=")[0] == key for text in overrides)

@@ -17,7 +17,7 @@ class OverSteps(Section):
     """
 
     steps: Annotated[list[Annotated[Whole, Field(ge=0)]], Field(min_length=2)]
-    """Numbers of updates that are done, rising."""
+    """Numbers of updates that are done, rising: 0 is the first step, which the log calls step 1."""
     values: Annotated[list[NonNegative], Field(min_length=2)]
 
     @model_validator(mode="after")

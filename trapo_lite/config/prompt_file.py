@@ -5,7 +5,8 @@ from pathlib import Path
 
 from trapo_lite.config import plain_yaml
 from trapo_lite.config.data import DataSection
-from trapo_lite.config.loading import load_config, read_yaml, sets
+from trapo_lite.config.loading import load_config, read_yaml
+from trapo_lite.config.overrides import sets
 from trapo_lite.core.errors import ConfigError
 
 PROMPT_FILE = "trapo_lite.yaml"

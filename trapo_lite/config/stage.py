@@ -28,7 +28,7 @@ from trapo_lite.config.fields import (
     with_one_slot,
 )
 from trapo_lite.config.micro_groups import PREFIX, MicroGroupSection, can_be_guided, can_be_trained
-from trapo_lite.config.over_steps import at_step
+from trapo_lite.config.over_steps import OverSteps, at_step
 from trapo_lite.config.teachers import NoTeacher
 from trapo_lite.core.micro_groups import PRESETS, MicroGroup
 
@@ -113,7 +113,8 @@ class StageSection(Section):
     def num_sampled(self) -> int:
         """Return how many rollouts of a problem may be sampled: all but those that are always a whole solution."""
         groups = zip(self.micro_groups, self._ratios, strict=True)
-        return sum(g.num_rollouts for g, ratios in groups if not (min(ratios) == 1.0 and g.help_below is None))
+        never = [min(ratios) == 1.0 and (g.help_below is None or g.otherwise == "skip") for g, ratios in groups]
+        return sum(g.num_rollouts for g, is_expert in zip(self.micro_groups, never, strict=True) if not is_expert)
 
     @property
     def shows_parts(self) -> bool:
@@ -133,6 +134,12 @@ class StageSection(Section):
         guided = [group for index, group in enumerate(self.micro_groups) if can_be_guided(index, group)]
         return sum(group.num_rollouts if group.num_trained is None else group.num_trained for group in guided)
 
+    @property
+    def weights_over_steps(self) -> list[str]:
+        """Return the losses whose weight is a course over steps."""
+        weights = {"prefix": self.prefix_loss.weight, "completion": self.completion_loss.weight}
+        return [part for part, weight in weights.items() if isinstance(weight, OverSteps)]
+
     @field_validator("prefix_instruction")
     @classmethod
     def _has_a_place(cls, instruction: str) -> str:
@@ -148,6 +155,13 @@ class StageSection(Section):
                     f"schedule[{index}].num_trained: {group.num_trained} of {group.num_rollouts} rollouts cannot carry "
                     "the prefix loss; lower it"
                 )
+        for index, group in enumerate(self.micro_groups):
+            if group.prefix_ratio > 0 and not can_be_guided(index, group):
+                raise ValueError(
+                    f"schedule[{index}]: prefix_ratio {group.prefix_ratio:g} can never be used: help_below is "
+                    f"{group.help_below:g}{' and no rollout comes before it' if index == 0 else ''}; set "
+                    "help_below: null (always help) or prefix_ratio: 0"
+                )
         if not self.samples and self.prefix_loss.times_advantage:
             raise ValueError(
                 "prefix_loss.times_advantage: nothing is sampled with this schedule, so every advantage is 0 and "
@@ -155,9 +169,8 @@ class StageSection(Section):
             )
         if self.prefix_loss.type != "none" and not self.trains_prefixes:
             raise ValueError(
-                f"prefix_loss: {self.prefix_loss.type} but no micro-group is ever guided (prefix_ratio > 0 with "
-                "help_below above 0 after the first, or null) and trained (num_trained not 0), so it would see no "
-                "tokens; guide a micro-group or set prefix_loss: none"
+                f"prefix_loss: {self.prefix_loss.type}, but no answer begins with a prefix that is trained (one in the "
+                "prompt never is, nor one with num_trained: 0); guide a micro-group, or set prefix_loss: none"
             )
         if self.samples and {self.prefix_loss.type, self.completion_loss.type, self.teacher.type} == {"none"}:
             raise ValueError(
@@ -198,13 +211,6 @@ class StageSection(Section):
                 f"prefix_loss.top_entropy: {self._most_trained} rollouts of a problem may carry the prefix loss, and "
                 "tokens are chosen in one prefix; set num_trained so that one does, or top_entropy: null"
             )
-        for index, group in enumerate(self.micro_groups):
-            if group.prefix_ratio > 0 and not can_be_guided(index, group):
-                raise ValueError(
-                    f"schedule[{index}]: prefix_ratio {group.prefix_ratio:g} can never be used: help_below is "
-                    f"{group.help_below:g}{' and no rollout comes before it' if index == 0 else ''}; set "
-                    "help_below: null (always help) or prefix_ratio: 0"
-                )
         return self
 
     def build(self, step: int = 0, *, max_response_tokens: int | None = None) -> "Algorithm":
@@ -238,6 +244,10 @@ class StageSection(Section):
         )
 
     def idle_keys(self) -> dict[str, str]:
+        shows_prefixes = any(group.prefix_in == "prompt" for group in self.micro_groups)
+        return self._idle_losses() | ({} if shows_prefixes else {"prefix_instruction": "prefix_in: prompt"})
+
+    def _idle_losses(self) -> dict[str, str]:
         if not self.samples:
             of_advantages, of_own_losses = ("advantage", "baseline"), ("tis_cap", "sequence_bound")
             keys_of_sampled_tokens = ("completion_loss", "teacher", *of_advantages, *of_own_losses, "kl_weight")

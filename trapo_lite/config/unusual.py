@@ -25,6 +25,12 @@ def unusual_lines(config: Config) -> list[str]:
         lines.append(
             f"eval.every: {config.eval.every} is beyond train.max_steps ({steps}), so nothing is evaluated; lower it"
         )
+    plain = any(stage.samples and stage.completion_loss.type == "policy_gradient" for stage in config.algorithm.stages)
+    if config.optim.updates_per_batch > 1 and plain:
+        lines.append(
+            f"optim.updates_per_batch: {config.optim.updates_per_batch} updates by the same rollouts, and "
+            "algorithm.completion_loss: policy_gradient has no bound on how far they go; choose ppo_clip or cispo"
+        )
     lines += _unfinished_courses(config)
     return [f"warning: {line}" for line in lines]
 

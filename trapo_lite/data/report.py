@@ -78,6 +78,11 @@ class DataReport:
         if self.teacher_lengths:
             left_out = f"; problems left out: {_spelt(self.teacher_left_out)}" if self.teacher_left_out else ""
             lines.append(f"  teacher tokens {_spelt(self.teacher_lengths)}{left_out}")
+            if (num_left_out := sum(self.teacher_left_out.values())) > self.num_problems / 10:
+                lines.append(
+                    f"warning: algorithm.teacher: {num_left_out} of {self.num_problems} problems are left out, because "
+                    "it has no prompt for them: raise max_prompt_tokens, or give them expert solutions?"
+                )
         if self.num_boxed_answers:
             lines.append(f"  answers        {self.num_boxed_answers} from the last box of a solution")
         if self.rows_filtered:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trapo_lite.config import load_config
-from trapo_lite.config.loading import sets
+from trapo_lite.config.overrides import sets
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.evaluation.answer_store import read_answers, read_summary, result_files, result_of, to_json, to_lines
 from trapo_lite.evaluation.results import EvalResult

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trapo_lite.config import Config, load_config
-from trapo_lite.config.loading import sets
+from trapo_lite.config.overrides import sets
 from trapo_lite.config.paths import check_sources
 from trapo_lite.config.prompt_file import origin_line, prompt_file_of, sets_template
 from trapo_lite.config.shipped import shipped_path

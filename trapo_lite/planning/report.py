@@ -44,6 +44,7 @@ def plan_lines(config: Config) -> list[str]:
         f"run       {config.run.folder}, seed {config.run.seed}{', deterministic' if config.run.deterministic else ''}",
         f"model     {model.name}, {precision}, LoRA r {lora.r}, alpha {lora.alpha:g} on {targets}",
         f"data      {', '.join(config.data.sources)}{shares}",
+        f"method    {algorithm.name}",
     ]
     for stage in algorithm.stages:
         if algorithm.first_stage is not None:
@@ -56,9 +57,10 @@ def plan_lines(config: Config) -> list[str]:
         lines.append(f"loss      {of_stage}{_loss(config, stage)}")
     if algorithm.utility.type != "none":
         lines.append(f"utility   {algorithm.utility.describe()} decides on help and its loss")
+    several = f", {optim.updates_per_batch} updates by each step's rollouts" if optim.updates_per_batch > 1 else ""
     lines += [
         f"update    {optim.name}, lr {optim.lr:g} {optim.scheduler}, clip {optim.grad_clip}, "
-        f"{train.tokens_per_batch} tokens a forward pass",
+        f"{train.tokens_per_batch} tokens a forward pass{several}",
         f"length    {counted(train.max_steps, 'step')}, a checkpoint every {train.save_every}, "
         + (f"evaluation every {config.eval.every}" if config.eval.every else "no evaluation on the way"),
         f"at most   {most:,} sampled tokens a step" + again,

@@ -62,6 +62,7 @@ def _describe_micro_groups(groups: Sequence[Group], micro_groups: Sequence[Micro
         if micro_group.prefix_ratio > 0.0:
             metrics[f"reward/helped_{number}"] = _mean_reward([r for r in members if r.is_guided])
             metrics[f"rollout/helped_{number}"] = _mean([r.is_guided for r in members])
+            metrics[f"rollout/ratio_{number}"] = _mean([r.prefix_ratio for r in members if r.is_guided])
     return metrics
 
 

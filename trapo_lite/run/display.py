@@ -16,6 +16,7 @@ SHOWN = (
     ("grad", "optim/grad_norm", "{:.2g}"),
     ("seconds", "time/step", "{:.1f}"),
     ("eval", "eval/accuracy", "{:.3f}"),
+    ("expert loss", "eval/expert_loss", "{:.3f}"),
 )
 
 

@@ -32,7 +32,7 @@ class RunFolder:
         self.metrics_file = path / "metrics.jsonl"
         self.rollouts = path / "rollouts"
         self.environment_file = path / "environment.json"
-        self.mark = ProcessMark(path / "process.json")
+        self.mark = ProcessMark(path / "process.json")  # set once the start is accepted
         self.notes: list[str] = []  # what `open` did, for the user
         self._lock: int | None = None
 
@@ -61,7 +61,6 @@ class RunFolder:
                 f"warning: {folder.path}: the run before ({before}) ended {when} without a message: it was killed, "
                 "memory ran out, or the machine stopped"
             )
-        folder.mark.set()
         return folder
 
     def write_config(self, config: Config) -> None:

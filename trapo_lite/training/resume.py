@@ -176,7 +176,9 @@ def _whole_section(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -
 
 def _text_of(name: str, values: Mapping[str, Any]) -> str:
     """Return a key's value as text, or of a section that is there only that it is."""
-    return "given" if any(key.startswith(f"{name}.") for key in values) else repr(values.get(name))
+    if any(key.startswith(f"{name}.") for key in values):
+        return "given"
+    return "not set" if values.get(name) is None else repr(values[name])
 
 
 def compare_environments(
@@ -256,6 +258,7 @@ def find_start_point(
             notes += compare_environments(checkpoint, folder.starts(), environment, is_exact=is_exact)
     ranks.wait()  # all ranks have read the checkpoints before one is renamed
     if ranks.is_main:
+        folder.mark.set()
         step = checkpoint.step if checkpoint else 0
         if not is_complete:
             folder.write_config(config)

@@ -144,6 +144,7 @@ class Updater:
     ) -> dict[str, Mean | float | int]:
         """Return what the update cost and what its losses were, over all ranks."""
         ranks, num_updates = self.ranks, self.optim.updates_per_batch
+        algorithm, stage = self.algorithm_at(step), self._config.algorithm.stage_at(step)
         every_gap = torch.cat([torch.zeros(0), *ranks.gather(list(gaps))])
         num_packed = sum(map(num_tokens, cut(moving, budget=self.budget)))
         tflop = sum(ranks.gather([sum(map(self.policy.shape.batch_flop, batches))])) * num_updates / 1e12
@@ -152,6 +153,7 @@ class Updater:
         return {
             **ranks.sum_metrics(losses | {"train/padding": _padding(batches)}),
             **rollout_metrics.token_counts(moving, num_packed=num_packed),
+            **{f"loss/{part}_weight": getattr(algorithm, f"{part}_weight") for part in stage.weights_over_steps},
             "train/batches": sum(ranks.gather([len(batches)])),
             "train/tflop": tflop,
             "train/tokens_per_batch": self.tokens_per_batch,
