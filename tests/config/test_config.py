@@ -497,6 +497,8 @@ def test_another_trainers_name_leads_to_an_option_that_exists(name):
     ("overrides", "warned"),
     [
         (["optim.lr=1"], ["optim.lr: 1 is high"]),
+        (["optim.updates_per_batch=4"], ["optim.updates_per_batch: 4 updates by the same rollouts"]),
+        (["optim.updates_per_batch=4", "algorithm.completion_loss=ppo_clip"], []),
         (["train.max_steps=5"], []),  # nobody chose the default of save_every
         (["data.train=[a.jsonl, b.jsonl, a.jsonl]"], ["data.train: names a.jsonl twice"]),
         (["train.save_every=501"], ["train.save_every: 501 is beyond train.max_steps (500)"]),

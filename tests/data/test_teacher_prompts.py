@@ -85,6 +85,8 @@ def test_problems_without_a_solution_or_with_a_longer_prompt_are_left_out_and_co
     """The prompts have 34, 36 and 42 bytes."""
     problems, report = load(max_prompt_tokens=36)
     assert [problem.id for problem in problems] == ["a", "b"]
+    warning = "warning: algorithm.teacher: 2 of 4 problems are left out, because it has no prompt for them: raise "
+    assert any(line.startswith(warning) for line in report.lines())
     [line] = [line for line in report.lines() if "teacher tokens" in line]
     assert line == (
         "  teacher tokens min 34, median 34, 90 % 36, 99 % 36, max 36; problems left out: without an expert solution "

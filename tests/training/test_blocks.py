@@ -31,6 +31,27 @@ def test_a_step_on_the_tiny_world_moves_the_adapter(block: Path, tmp_path: Path)
     assert any(tensor.any() for name, tensor in weights.items() if "lora_B" in name)  # which begins with zeros
 
 
+@pytest.mark.slow
+def test_the_weights_and_ratios_of_a_step_are_in_its_line(tmp_path: Path) -> None:
+    """Half a cosine: in the middle of the course it has half of its rise. Step 1 has the value at 0."""
+    small = [
+        "rollout.engine=transformers",
+        "rollout.num_problems=2",
+        "eval.every=0",
+        "run.trackers=[]",
+        "train.max_steps=3",
+    ]
+    course = "algorithm.prefix_loss.weight={steps: [0, 2], values: [0, 0.8]}"
+    chord = load_config(["tiny_cpu.yaml", "algorithm/chord.yaml"], [*small, course, f"run.dir={tmp_path}"])
+    rows = read_metrics(train(chord) / "metrics.jsonl")
+    assert [row["loss/prefix_weight"] for row in rows] == pytest.approx([0.0, 0.4, 0.8])
+    assert rows[0]["loss/completion_weight"] == 1.0 and {row["rollout/ratio_2"] for row in rows} == {1.0}
+    schedule = "algorithm.schedule=[{num_rollouts: 2}, {num_rollouts: 1, help_below: null, prefix_ratio: 0.25}]"
+    trapo = load_config(["tiny_cpu.yaml"], [*small, schedule, f"run.dir={tmp_path}", "run.name=trapo"])
+    rows = read_metrics(train(trapo) / "metrics.jsonl")
+    assert all(row["rollout/ratio_2"] == 0.25 and "loss/prefix_weight" not in row for row in rows)
+
+
 def test_the_page_describes_every_block_and_no_other() -> None:
     text = Path("docs/methods.md").read_text(encoding="utf-8")
     described = re.findall(r"^`algorithm/(\w+)\.yaml`\. ", text, re.MULTILINE)

@@ -49,7 +49,10 @@ def show_problem(
     print_lines(console, [text_of(tokenizer, problem.prompt_ids, with_special=True)])
     print_lines(console, [f"    {shown_tokens(tokenizer, problem.prompt_ids, is_whole=True)}"])
     if problem.teacher_prompt_ids:
-        _print_title(console, f"the teacher's prompt, {len(problem.teacher_prompt_ids)} tokens")
+        teacher = algorithm.any_teacher
+        is_control = teacher is not None and teacher.solution_of == "other"
+        whose = ", with the solution of another problem" if is_control else ""
+        _print_title(console, f"the teacher's prompt{whose}, {len(problem.teacher_prompt_ids)} tokens")
         print_lines(console, [text_of(tokenizer, problem.teacher_prompt_ids, with_special=True)])
     print_lines(console, [f"an answer ends at {shown_tokens(tokenizer, stop_ids, is_whole=True)}"])
     cuts: list[dict[int, int]] = [{} for _ in problem.expert_ids]
