@@ -39,10 +39,10 @@ def test_a_ratio_may_fall_over_the_steps() -> None:
         ("{steps: [5, 5], values: [1.0, 2.0]}", "steps: found [5, 5]; give rising numbers"),
         ("{steps: [0, 5], values: [0.0, 0.0]}", "values: all are 0"),
         ("{steps: [0, 5], value: [0.0, 1.0]}", "value: unknown key; did you mean 'values'?"),
-        ("{steps: [0, 5], values: [1.0]}", "values: list should have at least 2 items"),
+        ("{steps: [0, 5], values: [1.0]}", "values: found [1.0]; give at least 2 values"),
         ("{steps: 5, values: [0.5, 1]}", "steps: found 5; write {steps: [0, 100], values: [0.9, 0.1]}"),
-        ("{steps: [0], values: [0.5]}", "steps: list should have at least 2 items"),
-        ("{steps: [0, 5], values: [-1, 1]}", "values.0: input should be greater than or equal to 0; found -1"),
+        ("{steps: [0], values: [0.5]}", "steps: found [0]; give at least 2 values"),
+        ("{steps: [0, 5], values: [-1, 1]}", "values[0]: input should be greater than or equal to 0; found -1"),
     ],
 )
 def test_a_wrong_course_is_named(value: str, message: str) -> None:
@@ -77,7 +77,7 @@ def test_what_is_no_course_and_what_has_no_part_is_named(override: str, message:
 
 def test_a_ratio_above_one_is_refused_wherever_it_stands_in_a_course() -> None:
     schedule = "[{num_rollouts: 1, prefix_ratio: {steps: [0, 9], values: [2.0, 1.0]}, help_below: null}]"
-    with pytest.raises(ConfigError, match=r"schedule\.0\.prefix_ratio\.values: found \[2\.0, 1\.0\]"):
+    with pytest.raises(ConfigError, match=r"schedule\[0\]\.prefix_ratio\.values: found \[2\.0, 1\.0\]"):
         load_config("tiny_cpu.yaml", [f"algorithm.schedule={schedule}"])
 
 
@@ -91,7 +91,7 @@ def test_a_ratio_above_one_is_refused_wherever_it_stands_in_a_course() -> None:
         ),
         ("[{num_rollouts: 1, otherwise: skip}]", "algorithm.schedule[0].otherwise: has no effect"),
         ("[{num_rollouts: 1, replaces_rl: true}]", "algorithm.schedule[0].replaces_rl: has no effect"),
-        ("[{num_rollouts: 1, otherwise: nothing}]", "algorithm.schedule.0.otherwise: found 'nothing'; give"),
+        ("[{num_rollouts: 1, otherwise: nothing}]", "algorithm.schedule[0].otherwise: found 'nothing'; give"),
     ],
 )
 def test_what_becomes_of_a_micro_group_that_does_not_help_is_checked(schedule: str, message: str) -> None:

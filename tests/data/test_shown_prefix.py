@@ -38,7 +38,7 @@ def test_a_rows_system_message_is_kept() -> None:
         ("algorithm.prefix_instruction={problem} {prefix}", "algorithm.prefix_instruction: must contain {prefix}"),
         (
             "algorithm.schedule=[{num_rollouts: 1, prefix_ratio: 1.0, help_below: null, prefix_in: prompt}]",
-            "algorithm.schedule.0.prefix_in: prompt, with prefix_ratio 1",
+            "algorithm.schedule[0].prefix_in: prompt, with prefix_ratio 1",
         ),
         ("algorithm.prefix_loss=nll", "algorithm.prefix_loss: nll, but no answer begins with a prefix that is trained"),
     ],

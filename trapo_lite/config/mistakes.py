@@ -24,6 +24,11 @@ FIRST_STAGE = "first_stage"
 OTHER_VALUES = {"hf": "transformers", "huggingface": "transformers", "bf16": "bfloat16", "fp32": "float32"}
 """Maps values of other libraries to those of the options here."""
 FUNCTION_PATH = re.compile(r"(\.py|^[A-Za-z_]\w*(\.\w+)+):\w+$")
+NUMBERS = {
+    **dict.fromkeys(("float_parsing", "float_type"), "a number"),
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "a whole number"),
+}
+"""Maps pydantic's errors to what to give."""
 COURSE = "{steps: [0, 100], values: [0.9, 0.1]}, a course over steps"
 MAX_SHOWN = 200  # characters of a value in a message
 
@@ -57,10 +62,10 @@ def is_unknown(problem: Any) -> bool:
 def describe(problem: Any) -> str:
     """Return one of pydantic's problems as a line: where it is, what was found and what to do."""
     keys = [key for index, key in enumerate(problem["loc"]) if not _is_tag(index, problem["loc"])]
-    where = ".".join(map(str, keys))
+    where = _path(keys)
     message = problem["msg"].removeprefix("Value error, ")
     if is_unknown(problem) and problem["loc"][-2] == "none":
-        part = ".".join(map(str, keys[:-1]))
+        part = _path(keys[:-1])
         return f"{where}: has no effect with {part}: none; write {part}={{type: ..., {keys[-1]}: ...}}"
     if problem["type"] in ("float_parsing", "float_type") and keys[-1] in ("weight", "prefix_ratio"):
         return f"{where}: found {shown(problem['input'])}; give a number, or {COURSE}"
@@ -71,7 +76,7 @@ def describe(problem: Any) -> str:
     if problem["type"] in ("union_tag_invalid", "literal_error") and isinstance(keys[-1], int):
         given = problem["ctx"].get("tag", problem["input"])
         if isinstance(given, str) and "," in given:
-            return _as_list(".".join(map(str, keys[:-1])), given)
+            return _as_list(_path(keys[:-1]), given)
     if problem["type"] == "union_tag_invalid" and FUNCTION_PATH.search(problem["ctx"]["tag"]):
         path = problem["ctx"]["tag"]
         others = "".join(f", {key}: {value}" for key, value in problem["input"].items() if key != "type")
@@ -89,19 +94,32 @@ def describe(problem: Any) -> str:
         begins_with_keys = re.match(r"[\w\[\].]+(, [\w\[\].]+)*: ", message)
         return f"{where}{'.' if begins_with_keys else ': '}{message}" if where else message
     if problem["type"] == "missing" and isinstance(keys[-1], int):
-        return f"{'.'.join(map(str, keys[:-1]))}: has too few values; found {shown(problem['input'])}"
+        return f"{_path(keys[:-1])}: has too few values; found {shown(problem['input'])}"
     if problem["type"] == "list_type" and isinstance(problem["input"], str) and "," in problem["input"]:
         return _as_list(where, problem["input"])
     value = "no value" if problem["input"] is None else shown(problem["input"])
     if problem["type"] in ("model_type", "model_attributes_type"):
         return f"{where}: found {value}; write {where}={{KEY: VALUE, ...}}"
     if problem["type"] == "missing":
-        return f"{where}: is missing; the {'.'.join(map(str, keys[:-1]))} given is {shown(problem['input'])}"
+        return f"{where}: is missing; the {_path(keys[:-1])} given is {shown(problem['input'])}"
     if problem["type"] == "list_type":
         return f"{where}: found {value}; write {where}=[VALUE, ...]"
+    if problem["type"] in NUMBERS:
+        return f"{where}: found {value}; give {NUMBERS[problem['type']]}"
+    if problem["type"] == "too_short":
+        return f"{where}: found {value}; give at least {problem['ctx']['min_length']} values"
     if problem["type"] == "literal_error":
         return f"{where}: found {value}; {_choice_near(problem['input'], problem['ctx']['expected'])}"
     return f"{where}: {message[0].lower()}{message[1:]}; found {value}"
+
+
+def _path(keys: Iterable[str | int]) -> str:
+    """Return the name of an option, or of a place in it.
+
+    >>> _path(["algorithm", "schedule", 1, "prefix_ratio"])
+    'algorithm.schedule[1].prefix_ratio'
+    """
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
 
 
 def _as_list(option: str, text: str) -> str:
