@@ -421,6 +421,22 @@ def test_an_old_key_beside_a_type_that_is_no_name_is_one_error():
     )
 
 
+def test_a_run_s_file_may_hold_keys_that_had_an_effect_when_it_was_written(tmp_path):
+    """prefix_instruction was in every such file before it was said to act only with a prefix in the prompt."""
+    resolved = load_config([algorithm("sft_then_rl")])
+    text = resolved.to_yaml()
+    assert "prefix_instruction" not in text
+    file = tmp_path / "config.yaml"
+    with_it = text.replace("\nalgorithm:\n", "\nalgorithm:\n  prefix_instruction: ' {prefix}'\n")
+    with_it = with_it.replace("\n    schedule:", "\n    prefix_instruction: ' {prefix}'\n    schedule:")
+    assert with_it.count("prefix_instruction") == 2
+    file.write_text(with_it)
+    assert load_config([file]).algorithm == resolved.algorithm
+    other = tmp_path / "mine.yaml"
+    other.write_text(with_it)
+    assert "algorithm.first_stage.prefix_instruction: " in error_of([], [other])  # not what a run wrote
+
+
 def test_a_run_s_file_in_the_old_form_is_read(tmp_path):
     """Every key that such a run's config.yaml could hold, with values that none of them has by default."""
     file = tmp_path / "config.yaml"

@@ -1,5 +1,6 @@
 """Merge YAML files and overrides, validate once, and report for every mistake where it is and what to do."""
 
+import copy
 import difflib
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -67,7 +68,9 @@ def load_config(
                     "with a method, after the others"
                 )
             method = None if "model" in content else file  # a whole configuration may be followed by a method
-        merged = _merge(merged, old_form.translated(content) if _was_written_by_a_run(file, content) else content)
+        if _was_written_by_a_run(file, content):
+            content = _without_idle_keys(old_form.translated(content))
+        merged = _merge(merged, content)
         sources |= {(section, key): number for section, values in content.items() for key in _keys_in(values)}
     for override in overrides:
         section, key, parameter, value = parse_override(override)
@@ -128,6 +131,25 @@ def _without_retired_keys(
 
 def _was_written_by_a_run(file: str | Path, content: dict[str, Any]) -> bool:
     return Path(file).name == "config.yaml" and content.keys() >= Config.model_fields.keys()  # resolved: all sections
+
+
+def _without_idle_keys(written: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop the keys without effect from what a run wrote, perhaps when more keys had one."""
+    left = copy.deepcopy(dict(written))
+    while True:
+        try:
+            Config.model_validate(left)
+        except ValidationError as error:
+            idle = [problem for problem in error.errors() if problem["type"] == IDLE_KEY]
+        else:
+            return left
+        if not idle:
+            return left
+        for problem in idle:
+            section: Any = left
+            for key in problem["loc"]:
+                section = section[key]
+            del section[problem.get("ctx", {})["key"]]
 
 
 def _algorithm_of(merged: dict[str, Any]) -> str:
