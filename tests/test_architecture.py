@@ -22,6 +22,7 @@ ROWS = (
     "rollout",
     "evaluation",
     "training curation",
+    "report",
     "doctor quickstart interface",
     "cli",
     "__main__",
@@ -42,6 +43,7 @@ DOORS = {
     "wandb": ("run/loggers",),
     "trackio": ("run/loggers",),
     "tensorboard": ("run/loggers",),
+    "vl_convert": ("report/page",),
 }
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -22,6 +22,7 @@ COMMANDS = {
     "train": ("trapo_lite.cli", "Train a LoRA adapter, or resume a run."),
     "evaluate": ("trapo_lite.cli", "Evaluate a model or a run's adapter on problems and benchmarks."),
     "compare": ("trapo_lite.cli", "Compare results, with intervals and paired tests."),
+    "report": ("trapo_lite.cli", "Write a page about runs: curves, evaluations, rollouts to read."),
     "export": ("trapo_lite.cli", "Merge a run's adapter into its base, and check the checkpoint."),
 }
 """Maps each command to its module, which has a function of that name, and to its line in the list."""

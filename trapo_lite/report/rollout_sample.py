@@ -1,0 +1,119 @@
+"""Choose the rollouts that a page shows: whole problems, spread evenly over the steps, within a number of bytes."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trapo_lite.run.folder import STEP_NAME
+
+MOST_CHARACTERS = 20_000
+"""Longer texts are cut on the page."""
+SHOWN = (
+    *("problem_id", "slot", "micro_group", "ratio", "verdict", "answer", "gold", "reward", "advantage"),
+    *("finish_reason", "trace", "train_prefix", "replaced"),
+)
+TEXTS = ("prompt", "prefix", "completion")
+
+
+@dataclass(frozen=True)
+class RolloutSample:
+    """A RolloutSample is what a page shows of all rollouts.
+
+    groups:      problems, each as {"step": ..., "rollouts": [...]}, in the order of their steps
+    num_shown, num_all: rollouts.   num_damaged: lines that could not be read
+    """
+
+    groups: list[dict[str, Any]]
+    num_shown: int
+    num_all: int
+    num_damaged: int
+
+
+def sample_rollouts(
+    folder: Path, *, most_bytes: int, pieces_of: Callable[[Sequence[int]], list[int]] | None = None
+) -> RolloutSample:
+    """Read rollouts/step-N.jsonl in a run's folder `rollouts`.
+
+    pieces_of: returns how many characters each token id stands for; None: probabilities of tokens are left out
+    """
+    files = sorted(
+        (path for path in folder.glob("step-*.jsonl") if STEP_NAME.fullmatch(path.stem)),
+        key=lambda path: int(path.stem.removeprefix("step-")),
+    )
+    num_all = sum(_count_lines(file) for file in files)
+    groups: dict[tuple[int, int], dict[str, Any]] = {}
+    num_damaged, size = 0, 0
+    for chosen in _spread(len(files)):
+        step, before = int(files[chosen].stem.removeprefix("step-")), size
+        lines, damaged = _read(files[chosen])
+        num_damaged += damaged
+        for index, group in enumerate(_by_problem(lines)):
+            shown = {"step": step, "rollouts": [_shown(line, pieces_of) for line in group]}
+            length = len(json.dumps(shown, ensure_ascii=False).encode())
+            if size + length > most_bytes:
+                break
+            size += length
+            groups[step, index] = shown
+            if size - before > most_bytes / 8:  # a step with long rollouts leaves room for others
+                break
+    ordered = [groups[key] for key in sorted(groups)]
+    return RolloutSample(ordered, sum(len(group["rollouts"]) for group in ordered), num_all, num_damaged)
+
+
+def _spread(count: int) -> list[int]:
+    """Return 0 to count - 1, last and first before the others, so that every beginning is spread over all.
+
+    >>> _spread(8)
+    [7, 0, 4, 2, 6, 1, 5, 3]
+    """
+    width = max(1, (count - 1).bit_length())
+    by_reversed_bits = sorted(range(count), key=lambda index: int(f"{index:0{width}b}"[::-1], 2))
+    return list(dict.fromkeys([count - 1, 0, *by_reversed_bits])) if count else []
+
+
+def _count_lines(file: Path) -> int:
+    with file.open("rb") as opened:
+        return sum(block.count(b"\n") for block in iter(lambda: opened.read(1 << 20), b""))
+
+
+def _read(file: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the lines of a file that are rollouts, and how many are not."""
+    lines, num_damaged = [], 0
+    with file.open(encoding="utf-8", errors="replace") as opened:
+        for text in opened:
+            try:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
+                line = None
+            if isinstance(line, dict) and all(isinstance(line.get(name), str) for name in (*TEXTS, "problem_id")):
+                lines.append(line)
+            else:
+                num_damaged += 1
+    return lines, num_damaged
+
+
+def _by_problem(lines: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rollouts of each problem; a problem that is drawn twice in a step begins again at slot 0."""
+    group: list[dict[str, Any]] = []
+    for line in lines:
+        if group and (line["problem_id"] != group[0]["problem_id"] or line.get("slot") == 0):
+            yield group
+            group = []
+        group.append(line)
+    if group:
+        yield group
+
+
+def _shown(line: dict[str, Any], pieces_of: Callable[[Sequence[int]], list[int]] | None) -> dict[str, Any]:
+    shown = {name: line[name] for name in SHOWN if name in line}
+    for name in TEXTS:
+        shown[name] = line[name][:MOST_CHARACTERS]
+    if any(len(line[name]) > MOST_CHARACTERS for name in TEXTS):
+        shown["is_cut"] = True
+    ids, logprobs = line.get("completion_ids"), line.get("completion_logprobs")
+    if pieces_of is not None and isinstance(ids, list) and isinstance(logprobs, list) and len(ids) == len(logprobs):
+        shown["pieces"] = pieces_of(ids)
+        shown["logprobs"] = [round(value, 2) for value in logprobs]
+    return shown
