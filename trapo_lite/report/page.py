@@ -181,7 +181,7 @@ def vega() -> str:
     """Return the chart library as one script: Vega, Vega-Lite and vega-embed."""
     import vl_convert
 
-    return vl_convert.javascript_bundle().replace("</script", "<\\/script")
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
 
 
 @cache
