@@ -250,6 +250,7 @@ class Run:
             if done > most:
                 self.display.message(f"warning: train.max_steps is {most}, and more are done, so nothing was trained")
             self.display.message(f"done: {counted(done, 'step')}; adapter: {run / 'adapter'}")
+            self.display.message(f"next: {command('report')} {run}  (a page to look at it)")
             self.display.message(f"next: {command('evaluate')} --run {run}{problems}  (its accuracy)")
             self.display.message(f"next: {command('export')} --run {run}  (a merged checkpoint)")
         self.ranks.wait()
