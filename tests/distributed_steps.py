@@ -59,7 +59,7 @@ def main(out: str, optimizer_name: str, budget: int, tied: bool, divergence: str
     weights = torch.cat([parameter.detach().flatten() for parameter in policy.adapter.parameters])
     by_rank = ranks.gather([weights])
     held_out = [Problem(str(n), (1, 2), "1", expert_ids=(tuple(range(3, 9 + n)),) * (n != 1)) for n in range(4)]
-    metrics = expert_loss(policy, held_out, budget=updater.budget, temperature=1.0, ranks=ranks)
+    metrics = expert_loss(policy, held_out, updater.budget, 1.0, ranks)
     if ranks.is_main:
         torch.save(
             {

@@ -332,6 +332,7 @@ def test_a_rollout_is_compared_with_those_that_had_the_same_help() -> None:
 
 # ----- who costs a forward pass (METHOD 4.4)
 
+FROM_ZERO = {"steps": [0, 5], "values": [0.0, 1.0]}
 SOLVED = [rollout([1], [], [10], reward=1.0), rollout([1], [], [11], reward=1.0)]
 MIXED = [rollout([1], [], [10], reward=1.0), rollout([1], [], [11])]
 FAILED_WITH_PREFIX = [rollout([1], [], [10]), rollout([1], [20], [11])]
@@ -353,6 +354,8 @@ LUFFY = {"prefix_loss": "luffy"}
         (LUFFY, [MIXED[0], FAILED_WITH_PREFIX[1]], True),
         ({}, [rollout([1], [], [], reward=1.0), rollout([1], [], [])], False),  # an advantage, but no token to carry it
         ({"prefix_loss": "none"}, [rollout([1], [20], [], reward=1.0), rollout([1], [20], [])], False),
+        ({"prefix_loss": {"type": "nll", "weight": FROM_ZERO}}, FAILED_WITH_PREFIX, False),  # at its first step
+        ({"prefix_loss": "none", "completion_loss": {"type": "policy_gradient", "weight": FROM_ZERO}}, MIXED, False),
     ],
 )
 def test_needs_forward(section: dict, members: list[Rollout], needed: bool) -> None:

@@ -132,12 +132,13 @@ def is_informative(algorithm: Algorithm, group: Group) -> bool:
     """
     if algorithm.teacher is not None and any(r.completion_ids and not r.is_masked for r in group.rollouts):
         return True
-    trains_prefix = algorithm.prefix_loss is not None and any(
+    trains_own = algorithm.completion_loss is not None and algorithm.completion_weight != 0.0
+    trains_prefix = (algorithm.prefix_loss is not None and algorithm.prefix_weight != 0.0) and any(
         rollout.train_prefix and weight != 0.0
         for rollout, weight in zip(group.rollouts, group.prefix_weights, strict=True)
     )
     return trains_prefix or any(
-        algorithm.completion_loss is not None and advantage != 0.0 and rollout.completion_ids
+        trains_own and advantage != 0.0 and rollout.completion_ids
         for rollout, advantage in zip(group.rollouts, group.advantages, strict=True)
     )
 

@@ -11,7 +11,7 @@ from trapo_lite.run.processes import Ranks
 
 
 def expert_loss(
-    policy: Policy, problems: Sequence[Problem], *, budget: int, temperature: float, ranks: Ranks
+    policy: Policy, problems: Sequence[Problem], budget: int, temperature: float, ranks: Ranks
 ) -> dict[str, Mean]:
     """Return the mean of -log pi over the tokens of each problem's first expert solution, over all ranks, as metrics.
 

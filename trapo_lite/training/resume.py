@@ -125,10 +125,11 @@ def _in_todays_form(recorded: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def may_differ(config: Config) -> frozenset[str]:
-    """Return the keys of `run_identity`'s configuration that a resumed run may change."""
+    """Return the keys of `run_identity`'s configuration that a resumed run may change, or that have no effect."""
+    idle = {f"{name}.{key}" for name, section in config for key in section.idle_keys()}
     if config.run.deterministic:
-        return frozenset()
-    return frozenset(f"{section}.{key}" for section, keys in MAY_CHANGE_INEXACTLY.items() for key in keys)
+        return frozenset(idle)
+    return frozenset(idle | {f"{section}.{key}" for section, keys in MAY_CHANGE_INEXACTLY.items() for key in keys})
 
 
 def require_same(checkpoint: Checkpoint, expected: Mapping[str, Any], *, may_differ: Collection[str] = ()) -> None:

@@ -69,8 +69,9 @@ def train(
                     run.phase(step, "updating the policy")
                     with rollouts.engine_asleep():
                         metrics |= sampled | updater.update(step, groups)
-                    run.phase(step, "evaluating")
-                    metrics |= run.evaluate(step + 1, rollouts, updater)
+                        run.phase(step, "evaluating")
+                        loss, seconds = run.expert_loss(step + 1, updater)
+                    metrics |= loss | run.answers(step + 1, rollouts, seconds)
                     run.phase(step, "logging and saving")
                     lines = rollouts.lines(step, groups) + rollouts.lines(step, replaced, replaced=True)
                     run.log(step + 1, metrics, lines, seconds=time.perf_counter() - started)
@@ -222,20 +223,20 @@ class Run:
         if self.log_book is not None:
             self.log_book.write(step, metrics, lines, seconds=seconds)
 
-    def evaluate(self, step: int, rollouts: RolloutStage, updater: Updater) -> Metrics:
-        """Measure on eval.data after `step` updates if it is due: the loss on expert solutions, and answers."""
+    def expert_loss(self, step: int, updater: Updater) -> tuple[Metrics, float]:
+        """Return the loss on expert solutions of eval.data after `step` updates, if it is due, and its seconds."""
+        if not self.config.eval.is_due(step):
+            return {}, 0.0
+        started, temperature = time.perf_counter(), self.config.rollout.temperature
+        loss = expert_loss(updater.policy, self.inputs.eval_problems, updater.budget, temperature, self.ranks)
+        return dict(loss), time.perf_counter() - started
+
+    def answers(self, step: int, rollouts: RolloutStage, seconds: float) -> Metrics:
+        """Answer the problems of eval.data after `step` updates, if it is due. The evaluation took `seconds` so far."""
         if not self.config.eval.is_due(step):
             return {}
         started = time.perf_counter()
-        with rollouts.engine_asleep():
-            loss = expert_loss(
-                updater.policy,
-                self.inputs.eval_problems,
-                budget=updater.budget,
-                temperature=self.config.rollout.temperature,
-                ranks=self.ranks,
-            )
-        return {**rollouts.evaluate(step), **loss, "time/eval": time.perf_counter() - started}
+        return rollouts.evaluate(step) | {"time/eval": seconds + time.perf_counter() - started}
 
     def phase(self, step: int, text: str) -> None:
         """Say what the run does now, for the display; `step` updates are done."""
