@@ -5,19 +5,23 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from byte_model import write_byte_model
+from transformers import AutoTokenizer
 
 from trapo_lite.config import validate
 from trapo_lite.core.errors import ConfigError
 from trapo_lite.report.charts import CHARTS, drawn
-from trapo_lite.report.page import MOST_BYTES, headline, page, page_data, report
+from trapo_lite.report.page import MOST_BYTES, _pieces_of, headline, page, page_data, report
 from trapo_lite.report.rollout_sample import MOST_CHARACTERS, sample_rollouts
-from trapo_lite.report.run_data import read_run
+from trapo_lite.report.run_data import Evaluated, RunData, read_run
 from trapo_lite.run.metrics import TABLE, entry
 
+EMPTY = RunData(Path("run"), {}, {}, [], [], [], [], [], has_ended=False)
 HOSTILE = "</script><script>document.title = 'taken'</script><img src=x onerror=alert(1)>\u202e&amp;\u2028 ]]> <!--"
 
 
@@ -130,7 +134,7 @@ def test_a_run_without_rollouts_or_evaluations_has_a_page(tmp_path: Path) -> Non
     run = make_run(tmp_path / "run", num_steps=0)
     shutil.rmtree(run / "rollouts")
     found = read_run(run)
-    assert any(line.startswith("Nothing was evaluated") for line in found.missing)
+    assert any(line.startswith("No evaluation of the run") for line in found.missing)
     assert any(line.startswith("There are no rollouts") for line in found.missing)
     assert dict(headline(found))["steps"] == "0 of 10"
     assert page_data([found])["charts"] == []
@@ -138,13 +142,69 @@ def test_a_run_without_rollouts_or_evaluations_has_a_page(tmp_path: Path) -> Non
     assert any("metrics.jsonl is missing" in line for line in read_run(run).missing)
 
 
+def write_bytes(file: str, content: bytes):
+    def damage(run: Path) -> None:
+        (run / file).write_bytes(content)
+
+    return damage
+
+
+def as_folder(file: str):
+    def damage(run: Path) -> None:
+        (run / file).unlink()
+        (run / file).mkdir()
+
+    return damage
+
+
+def with_rollout(**changed: object):
+    def damage(run: Path) -> None:
+        text = json.dumps({**line("p", 0), **changed})
+        (run / "rollouts/step-000001.jsonl").write_text(text + "\n")
+
+    return damage
+
+
+NAN_ROW = b'{"step": 1, "reward/own": NaN, "time/step": 1e999, "memory/peak_gib": ' + b"9" * 400 + b"}\n"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        write_bytes("metrics.jsonl", b""),
+        write_bytes("metrics.jsonl", NAN_ROW),
+        write_bytes("metrics.jsonl", b'{"step": null}\n{"step": 1e99}\n{"step": true}\n[]\n\xff\n'),
+        as_folder("metrics.jsonl"),
+        as_folder("config.yaml"),
+        as_folder("rollouts/step-000002.jsonl"),
+        write_bytes("config.yaml", b"optim: {lr: .nan, betas: !!set {1, 2}}\n"),
+        write_bytes("config.yaml", b"{{{"),
+        write_bytes("environment.json", b"[1]"),
+        with_rollout(reward=float("nan"), advantage="much", ratio=None, slot=1.5, verdict=3, gold=["1"]),
+        with_rollout(completion="half of a character: \ud83d"),
+        with_rollout(completion_ids=[1, -1, 2**80], completion_logprobs=[0.0, None, "x"]),
+        with_rollout(completion_ids="abc", completion_logprobs={"a": 1}),
+    ],
+)
+def test_no_damage_ends_in_a_traceback(tmp_path: Path, damage) -> None:
+    run = make_run(tmp_path / "run")
+    damage(run)
+    data = json.loads(Scripts(report([run]).read_text()).scripts[0])
+    assert data["runs"][0]["missing"]
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     for folder, message in [(tmp_path / "absent", "there is no such folder"), (tmp_path, "so it is no run's")]:
         with pytest.raises(ConfigError, match=message):
             report([folder])
     run = make_run(tmp_path / "run")
+    with pytest.raises(ConfigError, match="is a file"):
+        report([run / "config.yaml"])
     with pytest.raises(ConfigError, match="named twice"):
         report([run, tmp_path / "." / "run"])
+    for out in (tmp_path, tmp_path / "absent/page.html"):
+        with pytest.raises(ConfigError, match=r"--out .*; name a file"):
+            report([run], out)
 
 
 def test_rollouts_beyond_the_limit_are_thinned_evenly(tmp_path: Path) -> None:
@@ -168,9 +228,65 @@ def test_a_line_of_a_megabyte_is_cut(tmp_path: Path) -> None:
 
 
 def test_a_full_page_stays_below_five_megabytes(tmp_path: Path) -> None:
-    lines = [line(f"p{problem}", slot, completion="word " * 300) for problem in range(4) for slot in range(8)]
-    file = report([make_run(tmp_path / "run", num_steps=60, lines=lines)])
+    """Also one of text that is longer as the page writes it, and of thousands of steps."""
+    lines = [line(f"p{problem}", slot, completion="<&> " * 300) for problem in range(4) for slot in range(8)]
+    run = make_run(tmp_path / "run", num_steps=40, lines=lines)
+    names = [name for chart in CHARTS for name in chart.series]
+    rows = [{"step": step} | dict.fromkeys(names, 0.12345) for step in range(1, 10_001)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = report([run])
     assert MOST_BYTES < file.stat().st_size < 5_000_000
+    [shown] = json.loads(Scripts(file.read_text()).scripts[0])["runs"]
+    assert any("of 10000 steps, spread evenly" in text for text in shown["missing"])
+
+
+def test_long_rollouts_are_shown_without_probabilities(tmp_path: Path) -> None:
+    more = {"completion_ids": [1] * 19_000, "completion_logprobs": [-0.12] * 19_000}
+    lines = [line("p", slot, completion="y" * 19_000, **more) for slot in range(8)]
+    run = make_run(tmp_path / "run", num_steps=1, lines=lines)
+    sample = sample_rollouts(run / "rollouts", most_bytes=1_000_000, pieces_of=lambda ids, text: [1] * len(ids))
+    assert sample.num_shown == 8 and "pieces" not in sample.groups[0]["rollouts"][0]
+    lines = [line("p", 0, completion="yy", completion_ids=[1, 1], completion_logprobs=[-0.126, 0.0])]
+    few = make_run(tmp_path / "few", num_steps=1, lines=lines)
+    sample = sample_rollouts(few / "rollouts", most_bytes=1_000_000, pieces_of=lambda ids, text: [1] * len(ids))
+    assert sample.groups[0]["rollouts"][0]["logprobs"] == [-0.13, 0.0]
+
+
+def test_tokens_have_the_lengths_that_a_browser_counts(tmp_path: Path) -> None:
+    """A tokenizer of bytes: four tokens make one emoji, which is two UTF-16 units."""
+    model_dir = write_byte_model(tmp_path)
+    config = validate({"model": {"name": str(model_dir)}})
+    pieces_of = _pieces_of(replace(EMPTY, config=config))
+    text = "So \\boxed{12}\n\n😀 = 𝑥"
+    ids = AutoTokenizer.from_pretrained(model_dir)(text, add_special_tokens=False)["input_ids"]
+    pieces = pieces_of(ids, text)
+    assert len(pieces) == len(ids) > len(text)
+    assert sum(pieces) == len(text) + 2  # two characters outside the first plane
+    assert pieces_of(ids, text + "!") is None
+
+
+def test_the_headline_compares_the_base_with_the_adapter_for_each_set() -> None:
+    def evaluated(folder: str, problems: str, accuracy: float) -> Evaluated:
+        return Evaluated(folder, problems, 10, 1, accuracy, (0.0, 1.0), 0.0, 5.0)
+
+    evaluations = [
+        evaluated("base", "dev", 0.1),
+        evaluated("adapter", "dev", 0.9),
+        evaluated("step-000010", "dev", 0.3),
+        evaluated("adapter", "amc", 0.7),
+    ]
+    facts = dict(headline(replace(EMPTY, evaluations=evaluations)))
+    assert facts["accuracy on dev, base → adapter"] == "10.0 % → 90.0 %"
+    assert facts["accuracy on amc, adapter"] == "70.0 %"
+
+
+def test_a_run_that_is_trained_further_has_not_ended(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", num_steps=3)
+    (run / "adapter").mkdir()
+    assert not read_run(run).has_ended  # 3 of 10 steps: the adapter is of an earlier end
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("max_steps: 10", "max_steps: 3"))
+    assert read_run(run).has_ended
 
 
 def test_two_runs_stand_on_one_page_with_what_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,12 +325,18 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
 def test_a_browser_draws_the_page_and_runs_nothing_of_a_rollout(tmp_path: Path) -> None:
     lines = [line(HOSTILE, 0, completion=HOSTILE), line(HOSTILE, 1, prefix="Begin.", ratio=0.5, verdict="wrong")]
-    file = report([make_run(tmp_path / "run", lines=lines)])
+    (tmp_path / "other").mkdir()
+    runs = [make_run(tmp_path / "run", lines=lines), make_run(tmp_path / "other/run")]
+    file = report(runs, tmp_path / "page.html")
     command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000", "--dump-dom"]
     done = subprocess.run([*command, file.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    title = done.stdout.partition("<title>")[2].partition("</title>")[0]
     body = done.stdout.partition("<body>")[2].partition('<script id="data"')[0]
     assert body.count("<svg") == len(drawn([read_run(tmp_path / "run").rows]))  # every chart
-    assert "<img" not in body and "<script" not in body and "<title>run</title>" in done.stdout
+    assert 'aria-label="Reward, mean reward. ' in body and "from 0.1 to 0.3" in body
+    assert "<img" not in body and "<script" not in body and "taken" not in title
+    for name in (f"{tmp_path.name}/run", "other/run"):
+        assert name in title and f">{name}<" in body
     assert "&lt;img src=x onerror=alert(1)&gt;" in body
-    for part in ("Overview", "Curves", "Rollouts", "Options", "steps", "3 of 10", "6 of 6 rollouts on this page"):
+    for part in ("Overview", "Curves", "Rollouts", "Options", "steps", "3 of 10", "12 of 12 rollouts on this page"):
         assert part in body

@@ -1,1 +1,1 @@
-"""Show runs to people: a page with curves, evaluations and rollouts, and the same page while a run works."""
+"""Show runs to people: a page with curves, evaluations and rollouts."""

@@ -1,7 +1,7 @@
 """Define the charts of a page: which metrics stand together, and in what words."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
@@ -14,13 +14,13 @@ class Chart:
     is_area: whether the series are parts of a whole, stacked
     is_log:  whether the vertical axis is logarithmic
     is_share: whether it goes from 0 to 1
-    says:    what to look for, in one sentence
+    advice:  what to look for, in one sentence
     """
 
     title: str
     unit: str
     series: Mapping[str, str]
-    says: str
+    advice: str
     is_area: bool = False
     is_log: bool = False
     is_share: bool = False
@@ -156,7 +156,7 @@ class Drawn:
     """Drawn is a chart with the metrics that a run has of it: metric -> name in the legend."""
 
     chart: Chart
-    series: dict[str, str] = field(default_factory=dict)
+    series: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self.chart), "series": self.series}
@@ -165,7 +165,7 @@ class Drawn:
 def drawn(rows_of_runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[Drawn]:
     """Return the charts of which some run has a value, with the metrics that have one."""
     values = [item for rows in rows_of_runs for row in rows for item in row.items() if item[1] is not None]
-    found = sorted({name for name, _ in values})
+    measured = sorted({name for name, _ in values})
     not_zero = {name for name, value in values if value}
     charts = []
     for chart in CHARTS:
@@ -174,9 +174,9 @@ def drawn(rows_of_runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[Drawn]:
             if name.endswith("_N"):
                 beginning = name.removesuffix("N")
                 series |= {
-                    each: f"{label} {each.removeprefix(beginning)}" for each in found if each.startswith(beginning)
+                    each: f"{label} {each.removeprefix(beginning)}" for each in measured if each.startswith(beginning)
                 }
-            elif name in found:
+            elif name in measured:
                 series[name] = label
         if chart.is_area:  # a part that is always 0 cannot be seen
             series = {name: label for name, label in series.items() if name in not_zero}

@@ -54,7 +54,8 @@ function chartRows(data, chart) {
   for (const run of data.runs)
     for (const [metric, label] of Object.entries(chart.series))
       run.columns[metric].forEach((value, i) => {
-        if (value !== null && !(chart.is_log && value <= 0)) rows.push({ step: run.steps[i], value, series: label, run: run.name });
+        // A null breaks the line; a metric without a value at a step, such as one of evaluations, leaves it whole.
+        if (value !== null) rows.push({ step: run.steps[i], value: chart.is_log && value <= 0 ? null : value, series: label, run: run.name });
       });
   return rows;
 }
@@ -75,12 +76,13 @@ function spec(data, chart, rows) {
     color,
     tooltip: [{ field: "step", title: "update" }, { field: "series" }, ...(several ? [{ field: "run" }] : []), { field: "value", format: ".4~g" }],
   };
-  if (isArea) encoding.order = { field: "place" };
+  if (isArea) encoding.order = { field: "order" };
   if (several && labels.length > 1) encoding.strokeDash = { field: "series", type: "nominal", title: null, sort: null };
   return {
     width: "container", height: 170, autosize: { type: "fit", contains: "padding" },
-    data: { values: isArea ? rows.map((row) => ({ ...row, place: labels.indexOf(row.series) })) : rows },
-    mark: isArea ? { type: "area", opacity: 0.85 } : { type: "line", point: few, interpolate: "linear", strokeWidth: 1.6 },
+    description: summary(data, chart),
+    data: { values: isArea ? rows.map((row) => ({ ...row, order: labels.indexOf(row.series) })) : rows },
+    mark: isArea ? { type: "area", opacity: 0.85 } : { type: "line", point: few, interpolate: "linear", strokeWidth: 1.6, invalid: "break-paths-show-domains" },
     encoding,
     config: {
       background: "transparent", view: { stroke: null }, legend: { orient: "bottom", columns: 2, labelLimit: 200 },
@@ -95,9 +97,9 @@ function chartTable(data, chart) {
   const metrics = Object.keys(chart.series);
   const head = ["updates", ...data.runs.flatMap((run) => metrics.map((m) => (data.runs.length > 1 ? `${run.name}: ` : "") + chart.series[m]))];
   const steps = [...new Set(data.runs.flatMap((run) => run.steps))].sort((a, b) => a - b);
-  const places = data.runs.map((run) => new Map(run.steps.map((step, i) => [step, i])));
-  const value = (run, at, step, m) => (at.has(step) ? run.columns[m][at.get(step)] : null);
-  const rows = steps.map((step) => [step, ...data.runs.flatMap((run, r) => metrics.map((m) => value(run, places[r], step, m)))]);
+  const rowOfStep = data.runs.map((run) => new Map(run.steps.map((step, i) => [step, i])));
+  const value = (run, rowOf, step, m) => (rowOf.has(step) ? run.columns[m][rowOf.get(step)] : null);
+  const rows = steps.map((step) => [step, ...data.runs.flatMap((run, r) => metrics.map((m) => value(run, rowOfStep[r], step, m)))]);
   return table(head, rows.filter((row) => row.slice(1).some((each) => each !== null)), `${chart.title}: values`);
 }
 
@@ -111,10 +113,10 @@ function summary(data, chart) {
 }
 
 function chartFigure(data, chart) {
-  const plot = element("div", { class: "plot", role: "img", "aria-label": summary(data, chart) });
+  const plot = element("div", { class: "plot" });
   const values = element("details", {}, element("summary", {}, "Values as a table"));
   values.addEventListener("toggle", () => { if (values.open && values.children.length === 1) values.append(chartTable(data, chart)); });
-  const figure = element("figure", {}, element("h3", {}, chart.title), plot, element("figcaption", {}, chart.says), values);
+  const figure = element("figure", {}, element("h3", {}, chart.title), plot, element("figcaption", {}, chart.advice), values);
   figure.draw = () => vegaEmbed(plot, { $schema: "https://vega.github.io/schema/vega-lite/v6.json", ...spec(data, chart, chartRows(data, chart)) }, { actions: false, renderer: "svg" });
   return figure;
 }
@@ -156,7 +158,7 @@ function options(data) {
 function environment(data) {
   const parts = data.runs.flatMap((run) => run.starts.map((start) => element("details", { open: run.starts.length === 1 },
     element("summary", {}, `${data.runs.length > 1 ? `${run.name}: ` : ""}${start.after_step ? `resumed after step ${start.after_step}` : "started"}`),
-    table(["", ""], Object.entries(start).filter(([name]) => name !== "versions").concat(Object.entries(start.versions ?? {})), "Environment"))));
+    table(["what", "value"], Object.entries(start).filter(([name]) => name !== "versions").concat(Object.entries(start.versions ?? {})), "Environment"))));
   return parts.length ? section("environment", "Environment", ...parts) : null;
 }
 
@@ -192,9 +194,9 @@ function shaded(rollout, by) {
 function detail(group, rollout, shade) {
   const facts = [["verdict", rollout.verdict], ["read as the answer", rollout.answer], ["gold answer", rollout.gold], ["reward", rollout.reward],
     ["advantage", rollout.advantage], ["micro-group", rollout.micro_group], ["prefix ratio", rollout.ratio], ["trace", rollout.trace],
-    ["ended by", rollout.finish_reason], ["step", group.step]];
+    ["ended by", rollout.finish_reason], ["step", group.step], ["trained", rollout.is_replaced ? "no: another problem replaced it" : null]];
   return element("div", {},
-    element("h3", {}, `${rollout.problem_id}, rollout ${rollout.slot + 1}`),
+    element("h3", {}, `${rollout.problem_id}${rollout.slot === undefined ? "" : `, rollout ${rollout.slot + 1}`}`),
     element("dl", { class: "facts" }, ...facts.filter(([, value]) => value !== null && value !== undefined).map(([name, value]) =>
       element("div", {}, element("dt", {}, name), element("dd", { class: name === "verdict" ? (value === "correct" ? "correct" : "wrong") : null }, shown(value))))),
     element("h3", {}, "Prompt"), element("pre", {}, rollout.prompt),
@@ -207,7 +209,7 @@ function detail(group, rollout, shade) {
 function rollouts(data) {
   const groups = data.runs.flatMap((run) => run.groups.map((group) => ({ ...group, run: run.name })));
   if (!groups.length) return null;
-  const all = groups.flatMap((group) => group.rollouts.map((rollout) => ({ group, rollout })));
+  const all = groups.flatMap((group) => group.rollouts.map((rollout) => ({ group, rollout: { verdict: "not known", ...rollout } })));
   const unique = (values) => [...new Set(values)].sort((a, b) => (a > b ? 1 : -1));
   const select = (label, values) => {
     const made = element("select", { onchange: () => show(0) }, element("option", { value: "" }, "all"), ...values.map((value) => element("option", { value: String(value) }, String(value))));
@@ -223,9 +225,9 @@ function rollouts(data) {
   const shade = element("select", { onchange: () => open(current) }, element("option", { value: "" }, "nothing"),
     element("option", { value: "probability", disabled: !all.some((each) => each.rollout.pieces) }, "probability of tokens"), element("option", { value: "advantage" }, "advantage"));
   const list = element("div", { class: "list", role: "group", "aria-label": "Rollouts" });
-  const pane = element("div", { "aria-live": "polite" });
+  const pane = element("div");
   const count = element("p", { role: "status" });
-  let found = [], current = 0, from = 0;
+  let matching = [], current = 0, from = 0;
   const size = 200;
   const rewardIs = { "above 0": (r) => r !== null && r > 0, "0": (r) => r === 0, "below 0": (r) => r !== null && r < 0, none: (r) => r === null };
 
@@ -238,7 +240,7 @@ function rollouts(data) {
   function open(index) {
     current = index;
     [...list.querySelectorAll("button[data-index]")].forEach((button) => button.setAttribute("aria-current", String(Number(button.dataset.index) === index)));
-    pane.replaceChildren(...(found[index] ? [detail(found[index].group, found[index].rollout, shade.value)] : []));
+    pane.replaceChildren(...(matching[index] ? [detail(matching[index].group, matching[index].rollout, shade.value)] : []));
   }
   function item({ group, rollout }, index) {
     const mark = rollout.verdict === "correct" ? "✓" : "✗";
@@ -248,13 +250,13 @@ function rollouts(data) {
   }
   function show(start) {
     from = start;
-    found = all.filter(matches);
-    const part = found.slice(from, from + size);
-    count.replaceChildren(`${found.length} of ${all.length} rollouts on this page` + (found.length > size ? `, ${from + 1} to ${from + part.length} in the list` : ""));
+    matching = all.filter(matches);
+    const part = matching.slice(from, from + size);
+    count.replaceChildren(`${matching.length} of ${all.length} rollouts on this page` + (matching.length > size ? `, ${from + 1} to ${from + part.length} in the list` : ""));
     list.replaceChildren(
       ...(from > 0 ? [element("button", { onclick: () => show(Math.max(0, from - size)) }, "← earlier ones")] : []),
       ...part.map((each, i) => item(each, from + i)),
-      ...(from + size < found.length ? [element("button", { onclick: () => show(from + size) }, "later ones →")] : []));
+      ...(from + size < matching.length ? [element("button", { onclick: () => { show(from + size); list.querySelector("button")?.focus(); } }, "later ones →")] : []));
     list.scrollTop = 0;
     open(from);
   }

@@ -1,8 +1,8 @@
 """Write a page about runs: one HTML file that needs no network and no server."""
 
 import html
-import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
 from importlib import resources
@@ -13,12 +13,15 @@ from typing import Any
 from trapo_lite.core.errors import ConfigError, TrapoLiteError
 from trapo_lite.core.in_words import counted
 from trapo_lite.report.charts import drawn
-from trapo_lite.report.rollout_sample import RolloutSample, sample_rollouts
-from trapo_lite.report.run_data import RunData, read_run
+from trapo_lite.report.rollout_sample import PiecesOf, RolloutSample, sample_rollouts
+from trapo_lite.report.run_data import BASES, RunData, read_run
+from trapo_lite.report.script_json import in_script
 from trapo_lite.run.files import replace_text
 
 MOST_BYTES = 3_000_000
-"""Of the rollouts on a page, which stays below 5 MB with charts and library."""
+"""Of the rollouts on a page."""
+MOST_STEPS = 1_500
+"""Of the curves on a page, of all runs together; with charts and library a page is below 5 MB."""
 
 
 def report(folders: Sequence[Path], out: Path | None = None) -> Path:
@@ -30,6 +33,8 @@ def report(folders: Sequence[Path], out: Path | None = None) -> Path:
     for index, folder in enumerate(folders):
         if folder.resolve() in [earlier.resolve() for earlier in folders[:index]]:
             raise ConfigError(f"{folder}: is named twice; give each run once")
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise ConfigError(f"--out {out}: {'is a folder' if out.is_dir() else 'its folder is not there'}; name a file")
     runs = [read_run(folder) for folder in folders]
     if out is None:
         out = folders[0] / "report.html" if len(folders) == 1 else Path("comparison.html")
@@ -44,33 +49,52 @@ def page(data: dict[str, Any]) -> str:
         css=_asset("page.css"),
         library=vega(),
         script=_asset("page.js"),
-        data=_in_script(data),
+        data=in_script(data),
     )
 
 
-def page_data(runs: Sequence[RunData], *, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+def page_data(runs: Sequence[RunData]) -> dict[str, Any]:
     """Return all that the page shows, as plain values."""
     charts = [chart.to_json() for chart in drawn([run.rows for run in runs])]
-    names = sorted({name for chart in charts for name in chart["series"]})
-    share = most_bytes // max(1, len(runs))
+    metrics = sorted({metric for chart in charts for metric in chart["series"]})
+    names = run_names([run.folder for run in runs])
     return {
-        "title": ", ".join(run.name for run in runs),
+        "title": ", ".join(names),
         "charts": charts,
-        "runs": [_run_json(run, names, most_bytes=share) for run in runs],
+        "runs": [
+            {"name": name, **_run_json(run, metrics, num_runs=len(runs))} for name, run in zip(names, runs, strict=True)
+        ],
         "differing": _differing(runs),
     }
 
 
-def _run_json(run: RunData, names: Sequence[str], *, most_bytes: int) -> dict[str, Any]:
-    sample = sample_rollouts(run.folder / "rollouts", most_bytes=most_bytes, pieces_of=_pieces_maker(run))
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """Return the names of the folders, each with as many of those above as tell it from the others.
+
+    >>> run_names([Path("/a/x"), Path("/b/x"), Path("/b/y")])
+    ['a/x', 'b/x', 'y']
+    """
+    parts = [folder.resolve().parts for folder in folders]
+    names = ["" for _ in folders]
+    for depth in range(1, max(map(len, parts)) + 1):
+        counts = Counter(names)
+        longer = ["/".join(of[-depth:]) for of in parts]
+        names = [more if counts[name] > 1 or not name else name for name, more in zip(names, longer, strict=True)]
+    return names
+
+
+def _run_json(run: RunData, metrics: Sequence[str], *, num_runs: int) -> dict[str, Any]:
+    sample = sample_rollouts(run.folder / "rollouts", most_bytes=MOST_BYTES // num_runs, pieces_of=_pieces_of(run))
+    rows = _thinned(run.rows, most=MOST_STEPS // num_runs)
+    missing = [*run.missing, *_sample_lines(sample)]
+    if len(rows) < len(run.rows):
+        missing.append(f"Curves show {len(rows)} of {len(run.rows)} steps, spread evenly.")
     return {
-        "name": run.name,
-        "folder": str(run.folder),
         "headline": headline(run),
         "warnings": run.warnings,
-        "missing": [*run.missing, *_sample_lines(sample)],
-        "steps": [row["step"] for row in run.rows],
-        "columns": {name: [_rounded(row.get(name)) for row in run.rows] for name in names},
+        "missing": missing,
+        "steps": [row["step"] for row in rows],
+        "columns": {name: [_rounded(row.get(name)) for row in rows] for name in metrics},
         "evaluations": [asdict(each) for each in run.evaluations],
         "options": run.options,
         "changed": run.changed,
@@ -79,16 +103,20 @@ def _run_json(run: RunData, names: Sequence[str], *, most_bytes: int) -> dict[st
     }
 
 
+def _thinned(rows: Sequence[dict[str, Any]], *, most: int) -> list[dict[str, Any]]:
+    """Return rows that are spread evenly, with the last one and, if they are not too many, those of evaluations."""
+    every = -(-len(rows) // max(1, most))
+    kept = {*range(0, len(rows), every or 1), len(rows) - 1}
+    evaluations = [index for index, row in enumerate(rows) if row.get("eval/accuracy") is not None]
+    kept |= set(evaluations if len(evaluations) <= most else [])
+    return [row for index, row in enumerate(rows) if index in kept]
+
+
 def headline(run: RunData) -> list[tuple[str, str]]:
     """Return the facts that a reader wants first, as (name, value)."""
-    facts = []
+    facts = _accuracies(run)
     measured = [row["eval/accuracy"] for row in run.rows if row.get("eval/accuracy") is not None]
-    if run.evaluations:
-        first, last = run.evaluations[0], run.evaluations[-1]
-        facts.append(("accuracy, evaluated", _percent(last.accuracy)))
-        if first.folder in ("base", "before") and first.problems == last.problems and first is not last:
-            facts[-1] = ("accuracy before → after", f"{_percent(first.accuracy)} → {_percent(last.accuracy)}")
-    elif measured:
+    if not facts and measured:
         facts.append(("accuracy on eval.data, first → last", f"{_percent(measured[0])} → {_percent(measured[-1])}"))
     rewards = [row["reward/own"] for row in run.rows if row.get("reward/own") is not None]
     if rewards:
@@ -97,17 +125,32 @@ def headline(run: RunData) -> list[tuple[str, str]]:
     done = run.rows[-1]["step"] if run.rows else 0
     facts.append(("steps", f"{done} of {most}" if most else str(done)))
     if run.rows:
-        seconds = sum(row.get("time/step") or 0.0 for row in run.rows)
-        facts.append(("time", _duration(seconds)))
+        facts.append(("time", _duration(sum(row.get("time/step") or 0.0 for row in run.rows))))
     peaks = [row["memory/peak_gib"] for row in run.rows if row.get("memory/peak_gib") is not None]
     if peaks:
         facts.append(("memory", f"{max(peaks):.2f} GiB"))
     if run.starts:
         facts.append(("machine", str(run.starts[-1].get("device", "not known"))))
-    state = "ended" if run.has_adapter else "not ended"
     resumed = sum(start["after_step"] > 0 for start in run.starts)
+    state = "ended" if run.has_ended else "not ended"
     facts.append(("state", state + (f", resumed {counted(resumed, 'time')}" if resumed else "")))
     return facts
+
+
+def _accuracies(run: RunData) -> list[tuple[str, str]]:
+    """Return, for up to three sets of problems, the accuracy of the base and of what was trained."""
+    facts = []
+    for problems in dict.fromkeys(each.problems for each in run.evaluations):
+        of_set = [each for each in run.evaluations if each.problems == problems]
+        before = next((each for each in of_set if each.folder in BASES), None)
+        trained = [each for each in of_set if each.folder not in BASES]
+        after = next((each for each in trained if each.folder == "adapter"), trained[-1] if trained else None)
+        if before and after:
+            values = f"{_percent(before.accuracy)} → {_percent(after.accuracy)}"
+            facts.append((f"accuracy on {problems}, base → {after.folder}", values))
+        elif shown := after or before:
+            facts.append((f"accuracy on {problems}, {shown.folder}", _percent(shown.accuracy)))
+    return facts[:3]
 
 
 def _percent(share: float) -> str:
@@ -142,12 +185,12 @@ def _sample_lines(sample: RolloutSample) -> list[str]:
     if sample.num_damaged:
         lines.append(f"{counted(sample.num_damaged, 'line')} of the rollouts could not be read.")
     if any(rollout.get("is_cut") for group in sample.groups for rollout in group["rollouts"]):
-        lines.append("Very long texts of rollouts are cut on this page.")
+        lines.append("Very long texts of rollouts are cut on this page, and their tokens have no probabilities.")
     return lines
 
 
-def _pieces_maker(run: RunData) -> Callable[[Sequence[int]], list[int]] | None:
-    """Return a function of token ids that gives the length of each token's text, or None without the tokenizer."""
+def _pieces_of(run: RunData) -> PiecesOf | None:
+    """Return a function that gives the length of each token's text, or None without the model's tokenizer."""
     if run.config is None or not Path(run.config.model.name).is_dir():  # nothing is asked of the hub
         return None
     from trapo_lite.data.tokens import load_tokenizer, text_of
@@ -161,17 +204,19 @@ def _pieces_maker(run: RunData) -> Callable[[Sequence[int]], list[int]] | None:
     def text_of_tokens(ids: tuple[int, ...]) -> str:
         return text_of(tokenizer, ids, with_special=True)
 
-    def pieces_of(ids: Sequence[int]) -> list[int]:
+    def pieces_of(ids: Sequence[int], text: str) -> list[int] | None:
         """Give a character that several tokens form together to the last of them."""
-        lengths, open_ids = [], []
+        texts, open_ids = [], []
         for token_id in ids:
             open_ids.append(token_id)
-            text = text_of_tokens(tuple(open_ids))
-            is_whole = not text.endswith("\N{REPLACEMENT CHARACTER}")
-            lengths.append(len(text) if is_whole else 0)
+            piece = text_of_tokens(tuple(open_ids))
+            is_whole = not piece.endswith("\N{REPLACEMENT CHARACTER}")
+            texts.append(piece if is_whole else "")
             if is_whole:
                 open_ids = []
-        return lengths
+        if "".join(texts) != text:  # a tokenizer whose tokens have another text alone
+            return None
+        return [len(piece.encode("utf-16-le")) // 2 for piece in texts]
 
     return pieces_of
 
@@ -187,15 +232,3 @@ def vega() -> str:
 @cache
 def _asset(name: str) -> str:
     return (resources.files("trapo_lite.report") / name).read_text(encoding="utf-8")
-
-
-def _in_script(data: Any) -> str:
-    r"""Return JSON that may stand inside a script element: no text in it can end the element.
-
-    >>> print(_in_script("</script>"))
-    "\u003c/script\u003e"
-    """
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text

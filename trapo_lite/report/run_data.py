@@ -1,4 +1,4 @@
-"""Read what a run left in its folder, whatever of it is missing or damaged, without touching it."""
+"""Read what a run left in its folder, whatever of it is missing or damaged."""
 
 import json
 from collections.abc import Mapping
@@ -12,8 +12,12 @@ from trapo_lite.config import Config, load_config
 from trapo_lite.core.errors import ConfigError, TrapoLiteError
 from trapo_lite.core.in_words import counted
 from trapo_lite.evaluation.answer_store import read_answers, read_summary, result_files, result_of
-from trapo_lite.run.folder import RunFolder, step_folders
+from trapo_lite.report.script_json import is_number, plain
+from trapo_lite.run.folder import RunFolder
 from trapo_lite.run.trend_warnings import TrendWarnings
+
+BASES = ("base", "before")
+"""Names under which a run's base is evaluated."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,10 @@ class RunData:
     rows:        the lines of metrics.jsonl
     warnings:    what the rows together warn of
     missing:     what is not there, is damaged or was left out, for the reader
-    has_adapter: whether the run has ended
+    has_ended:   whether all its steps are done and the adapter is written
     """
 
     folder: Path
-    name: str
     options: dict[str, Any]
     changed: dict[str, Any]
     starts: list[dict[str, Any]]
@@ -52,34 +55,34 @@ class RunData:
     evaluations: list[Evaluated]
     warnings: list[str]
     missing: list[str]
-    has_adapter: bool
-    num_checkpoints: int = 0
+    has_ended: bool
     config: Config | None = field(default=None, repr=False)
 
 
 def read_run(folder: Path) -> RunData:
     """Read a run's folder. Raise ConfigError if it is no run's."""
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: there is no such folder; give a run's, such as runs/NAME")
+        what = "is a file" if folder.exists() else "there is no such folder"
+        raise ConfigError(f"{folder}: {what}; give a run's folder, such as runs/NAME")
     run = RunFolder(folder)
     if not any(path.exists() for path in (run.metrics_file, run.environment_file, folder / "config.yaml")):
         raise ConfigError(f"{folder}: holds no metrics.jsonl and no config.yaml, so it is no run's; give runs/NAME")
     missing: list[str] = []
     config, options = _configuration(folder / "config.yaml", missing)
-    rows = read_metrics(run.metrics_file, missing)
+    rows = _metrics(run.metrics_file, missing)
     evaluations = _evaluations(folder / "eval", missing)
-    starts = run.starts()
+    starts = plain(run.starts())
     if not starts:
         missing.append("environment.json is missing or damaged, so machine and versions are not known.")
     if not evaluations and not any("eval/accuracy" in row for row in rows):
-        missing.append("Nothing was evaluated: there is no eval.every, and no evaluation of the run.")
+        missing.append("No evaluation of the run can be shown, and none during training.")
     if not run.rollouts.is_dir():
         samples = config is None or config.algorithm.ever_samples
         missing.append("There are no rollouts" + ("." if samples else ", because the method samples nothing."))
     warnings = TrendWarnings()
+    done = rows[-1]["step"] if rows else 0
     return RunData(
         folder=folder,
-        name=folder.name,
         options=options,
         changed={} if config is None else _changed(options),
         starts=starts,
@@ -87,33 +90,41 @@ def read_run(folder: Path) -> RunData:
         evaluations=evaluations,
         warnings=[line for row in rows for line in warnings.after(row)],
         missing=missing,
-        has_adapter=(folder / "adapter").is_dir(),
-        num_checkpoints=len(step_folders(run.checkpoints)),
+        has_ended=(folder / "adapter").is_dir() and (config is None or done >= config.train.max_steps),
         config=config,
     )
 
 
-def read_metrics(file: Path, missing: list[str]) -> list[dict[str, Any]]:
+def _text_of(file: Path, missing: list[str], *, otherwise: str) -> str | None:
+    """Return a file's text, or None, and say what of it is missing, if there is none."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        missing.append(f"{file.name} is missing: {otherwise}.")
+    except OSError as error:
+        missing.append(f"{file.name} cannot be read ({error.strerror}): {otherwise}.")
+    return None
+
+
+def _metrics(file: Path, missing: list[str]) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl that can be read, by step; say in `missing` what cannot.
 
-    A run may be writing the last line meanwhile: one without its end is left out silently.
+    A run may be writing the last line meanwhile: one without its end is left out silently. Values that are no finite
+    number are taken as null.
     """
-    if not file.exists():
-        missing.append("metrics.jsonl is missing: no step is done yet, or the file was removed.")
-        return []
-    *lines, _unfinished = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    text = _text_of(file, missing, otherwise="there are no curves")
+    *lines, _unfinished = (text or "").split("\n")
     rows: dict[int, dict[str, Any]] = {}
     num_damaged = 0
     for line in lines:
         row = _object_of(line)
-        if row is None or type(row.get("step")) is not int or row["step"] < 1:
+        if row is None or type(row.get("step")) is not int or not is_number(row["step"]) or row["step"] < 1:
             num_damaged += 1
         else:
-            rows[row["step"]] = {key: value for key, value in row.items() if _is_number(value)}
+            rows[row["step"]] = {name: value if is_number(value) else None for name, value in row.items()}
     if num_damaged:
-        missing.append(
-            f"metrics.jsonl: {counted(num_damaged, 'line')} could not be read and {_are(num_damaged)} left out."
-        )
+        lost = f"{counted(num_damaged, 'line')} could not be read and {_are(num_damaged)} left out"
+        missing.append(f"metrics.jsonl: {lost}.")
     last = max(rows, default=0)
     if absent := last - len(rows):
         missing.append(f"metrics.jsonl: {counted(absent, 'step')} of the first {last} {_are(absent)} missing.")
@@ -122,10 +133,6 @@ def read_metrics(file: Path, missing: list[str]) -> list[dict[str, Any]]:
 
 def _are(count: int) -> str:
     return "is" if count == 1 else "are"
-
-
-def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _object_of(line: str) -> dict[str, Any] | None:
@@ -138,18 +145,18 @@ def _object_of(line: str) -> dict[str, Any] | None:
 
 def _configuration(file: Path, missing: list[str]) -> tuple[Config | None, dict[str, Any]]:
     """Return the configuration, and its options by name; of a file that is no configuration any more, what is in it."""
-    if not file.exists():
-        missing.append("config.yaml is missing, so the options are not known.")
+    text = _text_of(file, missing, otherwise="the options are not known")
+    if text is None:
         return None, {}
     try:
         config = load_config([str(file)])
     except TrapoLiteError:
         missing.append("config.yaml is damaged, or of another version: options are shown as they stand there.")
         try:
-            raw = yaml.safe_load(file.read_text(encoding="utf-8", errors="replace"))
-        except (yaml.YAMLError, RecursionError):
+            raw = yaml.safe_load(text)
+        except (yaml.YAMLError, RecursionError, ValueError):
             raw = None
-        return None, flat(raw) if isinstance(raw, Mapping) else {}
+        return None, flat(plain(raw)) if isinstance(raw, dict) else {}
     return config, flat(yaml.safe_load(config.to_yaml()))
 
 
@@ -172,17 +179,20 @@ def _changed(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _evaluations(folder: Path, missing: list[str]) -> list[Evaluated]:
-    found = []
+    """Return the evaluations in a run's folder `eval`, the base's first."""
+    evaluations = []
     for file in sorted(path for part in folder.glob("*") if part.is_dir() for path in result_files(part)):
         try:
             summary = read_summary(file)
             num_answers = summary["num_problems"] * summary["num_samples"]
             result = result_of(read_answers(file.with_suffix(".jsonl"), num=num_answers), summary["seed"])
-        except TrapoLiteError as error:
+        except (TrapoLiteError, OSError) as error:
             missing.append(f"An evaluation cannot be read: {error}.")
             continue
-        answers = result.answers
-        found.append(
+        if not (answers := result.answers):
+            missing.append(f"The evaluation {file.parent.name}/{file.stem} has no answers.")
+            continue
+        evaluations.append(
             Evaluated(
                 folder=file.parent.name,
                 problems=file.stem,
@@ -194,5 +204,4 @@ def _evaluations(folder: Path, missing: list[str]) -> list[Evaluated]:
                 mean_tokens=sum(answer.num_tokens for answer in answers) / len(answers),
             )
         )
-    first = ("base", "before")
-    return sorted(found, key=lambda each: (each.folder not in first, each.folder, each.problems))
+    return sorted(evaluations, key=lambda each: (each.folder not in BASES, each.folder, each.problems))
