@@ -2,7 +2,8 @@
 
     python benchmarks/study.py --world wordy --algorithm trapo --seed 0
     python benchmarks/study.py --all --seeds 0 1 2 --jobs 2     # every world by every method, what is missing of it
-    python benchmarks/study_report.py                           # table, answered hypotheses and pictures
+    python benchmarks/study_report.py                           # tables and answered hypotheses
+    python benchmarks/study_pictures.py docs/pictures
 
 Each run has 40 steps of configs/tiny_cpu.yaml with the method's block, or with a block and some of its options changed
 (VARIANTS; FITTED where a block is made for more steps); `base` trains nothing. A line is written once a run is
@@ -152,7 +153,8 @@ def run_all(keys: Sequence[Key], results: Path, overrides: Sequence[str], *, num
 
 def _start_worker() -> None:
     """Make this process silent, and let it end with the one that started it, also if that is killed."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of Linux
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -207,6 +207,8 @@ BAD_INPUT: list[tuple[list[str], list[str]]] = [
     (["algorithm.schedule[1].help_below=0.5"], ["write the whole list, algorithm.schedule=[{num_rollouts: "]),
     (["algorithm.first_stage.optim.lr=1"], ["the first stage has algorithm.first_stage.lr of its own"]),
     (["algorithm.first_stage.prefix_loss.weight=1"], ["such as algorithm.first_stage.prefix_loss={type: nll"]),
+    (["algorithm.first_stage.schedule.0=1"], ["whole list, algorithm.first_stage.schedule=[{num_rollouts: "]),
+    (["optim.betas.0=1"], ["write the whole of optim.betas=[VALUE, ...]"]),
     (["algorithm.prefix_los.weight=2"], ["algorithm.prefix_los: unknown key; did you mean 'prefix_loss'?"]),
     (["train.max_steps=0"], ["train.max_steps", "found 0"]),
     (["run.seed=-1"], ["run.seed", "-1"]),

@@ -61,7 +61,7 @@ def load_config(
     method: str | Path | None = None
     for number, file in enumerate([files] if isinstance(files, str | Path) else files):
         content = read_yaml(file)
-        if "algorithm" in content:
+        if content.get("algorithm") is not None:
             if method is not None:
                 raise ConfigError(
                     f"--config {method}: its method is replaced by that of {file}, which is given later; give one file "
@@ -69,7 +69,7 @@ def load_config(
                 )
             method = None if "model" in content else file  # a whole configuration may be followed by a method
         if _was_written_by_a_run(file, content):
-            content = _without_idle_keys(old_form.translated(content))
+            content = _without_idle_keys(old_form.translated(content), notify)
         merged = _merge(merged, content)
         sources |= {(section, key): number for section, values in content.items() for key in _keys_in(values)}
     for override in overrides:
@@ -133,8 +133,9 @@ def _was_written_by_a_run(file: str | Path, content: dict[str, Any]) -> bool:
     return Path(file).name == "config.yaml" and content.keys() >= Config.model_fields.keys()  # resolved: all sections
 
 
-def _without_idle_keys(written: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop the keys without effect from what a run wrote, perhaps when more keys had one."""
+def _without_idle_keys(written: Mapping[str, Any], notify: Callable[[str], None]) -> dict[str, Any]:
+    """Drop the keys without effect from what a run wrote, perhaps when more keys had one; tell of values of its own."""
+    defaults = Config().model_dump(mode="json")
     left = copy.deepcopy(dict(written))
     while True:
         try:
@@ -146,10 +147,11 @@ def _without_idle_keys(written: Mapping[str, Any]) -> dict[str, Any]:
         if not idle:
             return left
         for problem in idle:
-            section: Any = left
-            for key in problem["loc"]:
-                section = section[key]
-            del section[problem.get("ctx", {})["key"]]
+            section, key, loc = left, problem.get("ctx", {})["key"], list(map(str, problem["loc"]))
+            for part in loc:
+                section = section[part]
+            if section.pop(key) != defaults[loc[0]].get(key):
+                notify(f"{'.'.join([*loc, key])}: dropped, because it has no effect")
 
 
 def _algorithm_of(merged: dict[str, Any]) -> str:
@@ -167,7 +169,7 @@ def validate(raw: dict[str, Any]) -> Config:
         # A misspelt key would also be reported as missing; report it once.
         misspelt = {(*p["loc"][:-1], nearest(str(p["loc"][-1]), MICRO_GROUP)) for p in problems if is_unknown(p)}
         lines = [describe(p) for p in problems if p["type"] != "missing" or p["loc"] not in misspelt]
-        raise ConfigError("\n".join(lines)) from None
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
 
 
 def read_yaml(file: str | Path) -> dict[str, Any]:

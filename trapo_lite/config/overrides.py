@@ -58,6 +58,8 @@ def _how_to_write(key: str, *, has_value: bool) -> str:
 
 def _how_to_write_inside(section: str, whole: str, inner: Sequence[str]) -> str:
     """Return advice for an override of something inside an option that is given as a whole."""
+    if whole == FIRST_STAGE and inner[0] == "schedule":
+        return _how_to_write_inside(f"{section}.{whole}", "schedule", inner[1:])
     if whole == FIRST_STAGE:
         part = f"{section}.{whole}.{inner[0]}"
         if inner[0] == "optim":
@@ -68,7 +70,8 @@ def _how_to_write_inside(section: str, whole: str, inner: Sequence[str]) -> str:
             f"write the whole list, {section}.schedule=[{{num_rollouts: 7}}, {{num_rollouts: 1, prefix_ratio: 1.0, "
             f"help_below: null}}], with the micro-groups that the method's file has"
         )
-    return f"write the whole of {section}.{whole}={{KEY: VALUE, ...}}"
+    is_list = isinstance(getattr(getattr(Config(), section), whole), list | tuple)
+    return f"write the whole of {section}.{whole}={'[VALUE, ...]' if is_list else '{KEY: VALUE, ...}'}"
 
 
 def keys_of(section: FieldInfo) -> Collection[str]:
