@@ -122,12 +122,7 @@ class Run:
         ]
         data = [*self.inputs.report.lines(), *share_lines(config, self.inputs.order)]
         prompt = prompt_line(config.data, self.inputs.tokenizer, stop_ids=self.inputs.stop_ids)
-        for line in [
-            *notes,
-            *data,
-            prompt,
-            self._start_line(),
-        ]:
+        for line in [*notes, *data, prompt, self._start_line()]:
             self.display.message(line)
 
     def load(
