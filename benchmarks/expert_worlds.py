@@ -27,6 +27,7 @@ problem) and `easy` (2 to 4 terms, which the base could solve before: what was f
 
 import argparse
 import functools
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -212,7 +213,9 @@ def write_held_out(out: Path, *, seed: int) -> None:
 def _write(file: Path, rows: Iterator[dict[str, object]]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     text = jsonl(rows)
-    file.write_text(text, encoding="utf-8")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")  # another run of this world and seed may read it now
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)
     print(f"{file}: {text.count(chr(10))} rows")
 
 
