@@ -139,11 +139,15 @@ def means(study: Study, methods: Sequence[str], part: Part) -> Iterator[str]:
 
 
 def answers(study: Study) -> Iterator[str]:
-    """Yield a row for each hypothesis: holds, fails or cannot tell, by the interval of the mean difference."""
+    """Yield a row for each hypothesis: holds, fails or cannot tell, by the interval of the mean difference.
+
+    Worlds with fewer than MIN_SEEDS seeds are left out, if there are others.
+    """
     yield "| hypothesis | difference (95 %) | worlds, seeds | better in | worse in | answer |"
     yield "|---|---|---|---|---|---|"
     for hypothesis in HYPOTHESES:
         pairs = _pairs(study, hypothesis)
+        pairs = {world: pair for world, pair in pairs.items() if len(pair[0]) >= MIN_SEEDS} or pairs
         if not pairs:
             yield f"| {hypothesis.claim} | | 0 | | | not run |"
             continue

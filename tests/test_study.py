@@ -141,6 +141,8 @@ def test_hypotheses_hold_fail_or_cannot_be_told(monkeypatch: pytest.MonkeyPatch)
     fewer = {key: row for key, row in rows.items() if key[2] == 0}
     answered = [line.split(" | ")[-1].rstrip(" |") for line in answers(Study(fewer))][2:]
     assert answered[0] == "cannot tell with 1 of 3 seeds"
+    more = rows | lines({("wordy", name, 0): bad for name in of_methods})  # one seed in another world changes nothing
+    assert list(answers(Study(more))) == list(answers(Study(rows)))
 
 
 def test_hypotheses_are_about_methods_that_the_study_has() -> None:
