@@ -155,7 +155,6 @@ class StageSection(Section):
                     f"schedule[{index}].num_trained: {group.num_trained} of {group.num_rollouts} rollouts cannot carry "
                     "the prefix loss; lower it"
                 )
-        for index, group in enumerate(self.micro_groups):
             if group.prefix_ratio > 0 and not can_be_guided(index, group):
                 raise ValueError(
                     f"schedule[{index}]: prefix_ratio {group.prefix_ratio:g} can never be used: help_below is "

@@ -19,9 +19,9 @@ from trapo_lite.report.script_json import in_script
 from trapo_lite.run.files import replace_text
 
 MOST_BYTES = 3_000_000
-"""Of the rollouts on a page."""
+"""This is the limit of the rollouts on a page."""
 MOST_STEPS = 1_500
-"""Of the curves on a page, of all runs together; with charts and library a page is below 5 MB."""
+"""This is the limit of the curves, for all runs together. With charts and library, a page is below 5 MB."""
 
 
 def report(folders: Sequence[Path], out: Path | None = None) -> Path:

@@ -127,9 +127,8 @@ def _in_todays_form(recorded: Mapping[str, Any]) -> Mapping[str, Any]:
 def may_differ(config: Config) -> frozenset[str]:
     """Return the keys of `run_identity`'s configuration that a resumed run may change, or that have no effect."""
     idle = {f"{name}.{key}" for name, section in config for key in section.idle_keys()}
-    if config.run.deterministic:
-        return frozenset(idle)
-    return frozenset(idle | {f"{section}.{key}" for section, keys in MAY_CHANGE_INEXACTLY.items() for key in keys})
+    changing = {} if config.run.deterministic else MAY_CHANGE_INEXACTLY
+    return frozenset(idle | {f"{section}.{key}" for section, keys in changing.items() for key in keys})
 
 
 def require_same(checkpoint: Checkpoint, expected: Mapping[str, Any], *, may_differ: Collection[str] = ()) -> None:
@@ -177,9 +176,8 @@ def _whole_section(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -
 
 def _text_of(name: str, values: Mapping[str, Any]) -> str:
     """Return a key's value as text, or of a section that is there only that it is."""
-    if any(key.startswith(f"{name}.") for key in values):
-        return "given"
-    return "not set" if values.get(name) is None else repr(values[name])
+    is_section = any(key.startswith(f"{name}.") for key in values)
+    return "given" if is_section else "not set" if values.get(name) is None else repr(values[name])
 
 
 def compare_environments(
